@@ -1,0 +1,32 @@
+# Two commands:
+#   make results/p1_fig3.png   (or any other file below results/)
+#   make test
+# Both create the virtual environment on first use.
+PYTHON ?= python3
+# Where torch's CPU build is on the index or in a folder of wheels, it is taken.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+BIN := .venv/bin
+
+.PHONY: test FORCE
+.DELETE_ON_ERROR:
+
+results/%: .venv/installed FORCE
+	$(BIN)/snakemake --profile local $@
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules workflow/Snakefile
+	$(BIN)/lint-imports --no-timing
+	$(BIN)/snakemake --lint --quiet
+	$(BIN)/pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
+	$(BIN)/uv pip install --quiet -p .venv -c constraints.txt torch==2.13.0+cpu 2>/dev/null \
+	  || $(BIN)/uv pip install --quiet -p .venv -c constraints.txt torch
+	$(BIN)/uv pip install --quiet -p .venv -c constraints.txt -e '.[dev,peers]'
+	touch $@
+
+FORCE:

@@ -1,0 +1,187 @@
+# Helpers of the rules: where files go, what code a job depends on, what it asks for.
+# They are pure functions of the configuration; the rules hold no logic of their own.
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# Not workflow.basedir: that is workflow/ when a catalogue starts from workflow/Snakefile.
+ROOT = Path(str(workflow.current_basedir)).resolve().parent
+SRC = ROOT / "src"
+
+# Jobs run the library of this checkout, whatever is installed.
+if str(SRC) not in sys.path:
+    sys.path.insert(0, str(SRC))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+from ember.config.load import ConfigError, check_scale, load
+from ember.experiments.preflight import check_local, check_models
+from ember.records.code import code_hash
+from ember.records.errors import EmberError
+
+
+def scale_file(config):
+    """The file of the chosen scale, or an error that names the nearest one."""
+    try:
+        return str(check_scale(config.get("scale"), ROOT / "config" / "scale"))
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def load_settings(config):
+    """The checked configuration as plain values; unknown and ill-typed keys are errors."""
+    import yaml
+
+    files = [ROOT / "config" / "config.yaml", Path(scale_file(config))]
+    sources = [(str(f.relative_to(ROOT)), yaml.safe_load(f.read_text())) for f in files]
+    sources.append(("--config or --configfile", workflow.config_settings.overwrite_config))
+    try:
+        return load(config, sources).model_dump()
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def before_planning(settings):
+    """Stop before any rule is planned where a named model or corpus is not there."""
+    try:
+        check_models(settings, Path.cwd())
+    except EmberError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def before_work(settings):
+    """Stop before the first job where results or the device cannot be had."""
+    try:
+        check_local(settings, Path("results"), local=workflow.local_exec)
+    except EmberError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def conf(*keys):
+    """One value of the configuration. A rule that takes only what it uses reruns only for that."""
+    node = SETTINGS
+    for key in keys:
+        node = node[key]
+    return node
+
+
+def inter(path):
+    """An intermediate of the current scale: results/<scale>/<path>."""
+    return f"results/{SETTINGS['scale']}/{path}"
+
+
+def figure(name):
+    """A figure of the paper: raster, vector and the caption with its numbers."""
+    return [f"results/{name}{ending}" for ending in (".png", ".pdf", ".caption.md")]
+
+
+def table(name):
+    """A table of the paper: data, and the forms people paste."""
+    return [f"results/{name}{ending}" for ending in (".parquet", ".csv", ".md", ".tex")]
+
+
+def reported_figure(name, category, subcategory=None):
+    """The files of a figure, with the raster shown in the report."""
+    return [_reported(name, ".png", category, subcategory), *figure(name)[1:]]
+
+
+def reported_table(name, category, subcategory=None):
+    """The files of a table, with the CSV shown in the report."""
+    parquet, _, *rest = table(name)
+    return [parquet, _reported(name, ".csv", category, subcategory), *rest]
+
+
+def _reported(name, ending, category, subcategory):
+    return report(
+        f"results/{name}{ending}",
+        caption=str(ROOT / "workflow" / "report" / f"{name}.rst"),
+        category=category,
+        subcategory=subcategory,
+    )
+
+
+def logs(name):
+    """The log of a rule: logs/<scale>/<name>.log."""
+    return f"logs/{SETTINGS['scale']}/{name}.log"
+
+
+def bench(name):
+    """Snakemake's own timing of a rule."""
+    return f"results/{SETTINGS['scale']}/benchmarks/{name}.jsonl"
+
+
+def code(script):
+    """Hash of a script and of everything it imports from the library."""
+    return code_hash(ROOT / "workflow" / "scripts" / script, SRC)
+
+
+def scripts(script):
+    """Path of a rule's script."""
+    return str(ROOT / "workflow" / "scripts" / script)
+
+
+def model_dir(name=None):
+    """Directory of a model, by default of the one that P1 measures."""
+    return inter(f"models/{name or SETTINGS['p1']['model']}")
+
+
+def workload_inputs(wildcards):
+    """A model with real weights reads real text; random weights read random tokens."""
+    model = SETTINGS["models"][SETTINGS["p1"]["model"]]
+    corpus = {} if model["source"] == "random" else {"corpus": inter("corpora/long.parquet")}
+    return {"model": model_dir()} | corpus
+
+
+def cost_contexts():
+    """Prompt lengths of the cumulative cost."""
+    return sorted({point["context"] for point in SETTINGS["p1"]["rounds"]["points"]})
+
+
+def longest_prompt():
+    """Tokens a prompt of the workload must have for every rule that cuts one from it."""
+    p1 = SETTINGS["p1"]
+    return max(
+        *p1["profile"]["contexts"],
+        *p1["prefix"]["prompts"],
+        *cost_contexts(),
+        p1["speed"]["prompt_tokens"],
+    )
+
+
+def models_from(*sources):
+    """Names of the configured models with one of these sources, as a wildcard constraint."""
+    names = [name for name, model in SETTINGS["models"].items() if model["source"] in sources]
+    return "|".join(names) or "(?!)"
+
+
+def runtime_settings():
+    """What every rule that runs a model depends on."""
+    return {key: SETTINGS[key] for key in ("device", "dtype")} | {"seed": SETTINGS["seed"]}
+
+
+def threads_for_model():
+    """CPU threads of a job that runs a model."""
+    return SETTINGS["resources"]["threads"]
+
+
+def gpus():
+    """Accelerators of a job that runs a model."""
+    return 1 if SETTINGS["device"] == "cuda" else 0
+
+
+def grow(base):
+    """A resource that doubles with each attempt, so that a retry can succeed."""
+    return lambda wildcards, attempt: base * 2 ** (attempt - 1)
+
+
+def model_memory():
+    """Memory of a job that holds a model, in MB."""
+    return grow(SETTINGS["resources"]["mem_mb"])
+
+
+def model_runtime():
+    """Minutes of a job that trains or measures."""
+    return grow(SETTINGS["resources"]["runtime"])

@@ -1,0 +1,23 @@
+# The checked configuration, and what can be checked before any job starts.
+SETTINGS = load_settings(config)
+before_planning(SETTINGS)
+ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
+P1_PRODUCTS = [
+    *figure("p1_fig2"),
+    *figure("p1_sec44"),
+    *figure("p1_fig3"),
+    *table("p1_prefill_share"),
+    *table("p1_engine_speed"),
+    *table("p1_prefix_savings"),
+    *table("p1_policies"),
+]
+PAPER_PRODUCTS = [*table("decisions"), *table("readiness")]
+
+
+wildcard_constraints:
+    corpus="|".join(SETTINGS["corpora"]),
+    model="|".join(SETTINGS["models"]),
+
+
+onstart:
+    before_work(SETTINGS)

@@ -1,0 +1,249 @@
+"""The configuration, typed: what every key means, its unit and its bounds.
+
+The Snakefile merges `config/config.yaml`, the scale file and the command line, hands the result to
+`ember.config.load.load`, and rules read plain values from it. `workflow/schemas/config.schema.json`
+is generated from these models (`ember config-schema`), so editors can check a scale file too.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """A section that refuses unknown keys and silent conversions (`"5"` is not 5)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class Corpus(Strict):
+    """Where a corpus comes from."""
+
+    source: Literal["stdlib", "pydoc", "files", "hub"] = Field(
+        description="stdlib: the standard library's sources; pydoc: its topic texts; files: local "
+        "text files; hub: a data set of the Hugging Face hub (or a local copy of one)"
+    )
+    max_bytes: Count | None = Field(None, description="keep at most this many bytes of text")
+    paths: list[str] = Field([], description="files or globs, for source files")
+    hub_id: str | None = Field(None, description="data set id or local path, for source hub")
+    name: str | None = Field(None, description="configuration name of the hub data set")
+    split: str = Field("train", description="split of the hub data set")
+    column: str = Field("text", description="text column of the hub data set")
+    revision: str | None = Field(None, description="revision of the hub data set")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if self.source == "files" and not self.paths:
+            raise ValueError("source files needs paths: set it to the text files to read")
+        if self.source == "hub" and not self.hub_id:
+            raise ValueError("source hub needs hub_id: set it to a data set id or a local path")
+        return self
+
+
+class Tokenizer(Strict):
+    """The byte-level BPE tokenizer trained in the workflow."""
+
+    corpora: list[str] = Field(description="corpora it is trained on")
+    vocab_size: Annotated[int, Field(ge=258)] = Field(description="entries, special tokens too")
+    train_bytes: Count = Field(description="bytes of training text it is trained on")
+
+
+class Training(Strict):
+    """Language-model training of a model with `source: train`."""
+
+    corpora: list[str] = Field(description="corpora the model is trained on, mixed by size")
+    steps: Count = Field(description="optimizer steps")
+    batch_size: Count = Field(description="sequences a step")
+    sequence_length: Annotated[int, Field(ge=8)] = Field(description="tokens a sequence")
+    learning_rate: Positive = Field(description="peak learning rate of AdamW")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(description="linear warm-up, in steps")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="on matrices only")
+    grad_clip: Positive = Field(1.0, description="global gradient norm")
+    validation_tokens: Count = Field(description="tokens of each validation pass")
+    validate_every: Count = Field(description="steps between validation passes")
+    checkpoint_seconds: Positive = Field(
+        30.0, description="seconds between resumable states: what a killed job can lose"
+    )
+
+
+class Model(Strict):
+    """A model of the programme, by name."""
+
+    source: Literal["train", "random", "local", "hub"] = Field(
+        description="train: trained in the workflow; random: true shape, random weights (times an "
+        "engine, supports no quality claim); local: a directory in Hugging Face format; hub: a hub id"
+    )
+    preset: str | None = Field(None, description="a shape known to the library, such as qwen3-4b")
+    architecture: dict[str, int | float | bool | str] = Field(
+        {}, description="fields of the architecture, over the preset's"
+    )
+    training: Training | None = Field(None, description="for source train")
+    path: str | None = Field(None, description="for source local")
+    hub_id: str | None = Field(None, description="for source hub")
+    revision: str | None = Field(None, description="for source hub: pin it")
+
+    @model_validator(mode="after")
+    def _complete(self):
+        needs = {"train": "training", "local": "path", "hub": "hub_id"}.get(self.source)
+        if needs and getattr(self, needs) is None:
+            raise ValueError(f"source {self.source} needs {needs}: set it, or choose another source")
+        if self.source in ("train", "random") and not (self.preset or self.architecture):
+            raise ValueError("needs a shape: set preset or architecture")
+        return self
+
+
+class Gates(Strict):
+    """P1-0: what must hold before anything is measured."""
+
+    tolerance: Positive = Field(
+        1e-4, description="largest absolute logit difference between one and two pipeline stages"
+    )
+    tokens: Count = Field(64, description="prompt tokens of the smoke run")
+    new_tokens: Count = Field(8, description="generated tokens of the smoke run")
+
+
+class Profile(Strict):
+    """P1-1.1: rollout time decomposition."""
+
+    contexts: list[Count] = Field(description="prompt tokens")
+    generations: list[Annotated[int, Field(ge=2)]] = Field(description="generated tokens")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs a point")
+    repeats: Count = Field(description="recorded runs a point")
+
+
+class Prefix(Strict):
+    """P1-2: shared-prefix workload and the prefix cache."""
+
+    documents: Count = Field(description="documents that share the prefix")
+    prompts: list[Count] = Field(description="prompt tokens (prefix and suffix)")
+    prefix_fractions: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        description="length of the shared prefix as a fraction of the prompt"
+    )
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded prompts a point")
+    budget_mb: Positive = Field(description="byte budget of the prefix cache, in MB")
+    tolerance: Positive = Field(1e-3, description="largest logit difference to the uncached run")
+
+
+class Speed(Strict):
+    """Engine against Transformers' generate, side by side."""
+
+    prompt_tokens: Count = Field(description="prompt tokens")
+    new_tokens: Count = Field(description="generated tokens")
+    repeats: Count = Field(description="recorded runs of each engine, alternating")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs of each engine")
+
+
+class Restart(Strict):
+    """Prefill restarted at a layer, and the low-rank correction of stale KV."""
+
+    layer_fractions: list[Fraction] = Field(description="restart layer as a fraction of the depth")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs a point")
+    repeats: Count = Field(description="recorded runs a point")
+
+
+class WorkloadPoint(Strict):
+    """One workload of the cumulative cost."""
+
+    context: Count = Field(description="prompt tokens")
+    generation: Count = Field(description="generated tokens a candidate")
+    prefix: Count = Field(description="tokens of the prompt that all prompts share")
+
+    @model_validator(mode="after")
+    def _inside(self):
+        if self.prefix >= self.context:
+            raise ValueError(f"prefix {self.prefix} must be below context {self.context}")
+        return self
+
+
+class Rounds(Strict):
+    """P1-6: the loop whose cost is accumulated."""
+
+    rounds: Count = Field(30, description="policy updates")
+    prompts: Count = Field(100, description="prompts a round")
+    candidates: Count = Field(8, description="candidates a prompt")
+    points: list[WorkloadPoint] = Field(description="workloads")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="resamples of an interval")
+
+
+class Policy(Strict):
+    """P1-5: a cache policy and its parameters."""
+
+    name: Literal["naive", "prefix_only", "update_locality", "periodic_refresh", "updatable_kv"]
+    freeze: Fraction | None = Field(None, description="frozen first layers, as a fraction")
+    every: Count | None = Field(None, description="rounds between full refreshes")
+    rank: Count | None = Field(None, description="rank of the low-rank correction")
+
+
+class Decisions(Strict):
+    """Thresholds of the rules that turn tables into verdicts."""
+
+    low_prefill_share: Fraction = Field(
+        0.3,
+        description="P1-1.1: below this share of a single rollout the narrative shifts to "
+        "accumulation over rounds x candidates and to sync and memory",
+    )
+    min_prefix_savings: Fraction = Field(
+        0.45, description="P1-2.3: savings expected from reusing half of the prompt"
+    )
+    min_engine_ratio: Positive = Field(
+        3.0, description="decode speed against Transformers' generate on the same machine"
+    )
+
+
+class P1(Strict):
+    """KV-cache policies for RL rollouts."""
+
+    model: str = Field(description="name of the model the programme measures")
+    gates: Gates = Gates()
+    profile: Profile
+    prefix: Prefix
+    speed: Speed
+    restart: Restart
+    rounds: Rounds
+    policies: list[Policy] = Field(min_length=1)
+    decisions: Decisions = Decisions()
+
+
+class Resources(Strict):
+    """What a job asks the scheduler for."""
+
+    mem_mb: Count = Field(description="memory of a job that holds a model, in MB")
+    runtime: Count = Field(description="minutes of a measuring or training job")
+    threads: Count = Field(description="CPU threads of a measuring or training job")
+
+
+class Config(Strict):
+    """The whole configuration of one workflow run."""
+
+    scale: Literal["smoke", "tiny", "gpu", "paper"] = Field(
+        description="smoke: tests; tiny: two CPU cores; gpu: one accelerator, no network; paper: "
+        "the named models and data sets"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(description="seed of everything random")
+    device: Literal["cpu", "cuda"] = Field(description="where models run")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(description="weights and KV caches")
+    resources: Resources
+    corpora: dict[str, Corpus]
+    tokenizer: Tokenizer
+    models: dict[str, Model]
+    p1: P1
+
+    @model_validator(mode="after")
+    def _references(self):
+        for where, names, known in (
+            ("tokenizer.corpora", self.tokenizer.corpora, self.corpora),
+            ("p1.model", [self.p1.model], self.models),
+            *(
+                (f"models.{name}.training.corpora", model.training.corpora, self.corpora)
+                for name, model in self.models.items()
+                if model.training
+            ),
+        ):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"{where}: {name!r} is not one of {', '.join(sorted(known))}")
+        return self

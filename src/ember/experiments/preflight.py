@@ -1,0 +1,69 @@
+"""What can be known to fail before any job starts (no torch, a few milliseconds)."""
+
+import ctypes
+import glob
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ember.records.errors import EmberError
+
+
+class Unready(EmberError):
+    """The workflow cannot run here as configured; the message says what to change."""
+
+
+def check_models(settings: Mapping, root: Path) -> None:
+    """Every model and corpus on disk that the configuration names exists. Raises `Unready`."""
+    for name, model in settings["models"].items():
+        if model["source"] == "local" and not (root / model["path"] / "config.json").is_file():
+            raise Unready(
+                f"models.{name}.path: {model['path']} holds no model (no config.json). "
+                "Set it to a directory in Hugging Face format (config.json and safetensors)."
+            )
+    for name, corpus in settings["corpora"].items():
+        for pattern in corpus["paths"]:
+            if not glob.glob(str(root / pattern)):
+                raise Unready(
+                    f"corpora.{name}.paths: nothing matches {pattern}. Set it to text files."
+                )
+
+
+def check_local(settings: Mapping, results: Path, local: bool) -> None:
+    """The results folder is writable and, for local jobs, the device is there.
+
+    Raises `Unready`. On a cluster the device is checked by the gate on the node instead.
+    """
+    check_writable(results)
+    if local and settings["device"] == "cuda" and cuda_devices() == 0:
+        raise Unready(
+            f"scale {settings['scale']} needs a GPU and no CUDA device is visible here. "
+            "Run it with --profile slurm on a cluster, or choose --config scale=tiny."
+        )
+
+
+def check_writable(folder: Path) -> None:
+    """Products can be written to `folder`. Raises `Unready` naming it and the cause."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".ember-")
+        os.close(descriptor)
+        os.unlink(name)
+    except OSError as error:
+        raise Unready(
+            f"cannot write to {folder}: {error.strerror}. Free space, fix the folder's "
+            "permissions, or start the workflow elsewhere with --directory."
+        ) from None
+
+
+def cuda_devices() -> int:
+    """CUDA devices the driver reports; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
