@@ -1,0 +1,138 @@
+"""Times of phases and of repeated calls, in milliseconds, on the CPU and on CUDA.
+
+    clock = PhaseClock("cuda")
+    with clock.phase("prefill"):
+        ...
+    clock.times_ms()  # {"prefill": 12.3}
+
+On CUDA a phase is a pair of events in the current stream, so that measuring it does not make the
+host wait; `times_ms` waits once, at the end. On the CPU it is `time.perf_counter`.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from ember.measure.device import synchronize
+from ember.records.errors import EmberError
+
+
+class BadTiming(EmberError):
+    """Phases that overlap, or samples that cannot be summarised."""
+
+
+class PhaseClock:
+    """Accumulates the time of named phases; a phase may be entered any number of times."""
+
+    def __init__(self, device: str = "cpu"):
+        self.device = device
+        self._cuda = str(device).startswith("cuda")
+        self._open: str | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all phases."""
+        if self._open is not None:
+            raise BadTiming(f"clock reset inside phase {self._open!r}\nreset it between phases")
+        self._seconds: dict[str, float] = {}
+        self._events: list[tuple] = []
+        self._calls: dict[str, int] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time to `name`. Phases are told apart, so they must not nest."""
+        if self._open is not None:
+            raise BadTiming(
+                f"phase {name!r} begins inside phase {self._open!r}: its time would count twice\n"
+                "end one phase before the next begins"
+            )
+        self._open = name
+        self._calls[name] = self._calls.get(name, 0) + 1
+        begin = self._mark()
+        try:
+            yield
+        finally:
+            end = self._mark()
+            self._open = None
+            if self._cuda:
+                self._events.append((name, begin, end))
+            else:
+                self._seconds[name] = self._seconds.get(name, 0.0) + end - begin
+
+    def times_ms(self) -> dict[str, float]:
+        """Milliseconds of each phase so far, in the order they first began."""
+        if self._events:
+            synchronize(self.device)
+            for name, begin, end in self._events:
+                elapsed = begin.elapsed_time(end) / 1e3
+                self._seconds[name] = self._seconds.get(name, 0.0) + elapsed
+            self._events = []
+        return {name: self._seconds[name] * 1e3 for name in self._calls if name in self._seconds}
+
+    def calls(self) -> dict[str, int]:
+        """How often each phase was entered."""
+        return dict(self._calls)
+
+    def _mark(self):
+        if not self._cuda:
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def repeat(
+    call: Callable[[], object], *, warmup: int, repeats: int, device: str = "cpu"
+) -> list[float]:
+    """Milliseconds of each of `repeats` calls, after `warmup` calls that are not recorded."""
+    if repeats < 1 or warmup < 0:
+        raise BadTiming(f"warmup {warmup}, repeats {repeats}\nrepeats must be at least 1")
+    for _ in range(warmup):
+        call()
+    samples = []
+    for _ in range(repeats):
+        synchronize(device)
+        clock = PhaseClock(device)
+        with clock.phase("call"):
+            call()
+        samples.append(clock.times_ms()["call"])
+    return samples
+
+
+def summarise(samples: Sequence[float]) -> dict:
+    """n, median, mean, std (n - 1), cv (std / mean), p10, p50, p90, min and max of the samples.
+
+    std and cv are None for a single sample, cv also for a mean of zero: they are unknown there.
+    Percentiles interpolate linearly, like numpy's default.
+    """
+    values = sorted(float(sample) for sample in samples)
+    if not values:
+        raise BadTiming("no samples to summarise\nrecord at least one")
+    if not all(map(math.isfinite, values)):
+        raise BadTiming(f"samples hold NaN or infinity: {values}\nfind out what was measured")
+    mean = statistics.fmean(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        "n": len(values),
+        "median": percentile(values, 50),
+        "mean": mean,
+        "std": std,
+        "cv": std / mean if std is not None and mean else None,
+        "p10": percentile(values, 10),
+        "p50": percentile(values, 50),
+        "p90": percentile(values, 90),
+        "min": values[0],
+        "max": values[-1],
+    }
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Percentile of ascending values, interpolated linearly between neighbours."""
+    place = (len(ordered) - 1) * percent / 100
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

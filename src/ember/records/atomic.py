@@ -1,0 +1,142 @@
+"""Files and directories that are there completely or not at all.
+
+A product is written beside its final place, flushed to disk and renamed. An exception (Ctrl-C
+included) leaves what was there before; what a killed process leaves behind is a hidden temporary
+that the next writer of the same product removes. No third-party imports.
+"""
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ember.records.errors import CannotWrite
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_count = itertools.count()
+_active: set[Path] = set()
+
+
+@contextmanager
+def atomic_file(path: Path | str) -> Iterator[Path]:
+    """A temporary path with the ending of `path`, renamed to `path` when the block succeeds.
+
+    Raises `CannotWrite` where the folder cannot be written to or the disk is full.
+    """
+    path = Path(path)
+    with _temporary(path) as temporary:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+
+
+@contextmanager
+def atomic_dir(path: Path | str) -> Iterator[Path]:
+    """An empty temporary directory that takes the place of `path` when the block succeeds.
+
+    A directory that is replaced is out of place for the moment between two renames; a process
+    killed just then leaves no `path`, which the workflow takes for a product to be made again.
+    """
+    path = Path(path)
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if not file.is_symlink():
+                _flush(file)
+        _flush(temporary)
+        retired = temporary.with_name(temporary.name + ".old")
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(temporary, path)
+        _remove(retired)
+        _flush(path.parent)
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Write `text` as UTF-8, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+    return Path(path)
+
+
+def write_json(path: Path | str, data) -> Path:
+    """Write `data` as indented JSON, atomically. NaN and infinity are refused (`ValueError`)."""
+    return write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` that nobody uses, removed at the end; write errors explained."""
+    # A short code, not the machine's name: products are copied around.
+    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    prefix = f".{path.stem}.{machine}-"
+    temporary = path.parent / f"{prefix}{os.getpid()}-{next(_count)}.tmp{path.suffix}"
+    _active.add(temporary)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path, prefix)
+        yield temporary
+    except OSError as error:
+        if not _concerns(error, temporary):
+            raise
+        raise CannotWrite(
+            f"cannot write {path}: {error.strerror or error}\n"
+            "free space, fix the folder's permissions, or work elsewhere with --directory"
+        ) from error
+    finally:
+        _active.discard(temporary)
+        _remove(temporary)
+
+
+def _concerns(error: OSError, temporary: Path) -> bool:
+    """Whether the error is about writing here; a block may also fail to read something else."""
+    if error.filename is None:
+        return error.errno in _FULL
+    name = Path(os.fsdecode(error.filename))
+    return name == temporary or name in temporary.parents or temporary in name.parents
+
+
+def _clear(path: Path, prefix: str) -> None:
+    """Remove what killed writers of `path` on this machine left."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(prefix) and f".tmp{path.suffix}" in left.name:
+            process = left.name.removeprefix(prefix).partition("-")[0]
+            mine = process == str(os.getpid())
+            if left not in _active if mine else process.isdigit() and not _alive(int(process)):
+                _remove(left)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        path.unlink()
+    except OSError:  # never there, or in a folder that cannot be written to
+        return
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,148 @@
+"""Declared tables: every column has a name, a type, a unit and a meaning.
+
+    PROFILE = Schema(
+        "rollout_profile",
+        "Time of each phase of a rollout",
+        (
+            Column("context", "int", "tokens", "prompt length"),
+            Column("prefill_ms", "float", "ms", "time of the prefill"),
+            EVIDENCE,
+        ),
+        key=("context",),
+    )
+
+Types: str, int (64 bit), float (64 bit, finite), bool, list[int], list[float]. A column holds no
+nulls unless it is declared nullable. Rows are unique in the `key` columns. No third-party imports.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+from ember.records.errors import BadSchema
+
+TYPES = ("str", "int", "float", "bool", "list[int]", "list[float]")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. `values`: the only ones allowed, for a str column (empty: any)."""
+
+    name: str
+    type: str
+    unit: str = ""
+    meaning: str = ""
+    nullable: bool = False
+    values: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if not self.name:
+            raise BadSchema("a column without a name; give it one")
+        if self.type not in TYPES:
+            raise BadSchema(
+                f"column {self.name}: unknown type {self.type!r}; choose one of {', '.join(TYPES)}"
+            )
+        object.__setattr__(self, "values", tuple(self.values))
+        if self.values and self.type != "str":
+            raise BadSchema(f"column {self.name}: allowed values are for str columns only")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """A table: its name, what it says, its columns in order, and those that identify a row."""
+
+    name: str
+    meaning: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "columns", tuple(self.columns))
+        object.__setattr__(self, "key", tuple(self.key))
+        if not self.name or not self.columns:
+            raise BadSchema(f"schema {self.name!r}: needs a name and at least one column")
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
+        if twice:
+            raise BadSchema(f"schema {self.name}: declared twice: {', '.join(twice)}")
+        unknown = [name for name in self.key if name not in self.names]
+        if unknown:
+            raise BadSchema(f"schema {self.name}: key names no column: {', '.join(unknown)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names, in order."""
+        return tuple(column.name for column in self.columns)
+
+    def column(self, name: str) -> Column:
+        """The column of that name. Raises `BadSchema` naming those there are."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise BadSchema(
+            f"schema {self.name} has no column {name!r}; it has {', '.join(self.names)}"
+        )
+
+    def to_dict(self) -> dict:
+        """Plain data, as kept in a file's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> "Schema":
+        """The inverse of `to_dict`."""
+        columns = tuple(Column(**column) for column in data["columns"])
+        return cls(data["name"], data["meaning"], columns, tuple(data["key"]))
+
+
+def differences(found: Schema, wanted: Schema) -> list[str]:
+    """What keeps a table of schema `found` from being read as `wanted`, one phrase each.
+
+    Meanings and units may be reworded; names, types, nullability, order and key may not change.
+    """
+    if found.name != wanted.name:
+        return [f"it holds the table {found.name!r}, not {wanted.name!r}"]
+    phrases = _named("it lacks the column", _missing(wanted.names, found.names))
+    phrases += _named("it has the undeclared column", _missing(found.names, wanted.names))
+    for column in wanted.columns:
+        if column.name not in found.names:
+            continue
+        there = found.column(column.name)
+        if there.type != column.type:
+            phrases.append(f"column {column.name} is {there.type}, declared {column.type}")
+        if there.nullable and not column.nullable:
+            phrases.append(f"column {column.name} may hold nulls, declared without")
+    if not phrases and found.names != wanted.names:
+        phrases.append("its columns stand in another order")
+    if not phrases and found.key != wanted.key:
+        phrases.append(f"its key is {', '.join(found.key)}, declared {', '.join(wanted.key)}")
+    return phrases
+
+
+def _missing(names: Iterable[str], among: Iterable[str]) -> list[str]:
+    among = set(among)
+    return [name for name in names if name not in among]
+
+
+def _named(phrase: str, names: list[str]) -> list[str]:
+    return [f"{phrase} {name}" for name in names]
+
+
+EVIDENCE = Column(
+    "evidence",
+    "str",
+    meaning="measured: timed or counted here; modelled: computed from measured tables; "
+    "reference: quoted from elsewhere",
+    values=("measured", "modelled", "reference"),
+)
+WEIGHTS = Column(
+    "weights",
+    "str",
+    meaning="trained: in this workflow; random: times an engine, supports no quality claim; "
+    "pretrained: someone else's checkpoint",
+    values=("trained", "random", "pretrained"),
+)
+STATUS = Column(
+    "status",
+    "str",
+    meaning="ok, skipped (something is not there) or failed; the reason says why",
+    values=("ok", "skipped", "failed"),
+)
+REASON = Column("reason", "str", meaning="why a row is not ok", nullable=True)
