@@ -1,0 +1,224 @@
+"""What a policy's rounds cost in seconds, from measured tables alone (P1-6.1).
+
+A prefill costs its measured time at (context, generation) in the rollout profile, times the
+measured ratio of what the plan runs to a full prefill: by document in the prefix sweep for a shared
+prefix, by repeat in the restart sweep for a restart at a layer, a lone last token or a correction.
+Ratios are taken within a table, where both sides were timed alternately. Decode, sampling and
+transfer are the profile's, for every candidate on its own. Everything measured is resampled for the
+intervals; nothing is assumed: a missing measurement is an error that names the table and the rule.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ember.policies.plan import Plan
+from ember.records.errors import EmberError
+
+PHASES = ("prefill", "decode", "sampling", "transfer")
+
+
+class MissingMeasurement(EmberError):
+    """The model needs a measurement that its tables do not hold."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measured tables, as data frames, and the model's depth."""
+
+    profile: object  # rows of ROLLOUT_PROFILE
+    prefix: object  # rows of PREFIX_SWEEP
+    restart: object  # rows of RESTART_SWEEP
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class Point:
+    """A workload: tokens of a prompt, of a candidate, and of the prefix that prompts share."""
+
+    context: int
+    generation: int
+    prefix: int
+
+    def __str__(self):
+        return f"{self.context}/{self.generation}"
+
+
+class Prices:
+    """Seconds of one prefill, correction or rollout at a point, as bootstrap samples.
+
+    Every price is an array (1 + resamples,): the estimate from all repeats first, then one value
+    for each resample of the repeats. The same resample is used for all policies.
+    """
+
+    def __init__(self, measured: Measured, point: Point, resamples: int, seed: int):
+        self.measured, self.point, self.resamples = measured, point, resamples
+        self._rng = np.random.default_rng([seed, point.context, point.generation])
+        self._ratios: dict[tuple, np.ndarray] = {}
+        self.phases = dict(zip(PHASES, self._profile(), strict=True))
+
+    def prefill(self, plan: Plan, rank: int = 0) -> np.ndarray:
+        """Seconds of one prefill by `plan`; `rank`: the policy keeps factors of that rank."""
+        if plan.full_refresh and not rank:
+            return self.phases["prefill"]
+        if plan.stop_layer < self.measured.num_layers:
+            raise MissingMeasurement(
+                f"cost at {self.point}: plans that stop below the top (layer {plan.stop_layer}) "
+                "are not measured; leave keep_region with last_layers out of p1.policies"
+            )
+        if plan.prefix_tokens and plan.start_layer == 0:
+            return self.phases["prefill"] * self._prefix_ratio(plan.prefix_tokens)
+        rank = rank if plan.full_refresh else 0
+        ratio = self._restart_ratio("recompute", plan.start_layer, plan.start_token, rank)
+        return self.phases["prefill"] * ratio
+
+    def correction(self, first_layer: int, rank: int) -> np.ndarray:
+        """Seconds of correcting one prompt's KV in the layers from `first_layer` up."""
+        return self.phases["prefill"] * self._restart_ratio("correct", first_layer, 0, rank)
+
+    def _profile(self) -> np.ndarray:
+        table = self.measured.profile
+        rows = table[
+            (table["mode"] == "single")
+            & (table["status"] == "ok")
+            & (table["context"] == self.point.context)
+            & (table["generation"] == self.point.generation)
+        ]
+        if rows.empty:
+            raise MissingMeasurement(
+                f"cost at {self.point}: no single-device rollout with context "
+                f"{self.point.context} and generation {self.point.generation} in the table "
+                "rollout_profile; add them to p1.profile and run rule profile_rollout"
+            )
+        times = rows[[f"{phase}_ms" for phase in PHASES]].to_numpy(float) / 1000
+        return self._median(times / rows["batch"].to_numpy(float)[:, None]).T
+
+    def _prefix_ratio(self, prefix: int) -> np.ndarray:
+        key = ("prefix", prefix)
+        if key not in self._ratios:
+            table = self.measured.prefix
+            rows = table[
+                (table["prompt_tokens"] == self.point.context) & (table["prefix_tokens"] == prefix)
+            ]
+            reused = rows[rows["cached"] & (rows["reused_tokens"] >= prefix)]
+            plain = rows[~rows["cached"]].set_index("document")["prefill_ms"]
+            cached = reused.set_index("document")["prefill_ms"]
+            ratios = (cached / plain).dropna().to_numpy(float)
+            if not len(ratios):
+                raise MissingMeasurement(
+                    f"cost at {self.point}: no prefill of {self.point.context} tokens with a "
+                    f"shared prefix of {prefix} in the table prefix_sweep; add them to p1.prefix "
+                    "(prompts, prefix_fractions) and run rule sweep_prefix"
+                )
+            self._ratios[key] = self._median(ratios[:, None])[:, 0]
+        return self._ratios[key]
+
+    def _restart_ratio(self, action: str, layer: int, token: int, rank: int) -> np.ndarray:
+        key = (action, layer, token, rank)
+        if key not in self._ratios:
+            part, full = self._restart_ms(*key), self._restart_ms("recompute", 0, 0, 0)
+            ratios = (part / full).dropna().to_numpy(float)
+            self._ratios[key] = self._median(ratios[:, None])[:, 0]
+        return self._ratios[key]
+
+    def _restart_ms(self, action: str, layer: int, token: int, rank: int):
+        table = self.measured.restart
+        rows = table[
+            (table["context"] == self.point.context)
+            & (table["num_layers"] == self.measured.num_layers)
+            & (table["action"] == action)
+            & (table["start_layer"] == layer)
+            & (table["start_token"] == token)
+            & (table["rank"] == rank)
+        ]
+        if rows.empty:
+            what = (
+                f"correction of rank {rank} from layer {layer} up"
+                if action == "correct"
+                else f"prefill from layer {layer} of {self.measured.num_layers} and token {token} "
+                f"on{f', keeping factors of rank {rank}' if rank else ''}"
+            )
+            raise MissingMeasurement(
+                f"cost at {self.point}: no {what} at context {self.point.context} in the table "
+                "restart_sweep; add the layer to p1.restart.layer_fractions or the policy to "
+                "p1.policies and run rule sweep_restart"
+            )
+        return rows.set_index("repeat")["ms"]
+
+    def _median(self, samples: np.ndarray) -> np.ndarray:
+        """(n, k) samples -> (1 + resamples, k): the median, then the median of each resample."""
+        picks = self._rng.integers(len(samples), size=(self.resamples, len(samples)))
+        estimate = np.median(samples, axis=0, keepdims=True)
+        return np.concatenate([estimate, np.median(samples[picks], axis=1)])
+
+
+def policy_cost(
+    prices: Prices, rounds: Sequence[Mapping], *, rollouts: int, naive: np.ndarray | None = None
+) -> list[dict]:
+    """Seconds of each round of one policy: rows of CUMULATIVE_COST without their labels.
+
+    rounds: the policy's rows of POLICY_ROUNDS at the prices' point, in order. rollouts: candidates
+    decoded a round. naive: as from `naive_cost`, computed here by default.
+    """
+    naive = naive if naive is not None else naive_cost(prices, rounds, rollouts)
+    decoded = {phase: rollouts * prices.phases[phase] for phase in PHASES if phase != "prefill"}
+    cumulative = np.zeros(1 + prices.resamples)
+    out = []
+    for number, row in enumerate(rounds):
+        prefill, correction = _round_prefill(prices, row)
+        total = prefill + correction + sum(decoded.values())
+        cumulative = cumulative + total
+        savings = 1 - cumulative / naive[number]
+        low, high = interval(cumulative)
+        savings_low, savings_high = interval(savings)
+        out.append(
+            {
+                "round": int(row["round"]),
+                "prefill_s": float(prefill[0]),
+                **{f"{phase}_s": float(seconds[0]) for phase, seconds in decoded.items()},
+                "correction_s": float(correction[0]),
+                "round_s": float(total[0]),
+                "cumulative_s": float(cumulative[0]),
+                "cumulative_low_s": low,
+                "cumulative_high_s": high,
+                "savings_vs_naive": float(savings[0]),
+                "savings_low": savings_low,
+                "savings_high": savings_high,
+            }
+        )
+    return out
+
+
+def naive_cost(prices: Prices, rounds: Sequence[Mapping], rollouts: int) -> np.ndarray:
+    """Cumulative seconds (rounds, 1 + resamples) of recomputing every prompt of every round."""
+    decoded = rollouts * sum(prices.phases[phase] for phase in PHASES if phase != "prefill")
+    each = [row["prompts"] * prices.phases["prefill"] + decoded for row in rounds]
+    return np.cumsum(each, axis=0)
+
+
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of bootstrap samples that hold the estimate first."""
+    low, high = np.percentile(samples[1:], [2.5, 97.5])
+    return float(min(low, samples[0])), float(max(high, samples[0]))
+
+
+def _round_prefill(prices: Prices, row: Mapping) -> tuple[np.ndarray, np.ndarray]:
+    rank, frozen, layers = int(row["rank"]), int(row["frozen_layers"]), int(row["num_layers"])
+    prefill = correction = np.zeros(1 + prices.resamples)
+    for count, plan in plans_of(row, layers):
+        prefill = prefill + count * prices.prefill(plan, rank)
+        if plan.correct:
+            correction = correction + count * prices.correction(frozen, rank)
+    return prefill, correction
+
+
+def plans_of(row: Mapping, num_layers: int) -> list[tuple[int, Plan]]:
+    """The plans of a row of POLICY_ROUNDS, each with the number of prefills that follow it."""
+    names = ("prefills", "start_layer", "stop_layer", "start_token", "prefix", "correct")
+    columns = [[int(value) for value in row[f"plan_{name}"]] for name in names]
+    out = []
+    for count, start, stop, token, prefix, correct in zip(*columns, strict=True):
+        full = (start, stop, token, prefix) == (0, num_layers, 0, 0)
+        out.append((count, Plan(start, stop, token, prefix, bool(correct), full)))
+    return out
