@@ -1,0 +1,184 @@
+"""A KV cache in one block of memory: every sequence of the batch from position 0 to `capacity`.
+
+Contract. Layers fill independently (a forward may run some of them), but all rows of a layer have
+the same length. Keys are stored rotated for the positions 0, 1, …, so tokens may be appended, cut
+off at the end or overwritten, but not moved. Nothing is allocated after construction; what `append`
+and `read` return are views of the block.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ember.model.architecture import Architecture
+from ember.records.errors import EmberError
+
+
+class CacheFull(EmberError):
+    """More tokens than the cache was made for."""
+
+
+class BadCacheUse(EmberError):
+    """A layer, row or position that the cache does not hold, or gradients it cannot keep."""
+
+
+class ContiguousCache:
+    """Keys and values of `layers` (all by default) as `kv`: (layers, 2, B, Hkv, capacity, D)."""
+
+    rotated = True  # keys are stored as attention reads them
+
+    def __init__(
+        self,
+        arch: Architecture,
+        batch: int,
+        capacity: int,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        layers: Iterable[int] | None = None,
+    ):
+        if batch < 1 or capacity < 1:
+            raise ValueError(f"batch ({batch}) and capacity ({capacity}) must be 1 or more")
+        self.layers = tuple(range(arch.num_layers) if layers is None else layers)
+        shape = (len(self.layers), 2, batch, arch.num_kv_heads, capacity, arch.head_dim)
+        # Zeros, not empty memory: masked attention multiplies what is beyond the length by 0.
+        self._adopt(torch.zeros(shape, device=device, dtype=dtype), self.layers)
+
+    def _adopt(self, kv: Tensor, layers: tuple[int, ...]) -> None:
+        self.kv = kv
+        self.layers = layers
+        self._place = {layer: place for place, layer in enumerate(layers)}
+        self._lengths = [0] * len(layers)
+        # A list of views, because indexing `kv` anew at each token costs more than the copy.
+        self._keys_values = [(k, v) for k, v in (pair.unbind(0) for pair in kv.unbind(0))]
+
+    @property
+    def batch(self) -> int:
+        return self.kv.shape[2]
+
+    @property
+    def capacity(self) -> int:
+        return self.kv.shape[4]
+
+    @property
+    def bytes(self) -> int:
+        """Memory reserved, whatever the lengths."""
+        return self.kv.numel() * self.kv.element_size()
+
+    def length(self, layer: int) -> int:
+        """Tokens stored in a layer."""
+        return self._lengths[self._find(layer)]
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v (B, Hkv, T, D) after what is there; returns all of it as views."""
+        place = self._find(layer)
+        start = self._lengths[place]
+        self.write(layer, start, k, v)
+        stop = start + k.shape[2]
+        keys, values = self._keys_values[place]
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> None:
+        """Stores k and v (B or 1, Hkv, T, D) at start … start + T; the length grows if need be.
+
+        `start` must not lie beyond the length: a gap would be attended to.
+        """
+        place = self._find(layer)
+        stop = start + k.shape[2]
+        if k.requires_grad and torch.is_grad_enabled():
+            raise BadCacheUse(
+                "a KV cache keeps no gradients.\n"
+                "Run under torch.inference_mode(), or train without a cache."
+            )
+        if stop > self.capacity:
+            raise CacheFull(
+                f"layer {layer} would hold {stop} tokens, but the cache's capacity is "
+                f"{self.capacity}.\nMake the cache (or the engine) with capacity={stop} or more."
+            )
+        if not 0 <= start <= self._lengths[place]:
+            raise BadCacheUse(
+                f"cannot write at {start}: layer {layer} holds {self._lengths[place]} tokens.\n"
+                "Write within them or directly after the last."
+            )
+        keys, values = self._keys_values[place]
+        keys[:, :, start:stop].copy_(k)
+        values[:, :, start:stop].copy_(v)
+        self._lengths[place] = max(self._lengths[place], stop)
+
+    def read(self, layer: int, start: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor]:
+        """Views of the keys and values at start … stop (by default up to the length)."""
+        place = self._find(layer)
+        stop = self._lengths[place] if stop is None else stop
+        if not 0 <= start <= stop <= self._lengths[place]:
+            raise BadCacheUse(
+                f"cannot read {start} … {stop}: layer {layer} holds {self._lengths[place]} "
+                "tokens.\nRead within them."
+            )
+        keys, values = self._keys_values[place]
+        return keys[:, :, start:stop], values[:, :, start:stop]
+
+    def segment(self, row: int, start: int, stop: int) -> Tensor:
+        """View of one row's KV in all layers, (layers, 2, Hkv, stop - start, D)."""
+        if not 0 <= start <= stop <= min(self._lengths):
+            raise BadCacheUse(
+                f"cannot take {start} … {stop}: the shortest layer holds {min(self._lengths)} "
+                "tokens.\nTake within them."
+            )
+        return self.kv[:, :, row, :, start:stop]
+
+    def truncate(self, length: int, layers: Iterable[int] | None = None) -> None:
+        """Forgets the tokens from `length` on, in `layers` (all by default)."""
+        for layer in self.layers if layers is None else layers:
+            place = self._find(layer)
+            if not 0 <= length <= self._lengths[place]:
+                raise BadCacheUse(
+                    f"cannot truncate to {length}: layer {layer} holds {self._lengths[place]} "
+                    "tokens.\nTruncate to that or less."
+                )
+            self._lengths[place] = length
+
+    def advance(self, tokens: int) -> None:
+        """Counts tokens that someone else has written into `kv` (a captured graph)."""
+        longest = max(self._lengths) + tokens
+        if longest > self.capacity:
+            raise CacheFull(
+                f"{longest} tokens do not fit: the cache's capacity is {self.capacity}.\n"
+                f"Make the cache (or the engine) with capacity={longest} or more."
+            )
+        self._lengths = [length + tokens for length in self._lengths]
+
+    def reset(self) -> None:
+        """Forgets everything; the memory stays."""
+        self._lengths = [0] * len(self.layers)
+
+    def rows(self, start: int, stop: int) -> "ContiguousCache":
+        """Rows start … stop as a cache of their own over the same memory, empty at first.
+
+        Fill some rows through it, then `spread` them in the cache it came from.
+        """
+        if not 0 <= start < stop <= self.batch:
+            raise BadCacheUse(f"no rows {start} … {stop} in a batch of {self.batch}.")
+        view = ContiguousCache.__new__(ContiguousCache)
+        view._adopt(self.kv[:, :, start:stop], self.layers)
+        return view
+
+    def spread(self, rows: int, length: int) -> None:
+        """Copies the first `rows` rows, of `length` tokens, over all others, block after block.
+
+        Row r then equals row r % rows: prompts are computed once and repeated for their candidates.
+        """
+        if rows < 1 or self.batch % rows:
+            raise BadCacheUse(f"{rows} rows do not divide a batch of {self.batch}.")
+        source = self.kv[:, :, :rows, :, :length]
+        for start in range(rows, self.batch, rows):
+            self.kv[:, :, start : start + rows, :, :length].copy_(source)
+        self._lengths = [length] * len(self.layers)
+
+    def _find(self, layer: int) -> int:
+        try:
+            return self._place[layer]
+        except KeyError:
+            raise BadCacheUse(
+                f"layer {layer} is not in this cache (it has {self.layers}).\n"
+                "Make the cache with the layers that are run."
+            ) from None
