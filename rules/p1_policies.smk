@@ -40,7 +40,6 @@ rule simulate_policies:
     params:
         policies=conf("p1", "policies"),
         rounds=conf("p1", "rounds"),
-        seed=conf("seed"),
         code=code("simulate_policies.py"),
     output:
         rounds=inter("p1/policy_rounds.parquet"),
@@ -68,7 +67,6 @@ rule model_cost:
         rounds=inter("p1/policy_rounds.parquet"),
     params:
         rounds=conf("p1", "rounds"),
-        policies=conf("p1", "policies"),
         seed=conf("seed"),
         code=code("model_cost.py"),
     output:

@@ -90,7 +90,9 @@ class Model(Strict):
     def _complete(self):
         needs = {"train": "training", "local": "path", "hub": "hub_id"}.get(self.source)
         if needs and getattr(self, needs) is None:
-            raise ValueError(f"source {self.source} needs {needs}: set it, or choose another source")
+            raise ValueError(
+                f"source {self.source} needs {needs}: set it, or choose another source"
+            )
         if self.source in ("train", "random") and not (self.preset or self.architecture):
             raise ValueError("needs a shape: set preset or architecture")
         return self
@@ -172,10 +174,25 @@ class Rounds(Strict):
 class Policy(Strict):
     """P1-5: a cache policy and its parameters."""
 
-    name: Literal["naive", "prefix_only", "update_locality", "periodic_refresh", "updatable_kv"]
+    name: Literal[
+        "naive", "prefix_only", "update_locality", "periodic_refresh", "updatable_kv", "keep_region"
+    ]
     freeze: Fraction | None = Field(None, description="frozen first layers, as a fraction")
+    freeze_layers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="frozen first layers, as a number"
+    )
     every: Count | None = Field(None, description="rounds between full refreshes")
     rank: Count | None = Field(None, description="rank of the low-rank correction")
+    share_prefix: bool | None = Field(None, description="also reuse the shared prefix in a round")
+    first_layers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="keep_region: first layers taken as valid"
+    )
+    last_layers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="keep_region: last layers taken as valid"
+    )
+    last_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="keep_region: last tokens recomputed"
+    )
 
 
 class Decisions(Strict):

@@ -1,0 +1,81 @@
+"""One look for every figure, and one way to write it: PNG, PDF, caption, all with provenance.
+
+Sizes are those of a two-column paper; colours are Okabe and Ito's, safe for colour-blind readers,
+and every series also has its own marker or line style.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ember.records.atomic import atomic_file, write_text
+from ember.records.provenance import figure_metadata
+
+COLUMN = 3.4  # inches
+PAGE = 7.0
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+_RC = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def style() -> Iterator:
+    """Draw inside this: gives pyplot with the project's look and no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(_RC):
+        yield plt
+        plt.close("all")
+
+
+def save(figure, stem: Path, caption: str, provenance: Mapping) -> None:
+    """Write `stem`.png, `stem`.pdf and `stem`.caption.md, each whole or not at all."""
+    stem = Path(stem)
+    for ending in ("png", "pdf"):
+        with atomic_file(stem.with_name(f"{stem.name}.{ending}")) as part:
+            metadata = figure_metadata(provenance, ending)
+            figure.savefig(part, format=ending, metadata=metadata)
+    write_text(stem.with_name(f"{stem.name}.caption.md"), caption.strip() + "\n")
+
+
+def basis(table, scale: str) -> str:
+    """One sentence for a caption: model, weights, device, number format, evidence and scale."""
+    first = table.iloc[0]
+    sentence = (
+        f"Model {first['model']} ({first['weights']} weights), {first['dtype']} on "
+        f"{first['device']}; evidence: {', '.join(sorted(set(table['evidence'])))}; "
+        f"scale {scale}."
+    )
+    if scale == "smoke":
+        sentence += " Scale smoke is a test of the workflow: no number here supports a claim."
+    return sentence
+
+
+def device_time(device: str) -> str:
+    """What a second of this device is called on an axis."""
+    return "GPU time" if device.startswith("cuda") else "CPU time"

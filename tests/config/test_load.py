@@ -1,0 +1,105 @@
+"""The configuration: the committed scales are valid, and mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ember.config.load import ConfigError, check_scale, load
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
+
+
+def merged(scale: str) -> dict:
+    def over(base, top):
+        both = isinstance(base, dict) and isinstance(top, dict)
+        if not both:
+            return top
+        return base | {key: over(base.get(key), value) for key, value in top.items()}
+
+    base = yaml.safe_load((CONFIG / "config.yaml").read_text())
+    scaled = yaml.safe_load((CONFIG / "scale" / f"{scale}.yaml").read_text())
+    return over(base, scaled) | {"scale": scale}
+
+
+def test_there_are_four_scales():
+    assert SCALES == ["gpu", "paper", "smoke", "tiny"]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_committed_scales_are_valid(scale):
+    assert load(merged(scale)).scale == scale
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_cost_model_finds_its_points_among_the_measured_ones(scale):
+    p1 = load(merged(scale)).p1
+    for point in p1.rounds.points:
+        assert point.context in p1.profile.contexts
+        assert point.generation in p1.profile.generations
+        assert point.context in p1.prefix.prompts
+        assert point.prefix / point.context in p1.prefix.prefix_fractions
+
+
+def test_an_unknown_scale_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'paper'"):
+        check_scale("papr", CONFIG / "scale")
+
+
+def keys_of(node, path=()):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield (*path, key)
+            yield from keys_of(value, (*path, key))
+
+
+KEYS = [path for path in keys_of(merged("tiny")) if path[0] not in ("corpora", "models")]
+
+
+@settings(max_examples=40, deadline=None)
+@given(path=st.sampled_from(KEYS), where=st.integers(0, 30))
+def test_any_key_with_a_letter_too_many_is_refused_by_name(path, where):
+    config = merged("tiny")
+    node = config
+    for key in path[:-1]:
+        node = node[key]
+    place = where % (len(path[-1]) + 1)
+    wrong = path[-1][:place] + "q" + path[-1][place:]
+    node[wrong] = node.pop(path[-1])
+    with pytest.raises(ConfigError) as caught:
+        load(config)
+    assert f"unknown key {'.'.join((*path[:-1], wrong))!r}" in str(caught.value)
+    assert f"Did you mean {path[-1]!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("seed",), -1, "greater than or equal to 0"),
+        (("seed",), "5", "valid integer"),
+        (("p1", "profile", "contexts"), 512, "valid list"),
+        (("p1", "prefix", "prefix_fractions"), [1.0], "less than 1"),
+        (("p1", "rounds", "points"), [{"context": 8, "generation": 2, "prefix": 8}], "below"),
+        (("models", "policy"), {"source": "local"}, "needs path"),
+        (("models", "policy"), {"source": "random"}, "needs a shape"),
+        (("corpora", "long"), {"source": "files"}, "needs paths"),
+        (("tokenizer", "corpora"), ["none"], "'none' is not one of long, short"),
+    ],
+)
+def test_an_ill_typed_or_senseless_value_is_refused(path, value, said):
+    config = merged("tiny")
+    node = config
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(ConfigError, match=said):
+        load(config)
+
+
+def test_the_message_names_the_file_of_the_mistake():
+    sources = [("config/config.yaml", {"seed": 1}), ("config/scale/tiny.yaml", {"seed": "x"})]
+    with pytest.raises(ConfigError, match=r"in config/scale/tiny\.yaml"):
+        load(merged("tiny") | {"seed": "x"}, sources)

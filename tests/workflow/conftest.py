@@ -1,0 +1,83 @@
+"""A checkout of the working tree, and one run of the whole workflow at scale smoke in it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A folder with the project in it, and the workflow's command line started there."""
+
+    path: Path
+
+    def snakemake(self, *arguments, check=True, env=None, timeout=900):
+        """Run snakemake here and return the finished process (output in `.stdout`)."""
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments],
+            cwd=self.path,
+            env=self.environment(env),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            pytest.fail(f"snakemake {' '.join(arguments)} failed:\n{done.stdout[-6000:]}")
+        return done
+
+    def planned(self, *arguments) -> dict[str, int]:
+        """Jobs by rule that a dry run at scale smoke would run."""
+        output = self.snakemake(*SMOKE, "-n", *arguments).stdout
+        table = re.search(r"Job stats:\njob\s+count\n[-\s]+\n(.*?)\ntotal", output, re.S)
+        if table is None:
+            assert "Nothing to be done" in output, output[-3000:]
+            return {}
+        return {name: int(count) for name, count in re.findall(r"(\w+)\s+(\d+)", table[1])}
+
+    def environment(self, extra=None) -> dict:
+        """The environment of a user's shell: without what this test session set for itself."""
+        env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")}
+        return env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"} | (extra or {})
+
+
+SMOKE = ("--profile", "local", "--config", "scale=smoke")
+
+
+def checkout(path: Path) -> Checkout:
+    """Copy what git tracks, and what it would track, to `path`."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    ).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        source = ROOT / name
+        if source.is_symlink() or source.exists():
+            target = path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+    return Checkout(path)
+
+
+@pytest.fixture
+def fresh(tmp_path) -> Checkout:
+    """A checkout without results."""
+    return checkout(tmp_path / "ember")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Checkout:
+    """A checkout in which everything has run at scale smoke. Tests must leave it as it was."""
+    made = checkout(tmp_path_factory.mktemp("finished") / "ember")
+    made.snakemake(*SMOKE, "all")
+    return made

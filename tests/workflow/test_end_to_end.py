@@ -1,0 +1,100 @@
+"""Every rule, run for real at scale smoke, and what a reader can ask of the products."""
+
+import re
+
+import pytest
+
+from ember.records.tables import read_table, table_provenance
+from tests.workflow.conftest import ROOT, SMOKE
+
+pytestmark = pytest.mark.slow
+
+
+def rules_of_the_project() -> set[str]:
+    names = {
+        name
+        for file in [*(ROOT / "rules").glob("*.smk"), ROOT / "Snakefile"]
+        for name, body in re.findall(r"^rule (\w+):\n((?:[ \n].*\n?)*)", file.read_text(), re.M)
+        if "script:" in body
+    }
+    assert len(names) >= 20
+    return names
+
+
+def test_every_rule_that_exists_has_run(finished):
+    ran = {path.stem for path in (finished.path / "results/smoke/benchmarks").glob("*.jsonl")}
+    # A rule with wildcards adds them to its benchmark's name. fetch_model is for other sources.
+    for rule in rules_of_the_project() - {"fetch_model"}:
+        assert any(name == rule or name.startswith(f"{rule}_") for name in ran), rule
+
+
+@pytest.mark.parametrize("name", ["p1_fig2", "p1_sec44", "p1_fig3"])
+def test_figures_come_with_vector_caption_and_numbers(finished, name):
+    results = finished.path / "results"
+    assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (results / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    caption = (results / f"{name}.caption.md").read_text()
+    assert "scale smoke" in caption
+    assert "no number here supports a claim" in caption
+    assert re.search(r"\d+\.\d %", caption)
+    assert "nan" not in caption.lower()
+
+
+def test_every_table_is_whole_and_says_where_it_came_from(finished):
+    tables = list((finished.path / "results").rglob("*.parquet"))
+    assert len(tables) >= 18
+    for path in tables:
+        assert len(read_table(path)) > 0, path
+        provenance = table_provenance(path)
+        assert provenance["rule"], path
+        assert provenance["code"], path
+        assert provenance["config"]["scale"] == "smoke", path
+
+
+def test_why_walks_back_from_the_figure_to_the_corpora(finished):
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "ember.cli", "why", "results/p1_fig3.png"],
+        cwd=finished.path,
+        env=finished.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for words in ("plot_fig3", "model_cost", "profile_rollout", "train_model", "build_corpus"):
+        assert words in done.stdout, done.stdout
+
+
+def test_readiness_is_honest(finished):
+    rows = read_table(finished.path / "results/readiness.parquet").set_index("item")
+    assert rows.loc["Fig 3", "status"] == "partial"
+    assert "modelled" in rows.loc["Fig 3", "basis"]
+    for item in ("Fig 4", "Fig 5", "Table 2", "Sec 5.6"):
+        assert rows.loc[item, "status"] == "missing"
+        assert rows.loc[item, "missing"]
+
+
+def test_a_product_of_another_scale_is_made_again(finished):
+    planned = finished.snakemake("--profile", "local", "--config", "scale=tiny", "-n", "p1").stdout
+    assert "plot_fig3" in planned
+
+
+def test_a_lost_product_is_made_again_with_equal_numbers(finished):
+    path = finished.path / "results/smoke/p1/policy_rounds.parquet"
+    before = read_table(path)
+    path.unlink()
+    finished.snakemake(*SMOKE, "all")
+    assert read_table(path).equals(before)
+
+
+def test_the_report_holds_every_figure(finished, tmp_path):
+    report = tmp_path / "report.zip"
+    finished.snakemake(*SMOKE, "--report", str(report), "all")
+    import zipfile
+
+    with zipfile.ZipFile(report) as archive:
+        text = " ".join(archive.namelist())
+    for name in ("p1_fig2", "p1_fig3", "p1_sec44"):
+        assert f"{name}.png" in text

@@ -1,0 +1,91 @@
+"""Editing a module reruns its dependants and nothing else."""
+
+import os
+from contextlib import contextmanager
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def edited(checkout, name: str, edit):
+    """The checkout with one file changed, and put back as it was (its time too)."""
+    file = checkout.path / name
+    before, status = file.read_text(), file.stat()
+    file.write_text(edit(before))
+    try:
+        yield
+    finally:
+        file.write_text(before)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def with_code(text: str) -> str:
+    return text + "\n\ndef _added_by_the_test():\n    return 1\n"
+
+
+def with_comment(text: str) -> str:
+    return text + "\n# a remark\n"
+
+
+# What depends on a file: the rules that run its code, and the rules that read their products.
+FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"}
+CASES = {
+    "src/ember/figures/p1_fig3.py": {"plot_fig3", "assess_readiness"},
+    "src/ember/figures/style.py": FIGURES | {"assess_readiness"},
+    "src/ember/experiments/decisions.py": {"decide", "assess_readiness"},
+    "src/ember/policies/cost.py": {
+        "model_cost",
+        "summarise_policies",
+        "plot_fig3",
+        "assess_readiness",
+    },
+    "src/ember/experiments/prefix_sweep.py": {
+        "sweep_prefix",
+        "summarise_prefix",
+        "plot_sec44",
+        "model_cost",
+        "summarise_policies",
+        "plot_fig3",
+        "decide",
+        "assess_readiness",
+    },
+    "workflow/scripts/plot_fig2.py": {"plot_fig2", "assess_readiness"},
+}
+
+
+def test_nothing_is_left_to_do_after_a_run(finished):
+    assert finished.planned("all") == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_editing_a_module_reruns_exactly_its_dependants(finished, name):
+    with edited(finished, name, with_code):
+        assert set(finished.planned("all")) - {"all"} == CASES[name]
+    assert finished.planned("all") == {}, "edit and revert must rerun nothing"
+
+
+def test_editing_the_decoder_reruns_every_job_that_runs_a_model_and_no_corpus(finished):
+    with edited(finished, "src/ember/model/decoder.py", with_code):
+        planned = set(finished.planned("all"))
+    assert {"train_model", "profile_rollout", "sweep_prefix", "sweep_restart"} <= planned
+    assert not {"build_corpus", "train_tokenizer", "gate_outputs"} & planned
+
+
+@pytest.mark.parametrize("name", ["src/ember/model/decoder.py", "workflow/scripts/plot_fig3.py"])
+def test_a_comment_or_a_touch_reruns_nothing(finished, name):
+    with edited(finished, name, with_comment):
+        assert finished.planned("all") == {}
+    (finished.path / name).touch()
+    assert finished.planned("all") == {}
+
+
+def test_a_setting_reruns_only_the_rules_that_use_it(finished):
+    name = "config/config.yaml"
+    with edited(
+        finished,
+        name,
+        lambda text: text.replace("low_prefill_share: 0.3", "low_prefill_share: 0.4"),
+    ):
+        assert set(finished.planned("all")) - {"all"} == {"decide", "assess_readiness"}

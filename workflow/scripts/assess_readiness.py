@@ -1,0 +1,10 @@
+"""For every item of the paper: ready, or what is missing (P1-11.1)."""
+
+from pathlib import Path
+
+from ember.experiments import job
+from ember.experiments.readiness import assess
+from ember.records.schemas.decisions import READINESS
+
+with job.start(snakemake) as run:
+    run.product(assess(Path(run.output[0]).parent, scale=run.params.scale), READINESS)

@@ -1,0 +1,14 @@
+"""The engine and Transformers' generate, alternating in one process."""
+
+from ember.experiments import job
+from ember.experiments.engine_speed import compare_engines
+from ember.records.schemas.speed import ENGINE_SPEED
+
+with job.start(snakemake) as run:
+    rows = compare_engines(
+        model=run.input.model,
+        workload=run.input.workload,
+        **run.params.settings,
+        **run.params.runtime,
+    )
+    run.product(rows, ENGINE_SPEED)

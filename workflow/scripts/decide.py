@@ -1,0 +1,21 @@
+"""Every go/no-go rule, applied to the tables it names."""
+
+from ember.experiments import job
+from ember.experiments.decisions import decide
+from ember.records.schemas.decisions import DECISIONS
+from ember.records.schemas.gates import GATES
+from ember.records.schemas.prefix import PREFIX_SAVINGS
+from ember.records.schemas.rollout import PREFILL_SHARE
+from ember.records.schemas.speed import ENGINE_SPEED
+from ember.records.tables import read_table
+
+with job.start(snakemake) as run:
+    rows = decide(
+        read_table(run.input.gates, GATES),
+        read_table(run.input.share, PREFILL_SHARE),
+        read_table(run.input.savings, PREFIX_SAVINGS),
+        read_table(run.input.speed, ENGINE_SPEED),
+        thresholds=run.params.thresholds,
+        scale=run.params.scale,
+    )
+    run.product(rows, DECISIONS)

@@ -1,0 +1,10 @@
+"""Gate: the same weights as GGUF, hashed (P1-0.3)."""
+
+from ember.experiments import job
+from ember.experiments.gates.gguf import check_gguf_export
+from ember.records.schemas.gates import GATES
+
+with job.start(snakemake) as run:
+    rows = check_gguf_export(run.input.model, run.output.gguf)
+    run.stamp(run.output.gguf)
+    run.table(rows, GATES, run.output.gate)

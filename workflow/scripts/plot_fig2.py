@@ -1,0 +1,9 @@
+"""Figure 2: the share of prefill in a rollout (P1-1.1)."""
+
+from ember.experiments import job
+from ember.figures.p1_fig2 import draw
+from ember.records.schemas.rollout import PREFILL_SHARE
+from ember.records.tables import read_table
+
+with job.start(snakemake) as run:
+    run.figure(*draw(read_table(run.input.share, PREFILL_SHARE), run.params.scale))

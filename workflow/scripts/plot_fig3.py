@@ -1,0 +1,10 @@
+"""Figure 3: cumulative cost of the cache policies (P1-6.1)."""
+
+from ember.experiments import job
+from ember.figures.p1_fig3 import draw
+from ember.records.schemas.policies import CUMULATIVE_COST
+from ember.records.tables import read_table
+
+with job.start(snakemake) as run:
+    cost = read_table(run.input.cost, CUMULATIVE_COST)
+    run.figure(*draw(cost, run.params.rounds, run.params.scale))

@@ -1,0 +1,9 @@
+"""Sec 4.4: prefill saved by prefix reuse (P1-2.3)."""
+
+from ember.experiments import job
+from ember.figures.p1_sec44 import draw
+from ember.records.schemas.prefix import PREFIX_SAVINGS
+from ember.records.tables import read_table
+
+with job.start(snakemake) as run:
+    run.figure(*draw(read_table(run.input.savings, PREFIX_SAVINGS), run.params.scale))

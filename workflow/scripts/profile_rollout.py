@@ -1,0 +1,14 @@
+"""Prefill, decode, sampling and transfer over context x generation (P1-1.1)."""
+
+from ember.experiments import job
+from ember.experiments.rollout_profile import profile_rollout
+from ember.records.schemas.rollout import ROLLOUT_PROFILE
+
+with job.start(snakemake) as run:
+    rows = profile_rollout(
+        model=run.input.model,
+        workload=run.input.workload,
+        **run.params.settings,
+        **run.params.runtime,
+    )
+    run.table(rows, ROLLOUT_PROFILE)

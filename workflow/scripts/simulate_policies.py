@@ -1,0 +1,11 @@
+"""What each policy recomputes and reuses, round by round (P1-5.3)."""
+
+from ember.experiments import job
+from ember.experiments.policy_rounds import simulate_policies
+from ember.records.schemas.policies import POLICY_ROUNDS
+
+with job.start(snakemake) as run:
+    rows = simulate_policies(
+        model=run.input.model, policies=run.params.policies, rounds=run.params.rounds
+    )
+    run.table(rows, POLICY_ROUNDS)

@@ -1,0 +1,14 @@
+"""Savings with intervals, beside what the operation count predicts (P1-2.3)."""
+
+from ember.experiments import job
+from ember.experiments.prefix_sweep import prefix_savings
+from ember.records.schemas.prefix import PREFIX_SAVINGS
+
+with job.start(snakemake) as run:
+    rows = prefix_savings(
+        run.input.sweep,
+        model=run.input.model,
+        tolerance=run.params.tolerance,
+        seed=run.params.seed,
+    )
+    run.product(rows, PREFIX_SAVINGS)

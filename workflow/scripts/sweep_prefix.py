@@ -1,0 +1,14 @@
+"""Prefill with and without the prefix cache, paired by document (P1-2.3)."""
+
+from ember.experiments import job
+from ember.experiments.prefix_sweep import sweep_prefix
+from ember.records.schemas.prefix import PREFIX_SWEEP
+
+with job.start(snakemake) as run:
+    rows = sweep_prefix(
+        model=run.input.model,
+        workload=run.input.workload,
+        **run.params.settings,
+        **run.params.runtime,
+    )
+    run.table(rows, PREFIX_SWEEP)

@@ -1,0 +1,13 @@
+"""Train the byte-level BPE tokenizer on the training splits."""
+
+from pathlib import Path
+
+from ember.experiments import job
+from ember.experiments.tokenizer import train_tokenizer
+from ember.records.schemas.corpus import CORPUS
+from ember.records.tables import read_table
+
+with job.start(snakemake) as run:
+    corpora = [read_table(path, CORPUS) for path in run.input.corpora]
+    train_tokenizer(corpora, run.params.settings, out=Path(run.output.tokenizer))
+    run.stamp(run.output.tokenizer)
