@@ -29,9 +29,9 @@ def fetch_model(settings: Mapping, folder: Path, *, seed: int) -> None:
 
 
 def _random(settings: Mapping, folder: Path, seed: int) -> None:
-    from ember.model.architecture import resolve
+    from ember.model.architecture import Architecture
 
-    arch = resolve(settings["preset"], settings["architecture"])
+    arch = Architecture.make(settings["preset"], **settings["architecture"])
     (folder / "config.json").write_text(json.dumps(arch.to_hf(), indent=2) + "\n")
     kind = {"weights": "random", "seed": seed, "preset": settings["preset"]}
     (folder / "ember.json").write_text(json.dumps(kind, indent=2) + "\n")
