@@ -77,9 +77,8 @@ class Schema:
         for column in self.columns:
             if column.name == name:
                 return column
-        raise BadSchema(
-            f"schema {self.name} has no column {name!r}; it has {', '.join(self.names)}"
-        )
+        known = ", ".join(self.names)
+        raise BadSchema(f"schema {self.name} has no column {name!r}\nit has {known}")
 
     def to_dict(self) -> dict:
         """Plain data, as kept in a file's metadata."""

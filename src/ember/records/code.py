@@ -1,0 +1,184 @@
+"""What code a job depends on: the import closure of its script inside the library, and its hash.
+
+The hash covers the syntax trees of the script and of every module it can reach by import
+statements (at any depth, inside functions too), without comments, docstrings and layout: editing a
+module changes the hash of the scripts that reach it, reformatting one changes nothing. Not seen:
+modules imported by a name computed at run time. The hash of a tree differs between Python versions.
+
+Standard library only: the Snakefile imports this on every start. Parsing is remembered by content
+in `__pycache__`, so that a start reads files and parses none.
+"""
+
+import ast
+import hashlib
+import json
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from ember.records.errors import EmberError
+
+PACKAGE = "ember"
+_KEPT = 2000  # remembered files; more means old versions have piled up
+
+
+class BadCode(EmberError):
+    """A script or module that is not there or cannot be parsed."""
+
+
+class Parsed(NamedTuple):
+    """A source file: hash of its tree, and its imports as (level, module, names)."""
+
+    digest: str
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]
+
+
+def closure(script: Path | str, src: Path | str) -> tuple[Path, ...]:
+    """Files of the library under `src` that `script` imports, directly or not, sorted by path.
+
+    A package's `__init__.py` belongs to everything inside it. Names that are no module of the
+    library (attributes, other packages) are left out.
+    """
+    src = Path(src)
+    reached: dict[str, Path] = {}
+    waiting = _imported(Path(script), "", src)
+    while waiting:
+        module = waiting.pop()
+        file = reached.get(module) or _file(module, src)
+        if file is None or module in reached:
+            continue
+        reached[module] = file
+        waiting += _imported(file, module, src)
+    return tuple(sorted(set(reached.values())))
+
+
+def code_hash(script: Path | str, src: Path | str) -> str:
+    """Hash of a script and of its closure, the same wherever the checkout stands."""
+    script, src = Path(script), Path(src)
+    digest = hashlib.sha256(f"{script.name}:{_parse(script, src).digest}\n".encode())
+    for file in closure(script, src):
+        name = file.relative_to(src).as_posix()
+        digest.update(f"{name}:{_parse(file, src).digest}\n".encode())
+    _remember(src)
+    return digest.hexdigest()[:32]
+
+
+def _imported(file: Path, module: str, src: Path) -> list[str]:
+    """Full names that a file may import from the library, with the packages around them."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    found = []
+    for level, base, names in _parse(file, src).imports:
+        if level:
+            parts = package.split(".")[: len(package.split(".")) - level + 1] if package else []
+            base = ".".join([*parts, base] if base else parts)
+        if base.split(".")[0] != PACKAGE:
+            continue
+        found += _and_parents(base)
+        found += [f"{base}.{name}" for name in names]
+    return found
+
+
+def _and_parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _file(module: str, src: Path) -> Path | None:
+    path = src.joinpath(*module.split("."))
+    for candidate in (path / "__init__.py", path.with_suffix(".py")):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+# Parsing, remembered by content
+
+
+def _parse(file: Path, src: Path) -> Parsed:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise BadCode(
+            f"{file} cannot be read: {error.strerror}\nrestore it, or take it out of the rule"
+        ) from None
+    return _parse_once(file, src, stat.st_mtime_ns, stat.st_size)
+
+
+@cache
+def _parse_once(file: Path, src: Path, mtime_ns: int, size: int) -> Parsed:
+    source = file.read_bytes()
+    content = hashlib.sha256(source).hexdigest()
+    memory = _memory(src)
+    if content not in memory.known:
+        memory.known[content] = _parse_source(file, source)
+        memory.new = True
+    memory.used.add(content)
+    return memory.known[content]
+
+
+def _parse_source(file: Path, source: bytes) -> Parsed:
+    try:
+        tree = ast.parse(source, filename=str(file))
+    except (SyntaxError, ValueError) as error:
+        place = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
+        raise BadCode(f"{file}, {place}\nfix the syntax: no job can run this file") from None
+    imports = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [(0, alias.name, ()) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = tuple(alias.name for alias in node.names if alias.name != "*")
+            imports.append((node.level, node.module or "", names))
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            _drop_docstring(node)
+    digest = hashlib.sha256(ast.dump(tree).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return Parsed(digest, tuple(dict.fromkeys(imports)))
+
+
+def _drop_docstring(node) -> None:
+    first = node.body[0] if node.body else None
+    if (
+        isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    ):
+        del node.body[0]
+
+
+class _Memory:
+    def __init__(self, file: Path):
+        self.file = file
+        self.new = False
+        self.used: set[str] = set()
+        self.known: dict[str, Parsed] = {}
+        try:
+            data = json.loads(file.read_text())
+            for content, (digest, imports) in data.items():
+                rows = tuple((level, base, tuple(names)) for level, base, names in imports)
+                self.known[content] = Parsed(digest, rows)
+        except (OSError, ValueError, TypeError, AttributeError):
+            self.known = {}  # not there yet, or damaged: parse again
+
+
+@cache
+def _memory(src: Path) -> _Memory:
+    return _Memory(src / PACKAGE / "__pycache__" / f"code.{sys.implementation.cache_tag}.json")
+
+
+def _remember(src: Path) -> None:
+    memory = _memory(src)
+    if not memory.new:
+        return
+    known = memory.known
+    if len(known) > _KEPT:
+        known = {content: known[content] for content in memory.used}
+    temporary = memory.file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        memory.file.parent.mkdir(exist_ok=True)
+        temporary.write_text(json.dumps(known))
+        os.replace(temporary, memory.file)
+    except OSError:
+        return  # a library that cannot be written to is parsed on every start
+    memory.new = False

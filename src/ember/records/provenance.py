@@ -1,0 +1,325 @@
+"""Where a product comes from, recorded inside the product itself.
+
+`collect` gathers it for a job: rule, inputs with their hashes, parameters, code hash, state of the
+source tree, versions, hardware, start and duration. Tables keep it in their metadata, directories
+(models, tokenizers) in `provenance.json`, figures in the PNG's or PDF's keywords. Text renderings
+(CSV, Markdown, LaTeX, captions) carry none: the table or figure beside them does.
+
+Paths are recorded relative to the workflow's working directory. Only the standard library is
+imported, and nothing is imported to learn its version.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+from ember.records.atomic import write_json
+from ember.records.errors import BadProvenance
+
+SIDECAR = "provenance.json"
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow"),
+    *("snakemake", "matplotlib", "gguf", "peft", "datasets", "triton"),
+)
+# What results depend on; documents and tests do not change them.
+SOURCES = ("src", "rules", "workflow", "config", "Snakefile")
+_MARK = "ember-provenance "
+_RENDERED = {".csv", ".md", ".tex", ".json", ".jsonl", ".txt"}
+_IGNORED_NAMES = {"__pycache__", ".snakemake_timestamp"}
+
+
+def collect(
+    *,
+    rule: str,
+    inputs: Iterable[Path | str],
+    outputs: Iterable[Path | str],
+    params: Mapping,
+    config: Mapping,
+    seeds: Mapping,
+    code: str | None,
+    threads: int,
+    started: str,
+    seconds: float,
+    hardware: Mapping,
+    root: Path | None = None,
+) -> dict:
+    """The provenance of one job, as plain JSON data.
+
+    Args: started: ISO 8601; seconds: duration until now; config: the part of the configuration the
+    job used; root: the source tree (default: the one this module stands in). Raises `BadProvenance`
+    for an input that is not there.
+    """
+    root = root or source_root()
+    provenance = {
+        "rule": rule,
+        "inputs": [describe(path) for path in dict.fromkeys(map(str, inputs))],
+        "outputs": [_relative(path) for path in outputs],
+        "params": dict(params),
+        "config": dict(config),
+        "seeds": dict(seeds),
+        "code": code,
+        "source": source_state(root),
+        "ember": ember_version(root),
+        "versions": versions(),
+        "hardware": dict(hardware),
+        "threads": threads,
+        "started": started,
+        "seconds": round(seconds, 3),
+    }
+    return json.loads(json.dumps(provenance, default=str))
+
+
+def describe(path: Path | str) -> dict:
+    """A file or directory as an input: path, kind, sha256, bytes. Raises `BadProvenance`."""
+    sha256, size = digest(path)
+    kind = "directory" if Path(path).is_dir() else "file"
+    return {"path": _relative(path), "kind": kind, "sha256": sha256, "bytes": size}
+
+
+def digest(path: Path | str) -> tuple[str, int]:
+    """SHA-256 and bytes of a file, or of a directory's file names and contents."""
+    path = Path(path)
+    if path.is_file():
+        return _file_digest(path)
+    if not path.is_dir():
+        raise BadProvenance(f"{path} does not exist\nmake it with `snakemake {path}`")
+    total, size = hashlib.sha256(), 0
+    for file in _files(path):
+        sha256, length = _file_digest(file)
+        total.update(f"{file.relative_to(path).as_posix()}:{sha256}\n".encode())
+        size += length
+    return total.hexdigest(), size
+
+
+# Versions and source
+
+
+def versions() -> dict[str, str]:
+    """Python and the installed packages that results may depend on."""
+    found = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def ember_version(root: Path | None = None) -> str:
+    """Version of ember: of the source tree where there is one, else of the installed package."""
+    try:
+        project = tomllib.loads(((root or source_root()) / "pyproject.toml").read_text())
+        return project["project"]["version"]
+    except (OSError, KeyError, ValueError):
+        return metadata.version("ember")
+
+
+def source_root() -> Path:
+    """The folder that holds src/ember."""
+    return Path(__file__).resolve().parents[3]
+
+
+def source_state(root: Path) -> dict:
+    """Commit and dirty flag of the source tree, and a hash of its content.
+
+    Without git (a copied tree, no git program) commit and dirty are None and `note` says that the
+    hash of src, rules, workflow, config and Snakefile stands in for them.
+    """
+    state = {"commit": None, "dirty": None, "tree_sha256": tree_sha256(root)}
+    top = _git(root, "rev-parse", "--show-toplevel", "HEAD")
+    # A tree without git may stand inside someone else's repository: its commit says nothing.
+    if top and len(top.splitlines()) == 2 and Path(top.splitlines()[0]) == root.resolve():
+        state["commit"] = top.splitlines()[1]
+        changes = _git(root, "status", "--porcelain", "--", *SOURCES)
+        state["dirty"] = None if changes is None else bool(changes)
+    else:
+        state["note"] = f"no git: tree_sha256 hashes {', '.join(SOURCES)}"
+    return state
+
+
+def tree_sha256(root: Path) -> str:
+    """Hash of the names and contents of everything in `SOURCES` under `root`."""
+    total = hashlib.sha256()
+    for name in SOURCES:
+        path = root / name
+        for file in [path] if path.is_file() else _files(path):
+            if file.suffix != ".pyc" and not _in_build_output(file.relative_to(root)):
+                sha256 = _file_digest(file)[0]
+                total.update(f"{file.relative_to(root).as_posix()}:{sha256}\n".encode())
+    return total.hexdigest()
+
+
+def _in_build_output(path: Path) -> bool:
+    return any(part.endswith(".egg-info") for part in path.parts)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# Inside products
+
+
+def write_sidecar(folder: Path | str, provenance: Mapping) -> Path:
+    """Leave the provenance inside a directory product."""
+    return write_json(Path(folder) / SIDECAR, provenance)
+
+
+def read_sidecar(folder: Path | str) -> dict | None:
+    """The provenance of a directory product, None if it has none. Raises `BadProvenance`."""
+    path = Path(folder) / SIDECAR
+    if not path.is_file():
+        return None
+    return _loads(path, path.read_bytes())
+
+
+def figure_metadata(provenance: Mapping) -> dict[str, str]:
+    """What to hand to matplotlib's `savefig(metadata=...)`, for PNG and PDF alike."""
+    # PDF allows no keys of one's own, hence the keywords. ASCII: both formats keep it as it is.
+    text = _MARK + json.dumps(provenance, ensure_ascii=True, allow_nan=False)
+    return {"Creator": f"ember {provenance.get('ember', '')}".strip(), "Keywords": text}
+
+
+def read_figure_provenance(path: Path | str) -> dict | None:
+    """The provenance inside a PNG or PDF, None if it has none. Raises `BadProvenance`."""
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadProvenance(f"{path} cannot be read: {error.strerror}\n{_again(path)}") from None
+    if path.suffix == ".png":
+        text = _png_keywords(path, content)
+    else:
+        text = _pdf_keywords(path, content)
+    if text is None or not text.startswith(_MARK):
+        return None
+    return _loads(path, text.removeprefix(_MARK))
+
+
+def provenance_of(path: Path | str) -> dict | None:
+    """The provenance inside any product, None if it carries none.
+
+    Raises `BadProvenance` or `BadTable` for a product that is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_sidecar(path)
+    if path.suffix == ".parquet":
+        from ember.records.tables import table_provenance
+
+        return table_provenance(path)
+    if path.suffix in (".png", ".pdf"):
+        return read_figure_provenance(path)
+    return None
+
+
+def carrier(path: Path | str) -> Path:
+    """The file that carries a product's provenance: for a text rendering, the one beside it."""
+    path = Path(path)
+    if path.suffix in _RENDERED and path.name != SIDECAR:
+        stem = path.with_suffix("")
+        stem = stem.with_suffix("") if stem.suffix == ".caption" else stem
+        for ending in (".parquet", ".png", ".pdf"):
+            if (beside := stem.with_name(stem.name + ending)).is_file():
+                return beside
+    return path.parent if path.name == SIDECAR else path
+
+
+def _png_keywords(path: Path, content: bytes) -> str | None:
+    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise BadProvenance(f"{path} is not a PNG image\n{_again(path)}")
+    place, found = 8, None
+    while place + 12 <= len(content):
+        length = int.from_bytes(content[place : place + 4], "big")
+        kind, data = content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
+        if kind == b"tEXt" and data.startswith(b"Keywords\0"):
+            found = data.partition(b"\0")[2].decode("latin-1")
+        if kind == b"IEND":
+            return found
+        place += 12 + length
+    raise BadProvenance(f"{path} is truncated: the image has no end\n{_again(path)}")
+
+
+def _pdf_keywords(path: Path, content: bytes) -> str | None:
+    if not content.startswith(b"%PDF"):
+        raise BadProvenance(f"{path} is not a PDF\n{_again(path)}")
+    if b"%%EOF" not in content[-1024:]:
+        raise BadProvenance(f"{path} is truncated: the PDF has no end\n{_again(path)}")
+    start = content.find(b"/Keywords (" + _MARK.encode())
+    if start < 0:
+        return None
+    return _pdf_string(content, start + len(b"/Keywords ("))
+
+
+def _pdf_string(content: bytes, place: int) -> str:
+    """A literal string of a PDF, from behind its opening parenthesis."""
+    escapes = {ord("n"): "\n", ord("r"): "\r", ord("t"): "\t"}
+    characters = []
+    while place < len(content) and content[place] != ord(")"):
+        if content[place] == ord("\\"):
+            place += 1
+            characters.append(escapes.get(content[place], chr(content[place])))
+        else:
+            characters.append(chr(content[place]))
+        place += 1
+    return "".join(characters)
+
+
+def _loads(path: Path, text: bytes | str) -> dict:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        raise BadProvenance(f"the provenance in {path} cannot be read\n{_again(path)}")
+    return data
+
+
+def _again(path: Path) -> str:
+    return f"delete it and run `snakemake --profile local {path}`"
+
+
+# Files
+
+
+def _relative(path: Path | str) -> str:
+    """Relative to the working directory where it lies inside, else absolute."""
+    full = os.path.abspath(path)
+    inside = os.path.relpath(full)
+    return Path(full if inside.startswith("..") else inside).as_posix()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Regular files under a folder, sorted, without what Snakemake and Python leave there."""
+    files = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name not in _IGNORED_NAMES]
+        files += [Path(parent, name) for name in names if name not in _IGNORED_NAMES]
+    return sorted((file for file in files if file.is_file()), key=lambda file: file.as_posix())
+
+
+def _file_digest(path: Path) -> tuple[str, int]:
+    stat = path.stat()
+    return _hash_once(
+        str(path.resolve()), stat.st_mtime_ns, stat.st_size, stat.st_ino
+    ), stat.st_size
+
+
+@lru_cache(maxsize=4096)
+def _hash_once(path: str, mtime_ns: int, size: int, inode: int) -> str:
+    # A job stamps several products with the same inputs: read a model's files once.
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
