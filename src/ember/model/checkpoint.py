@@ -1,0 +1,281 @@
+"""Weights in and out: Hugging Face model directories, and directories that only declare weights.
+
+Contract. A model directory holds `config.json` and either safetensors (one file, or shards with an
+index) or an `ember.json` that says `{"weights": "random", "seed": …}`: such weights are drawn on
+load. `ember.json` also says where weights came from; without it they are `pretrained`. What
+`save_decoder` writes, Transformers loads with equal logits.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ember.measure.memory import require
+from ember.model.architecture import Architecture
+from ember.model.decoder import Decoder
+from ember.records.atomic import atomic_dir
+from ember.records.errors import EmberError
+
+log = logging.getLogger(__name__)
+
+CONFIG, KIND, WEIGHTS = "config.json", "ember.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
+KINDS = ("trained", "random", "pretrained")
+INITIAL_STD = 0.02
+
+
+class BadCheckpoint(EmberError):
+    """A model directory that cannot be loaded; the message names the file and the remedy."""
+
+
+def load_decoder(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    check_finite: bool = False,
+) -> Decoder:
+    """The decoder of a model directory, in eval mode.
+
+    Every tensor must be there, have the architecture's shape, and be known. With `check_finite`
+    NaN and infinity are refused too. Raises `BadCheckpoint`, `UnsupportedModel` or
+    `NotEnoughMemory` before anything large is allocated where that is possible.
+    """
+    folder = Path(folder)
+    arch = read_architecture(folder)
+    kind = _read_kind(folder)
+    if kind["weights"] == "random" and not _weight_files(folder):
+        return random_decoder(arch, int(kind.get("seed", 0)), device, dtype)
+    files = _weight_files(folder)
+    if not files:
+        raise BadCheckpoint(
+            f"{folder} holds no {WEIGHTS} and no {INDEX}.\n"
+            "Give a complete model directory in safetensors format, or make it again."
+        )
+    decoder = _empty_decoder(arch, device, dtype)
+    wanted = dict(decoder.named_parameters())
+    with torch.no_grad():
+        for file, name, tensor in _tensors(files):
+            ours = name.removeprefix("model.")
+            if ours == "lm_head.weight" and arch.tie_embeddings:
+                continue  # some checkpoints keep a copy of the tied head
+            if name.endswith("rotary_emb.inv_freq"):
+                continue  # old checkpoints keep this constant
+            parameter = wanted.pop(ours, None)
+            if parameter is None:
+                raise BadCheckpoint(
+                    f"{file} holds an unexpected tensor {name!r}: it repeats one, or "
+                    f"{folder / CONFIG} describes another model.\nGive matching files."
+                )
+            if tensor.shape != parameter.shape:
+                raise BadCheckpoint(
+                    f"{name!r} in {file} has shape {tuple(tensor.shape)}, but {folder / CONFIG} "
+                    f"asks for {tuple(parameter.shape)}.\nGive matching files."
+                )
+            if check_finite and not torch.isfinite(tensor).all():
+                raise BadCheckpoint(
+                    f"{name!r} in {file} holds NaN or infinity.\nTrain or download the model again."
+                )
+            parameter.copy_(tensor)
+    if wanted:
+        raise BadCheckpoint(
+            f"{folder} lacks {len(wanted)} tensors, among them {min(wanted)!r}.\n"
+            "Give a complete model directory, or make it again."
+        )
+    log.info("loaded %s: %d parameters, %s on %s", folder, arch.parameter_count(), dtype, device)
+    return decoder.eval()
+
+
+def save_decoder(
+    decoder: Decoder,
+    folder: str | Path,
+    *,
+    weights: str = "trained",
+    extra_files: Iterable[str | Path] = (),
+    about: dict | None = None,
+) -> Path:
+    """Writes a model directory that `load_decoder` and Transformers load, whole or not at all.
+
+    `weights` (trained, random or pretrained) and `about` go into `ember.json`; `extra_files` (a
+    tokenizer's, say) are copied in under their names.
+    """
+    from safetensors.torch import save_file
+
+    if weights not in KINDS:
+        raise ValueError(f"weights must be one of {KINDS}, got {weights!r}")
+    folder = Path(folder)
+    # Clones, because a packed decoder's parameters share memory, which the format refuses.
+    state = {
+        name if name == "lm_head.weight" else f"model.{name}": p.detach().cpu().clone()
+        for name, p in decoder.named_parameters()
+    }
+    dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
+    with atomic_dir(folder) as part:
+        _write_json(part / CONFIG, decoder.arch.to_hf() | {"dtype": dtype, "torch_dtype": dtype})
+        _write_json(part / KIND, {"weights": weights} | (about or {}))
+        save_file(state, part / WEIGHTS, metadata={"format": "pt"})
+        for file in map(Path, extra_files):
+            shutil.copyfile(file, part / file.name)
+    return folder
+
+
+def random_decoder(
+    arch: Architecture,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Decoder:
+    """A decoder with seeded random weights, drawn on the device; training starts from these.
+
+    Matrices are normal with std 0.02, those that write to the residual stream smaller by
+    sqrt(2 · layers) (GPT-2), norms are 1, biases 0. CPU and CUDA draw different numbers.
+    """
+    decoder = _empty_decoder(arch, device, dtype)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            shrink = math.sqrt(2 * arch.num_layers) if writes_residual else 1.0
+            parameter.normal_(0.0, INITIAL_STD / shrink, generator=generator)
+    return decoder.eval()
+
+
+def read_architecture(folder: str | Path) -> Architecture:
+    """The architecture that a model directory's config.json describes."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadCheckpoint(
+            f"there is no model directory {folder}.\n"
+            "Let the workflow make it, or set the model's path to a local copy."
+        )
+    return Architecture.from_hf(_read_json(folder / CONFIG))
+
+
+def weights_kind(folder: str | Path) -> str:
+    """Where a model directory's weights come from: trained, random or pretrained."""
+    return _read_kind(Path(folder))["weights"]
+
+
+def snapshot(folder: str | Path) -> dict:
+    """What a model directory holds: files (file, bytes, sha256), parameters, architecture.
+
+    `revision` is the hub's commit where `ember.json` records one. Parameters are counted in the
+    weight files; declared random weights by the architecture. Raises `BadCheckpoint` for files
+    whose tensors are not the architecture's.
+    """
+    folder = Path(folder)
+    arch = read_architecture(folder)
+    kind = _read_kind(folder)
+    files = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        name = path.relative_to(folder).as_posix()
+        files.append({"file": name, "bytes": path.stat().st_size, "sha256": digest})
+    parameters = arch.parameter_count()
+    if weight_files := _weight_files(folder):
+        counted = sum(math.prod(shape) for name, shape in _shapes(weight_files, arch))
+        if counted != parameters:
+            raise BadCheckpoint(
+                f"the weights in {folder} have {counted:,} parameters, but {CONFIG} describes "
+                f"{parameters:,}.\nGive matching files."
+            )
+    return {
+        "files": files,
+        "parameters": parameters,
+        "architecture": arch.model_type,
+        "revision": kind.get("revision"),
+    }
+
+
+def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
+    """A decoder whose parameters are allocated but not filled."""
+    needed = arch.parameter_count() * dtype.itemsize
+    require(needed, str(device), f"a {arch.model_type} of {arch.parameter_count():,} parameters")
+    with torch.device("meta"):
+        decoder = Decoder(arch)
+    return decoder.to(dtype).to_empty(device=device)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a directory; a shard that its index names must exist."""
+    if (folder / INDEX).is_file():
+        index = _read_json(folder / INDEX)
+        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
+        for file in files:
+            if not file.is_file():
+                raise BadCheckpoint(
+                    f"{file} is missing, but {folder / INDEX} names it.\n"
+                    "Copy or download the model again."
+                )
+        return files
+    return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
+
+
+def _open(file: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise BadCheckpoint(
+            f"{file} is truncated or no safetensors file ({error}).\n"
+            "Copy or download it again, or delete it and let the workflow make it."
+        ) from None
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:
+    """Every tensor of the files, one at a time, on the CPU."""
+    for file in files:
+        with _open(file) as stream:
+            for name in sorted(stream.keys()):
+                yield file, name, stream.get_tensor(name)
+
+
+def _shapes(files: list[Path], arch: Architecture) -> Iterator[tuple[str, list[int]]]:
+    """Shapes of the model's own tensors, read from the headers alone."""
+    for file in files:
+        with _open(file) as stream:
+            for name in stream.keys():  # noqa: SIM118 (not a dict)
+                copy_of_head = name == "lm_head.weight" and arch.tie_embeddings
+                if not copy_of_head and not name.endswith("rotary_emb.inv_freq"):
+                    yield name, stream.get_slice(name).get_shape()
+
+
+def _read_kind(folder: Path) -> dict:
+    if not (folder / KIND).is_file():
+        return {"weights": "pretrained"}
+    kind = _read_json(folder / KIND)
+    if kind.get("weights") not in KINDS:
+        raise BadCheckpoint(
+            f"{folder / KIND} says weights are {kind.get('weights')!r}.\n"
+            f"Set it to one of {', '.join(KINDS)}."
+        )
+    return kind
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadCheckpoint(
+            f"{path} is missing.\nGive a complete model directory, or make it again."
+        ) from None
+    except ValueError as error:
+        raise BadCheckpoint(
+            f"{path} is not valid JSON ({error}).\nCopy the file again, or make it again."
+        ) from None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
