@@ -114,13 +114,12 @@ class Match:
         return found
 
     def copy_into(self, cache) -> int:
-        """Write the matched KV at position 0 of every row of `cache` (a contiguous cache).
-
-        `cache.write(layer, start, k, v)` takes k, v of shape (1 or B, Hkv, T, D). Returns `length`.
-        """
+        """Put the matched KV into every row of an empty ContiguousCache; returns `length`."""
         for start, kv in self.segments:
-            for layer in range(kv.shape[0]):
-                cache.write(layer, start, kv[layer, 0].unsqueeze(0), kv[layer, 1].unsqueeze(0))
+            stop = start + kv.shape[TOKEN_AXIS]
+            # All layers in one copy: (L, 2, 1, Hkv, T, D) over (L, 2, B, Hkv, T, D).
+            cache.kv[..., start:stop, :].copy_(kv.unsqueeze(2))
+            cache.advance(stop - start)
         return self.length
 
     def release(self) -> None:

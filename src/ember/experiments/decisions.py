@@ -42,7 +42,7 @@ def _gates(gates: pd.DataFrame) -> dict:
 
 def _prefill_share(share: pd.DataFrame, threshold: float) -> list[dict]:
     rows = []
-    for _, point in share[share["status"] == "ok"].iterrows():
+    for point in share[share["status"] == "ok"].to_dict("records"):
         low, high = float(point["prefill_share_p10"]), float(point["prefill_share_p90"])
         if high < threshold:
             verdict = "low: argue by accumulation over rounds x candidates, sync and memory"
@@ -82,7 +82,7 @@ def _prefix_savings(savings: pd.DataFrame, threshold: float) -> list[dict]:
             f"{point['documents']} documents; operation count: "
             f"{point['expected_with_attention']:.3f}",
         }
-        for _, point in half.iterrows()
+        for point in half.to_dict("records")
     ]
 
 

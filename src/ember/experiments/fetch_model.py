@@ -57,6 +57,8 @@ def _hub(settings: Mapping, folder: Path, seed: int) -> None:
             "on a machine with network, or set source: local and path: to a copy."
         ) from None
     _link(Path(source), folder)
+    kind = {"weights": "pretrained", "revision": Path(source).name}
+    (folder / "ember.json").write_text(json.dumps(kind, indent=2) + "\n")
 
 
 def _link(source: Path, folder: Path) -> None:

@@ -55,7 +55,7 @@ def _bars(axes, rows) -> None:
     place = 0
     for generation, group in rows.groupby("generation"):
         start = place
-        for _, row in group.iterrows():
+        for row in group.to_dict("records"):
             positions.append(place)
             labels.append(str(row["context"]))
             place += 1

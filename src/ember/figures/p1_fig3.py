@@ -87,7 +87,7 @@ def _caption(cost, points, rounds: Mapping, scale: str) -> str:
             found = ", ".join(
                 f"{row['label']} {100 * row['savings_vs_naive']:.1f} % "
                 f"[{100 * row['savings_low']:.1f}, {100 * row['savings_high']:.1f}]"
-                for _, row in rows.iterrows()
+                for row in rows.to_dict("records")
             )
             sentences.append(f"{context}/{generation}, {label}: {found}")
     return (
@@ -95,7 +95,7 @@ def _caption(cost, points, rounds: Mapping, scale: str) -> str:
         f"{rounds['prompts']} prompts × {rounds['candidates']} candidates (modelled).** Top: "
         "cumulative time if every candidate prefills its prompt. Bottom: time saved against Naive "
         "at the last round, with 95 % bootstrap intervals over the measured repeats. Composed from "
-        "the measured rollout profile, prefix sweep and restart sweep; no constant enters. Training "
-        "and adapter updates are not in it, and it says nothing about quality: stale KV costs "
-        f"nothing here. Savings: {'. '.join(sentences)}. {basis(cost, scale)}"
+        "the measured rollout profile, prefix sweep and restart sweep; no constant enters. "
+        "Training and adapter updates are not in it, and it says nothing about quality: stale KV "
+        f"costs nothing here. Savings: {'. '.join(sentences)}. {basis(cost, scale)}"
     )

@@ -86,7 +86,7 @@ def _caption(rows, scale: str) -> str:
         f"prompt {row['prompt_tokens']}: {100 * row['savings']:.1f} % "
         f"[{100 * row['savings_low']:.1f}, {100 * row['savings_high']:.1f}], "
         f"{row['speedup']:.2f}×, operation count {100 * row['expected_with_attention']:.1f} %"
-        for _, row in half.iterrows()
+        for row in half.to_dict("records")
     )
     return (
         "**Sec 4.4. Prefill saved by the prefix cache.** (a) Saved time against the reused part of "

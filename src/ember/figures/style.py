@@ -56,9 +56,9 @@ def style() -> Iterator:
 def save(figure, stem: Path, caption: str, provenance: Mapping) -> None:
     """Write `stem`.png, `stem`.pdf and `stem`.caption.md, each whole or not at all."""
     stem = Path(stem)
+    metadata = figure_metadata(provenance)
     for ending in ("png", "pdf"):
         with atomic_file(stem.with_name(f"{stem.name}.{ending}")) as part:
-            metadata = figure_metadata(provenance, ending)
             figure.savefig(part, format=ending, metadata=metadata)
     write_text(stem.with_name(f"{stem.name}.caption.md"), caption.strip() + "\n")
 

@@ -11,7 +11,8 @@ def check_snapshot(folder: Path, *, name: str) -> tuple[list[dict], list[dict]]:
     from ember.model.checkpoint import snapshot, weights_kind
 
     found = snapshot(Path(folder))
-    files = found["files"]
+    # The provenance of the job that made the directory is not part of the model.
+    files = [file for file in found["files"] if file["file"] != "provenance.json"]
     digest = hashlib.sha256("".join(f"{f['file']}{f['sha256']}" for f in files).encode())
     revision = found.get("revision") or digest.hexdigest()
     weights = weights_kind(Path(folder))

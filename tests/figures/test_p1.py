@@ -1,0 +1,140 @@
+"""Figures: every number of a caption is in the table, and files come whole with provenance."""
+
+import pandas as pd
+import pytest
+
+from ember.figures import p1_fig2, p1_fig3, p1_sec44
+from ember.figures.style import save
+from ember.records.provenance import read_figure_provenance
+
+ABOUT = {"model": "policy", "weights": "trained", "device": "cpu", "dtype": "float32"}
+
+
+def share_table() -> pd.DataFrame:
+    rows = []
+    for generation in (64, 128):
+        for context in (512, 1024):
+            share = context / (context + 8 * generation)
+            times = {
+                f"{phase}_ms_median": value
+                for phase, value in {
+                    "prefill": context / 10,
+                    "decode": generation * 0.7,
+                    "sampling": generation * 0.1,
+                    "transfer": 0.1,
+                }.items()
+            }
+            rows.append(
+                ABOUT
+                | times
+                | {
+                    "mode": "single",
+                    "status": "ok",
+                    "reason": None,
+                    "context": context,
+                    "generation": generation,
+                    "n": 5,
+                    "prefill_share": share,
+                    "prefill_share_p10": share - 0.01,
+                    "prefill_share_p90": share + 0.02,
+                    "evidence": "measured",
+                }
+            )
+    rows.append(
+        dict.fromkeys(rows[0])
+        | ABOUT
+        | {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
+        | {"evidence": "measured", "context": 512, "generation": 64}
+    )
+    return pd.DataFrame(rows)
+
+
+def savings_table() -> pd.DataFrame:
+    rows = [
+        ABOUT
+        | {
+            "prompt_tokens": prompt,
+            "prefix_tokens": int(prompt * fraction),
+            "documents": 12,
+            "savings": 0.9 * fraction,
+            "savings_low": 0.9 * fraction - 0.02,
+            "savings_high": 0.9 * fraction + 0.01,
+            "speedup": 1 / (1 - 0.9 * fraction),
+            "expected_with_attention": 0.95 * fraction,
+            "uncached_ms_median": prompt / 8,
+            "cached_ms_median": prompt / 8 * (1 - 0.9 * fraction),
+            "tokens_equal_share": 1.0,
+            "max_logit_diff": 2.3e-5,
+            "evidence": "measured",
+        }
+        for prompt in (512, 1024)
+        for fraction in (0.25, 0.5, 0.75)
+    ]
+    return pd.DataFrame(rows)
+
+
+def cost_table() -> pd.DataFrame:
+    rows = []
+    for context, generation in ((2048, 128), (4096, 64)):
+        for sharing in ("independent", "shared"):
+            for policy, saved in (("naive", 0.0), ("prefix_only", 0.12)):
+                for turn in (1, 2, 3):
+                    total = 10.0 * turn * (1 - saved)
+                    rows.append(
+                        ABOUT
+                        | {
+                            "point": f"{context}/{generation}",
+                            "context": context,
+                            "generation": generation,
+                            "policy": policy,
+                            "label": policy.title(),
+                            "sharing": sharing,
+                            "round": turn,
+                            "cumulative_s": total,
+                            "cumulative_low_s": total * 0.98,
+                            "cumulative_high_s": total * 1.02,
+                            "savings_vs_naive": saved,
+                            "savings_low": saved - 0.01,
+                            "savings_high": saved + 0.01,
+                            "evidence": "modelled",
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def test_fig2_says_the_range_of_shares_and_what_was_not_measured():
+    figure, caption = p1_fig2.draw(share_table(), "tiny")
+    assert len(figure.axes) == 2
+    assert "from 33.3 % at 512 tokens of context and 128 generated" in caption
+    assert "to 66.7 % at 1024 and 64" in caption
+    assert "two_stage_overlap (one device)" in caption
+    assert "scale tiny" in caption
+
+
+def test_sec44_gives_the_interval_at_half_of_the_prompt():
+    _, caption = p1_sec44.draw(savings_table(), "tiny")
+    assert "prompt 512: 45.0 % [43.0, 46.0], 1.82×, operation count 47.5 %" in caption
+    assert "n = 12 documents" in caption
+
+
+def test_fig3_says_that_it_is_modelled_and_what_each_policy_saves():
+    rounds = {"rounds": 3, "prompts": 100, "candidates": 8}
+    figure, caption = p1_fig3.draw(cost_table(), rounds, "tiny")
+    assert len(figure.axes) == 4
+    assert "(modelled)" in caption
+    assert "Prefix_Only 12.0 % [11.0, 13.0]" in caption
+    assert "evidence: modelled" in caption
+
+
+def test_a_smoke_caption_supports_no_claim():
+    _, caption = p1_sec44.draw(savings_table(), "smoke")
+    assert "no number here supports a claim" in caption
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_a_figure_carries_its_provenance(tmp_path, ending):
+    figure, caption = p1_sec44.draw(savings_table(), "tiny")
+    provenance = {"rule": "plot_sec44", "code": "abc", "inputs": [], "config": {"scale": "tiny"}}
+    save(figure, tmp_path / "fig", caption, provenance)
+    assert read_figure_provenance(tmp_path / f"fig.{ending}")["rule"] == "plot_sec44"
+    assert (tmp_path / "fig.caption.md").read_text().startswith("**Sec 4.4")
