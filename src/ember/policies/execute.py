@@ -1,20 +1,21 @@
-"""Carries out plans on the real decoder: partial prefills, restarts at a layer, corrections (P1-5).
+"""Carries out plans on the real decoder: partial prefills, restarts, corrections (P1-5, P1-8).
 
-A `PromptKV` holds what a prompt's prefill leaves behind: keys and values, the hidden states entering
-the boundary layers and, where stale KV is to be corrected (P1-8), low-rank activations x·Aᵀ (r
-numbers a token and adapted projection) and, if the architecture norms its keys, the raw ones.
-`run_plan` brings it up to date as a `Plan` says, `PolicyRunner` asks a policy for the plan. KV is
-stored under the content hash of the weights that made it; it crosses an update only through a
-policy's plan, never by accident.
+A `PromptKV` holds what a prompt's prefill leaves behind: keys and values, the hidden states
+entering the boundary layers and, where stale KV is to be corrected (P1-8), low-rank activations
+x·Aᵀ (r numbers a token and adapted projection) and, if the architecture norms its keys, the raw
+ones. `run_plan` brings it up to date as a `Plan` says, `PolicyRunner` asks a policy for the plan.
+KV is stored under the content hash of the weights that made it; it crosses an update only through
+a policy's plan, never by accident.
 
-The correction assumes that A stands still: then B alone moves K by s·(xAᵀ)ΔBᵀ. If A trains too, the
-stored activations belong to the old A; the correction then needs x itself (H numbers a token instead
-of r) and has rank 2r, so `correct` refuses and asks for a full refresh.
+The correction assumes that A stands still: then B alone moves K by s·(xAᵀ)ΔBᵀ. If A trains too,
+the stored activations belong to the old A; the correction then needs x itself (H numbers a token
+instead of r) and has rank 2r, so `correct` refuses and asks for a full refresh.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -208,8 +209,8 @@ class KvKey:
 
 
 class KvStore:
-    """Prompts' KV under the weights that made it. `get` finds an exact key only; `adopt` is the
-    one way across an update, and only the policy runner takes it."""
+    """Prompts' KV under the weights that made it. `get` finds an exact key only; `take` is the one
+    way across an update: it removes KV whatever made it, to be put back when brought up to date."""
 
     def __init__(self):
         self._entries: dict[KvKey, PromptKV] = {}
@@ -228,17 +229,13 @@ class KvStore:
         self._entries[key] = kv
         self._latest[key.prompt] = key
 
-    def adopt(self, key: KvKey) -> PromptKV | None:
-        """Move the prompt's KV, whatever weights made it, under `key`."""
-        old = self._latest.get(key.prompt)
-        kv = self._entries.get(old)
-        if kv is not None and old != key:
-            self.put(key, kv)
-        return kv
+    def take(self, prompt: str) -> PromptKV | None:
+        """Remove and return the prompt's KV, whatever weights made it."""
+        return self._entries.pop(self._latest.pop(prompt, None), None)
 
     def forget(self, prompt: str) -> None:
         """Drop a prompt's KV."""
-        self._entries.pop(self._latest.pop(prompt, None), None)
+        self.take(prompt)
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -305,7 +302,7 @@ class PolicyRunner:
         key = KvKey(self.version, request.prompt)
         prefix = (self.version, prompt_key(tokens[:shared_prefix]))
         plan = self.policy.plan(request)
-        kv = self.store.adopt(key)
+        kv = self.store.take(request.prompt)
         if kv is None:
             kv = PromptKV.empty(self.decoder, tokens)
         donor = self._donors.get(prefix) if plan.prefix_tokens else None
@@ -363,7 +360,7 @@ def _run(decoder: Decoder, kv: PromptKV, x: Tensor, first: int, layers: range, t
 def _spans(start: int, stop: int, boundaries: Sequence[int]) -> list[tuple[int, int]]:
     """[start, stop) cut at the boundaries inside it; ends at stop."""
     cuts = [start, *(layer for layer in sorted(boundaries) if start < layer < stop), stop]
-    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return [(a, b) for a, b in pairwise(cuts) if a < b]
 
 
 def _keep(store: dict, key, value: Tensor, first: int, tokens: int, axis: int) -> None:
@@ -436,8 +433,13 @@ def _snapshot(adapter: Adapter, before: Adapter) -> Adapter:
 
     def part(key, new: LowRank) -> LowRank:
         old = before.get(key)
-        a = old.a if old is not None and torch.equal(old.a, new.a) else new.a.detach().clone()
-        b = old.b if old is not None and torch.equal(old.b, new.b) else new.b.detach().clone()
-        return LowRank(a, b, new.scale)
+        same_a = old is not None and torch.equal(old.a, new.a)
+        same_b = old is not None and torch.equal(old.b, new.b)
+        if same_a and same_b and old.scale == new.scale:
+            return old
+        a = old.a if same_a else new.a.detach().clone()
+        return LowRank(a, old.b if same_b else new.b.detach().clone(), new.scale)
 
-    return {key: part(key, new) for key, new in adapter.items()}
+    after = {key: part(key, new) for key, new in adapter.items()}
+    unchanged = after.keys() == before.keys() and all(after[k] is before[k] for k in after)
+    return before if unchanged else after

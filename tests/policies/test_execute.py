@@ -1,0 +1,523 @@
+"""Plans carried out for real: the exactness oracles of P1-5.2 and the correction of P1-8.1."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ember.model.architecture import Architecture
+from ember.model.decoder import Decoder
+from ember.policies.execute import (
+    KvKey,
+    LowRank,
+    PolicyRunner,
+    PromptKV,
+    StaleFactors,
+    adapter_hash,
+    content_hash,
+    correct,
+    prompt_key,
+    run_plan,
+)
+from ember.policies.plan import BadPolicy, Plan, Update
+from ember.policies.policy import (
+    KeepRegion,
+    Naive,
+    PeriodicRefresh,
+    PrefixOnly,
+    UpdatableKV,
+    UpdateLocality,
+    compose,
+)
+
+LAYERS, RANK, TOKENS = 4, 4, 24
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def make_decoder(seed: int, model_type: str = "qwen3", dtype=torch.float64) -> Decoder:
+    """A random decoder whose logits are of order 1."""
+    arch = Architecture.make(
+        model_type=model_type,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=LAYERS,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        vocab_size=50,
+        max_positions=256,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(arch).to(dtype)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            scale = 1.0 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+            parameter.copy_(1 + 0.1 * noise if parameter.ndim == 1 else scale * noise)
+    return decoder
+
+
+class Lora:
+    """A random adapter of chosen projections; `step` moves B and merges the change."""
+
+    def __init__(self, decoder: Decoder, where, seed: int, scale: float = 0.5):
+        self.decoder, self.scale = decoder, scale
+        self.generator = torch.Generator().manual_seed(seed)
+        self.a, self.b = {}, {}
+        for layer, name in where:
+            weight = getattr(decoder.layers[layer].self_attn, name).weight
+            shape = (RANK, weight.shape[1])
+            noise = torch.randn(shape, generator=self.generator, dtype=weight.dtype)
+            self.a[layer, name] = noise * weight.shape[1] ** -0.5
+            self.b[layer, name] = weight.new_zeros(weight.shape[0], RANK)
+
+    def step(self, size: float = 0.3) -> None:
+        with torch.no_grad():
+            for (layer, name), b in self.b.items():
+                delta = torch.randn(b.shape, generator=self.generator, dtype=b.dtype) * size
+                weight = getattr(self.decoder.layers[layer].self_attn, name).weight
+                weight += self.scale * delta @ self.a[layer, name]
+                b += delta
+
+    @property
+    def adapter(self) -> dict:
+        return {
+            key: LowRank(self.a[key], self.b[key], self.scale)
+            for key in self.a
+            if key[1] in ("k_proj", "v_proj")
+        }
+
+    def update(self, round: int) -> Update:
+        layers = frozenset(layer for layer, _ in self.a)
+        kv = frozenset(layer for layer, _ in self.adapter)
+        return Update(round, layers, adapter_hash(self.adapter), kv)
+
+
+def everywhere(first: int = 0, names=PROJECTIONS):
+    return [(layer, name) for layer in range(first, LAYERS) for name in names]
+
+
+def prompt(seed: int = 0, tokens: int = TOKENS) -> list[int]:
+    return torch.randint(50, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def fresh(decoder: Decoder, tokens: list[int]):
+    """(logits, KV) of a prefill from nothing."""
+    kv = PromptKV.empty(decoder, tokens)
+    return run_plan(decoder, kv, Plan.full(LAYERS)), kv
+
+
+def errors(kv: PromptKV, truth: PromptKV) -> list[float]:
+    """Relative L2 error of keys and values, by layer."""
+    out = []
+    for layer in range(LAYERS):
+        pairs = zip(kv.cache.read(layer), truth.cache.read(layer), strict=True)
+        out.append(max(float((a - b).norm() / b.norm()) for a, b in pairs))
+    return out
+
+
+def assert_exact(kv: PromptKV, truth: PromptKV, layers=range(LAYERS)) -> None:
+    measured = errors(kv, truth)
+    assert max((measured[layer] for layer in layers), default=0.0) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_full_plan_is_a_plain_forward(dtype):
+    decoder = make_decoder(0, dtype=dtype)
+    tokens = prompt()
+    logits, kv = fresh(decoder, tokens)
+    with torch.inference_mode():
+        plain = decoder.logits(decoder(torch.tensor([tokens])))[:, -1]
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(logits, plain, atol=tolerance, rtol=0)
+    assert all(kv.cache.length(layer) == TOKENS for layer in range(LAYERS))
+
+
+@pytest.mark.parametrize("freeze", range(LAYERS + 1))
+def test_restart_equals_a_fresh_prefill_when_the_layers_below_stand(freeze):
+    decoder = make_decoder(1)
+    lora = Lora(decoder, everywhere(freeze), seed=2)
+    runner = PolicyRunner(decoder, UpdateLocality(LAYERS, freeze))
+    tokens = prompt()
+    runner.prefill(1, tokens)
+    for round in (2, 3, 4):
+        lora.step()
+        runner.on_update(lora.update(round))
+        done = runner.prefill(round, tokens)
+        logits, truth = fresh(decoder, tokens)
+        assert done.plan == Plan.restart(LAYERS, freeze)
+        torch.testing.assert_close(done.logits, logits, atol=1e-12, rtol=0)
+        assert_exact(done.kv, truth)
+
+
+def test_an_update_below_the_boundary_costs_a_full_prefill_and_stays_exact():
+    decoder = make_decoder(1)
+    runner = PolicyRunner(decoder, UpdateLocality(LAYERS, 2))
+    tokens = prompt()
+    runner.prefill(1, tokens)
+    lora = Lora(decoder, [(1, "v_proj")], seed=2)
+    lora.step()
+    runner.on_update(lora.update(2))
+    done = runner.prefill(2, tokens)
+    assert done.plan.full_refresh
+    assert_exact(done.kv, fresh(decoder, tokens)[1])
+
+
+def test_zero_b_changes_nothing():
+    decoder = make_decoder(3)
+    lora = Lora(decoder, everywhere(), seed=4)
+    runner = PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 10), adapter=lora.adapter)
+    tokens = prompt()
+    first = runner.prefill(1, tokens)
+    before = first.kv.cache.kv.clone()
+    lora.step(size=0.0)
+    runner.on_update(lora.update(2), lora.adapter)
+    done = runner.prefill(2, tokens)
+    assert done.plan.correct
+    torch.testing.assert_close(done.kv.cache.kv, before, atol=1e-12, rtol=0)
+    torch.testing.assert_close(done.logits, first.logits, atol=1e-12, rtol=0)
+
+
+def test_an_update_of_the_last_query_leaves_all_kv_exact():
+    decoder = make_decoder(5)
+    lora = Lora(decoder, [(LAYERS - 1, "q_proj")], seed=6)
+    tokens = prompt()
+    old_logits, old = fresh(decoder, tokens)
+    lora.step()
+    logits, truth = fresh(decoder, tokens)
+    assert not torch.allclose(logits, old_logits, atol=1e-3)  # the update did something
+    assert_exact(old, truth)
+    for policy in (UpdateLocality(LAYERS, LAYERS), PeriodicRefresh(LAYERS, 10)):
+        decoder = make_decoder(5)
+        lora = Lora(decoder, [(LAYERS - 1, "q_proj")], seed=6)
+        runner = PolicyRunner(decoder, policy)
+        runner.prefill(1, tokens)
+        lora.step()
+        runner.on_update(lora.update(2))
+        done = runner.prefill(2, tokens)
+        assert done.plan == Plan.last_tokens(LAYERS, TOKENS)
+        assert policy.stats[-1].stale_cells == 0
+        torch.testing.assert_close(done.logits, logits, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("first", range(LAYERS))
+def test_layers_below_the_first_adapted_one_stay_exact(first):
+    decoder = make_decoder(7)
+    lora = Lora(decoder, everywhere(first), seed=8)
+    tokens = prompt()
+    _, old = fresh(decoder, tokens)
+    lora.step()
+    _, truth = fresh(decoder, tokens)
+    assert_exact(old, truth, range(first))
+    assert min(errors(old, truth)[first:]) > 1e-3
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_correction_is_exact_in_the_first_changed_layer(model_type, first):
+    decoder = make_decoder(9, model_type)
+    lora = Lora(decoder, everywhere(first), seed=10)
+    runner = PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 100, first), adapter=lora.adapter)
+    tokens = prompt()
+    runner.prefill(1, tokens)
+    for round in range(2, 6):
+        lora.step()
+        runner.on_update(lora.update(round), lora.adapter)
+        done = runner.prefill(round, tokens)
+        _, truth = fresh(decoder, tokens)
+        assert done.plan.correct
+        assert_exact(done.kv, truth, range(first + 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_correction_leaves_less_error_than_stale_kv_above(seed):
+    def run(policy):
+        decoder = make_decoder(100 + seed)
+        lora = Lora(decoder, everywhere(names=("k_proj", "v_proj")), seed=200 + seed)
+        runner = PolicyRunner(decoder, policy, adapter=lora.adapter)
+        tokens = prompt(seed)
+        runner.prefill(1, tokens)
+        lora.step(0.2)
+        runner.on_update(lora.update(2), lora.adapter)
+        return errors(runner.prefill(2, tokens).kv, fresh(decoder, tokens)[1])
+
+    corrected = run(UpdatableKV(LAYERS, RANK, 100))
+    stale = run(PeriodicRefresh(LAYERS, 100))
+    assert all(better < worse for better, worse in zip(corrected, stale, strict=True))
+    assert sum(corrected) < 0.9 * sum(stale)
+
+
+def test_correction_over_missed_updates_is_one_correction():
+    tokens, out = prompt(), []
+    for visits in ([2, 3, 4], [4]):
+        decoder = make_decoder(11)
+        lora = Lora(decoder, [(1, "k_proj"), (1, "v_proj")], seed=12)
+        runner = PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 100), adapter=lora.adapter)
+        runner.prefill(1, tokens)
+        for round in (2, 3, 4):
+            lora.step()
+            runner.on_update(lora.update(round), lora.adapter)
+            if round in visits:
+                kv = runner.prefill(round, tokens).kv
+        out.append([torch.cat(kv.cache.read(1)) for kv in (kv, fresh(decoder, tokens)[1])])
+    (often, truth), (once, _) = out
+    torch.testing.assert_close(often, truth, atol=1e-12, rtol=0)
+    torch.testing.assert_close(once, truth, atol=1e-12, rtol=0)
+
+
+def test_recomputing_the_first_layers_helps_and_the_last_ones_hardly():
+    """The axis of P1-5.2 on a real decoder: error of the logits against a fresh prefill."""
+    error = {}
+    for policy in (
+        PeriodicRefresh(LAYERS, 100),
+        KeepRegion(LAYERS, last_layers=1),
+        KeepRegion(LAYERS, first_layers=1),
+    ):
+        total = 0.0
+        for seed in range(4):
+            decoder = make_decoder(300 + seed)
+            lora = Lora(decoder, everywhere(names=("k_proj", "v_proj")), seed=400 + seed)
+            runner = PolicyRunner(decoder, policy)
+            policy.reset()
+            tokens = prompt(seed)
+            runner.prefill(1, tokens)
+            lora.step()
+            runner.on_update(lora.update(2))
+            done = runner.prefill(2, tokens)
+            _, truth = fresh(decoder, tokens)
+            total += sum(errors(done.kv, truth))
+            if policy.id == "keep_last_layers_1":
+                assert_exact_but_last_layer(done.kv, truth)
+        error[policy.id] = total
+    assert error["keep_last_layers_1"] < error["keep_first_layers_1"] < error["refresh_100"]
+
+
+def assert_exact_but_last_layer(kv: PromptKV, truth: PromptKV) -> None:
+    measured = errors(kv, truth)
+    assert max(measured[:-1]) < 1e-12 < measured[-1]
+
+
+def test_a_shared_prefix_is_taken_from_the_rounds_first_prompt():
+    decoder = make_decoder(13)
+    lora = Lora(decoder, everywhere(2), seed=14)
+    shared = prompt(1, 10)
+    prompts = [shared + prompt(seed, 14) for seed in (2, 3, 4)]
+    for policy in (
+        PrefixOnly(LAYERS),
+        compose(UpdateLocality(LAYERS, 2), PrefixOnly(LAYERS)),
+        compose(UpdateLocality(LAYERS, 2), PeriodicRefresh(LAYERS, 2), PrefixOnly(LAYERS)),
+    ):
+        runner = PolicyRunner(decoder, policy)
+        for round in (1, 2, 3):
+            if round > 1:
+                lora.step()
+                runner.on_update(lora.update(round))
+            for number, tokens in enumerate(prompts):
+                done = runner.prefill(round, tokens, shared_prefix=10)
+                assert done.plan.prefix_tokens == (10 if number else 0)
+                logits, truth = fresh(decoder, tokens)
+                torch.testing.assert_close(done.logits, logits, atol=1e-12, rtol=0)
+                assert_exact(done.kv, truth)
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_exact_policies_equal_a_fresh_prefill_whatever_happens(data):
+    """Any order of updates of any projections and of visits of prompts that share a prefix."""
+    decoder = make_decoder(15)
+    prefix = prompt(1, 4)
+    prompts = [prefix + prompt(seed, 5) for seed in (2, 3)]
+    policy = data.draw(
+        st.sampled_from(
+            [
+                Naive(LAYERS),
+                PrefixOnly(LAYERS),
+                UpdateLocality(LAYERS, 2),
+                UpdateLocality(LAYERS, LAYERS),
+                compose(UpdateLocality(LAYERS, 2), PeriodicRefresh(LAYERS, 2)),
+                compose(UpdateLocality(LAYERS, 2), PrefixOnly(LAYERS)),
+            ]
+        )
+    )
+    policy.reset()
+    runner = PolicyRunner(decoder, policy)
+    for round in range(1, 5):
+        where = data.draw(st.sets(st.sampled_from(everywhere()), max_size=3))
+        if round > 1 and where:
+            lora = Lora(decoder, sorted(where), seed=round)
+            lora.step()
+            runner.on_update(lora.update(round))
+        for number in data.draw(st.lists(st.integers(0, 1), max_size=3)):
+            done = runner.prefill(round, prompts[number], shared_prefix=4)
+            logits, truth = fresh(decoder, prompts[number])
+            torch.testing.assert_close(done.logits, logits, atol=1e-10, rtol=0)
+            assert max(errors(done.kv, truth)) < 1e-10
+            assert policy.stats[-1].stale_cells == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_the_ledger_calls_no_cell_exact_that_is_not(data):
+    """Where the staleness ledger says a layer's cells are all exact, they are."""
+    decoder = make_decoder(16)
+    tokens = prompt(0, 8)
+    policy = data.draw(
+        st.sampled_from(
+            [
+                PeriodicRefresh(LAYERS, 3),
+                KeepRegion(LAYERS, first_layers=2),
+                KeepRegion(LAYERS, last_layers=2),
+                KeepRegion(LAYERS, last_tokens=3),
+            ]
+        )
+    )
+    policy.reset()
+    runner = PolicyRunner(decoder, policy)
+    for round in range(1, 5):
+        where = data.draw(st.sets(st.sampled_from(everywhere()), max_size=2))
+        if round > 1 and where:
+            lora = Lora(decoder, sorted(where), seed=round)
+            lora.step()
+            runner.on_update(lora.update(round))
+        kv = runner.prefill(round, tokens).kv
+        _, truth = fresh(decoder, tokens)
+        for band in policy._bands[prompt_key(tokens)]:
+            for layer in range(LAYERS):
+                lag = policy.ledger.staleness(layer, band.weights[layer], band.inputs[layer])
+                if lag == 0:
+                    mine = torch.cat(kv.cache.read(layer, band.start, band.stop))
+                    true = torch.cat(truth.cache.read(layer, band.start, band.stop))
+                    torch.testing.assert_close(mine, true, atol=1e-10, rtol=0)
+
+
+def test_kv_of_other_weights_is_found_by_no_key():
+    decoder = make_decoder(17)
+    lora = Lora(decoder, everywhere(), seed=18)
+    runner = PolicyRunner(decoder, PeriodicRefresh(LAYERS, 10), version=adapter_hash(lora.adapter))
+    tokens = prompt()
+    old = runner.version
+    runner.prefill(1, tokens)
+    lora.step()
+    runner.on_update(lora.update(2))
+    assert runner.version != old
+    assert runner.store.get(KvKey(runner.version, prompt_key(tokens))) is None
+    done = runner.prefill(2, tokens)
+    assert done.version == runner.version == policy_version(runner)
+    assert runner.store.get(KvKey(runner.version, prompt_key(tokens))) is done.kv
+    assert runner.store.get(KvKey(old, prompt_key(tokens))) is None
+    assert len(runner.store) == 1
+
+
+def policy_version(runner: PolicyRunner) -> str:
+    return runner.policy.stats[-1].version
+
+
+def test_a_failed_prefill_leaves_no_kv_under_the_new_weights(monkeypatch):
+    decoder = make_decoder(17)
+    lora = Lora(decoder, everywhere(), seed=18)
+    runner = PolicyRunner(decoder, PeriodicRefresh(LAYERS, 10))
+    tokens = prompt()
+    runner.prefill(1, tokens)
+    lora.step()
+    runner.on_update(lora.update(2))
+    monkeypatch.setattr(decoder, "logits", lambda hidden: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runner.prefill(2, tokens)
+    assert len(runner.store) == 0
+
+
+def test_content_hashes_see_values_names_shapes_and_types():
+    one = torch.arange(6.0)
+    hashes = [
+        content_hash({"a": one}),
+        content_hash({"b": one}),
+        content_hash({"a": one.view(2, 3)}),
+        content_hash({"a": one.double()}),
+        content_hash({"a": one + 1e-6}),
+    ]
+    assert len(set(hashes)) == len(hashes)
+    assert content_hash({"a": one.clone()}) == hashes[0]
+    part = LowRank(one.view(1, 6), one.view(6, 1), 0.5)
+    assert adapter_hash({(0, "k_proj"): part}) != adapter_hash({(1, "k_proj"): part})
+    assert adapter_hash({(0, "k_proj"): part}) != adapter_hash(
+        {(0, "k_proj"): LowRank(part.a, part.b, 0.25)}
+    )
+
+
+def test_memory_is_reported_by_what_it_is_for():
+    decoder = make_decoder(19)
+    lora = Lora(decoder, everywhere(), seed=20)
+    runner = PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 10), adapter=lora.adapter)
+    runner.prefill(1, prompt())
+    size = runner.store.bytes
+    assert size["kv"] == LAYERS * 2 * 2 * TOKENS * 8 * 8
+    assert size["factors"] == LAYERS * 2 * TOKENS * RANK * 8
+    assert size["raw_keys"] == size["kv"] // 2
+    frozen = PolicyRunner(decoder, UpdateLocality(LAYERS, 2))
+    frozen.prefill(1, prompt())
+    assert frozen.store.bytes["hidden"] == (TOKENS + 1) * 32 * 8
+    frozen.forget(prompt())
+    assert len(frozen.store) == 0
+    assert frozen.prefill(1, prompt()).plan.full_refresh
+
+
+def test_impossible_work_is_refused_with_a_remedy():
+    decoder = make_decoder(21)
+    tokens = prompt()
+    _, kv = fresh(decoder, tokens)
+    lora = Lora(decoder, everywhere(), seed=22)
+    with pytest.raises(BadPolicy, match=r"no hidden states entering layer 2 .*boundaries=\(2,\)"):
+        run_plan(decoder, kv, Plan.restart(LAYERS, 2))
+    with pytest.raises(BadPolicy, match="does not fit"):
+        run_plan(decoder, kv, Plan(0, LAYERS, TOKENS))
+    with pytest.raises(BadPolicy, match="prefill in full"):
+        run_plan(decoder, PromptKV.empty(decoder, tokens), Plan(0, LAYERS, 3))
+    with pytest.raises(BadPolicy, match="shared prefix of 3"):
+        run_plan(decoder, kv, Plan(0, LAYERS, 3, prefix_tokens=3))
+    with pytest.raises(StaleFactors, match="without keeping factors"):
+        correct(decoder, kv, lora.adapter)
+    with pytest.raises(BadPolicy, match="built for 6 layers"):
+        PolicyRunner(decoder, Naive(6))
+    with pytest.raises(BadPolicy, match="give the adapter"):
+        PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 10))
+    runner = PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 10), adapter=lora.adapter)
+    runner.prefill(1, tokens)
+    with pytest.raises(BadPolicy, match="needs the adapter of update"):
+        runner.on_update(lora.update(2))
+    lora.step()
+    lora.a = {key: a + 0.1 for key, a in lora.a.items()}
+    runner.on_update(lora.update(2), lora.adapter)
+    with pytest.raises(StaleFactors, match="train B only, or refresh in full when A moves"):
+        runner.prefill(2, tokens)
+
+
+def test_a_stale_visit_in_between_forbids_the_correction():
+    """After tokens of two different weights are mixed, no single change of B fits them all."""
+    decoder = make_decoder(23)
+    lora = Lora(decoder, everywhere(), seed=24)
+    tokens = prompt()
+    kv = PromptKV.empty(decoder, tokens)
+    adapters = [lora.adapter]
+    for _ in range(2):
+        before = {key: LowRank(p.a, p.b.clone(), p.scale) for key, p in lora.adapter.items()}
+        adapters.append(before)
+        lora.step()
+    run_plan(decoder, kv, Plan.full(LAYERS), adapter=adapters[1])
+    run_plan(decoder, kv, Plan.last_tokens(LAYERS, TOKENS), adapter=adapters[2])
+    with pytest.raises(StaleFactors, match="in parts by different weights"):
+        correct(decoder, kv, lora.adapter)
+
+
+def test_versions_chain_through_the_rounds():
+    decoder = make_decoder(25)
+    lora = Lora(decoder, everywhere(), seed=26)
+    runner = PolicyRunner(decoder, Naive(LAYERS), version="start")
+    versions = [runner.prefill(1, prompt()).version]
+    for round in (2, 3):
+        lora.step()
+        runner.on_update(lora.update(round))
+        versions.append(runner.prefill(round, prompt()).version)
+    assert versions[0] == "start"
+    assert all(a != b for a, b in pairwise(versions))
