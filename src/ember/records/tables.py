@@ -223,25 +223,32 @@ def _arrow_schema(schema: Schema) -> pa.Schema:
 
 
 def _hash_array(digest, array: pa.Array) -> None:
+    digest.update(f"{len(array)} values, {array.null_count} nulls;".encode())
     if array.null_count:
-        # What lies under a null is undefined: hash where the nulls are, then a fixed value.
-        digest.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
+        # What lies under a null is undefined: hash where the nulls are, then the rest.
+        digest.update(np.packbits(_numbers(array.is_null())).tobytes())
+        array = array.drop_null()
     if pa.types.is_list(array.type):
-        _hash_array(digest, pc.fill_null(pc.list_value_length(array), -1))
+        _hash_array(digest, pc.list_value_length(array))
         _hash_array(digest, array.flatten())
     elif pa.types.is_string(array.type):
-        array = array.cast(pa.large_string())
-        filled = pc.fill_null(array, "") if array.null_count else array
-        _hash_array(digest, pc.binary_length(filled))
-        offsets = np.frombuffer(filled.buffers()[1], np.int64)[filled.offset :][: len(filled) + 1]
-        if len(filled) and filled.buffers()[2] is not None:
-            digest.update(memoryview(filled.buffers()[2])[offsets[0] : offsets[-1]])
+        _hash_array(digest, pc.binary_length(array))
+        offsets = np.frombuffer(array.buffers()[1] or b"\0" * 4, np.int32)[array.offset :]
+        if len(array) and array.buffers()[2] is not None:
+            digest.update(memoryview(array.buffers()[2])[offsets[0] : offsets[len(array)]])
     else:
-        zero = pa.scalar(False if pa.types.is_boolean(array.type) else 0, array.type)
-        filled = pc.fill_null(array, zero) if array.null_count else array
-        values = filled.to_numpy(zero_copy_only=False)
-        little = values.astype(values.dtype.newbyteorder("<"), copy=False)
-        digest.update(np.ascontiguousarray(little).tobytes())
+        digest.update(_numbers(array).tobytes())
+
+
+def _numbers(array: pa.Array) -> np.ndarray:
+    """Values of an array without nulls, little-endian. (Its own `to_numpy` imports pandas.)"""
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    kind = np.dtype(str(array.type).replace("double", "float64"))
+    if not len(array):
+        return np.empty(0, kind)
+    values = np.frombuffer(array.buffers()[1], kind, len(array), array.offset * kind.itemsize)
+    return values.astype(kind.newbyteorder("<"), copy=False)
 
 
 # Writing
@@ -336,12 +343,21 @@ def _checked(column: Column, value):
     if column.type.startswith("list"):
         if not isinstance(value, list):
             raise ValueError(f"{_excerpt(value)} is {type(value).__name__}, not {column.type}")
-        kind = column.type[5:-1]
-        return [_scalar(kind, _plain(item)) for item in value]
+        return _list(column.type[5:-1], value)
     value = _scalar(column.type, value)
     if column.values and value not in column.values:
         raise ValueError(f"{value!r} is not one of {', '.join(column.values)}")
     return value
+
+
+def _list(kind: str, values: list) -> list:
+    types = set(map(type, values))
+    # Lists are long (tokens): look at their items one by one only if something is unusual.
+    if kind == "int" and types == {int} and -_INT64 <= min(values) <= max(values) < _INT64:
+        return values
+    if kind == "float" and types == {float} and all(map(math.isfinite, values)):
+        return values
+    return [_scalar(kind, _plain(value)) for value in values]
 
 
 def _scalar(kind: str, value):

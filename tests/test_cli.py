@@ -1,0 +1,109 @@
+"""The command line: what it prints, and how it fails."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ember.cli import main
+from ember.records.provenance import collect
+from ember.records.schema import EVIDENCE, Column, Schema
+from ember.records.tables import write_table
+
+TIMES = Schema(
+    "times",
+    "Prefill times",
+    (Column("context", "int", "tokens", "prompt length"), Column("ms", "float", "ms"), EVIDENCE),
+)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"context": n, "ms": n / 3, "evidence": "measured"} for n in range(1, 31)]
+    facts = {key: {} for key in ("params", "config", "seeds")}
+    hardware = {"cpu": "Toy CPU", "cores": 2}
+    made = collect(
+        **(facts | {"seeds": {"seed": 7}}),
+        rule="fit",
+        inputs=[],
+        outputs=["t.parquet"],
+        code="c0de",
+        threads=1,
+        started="2026-01-02T03:04:05+00:00",
+        seconds=2.0,
+        hardware=hardware,
+    )
+    return write_table("t.parquet", rows, TIMES, made)
+
+
+def test_show(table, capsys):
+    assert main(["show", "t.parquet", "--rows", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("t.parquet: times, 30 rows\nPrefill times\n")
+    assert "prompt length" in out
+    assert "context [tokens]" in out
+    assert "0.6667" in out
+    assert "… 27 more rows (--rows 30 shows all)" in out
+    for part in ("rule: fit", "seeds: {'seed': 7}", "machine: Toy CPU, 2 cores", "code: c0de"):
+        assert part in out
+
+
+def test_why(table, capsys):
+    assert main(["why", "t.parquet"]) == 0
+    assert "rule fit" in capsys.readouterr().out
+
+
+def test_why_of_a_rendering_says_whose_provenance_it_shows(table, capsys):
+    table.with_suffix(".csv").write_text("context\n")
+    assert main(["why", "t.csv"]) == 0
+    assert capsys.readouterr().out.startswith("t.csv stands beside t.parquet, which carries")
+
+
+def test_config_schema(capsys):
+    assert main(["config-schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["type"] == "object"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["show", "gone.parquet"], "error: gone.parquet does not exist\nmake it with"),
+        (["why", "gone.png"], "error: gone.png does not exist"),
+        (["show", "cut.parquet"], "error: cut.parquet is truncated"),
+    ],
+)
+def test_errors_are_one_message(table, capsys, arguments, says):
+    table.with_name("cut.parquet").write_bytes(table.read_bytes()[:100])
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(says)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["shwo"], ["show"], ["show", "t.parquet", "--rows", "x"]]
+)
+def test_a_wrong_command_line_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: ember" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough(table):
+    command = [sys.executable, "-m", "ember.cli", "show", "t.parquet", "--rows", "30"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def test_looking_at_a_table_imports_neither_torch_nor_pandas(table):
+    command = (
+        "import sys; from ember.cli import main; main(['show', 't.parquet']); "
+        "print({'torch', 'pandas', 'transformers', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()"
