@@ -162,7 +162,7 @@ def policy_cost(
     decoded a round. naive: as from `naive_cost`, computed here by default.
     """
     naive = naive if naive is not None else naive_cost(prices, rounds, rollouts)
-    decoded = {phase: rollouts * prices.phases[phase] for phase in PHASES if phase != "prefill"}
+    decoded = _decoded(prices, rollouts)
     cumulative = np.zeros(1 + prices.resamples)
     out = []
     for number, row in enumerate(rounds):
@@ -192,7 +192,7 @@ def policy_cost(
 
 def naive_cost(prices: Prices, rounds: Sequence[Mapping], rollouts: int) -> np.ndarray:
     """Cumulative seconds (rounds, 1 + resamples) of recomputing every prompt of every round."""
-    decoded = rollouts * sum(prices.phases[phase] for phase in PHASES if phase != "prefill")
+    decoded = sum(_decoded(prices, rollouts).values())
     each = [row["prompts"] * prices.phases["prefill"] + decoded for row in rounds]
     return np.cumsum(each, axis=0)
 
@@ -201,6 +201,11 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of bootstrap samples that hold the estimate first."""
     low, high = np.percentile(samples[1:], [2.5, 97.5])
     return float(min(low, samples[0])), float(max(high, samples[0]))
+
+
+def _decoded(prices: Prices, rollouts: int) -> dict[str, np.ndarray]:
+    """Seconds of a round after the prefills, by phase."""
+    return {phase: rollouts * prices.phases[phase] for phase in PHASES if phase != "prefill"}
 
 
 def _round_prefill(prices: Prices, row: Mapping) -> tuple[np.ndarray, np.ndarray]:
