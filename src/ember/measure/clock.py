@@ -27,8 +27,8 @@ class PhaseClock:
     """Accumulates the time of named phases; a phase may be entered any number of times."""
 
     def __init__(self, device: str = "cpu"):
-        self.device = device
-        self._cuda = str(device).startswith("cuda")
+        self.device = str(device)  # torch.device is welcome too
+        self._cuda = self.device.startswith("cuda")
         self._open: str | None = None
         self.reset()
 

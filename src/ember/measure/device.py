@@ -32,7 +32,7 @@ def resolve(device: str) -> str:
 
 def synchronize(device: str) -> None:
     """Wait until the device has finished what it was given."""
-    if device.startswith("cuda"):
+    if str(device).startswith("cuda"):
         import torch
 
         torch.cuda.synchronize(device)
