@@ -139,7 +139,7 @@ def _tree(top: Node, machines: _Numbered) -> list[str]:
 
     def visit(node: Node, lead: str, branch: str) -> None:
         state = f" [{node.state}]" if node.state else ""
-        if node.path in shown and node.inputs:
+        if node.path in shown:
             lines.append(f"{lead}{branch}{node.path}{state} (above)")
             return
         shown.add(node.path)
