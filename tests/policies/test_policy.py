@@ -170,6 +170,25 @@ def test_limits_of_the_parameters(shape, data):
     assert [stats.recompute_ratio for stats in frozen] == [1, 0, 0, 0, 0]
 
 
+@settings(max_examples=20, deadline=None)
+@given(shape=shapes, data=st.data())
+def test_one_prompt_may_stand_for_its_equals(shape, data):
+    """The simulator's shortcut counts what visiting every prompt would count."""
+    layers, freeze, tokens, every = shape
+    prefix = data.draw(st.integers(0, tokens - 1))
+    updates = data.draw(update_streams(layers, 4))
+    for policy in every_policy(layers, freeze, every):
+        short = simulate(policy, Workload(4, tokens, prefix), 4, updates.get)
+        policy.reset()
+        for round in range(1, 5):
+            if round in updates:
+                policy.on_update(updates[round])
+            for prompt in "0123":
+                request = Request(round, prompt, tokens, prefix)
+                policy.record(request, policy.plan(request))
+        assert policy.stats == short
+
+
 def test_an_update_of_the_last_query_leaves_all_kv_exact():
     update = Update(2, frozenset({3}), "v2", changed_kv=frozenset())
     policy = PeriodicRefresh(4, 10)

@@ -103,6 +103,12 @@ class Plan:
             return cls.full(num_layers)
         return cls(0, num_layers, tokens - count, **kwargs)
 
+    @property
+    def renews(self) -> bool:
+        """Whether nothing remains of the prompt's own old cache: all is computed this round."""
+        behind_prefix = self.start_layer == 0 and self.start_token == self.prefix_tokens > 0
+        return self.full_refresh or behind_prefix
+
     def rectangles(self, num_layers: int, tokens: int) -> list[tuple[int, int, int, int]]:
         """What runs: (start token, stop token, start layer, stop layer), without overlap."""
         out = []

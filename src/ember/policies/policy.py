@@ -58,23 +58,25 @@ class RoundStats:
                 out.append((token, level))
         return out
 
-    def add(self, plan: Plan, tokens: int, tally: Tally) -> None:
-        """Count one prompt."""
+    def add(self, plan: Plan, tokens: int, tally: Tally, prompts: int = 1) -> None:
+        """Count `prompts` prompts of equal history."""
         recomputed = sum(tally.recomputed)
-        self.prompts += 1
-        self.recompute_cells += recomputed
-        self.reuse_cells += self.num_layers * tokens - recomputed
-        self.corrected_cells += tally.corrected
-        self.full_refreshes += plan.full_refresh
-        self.stale_cells += tally.stale
-        self.staleness += tally.staleness
-        self.hits += not plan.full_refresh
-        self.misses += plan.full_refresh
+        self.prompts += prompts
+        self.recompute_cells += prompts * recomputed
+        self.reuse_cells += prompts * (self.num_layers * tokens - recomputed)
+        self.corrected_cells += prompts * tally.corrected
+        self.full_refreshes += prompts * plan.full_refresh
+        self.stale_cells += prompts * tally.stale
+        self.staleness += prompts * tally.staleness
+        self.hits += prompts * (not plan.full_refresh)
+        self.misses += prompts * plan.full_refresh
         before = self.recompute_by_layer or [0] * self.num_layers
-        self.recompute_by_layer = [a + b for a, b in zip(before, tally.recomputed, strict=True)]
+        self.recompute_by_layer = [
+            a + prompts * b for a, b in zip(before, tally.recomputed, strict=True)
+        ]
         for token, step in tally.token_steps:
-            self.token_steps[token] += step
-        self.plans[plan] += 1
+            self.token_steps[token] += prompts * step
+        self.plans[plan] += prompts
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Visit:
 
     tokens: int
     update: int  # number of updates it had seen
-    full_round: int  # round of its last full prefill
+    full_round: int  # round that last renewed all of it
 
 
 class History:
@@ -182,8 +184,9 @@ class CachePolicy:
         plan.check(self.num_layers, request.tokens)
         return plan
 
-    def record(self, request: Request, plan: Plan) -> RoundStats:
-        """Note that `plan` was carried out. Returns the statistics of the request's round."""
+    def record(self, request: Request, plan: Plan, prompts: int = 1) -> RoundStats:
+        """Note that `plan` was carried out, for `prompts` prompts of equal history that the request
+        stands for. Returns the statistics of the request's round."""
         history, now = self.history, len(self.history.updates)
         donor = history.prefix_donor(request) if plan.prefix_tokens else None
         bands, tally = self.ledger.apply(
@@ -191,7 +194,7 @@ class CachePolicy:
         )
         self._bands[request.prompt] = bands
         before = history.visits.get(request.prompt)
-        full_round = request.round if plan.full_refresh or not before else before.full_round
+        full_round = request.round if plan.renews or not before else before.full_round
         history.visits[request.prompt] = Visit(request.tokens, now, full_round)
         computed = plan.start_token == 0 and plan.stop_layer == self.num_layers
         if request.shared_prefix and computed and history.prefix_donor(request) is None:
@@ -199,7 +202,7 @@ class CachePolicy:
         if not self.stats or self.stats[-1].round != request.round:
             version = history.updates[-1].version if history.updates else "base"
             self.stats.append(RoundStats(request.round, self.num_layers, version))
-        self.stats[-1].add(plan, request.tokens, tally)
+        self.stats[-1].add(plan, request.tokens, tally, prompts)
         return self.stats[-1]
 
     def forget(self, prompt: str) -> None:
@@ -471,5 +474,5 @@ def _not_int(value) -> bool:
 
 
 def _due(request: Request, history: History, every: int) -> bool:
-    """Whether a refresh round has come since the prompt's last full prefill."""
+    """Whether a refresh round has come since the prompt was last renewed."""
     return request.round // every > history.visits[request.prompt].full_round // every

@@ -25,12 +25,17 @@ class Workload:
         if self.prompts < 1:
             raise BadPolicy(f"workload: {self.prompts} prompts a round; simulate at least one")
 
-    def requests(self, round: int) -> list[Request]:
-        """The prefills of a round, in order."""
-        return [
+    def requests(self, round: int) -> list[tuple[Request, int]]:
+        """The prefills of a round, in order, and how many prompts each stands for.
+
+        A round's first prompt may do work for the others (the shared prefix); the others have equal
+        histories, so the second stands for all of them.
+        """
+        first, *others = [
             Request(round, str(prompt), self.prompt_tokens, self.shared_prefix)
-            for prompt in range(self.prompts)
+            for prompt in range(min(self.prompts, 2))
         ]
+        return [(first, 1), *((request, self.prompts - 1) for request in others)]
 
 
 def trains_unfrozen(policy: CachePolicy) -> Callable[[int], Update]:
@@ -55,6 +60,6 @@ def simulate(
         update = updates(round) if round > 1 else None
         if update is not None:
             policy.on_update(update)
-        for request in workload.requests(round):
-            policy.record(request, policy.plan(request))
+        for request, prompts in workload.requests(round):
+            policy.record(request, policy.plan(request), prompts)
     return policy.stats
