@@ -42,16 +42,19 @@ def closure(script: Path | str, src: Path | str) -> tuple[Path, ...]:
     library (attributes, other packages) are left out.
     """
     src = Path(src)
-    reached: dict[str, Path] = {}
+    seen: set[str] = set()
+    files: set[Path] = set()
     waiting = _imported(Path(script), "", src)
     while waiting:
         module = waiting.pop()
-        file = reached.get(module) or _file(module, src)
-        if file is None or module in reached:
+        if module in seen:
             continue
-        reached[module] = file
-        waiting += _imported(file, module, src)
-    return tuple(sorted(set(reached.values())))
+        seen.add(module)
+        file = _file(module, src)
+        if file is not None:
+            files.add(file)
+            waiting += _imported(file, module, src)
+    return tuple(sorted(files))
 
 
 def code_hash(script: Path | str, src: Path | str) -> str:
@@ -86,10 +89,11 @@ def _and_parents(module: str) -> list[str]:
 
 
 def _file(module: str, src: Path) -> Path | None:
-    path = src.joinpath(*module.split("."))
-    for candidate in (path / "__init__.py", path.with_suffix(".py")):
-        if candidate.is_file():
-            return candidate
+    # Plain strings: this is asked thousands of times at every start of the workflow.
+    path = os.path.join(src, *module.split("."))
+    for candidate in (os.path.join(path, "__init__.py"), f"{path}.py"):
+        if os.path.isfile(candidate):
+            return Path(candidate)
     return None
 
 
