@@ -9,7 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from ember.cache.contiguous import ContiguousCache
 from ember.cache.radix import BadSegment, RadixCache
+from ember.model.architecture import Architecture
 
 LAYERS, HEADS, DIM = 2, 1, 2
 TOKEN_BYTES = LAYERS * 2 * HEADS * DIM * 4
@@ -307,19 +309,24 @@ def test_a_zero_budget_stores_nothing():
     assert cache.stats.bytes == cache.stats.nodes == 0
 
 
-def test_copy_into_writes_every_layer_at_its_position():
+def test_copy_into_fills_every_row_and_layer():
+    arch = Architecture.make(
+        model_type="llama",
+        hidden_size=4,
+        intermediate_size=4,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        num_kv_heads=HEADS,
+        head_dim=DIM,
+        vocab_size=8,
+        max_positions=8,
+    )
     cache = RadixCache(1 << 20)
     insert(cache, "v0", (1, 2, 3, 4))
     insert(cache, "v0", (1, 2, 5, 6))
-    target = torch.zeros(LAYERS, 2, 1, HEADS, 8, DIM)
-
-    class Rows:
-        def write(self, layer, start, k, v):
-            stop = start + k.shape[2]
-            target[layer, 0, :, :, start:stop] = k
-            target[layer, 1, :, :, start:stop] = v
-
+    target = ContiguousCache(arch, batch=3, capacity=8)
     with cache.match("v0", (1, 2, 5)) as match:
-        assert match.copy_into(Rows()) == 3
-    assert torch.equal(target[:, :, 0, :, :3], source("v0", (1, 2, 5))(0, 3))
-    assert not target[:, :, :, :, 3:].any()
+        assert match.copy_into(target) == 3
+    assert [target.length(layer) for layer in range(LAYERS)] == [3] * LAYERS
+    for row in range(3):
+        assert torch.equal(target.segment(row, 0, 3), source("v0", (1, 2, 5))(0, 3))

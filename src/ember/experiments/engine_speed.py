@@ -143,6 +143,30 @@ def transformers_run(
     return run
 
 
+def load_peer(model: str | Path, decoder):
+    """Transformers' model of a model directory, on the decoder's device and in its dtype.
+
+    A directory that only declares random weights is instantiated with the decoder's.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weight = decoder.embed_tokens.weight
+    if any(Path(model).glob("*.safetensors")):
+        peer = AutoModelForCausalLM.from_pretrained(str(model), dtype=weight.dtype)
+        return peer.to(weight.device)
+    with torch.device(weight.device):
+        config = AutoConfig.from_pretrained(str(model))
+        peer = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)
+    wanted = {name.removeprefix("model."): p for name, p in peer.named_parameters()}
+    ours = dict(decoder.named_parameters())
+    assert wanted.keys() == ours.keys(), "Transformers' model of this config has other parameters"
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(ours[name])
+    return peer
+
+
 def leading_equal(tokens: list[int], others: list[int]) -> float:
     """Fraction of `tokens` before the first that differs from `others`."""
     pairs = zip(tokens, others, strict=False)
