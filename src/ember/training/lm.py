@@ -1,4 +1,4 @@
-"""Language-model training: packed sequences, AdamW, warm-up and cosine, and a state that resumes.
+"""Language-model training: packed sequences, Muon or AdamW, warm-up and decay, resumable.
 
 The trainer knows token streams and a `Decoder`; it knows nothing of corpora or tokenizers. What a
 step reads depends only on (seed, step number), so a run that was killed and resumed gives the same
@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,12 @@ import torch.nn.functional as F
 from ember.model.decoder import Decoder
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
+from ember.training.muon import Muon
 
 log = logging.getLogger(__name__)
 
 BITS_PER_NAT = 1 / math.log(2)
+LOG_ROWS = 30  # rows of a training log, about
 
 
 class BadTraining(EmberError):
@@ -47,8 +49,10 @@ class Interrupted(EmberError):
 class Recipe:
     """How a model is trained. Tokens a step are batch_size × sequence_length.
 
-    The learning rate rises linearly over `warmup_steps` and falls by a cosine to `final_fraction`
-    of its peak. Weight decay acts on matrices but not on embeddings and norms.
+    The learning rate rises linearly over `warmup_steps` and falls linearly to `final_fraction` of
+    its peak. With `optimizer` muon it is the rate of the matrices inside the layers; embeddings,
+    head and norms then run AdamW at `outer_factor` times that rate. With adamw it is everyone's.
+    Weight decay acts on the matrices inside the layers only.
     """
 
     steps: int
@@ -56,32 +60,37 @@ class Recipe:
     sequence_length: int
     learning_rate: float
     warmup_steps: int
+    optimizer: str = "muon"
+    outer_factor: float = 4.0
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     final_fraction: float = 0.02
-    validation_tokens: int = 65536
     validate_every: int = 100
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "sequence_length", "validation_tokens"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "batch_size", "sequence_length", "validate_every", "learning_rate"):
+            if not getattr(self, name) > 0:
                 raise BadTraining(
-                    f"{name} is {getattr(self, name)}.\nSet training.{name} to 1 or more."
+                    f"training.{name} is {getattr(self, name)}.\nSet it above 0 in the config."
                 )
-        if not self.learning_rate > 0:
+        if self.optimizer not in ("muon", "adamw"):
             raise BadTraining(
-                f"learning_rate is {self.learning_rate}.\nSet training.learning_rate above 0."
+                f"training.optimizer is {self.optimizer!r}.\nSet it to muon or adamw."
             )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run, repeats counted."""
+        return self.steps * self.batch_size * self.sequence_length
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * done))
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)
+        return self.learning_rate * max(left, self.final_fraction)
 
 
 class Windows:
@@ -112,7 +121,7 @@ class Windows:
     def seen(self, count: int) -> np.ndarray:
         """The stretches of the stream that the first `count` sequences cover, in stream order."""
         mask = np.zeros(len(self.stream), bool)
-        for start in self.starts(0, min(count, 2 * self.count)):
+        for start in self.starts(0, count):
             mask[start : start + self.length + 1] = True
         return self.stream[mask]
 
@@ -128,7 +137,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Score:
-    """A model's score on held-out tokens: `log2_probs` of the tokens at `positions` of a stream."""
+    """log2 p (sequences, tokens) of the tokens at `positions` (same shape) of a stream."""
 
     positions: np.ndarray
     log2_probs: np.ndarray
@@ -150,29 +159,27 @@ def evaluate(
 ) -> Score:
     """Scores about `tokens` tokens of a stream, in sequences of `length` spread evenly over it.
 
-    Of each sequence the first `context` tokens are only read, so that every scored token has at
-    least that many before it. Returns log2 p per scored token (float64).
+    Of each sequence the first `context` tokens are only read, so that every scored token has more
+    than that many before it.
     """
     length = min(length, len(stream) - 1)
     if length < 1:
-        raise BadTraining("no held-out tokens to score.\nGive the corpus more documents.")
-    context = min(context, length - 1)
-    stride = length - context
-    possible = max(1, (len(stream) - 1 - context) // stride)
+        raise BadTraining("there are no held-out tokens to score.\nGive the corpus more documents.")
+    stride = length - min(context, length - 1)
+    possible = (len(stream) - 1 - length) // stride + 1
     wanted = min(possible, max(1, -(-tokens // stride)))
-    starts = np.unique(np.linspace(0, possible - 1, wanted).astype(np.int64)) * stride
+    starts = np.linspace(0, possible - 1, wanted).astype(np.int64) * stride
     device = next(decoder.parameters()).device
-    positions, log2_probs = [], []
+    positions = starts[:, None] + np.arange(length - stride + 1, length + 1)
+    log2_probs = []
     with torch.inference_mode(), _precision(device, autocast):
-        for first in range(0, len(starts), batch_size):
+        for first in range(0, wanted, batch_size):
             chunk = starts[first : first + batch_size]
             batch = torch.from_numpy(np.stack([stream[s : s + length + 1] for s in chunk]))
-            batch = batch.to(device)
-            hidden = decoder(batch[:, :-1])[:, context:]
-            losses = _token_losses(decoder, hidden, batch[:, context + 1 :])
-            log2_probs.append(losses.double().cpu().numpy().reshape(-1) * -BITS_PER_NAT)
-            positions.append((chunk[:, None] + np.arange(context + 1, length + 1)).reshape(-1))
-    return Score(np.concatenate(positions), np.concatenate(log2_probs))
+            hidden = decoder(batch[:, :-1].to(device))[:, -stride:]
+            losses = _token_losses(decoder, hidden, batch[:, -stride:].to(device))
+            log2_probs.append(losses.double().cpu().numpy() * -BITS_PER_NAT)
+    return Score(positions, np.concatenate(log2_probs))
 
 
 def state_key(**parts) -> str:
@@ -196,9 +203,10 @@ def train(
 
     A log row has step, tokens, train_loss (mean since the row before, nats a token),
     learning_rate, val_bits_per_byte (`validate`'s value or None), tokens_per_s and seconds (of
-    training, validation left out, over all resumed parts). With `state`, a resumable state is
-    written there every `checkpoint_seconds` and on SIGINT or SIGTERM, used if its key is `key`, and
-    removed at the end.
+    training, validation left out, over all resumed parts).
+
+    With `state`, a resumable state is written there every `checkpoint_seconds`, at the end and on
+    SIGINT or SIGTERM, and used if its key is `key`. Remove it when the weights are safe elsewhere.
 
     Raises `Diverged` on a loss that is not finite and `Interrupted` after a signal.
     """
@@ -214,17 +222,16 @@ def train(
                 if state is not None:
                     state.unlink(missing_ok=True)  # it leads to the same end
                 raise
-            if run.due_validation() and validate is not None:
-                run.report(validate(decoder))
-            elif run.due_report():
+            if run.due(recipe.validate_every):
+                run.report(validate(decoder) if validate else None)
+            elif run.due(recipe.steps // LOG_ROWS):
                 run.report(None)
-            if run.step == recipe.steps:
-                break
-            due = received or time.monotonic() - saved >= checkpoint_seconds
+            done = run.step == recipe.steps
+            due = done or received or time.monotonic() - saved >= checkpoint_seconds
             if state is not None and due:
                 run.save(state, key)
                 saved = time.monotonic()
-            if received:
+            if received and not done:
                 raise Interrupted(
                     f"training was stopped by {received[0].name} after step {run.step} of "
                     f"{recipe.steps}.\n"
@@ -234,8 +241,7 @@ def train(
                         else "No state was asked for: the same command starts anew."
                     )
                 )
-    if state is not None:
-        state.unlink(missing_ok=True)
+    decoder.eval()
     return run.rows
 
 
@@ -245,7 +251,7 @@ class _Run:
     def __init__(self, decoder: Decoder, stream: np.ndarray, recipe: Recipe):
         self.decoder, self.recipe = decoder, recipe
         self.windows = Windows(stream, recipe.sequence_length, recipe.seed)
-        self.optimizer = _optimizer(decoder, recipe)
+        self.optimizers = _optimizers(decoder, recipe)
         self.device = next(decoder.parameters()).device
         self.step, self.seconds, self.rows = 0, 0.0, []
         self.pending: list[float] = []  # losses since the last row
@@ -254,61 +260,56 @@ class _Run:
         """One optimizer step."""
         started = time.perf_counter()
         recipe = self.recipe
-        batch = torch.from_numpy(
-            self.windows.batch(self.step * recipe.batch_size, recipe.batch_size)
-        ).to(self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.step)
+        batch = self.windows.batch(self.step * recipe.batch_size, recipe.batch_size)
         self.decoder.train()
-        self.optimizer.zero_grad(set_to_none=True)
         with _precision(self.device, autocast):
-            loss = next_token_loss(self.decoder, batch)
+            loss = next_token_loss(self.decoder, torch.from_numpy(batch).to(self.device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), recipe.grad_clip)
-        value, norm = loss.item(), norm.item()
+        value, norm, rate = loss.item(), norm.item(), recipe.rate(self.step)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise Diverged(
                 f"training diverged at step {self.step + 1} of {recipe.steps}: loss {value}, "
-                f"gradient norm {norm}, learning rate {recipe.rate(self.step):.2e}.\n"
+                f"gradient norm {norm}, learning rate {rate:.2e}.\n"
                 "Lower training.learning_rate or raise training.warmup_steps."
             )
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.pending.append(value)
         self.seconds += time.perf_counter() - started
 
-    def due_validation(self) -> bool:
-        return self.step % self.recipe.validate_every == 0 or self.step == self.recipe.steps
-
-    def due_report(self) -> bool:
-        return self.step % max(1, self.recipe.steps // 30) == 0 or self.step == self.recipe.steps
+    def due(self, every: int) -> bool:
+        """Whether this step is a multiple of `every`, or the last."""
+        return self.step % max(1, every) == 0 or self.step == self.recipe.steps
 
     def report(self, bits_per_byte: float | None) -> None:
         """Adds a row to the log and says how far the training is."""
-        recipe, tokens = self.recipe, self.step * self.recipe.batch_size
-        tokens *= recipe.sequence_length
-        speed = tokens / self.seconds
+        recipe = self.recipe
+        tokens = self.step * recipe.batch_size * recipe.sequence_length
         row = {
             "step": self.step,
             "tokens": tokens,
             "train_loss": sum(self.pending) / len(self.pending),
             "learning_rate": recipe.rate(self.step - 1),
             "val_bits_per_byte": bits_per_byte,
-            "tokens_per_s": speed,
+            "tokens_per_s": tokens / self.seconds,
             "seconds": self.seconds,
         }
         self.rows.append(row)
         self.pending = []
-        left = (recipe.steps - self.step) * self.seconds / self.step
         log.info(
             "step %d/%d loss %.3f%s, %.0f tokens/s, %.0f s so far, about %.0f s left",
             self.step,
             recipe.steps,
             row["train_loss"],
             "" if bits_per_byte is None else f", validation {bits_per_byte:.3f} bits/byte",
-            speed,
+            row["tokens_per_s"],
             self.seconds,
-            left,
+            (recipe.steps - self.step) * self.seconds / self.step,
         )
 
     def save(self, path: Path, key: str) -> None:
@@ -320,7 +321,7 @@ class _Run:
             "rows": self.rows,
             "pending": self.pending,
             "model": self.decoder.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         with atomic_file(path) as part:
             torch.save(content, part)
@@ -341,7 +342,8 @@ class _Run:
             log.info("%s is of another configuration or code: training starts anew", path)
             return
         self.decoder.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        for optimizer, kept in zip(self.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.step, self.seconds = content["step"], content["seconds"]
         self.rows, self.pending = content["rows"], content["pending"]
         log.info("resumed at step %d of %d from %s", self.step, self.recipe.steps, path)
@@ -353,25 +355,29 @@ def next_token_loss(decoder: Decoder, batch: torch.Tensor) -> torch.Tensor:
 
 
 def _token_losses(decoder: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each token, (B, T), a sequence at a time: (T, V) logits stay in cache."""
-    return torch.stack(
-        [
-            F.cross_entropy(decoder.logits(row[None])[0].float(), target, reduction="none")
-            for row, target in zip(hidden, targets, strict=True)
-        ]
-    )
+    """Cross-entropy of each token given the hidden state before it, (B, T)."""
+    logits = decoder.logits(hidden).flatten(0, 1).float()
+    return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
 
 
-def _optimizer(decoder: Decoder, recipe: Recipe) -> torch.optim.AdamW:
-    matrices, others = [], []
+def _optimizers(decoder: Decoder, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    inner, outer = [], []
     for name, parameter in decoder.named_parameters():
-        decays = parameter.ndim >= 2 and "embed" not in name
-        (matrices if decays else others).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        (inner if parameter.ndim == 2 and name.startswith("layers.") else outer).append(parameter)
+    muon = recipe.optimizer == "muon"
+    matrices = {"params": inner, "weight_decay": recipe.weight_decay, "factor": 1.0}
+    others = {
+        "params": outer,
+        "weight_decay": 0.0,
+        "factor": recipe.outer_factor if muon else 1.0,
+    }
+    adamw = torch.optim.AdamW(
+        [others] if muon else [matrices, others],
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        fused=True,
+    )
+    return [Muon([matrices], lr=recipe.learning_rate), adamw] if muon else [adamw]
 
 
 def _precision(device: torch.device, autocast: torch.dtype | None):
@@ -382,7 +388,7 @@ def _precision(device: torch.device, autocast: torch.dtype | None):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM: a signal amid a step would leave half-updated weights."""
+    """Collects SIGINT and SIGTERM: acting amid a step would leave half-updated weights."""
     received: list[signal.Signals] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -401,6 +407,6 @@ def _signals() -> Iterator[list[signal.Signals]]:
 
 
 def _plain(value):
-    if hasattr(value, "__dataclass_fields__"):
+    if is_dataclass(value):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} cannot be part of a state key")
