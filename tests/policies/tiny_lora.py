@@ -1,0 +1,78 @@
+"""Tiny random decoders and adapters, for the tests of the policies."""
+
+import torch
+
+from ember.model.architecture import Architecture
+from ember.model.decoder import Decoder
+from ember.policies.execute import LowRank, adapter_hash
+from ember.policies.plan import Update
+
+LAYERS, RANK, TOKENS = 4, 4, 24
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def make_decoder(seed: int, model_type: str = "qwen3", dtype=torch.float64) -> Decoder:
+    """A random decoder whose logits are of order 1."""
+    arch = Architecture.make(
+        model_type=model_type,
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=LAYERS,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        vocab_size=50,
+        max_positions=256,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(arch).to(dtype)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            scale = 1.0 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+            parameter.copy_(1 + 0.1 * noise if parameter.ndim == 1 else scale * noise)
+    return decoder
+
+
+class Lora:
+    """A random adapter of chosen projections; `step` moves B and merges the change."""
+
+    def __init__(self, decoder: Decoder, where, seed: int, scale: float = 0.5):
+        self.decoder, self.scale = decoder, scale
+        self.generator = torch.Generator().manual_seed(seed)
+        self.a, self.b = {}, {}
+        for layer, name in where:
+            weight = getattr(decoder.layers[layer].self_attn, name).weight
+            shape = (RANK, weight.shape[1])
+            noise = torch.randn(shape, generator=self.generator, dtype=weight.dtype)
+            self.a[layer, name] = noise * weight.shape[1] ** -0.5
+            self.b[layer, name] = weight.new_zeros(weight.shape[0], RANK)
+
+    def step(self, size: float = 0.3) -> None:
+        with torch.no_grad():
+            for (layer, name), b in self.b.items():
+                delta = torch.randn(b.shape, generator=self.generator, dtype=b.dtype) * size
+                weight = getattr(self.decoder.layers[layer].self_attn, name).weight
+                weight += self.scale * delta @ self.a[layer, name]
+                b += delta
+
+    @property
+    def adapter(self) -> dict:
+        return {
+            key: LowRank(self.a[key], self.b[key], self.scale)
+            for key in self.a
+            if key[1] in ("k_proj", "v_proj")
+        }
+
+    def update(self, round: int) -> Update:
+        layers = frozenset(layer for layer, _ in self.a)
+        kv = frozenset(layer for layer, _ in self.adapter)
+        return Update(round, layers, adapter_hash(self.adapter), kv)
+
+
+def everywhere(first: int = 0, names=PROJECTIONS):
+    return [(layer, name) for layer in range(first, LAYERS) for name in names]
+
+
+def prompt(seed: int = 0, tokens: int = TOKENS) -> list[int]:
+    return torch.randint(50, (tokens,), generator=torch.Generator().manual_seed(seed)).tolist()
