@@ -5,6 +5,8 @@
 PYTHON ?= python3
 # Where torch's CPU build is on the index or in a folder of wheels, it is taken.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Byte code is kept, or every command would compile the libraries it imports anew.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 
 .PHONY: test FORCE

@@ -115,7 +115,10 @@ def bench(name):
 
 def code(script):
     """Hash of a script and of everything it imports from the library."""
-    return code_hash(ROOT / "workflow" / "scripts" / script, SRC)
+    try:
+        return code_hash(ROOT / "workflow" / "scripts" / script, SRC)
+    except EmberError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def scripts(script):

@@ -36,7 +36,7 @@ class Checkout:
 
     def planned(self, *arguments) -> dict[str, int]:
         """Jobs by rule that a dry run at scale smoke would run."""
-        output = self.snakemake(*SMOKE, "-n", *arguments).stdout
+        output = self.snakemake("-n", *arguments, *SMOKE).stdout
         table = re.search(r"Job stats:\njob\s+count\n[-\s]+\n(.*?)\ntotal", output, re.S)
         if table is None:
             assert "Nothing to be done" in output, output[-3000:]
@@ -49,6 +49,7 @@ class Checkout:
         return env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"} | (extra or {})
 
 
+# Last on a command line: --config takes all words that follow.
 SMOKE = ("--profile", "local", "--config", "scale=smoke")
 
 
@@ -79,5 +80,5 @@ def fresh(tmp_path) -> Checkout:
 def finished(tmp_path_factory) -> Checkout:
     """A checkout in which everything has run at scale smoke. Tests must leave it as it was."""
     made = checkout(tmp_path_factory.mktemp("finished") / "ember")
-    made.snakemake(*SMOKE, "all")
+    made.snakemake("all", *SMOKE)
     return made

@@ -6,7 +6,7 @@ LOCAL = ("--profile", "local")
 
 
 def refused(checkout, *arguments) -> str:
-    done = checkout.snakemake(*LOCAL, *arguments, check=False)
+    done = checkout.snakemake(*arguments, check=False)
     assert done.returncode != 0, done.stdout
     assert "Traceback" not in done.stdout, done.stdout
     results = checkout.path / "results"
@@ -30,7 +30,7 @@ def refused(checkout, *arguments) -> str:
     ],
 )
 def test_a_bad_setting_is_named_with_the_nearest_valid_one(fresh, setting, said):
-    output = refused(fresh, "--config", setting, "-n")
+    output = refused(fresh, "-n", *LOCAL, "--config", setting)
     for words in said:
         assert words in output, output
 
@@ -38,20 +38,20 @@ def test_a_bad_setting_is_named_with_the_nearest_valid_one(fresh, setting, said)
 def test_a_bad_key_in_a_scale_file_is_named_with_the_file(fresh):
     file = fresh.path / "config" / "scale" / "tiny.yaml"
     file.write_text(file.read_text().replace("vocab_size:", "vocabsize:"))
-    output = refused(fresh, "-n")
+    output = refused(fresh, "-n", *LOCAL)
     assert "'tokenizer.vocabsize' (in config/scale/tiny.yaml)" in output
     assert "Did you mean 'vocab_size'" in output
 
 
 def test_a_missing_local_model_is_refused_in_the_dry_run(fresh):
     setting = "models={policy: {source: local, path: weights/none}}"
-    output = refused(fresh, "--config", setting, "-n")
+    output = refused(fresh, "-n", *LOCAL, "--config", setting)
     assert "models.policy.path" in output
     assert "weights/none" in output
 
 
 def test_a_gpu_scale_without_a_gpu_is_refused_before_any_job(fresh):
-    output = refused(fresh, "--config", "scale=gpu", "results/p1_fig3.png")
+    output = refused(fresh, "results/p1_fig3.png", *LOCAL, "--config", "scale=gpu")
     assert "needs a GPU" in output
     assert "--config scale=tiny" in output
 
@@ -60,7 +60,7 @@ def test_an_unwritable_results_folder_is_refused_before_any_job(fresh):
     (fresh.path / "results" / "README.md").unlink(missing_ok=True)
     (fresh.path / "results").rmdir()
     (fresh.path / "results").write_text("in the way")
-    done = fresh.snakemake(*LOCAL, "--config", "scale=smoke", "p1_gates", check=False)
+    done = fresh.snakemake("p1_gates", *LOCAL, "--config", "scale=smoke", check=False)
     assert done.returncode != 0
     assert "cannot write to results" in done.stdout
     assert "rule build_corpus" not in done.stdout

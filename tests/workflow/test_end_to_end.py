@@ -77,7 +77,7 @@ def test_readiness_is_honest(finished):
 
 
 def test_a_product_of_another_scale_is_made_again(finished):
-    planned = finished.snakemake("--profile", "local", "--config", "scale=tiny", "-n", "p1").stdout
+    planned = finished.snakemake("p1", "-n", "--profile", "local", "--config", "scale=tiny").stdout
     assert "plot_fig3" in planned
 
 
@@ -85,13 +85,13 @@ def test_a_lost_product_is_made_again_with_equal_numbers(finished):
     path = finished.path / "results/smoke/p1/policy_rounds.parquet"
     before = read_table(path)
     path.unlink()
-    finished.snakemake(*SMOKE, "all")
+    finished.snakemake("all", *SMOKE)
     assert read_table(path).equals(before)
 
 
 def test_the_report_holds_every_figure(finished, tmp_path):
     report = tmp_path / "report.zip"
-    finished.snakemake(*SMOKE, "--report", str(report), "all")
+    finished.snakemake("all", "--report", str(report), *SMOKE)
     import zipfile
 
     with zipfile.ZipFile(report) as archive:

@@ -19,16 +19,16 @@ def test_the_literal_command_plans_the_figure_from_a_fresh_checkout(fresh, profi
 
 
 def test_config_chooses_another_scale_than_the_profile(fresh):
-    output = fresh.snakemake("--profile", "slurm", "--config", "seed=3", "-n", "p1").stdout
+    output = fresh.snakemake("p1", "-n", "--profile", "slurm", "--config", "seed=3").stdout
     assert "results/gpu/" in output, "another key on the command line must not lose the scale"
-    output = fresh.snakemake("--profile", "slurm", "--config", "scale=smoke", "-n", "p1").stdout
+    output = fresh.snakemake("p1", "-n", "--profile", "slurm", "--config", "scale=smoke").stdout
     assert "results/smoke/" in output
     assert "results/gpu/" not in output
 
 
 @pytest.mark.parametrize("scale", ["smoke", "tiny", "gpu", "paper"])
 def test_every_scale_plans_everything(fresh, scale):
-    output = fresh.snakemake("--profile", "local", "--config", f"scale={scale}", "-n").stdout
+    output = fresh.snakemake("-n", "--profile", "local", "--config", f"scale={scale}").stdout
     assert "rule assess_readiness" in output
 
 

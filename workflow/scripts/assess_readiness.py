@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from ember.experiments import job
+from ember.experiments.publish import publish
 from ember.experiments.readiness import assess
 from ember.records.schemas.decisions import READINESS
 
 with job.start(snakemake) as run:
-    run.product(assess(Path(run.output[0]).parent, scale=run.params.scale), READINESS)
+    publish(run, assess(Path(run.output[0]).parent, scale=run.params.scale), READINESS)

@@ -2,6 +2,7 @@
 
 from ember.experiments import job
 from ember.experiments.engine_speed import compare_engines
+from ember.experiments.publish import publish
 from ember.records.schemas.speed import ENGINE_SPEED
 
 with job.start(snakemake) as run:
@@ -11,4 +12,4 @@ with job.start(snakemake) as run:
         **run.params.settings,
         **run.params.runtime,
     )
-    run.product(rows, ENGINE_SPEED)
+    publish(run, rows, ENGINE_SPEED)

@@ -2,6 +2,7 @@
 
 from ember.experiments import job
 from ember.experiments.decisions import decide
+from ember.experiments.publish import publish
 from ember.records.schemas.decisions import DECISIONS
 from ember.records.schemas.gates import GATES
 from ember.records.schemas.prefix import PREFIX_SAVINGS
@@ -18,4 +19,4 @@ with job.start(snakemake) as run:
         thresholds=run.params.thresholds,
         scale=run.params.scale,
     )
-    run.product(rows, DECISIONS)
+    publish(run, rows, DECISIONS)

@@ -2,9 +2,11 @@
 
 from ember.experiments import job
 from ember.figures.p1_fig3 import draw
+from ember.figures.style import save
 from ember.records.schemas.policies import CUMULATIVE_COST
 from ember.records.tables import read_table
 
 with job.start(snakemake) as run:
     cost = read_table(run.input.cost, CUMULATIVE_COST)
-    run.figure(*draw(cost, run.params.rounds, run.params.scale))
+    drawing, caption = draw(cost, run.params.rounds, run.params.scale)
+    save(drawing, run.stem, caption, run.provenance())

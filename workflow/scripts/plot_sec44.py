@@ -2,8 +2,10 @@
 
 from ember.experiments import job
 from ember.figures.p1_sec44 import draw
+from ember.figures.style import save
 from ember.records.schemas.prefix import PREFIX_SAVINGS
 from ember.records.tables import read_table
 
 with job.start(snakemake) as run:
-    run.figure(*draw(read_table(run.input.savings, PREFIX_SAVINGS), run.params.scale))
+    drawing, caption = draw(read_table(run.input.savings, PREFIX_SAVINGS), run.params.scale)
+    save(drawing, run.stem, caption, run.provenance())

@@ -2,6 +2,7 @@
 
 from ember.experiments import job
 from ember.experiments.policy_summary import summarise_policies
+from ember.experiments.publish import publish
 from ember.records.schemas.policies import CUMULATIVE_COST, POLICY_ROUNDS
 from ember.records.schemas.policy_summary import POLICY_SUMMARY
 from ember.records.tables import read_table
@@ -10,4 +11,4 @@ with job.start(snakemake) as run:
     rows = summarise_policies(
         read_table(run.input.rounds, POLICY_ROUNDS), read_table(run.input.cost, CUMULATIVE_COST)
     )
-    run.product(rows, POLICY_SUMMARY)
+    publish(run, rows, POLICY_SUMMARY)

@@ -2,6 +2,7 @@
 
 from ember.experiments import job
 from ember.experiments.prefix_sweep import prefix_savings
+from ember.experiments.publish import publish
 from ember.records.schemas.prefix import PREFIX_SAVINGS
 
 with job.start(snakemake) as run:
@@ -11,4 +12,4 @@ with job.start(snakemake) as run:
         tolerance=run.params.tolerance,
         seed=run.params.seed,
     )
-    run.product(rows, PREFIX_SAVINGS)
+    publish(run, rows, PREFIX_SAVINGS)

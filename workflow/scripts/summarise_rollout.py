@@ -1,8 +1,9 @@
 """Median, spread and prefill share of every rollout point (P1-1.1)."""
 
 from ember.experiments import job
+from ember.experiments.publish import publish
 from ember.experiments.rollout_profile import prefill_share
 from ember.records.schemas.rollout import PREFILL_SHARE
 
 with job.start(snakemake) as run:
-    run.product(prefill_share(run.input.profile), PREFILL_SHARE)
+    publish(run, prefill_share(run.input.profile), PREFILL_SHARE)

@@ -4,6 +4,10 @@
         rows = experiment(run.input.model, **run.params.settings, seed=run.params.seed)
         run.table(rows, SCHEMA)
 
+Figures and final tables are written by `ember.figures.style.save` and
+`ember.experiments.publish.publish`, which only the scripts that use them import: a job's code is all
+that its script reaches.
+
 Everything a job writes carries the job's provenance (P1-0.5). A failure ends the process with one
 clear message in the log and on stderr, and leaves no half-written product.
 """
@@ -64,23 +68,10 @@ class Job:
         write_table(path, rows, schema, self.provenance())
         log.info("wrote %s", path)
 
-    def product(self, rows, schema) -> None:
-        """Write a final table: Parquet, and CSV, Markdown and LaTeX beside it."""
-        from ember.records.render import render
-        from ember.records.tables import read_table, write_table
-
-        path = Path(self.output[0])
-        provenance = self.provenance()
-        write_table(path, rows, schema, provenance)
-        render(read_table(path, schema), schema, path.with_suffix(""), provenance)
-        log.info("wrote %s and its CSV, Markdown and LaTeX", path)
-
-    def figure(self, drawing, caption: str) -> None:
-        """Write a figure as PNG and PDF, and its caption with the numbers in it."""
-        from ember.figures.style import save
-
-        save(drawing, Path(self.output[0]).with_suffix(""), caption, self.provenance())
-        log.info("wrote %s, its PDF and its caption", self.output[0])
+    @property
+    def stem(self) -> Path:
+        """The first output without its ending: where a figure or a final table goes."""
+        return Path(self.output[0]).with_suffix("")
 
     def stamp(self, folder) -> None:
         """Leave the provenance inside a directory product."""

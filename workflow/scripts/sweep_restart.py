@@ -1,0 +1,16 @@
+"""Prefill restarted at a layer, and the correction of stale KV, timed (P1-5, P1-8)."""
+
+from ember.experiments import job
+from ember.experiments.restart_sweep import sweep_restart
+from ember.records.schemas.restart import RESTART_SWEEP
+
+with job.start(snakemake) as run:
+    rows = sweep_restart(
+        model=run.input.model,
+        workload=run.input.workload,
+        contexts=run.params.contexts,
+        policies=run.params.policies,
+        **run.params.settings,
+        **run.params.runtime,
+    )
+    run.table(rows, RESTART_SWEEP)
