@@ -187,9 +187,12 @@ class Engine:
                 tokens = torch.tensor(prompts, device=device)
                 hidden = self.decoder(tokens, cache=cache)[:, -1:]
                 return self.decoder.logits(hidden)[:, 0], [0] * len(prompts)
+        # A single prompt fills the cache itself: the lengths of a view of rows are its own.
+        rows = [cache.rows(row, row + 1) for row in range(len(prompts))]
+        rows = rows if len(prompts) > 1 else [cache]
         found = [
-            self._prefill_suffix(prompt, cache.rows(row, row + 1), phase)
-            for row, prompt in enumerate(prompts)
+            self._prefill_suffix(prompt, row, phase)
+            for prompt, row in zip(prompts, rows, strict=True)
         ]
         return torch.cat([logits for logits, _ in found]), [cached for _, cached in found]
 

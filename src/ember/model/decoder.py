@@ -16,7 +16,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from ember.model.architecture import Architecture
 
@@ -217,6 +216,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, Hkv, Hq/Hkv, D)
         return F.scaled_dot_product_attention(folded, k, v).view(q.shape)
     if q.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right  # seconds to import: only if used
+
         bias = causal_lower_right(tokens, past + tokens)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
     if q.requires_grad:  # the CPU's grouped kernel has no fast backward

@@ -1,0 +1,169 @@
+"""The prefix cache changes no result: same tokens and logits with it as without, whatever comes."""
+
+from itertools import chain
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ember.cache.radix import RadixCache
+from ember.engine.engine import Engine
+from ember.engine.sampling import SamplingParams
+from ember.measure.clock import PhaseClock
+from ember.model.architecture import Architecture
+from ember.model.checkpoint import random_decoder
+
+ARCH = Architecture.make(
+    model_type="qwen3",
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    vocab_size=13,
+    max_positions=64,
+    tie_embeddings=True,
+)
+TOKEN_BYTES = ARCH.kv_bytes_per_token(4)
+GREEDY = SamplingParams(max_tokens=4)
+PLENTY = 1 << 20
+
+
+def lively_decoder():
+    """Weights so large that a wrong key or value shows in the logits."""
+    decoder = random_decoder(ARCH, seed=1)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(15.0)
+    return decoder
+
+
+def update_weights(decoder, seed):
+    """An in-place update of all layers, such as a training step makes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+
+
+def engines(budget):
+    decoder = lively_decoder()
+    cached = Engine(decoder, capacity=32, prefix_cache=RadixCache(budget))
+    return cached, Engine(decoder, capacity=32)
+
+
+def prompts():
+    """Prompts that share a few heads of up to ten tokens, so that reuse is common."""
+    heads = st.sampled_from([(), (1, 2, 3), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10), (1, 2, 9, 9, 9)])
+    tails = st.lists(st.integers(0, 12), min_size=1, max_size=6).map(tuple)
+    return st.builds(lambda head, tail: head + tail, heads, tails)
+
+
+BATCHES = st.lists(prompts(), min_size=1, max_size=3)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("generate"), BATCHES, st.integers(1, 3)),
+        st.tuples(st.just("prefill"), prompts(), st.none()),
+        st.tuples(st.just("update"), st.integers(0, 99), st.sampled_from("abc")),
+    ),
+    min_size=2,
+    max_size=10,
+)
+
+
+@given(steps=STEPS, budget_tokens=st.sampled_from([0, 3, 12, 30, 200]), repeat=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_any_sequence_gives_the_same_with_and_without(steps, budget_tokens, repeat):
+    cached, plain = engines(budget_tokens * TOKEN_BYTES)
+    for kind, what, more in steps + steps * repeat:
+        if kind == "update":
+            update_weights(plain.decoder, what)
+            # Version names come back: "a", "b", "a" must not revive what "a" once meant.
+            for engine in (cached, plain):
+                engine.set_weights_version("")
+                engine.set_weights_version(more)
+        elif kind == "prefill":
+            reused, fresh = cached.prefill_prompt(what), plain.prefill_prompt(what)
+            torch.testing.assert_close(reused.logits, fresh.logits, atol=1e-4, rtol=1e-4)
+            for layer in range(ARCH.num_layers):
+                for mine, theirs in zip(
+                    reused.cache.read(layer), fresh.cache.read(layer), strict=True
+                ):
+                    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+        else:
+            mine = cached.generate(what, sampling=GREEDY, num_candidates=more)
+            theirs = plain.generate(what, sampling=GREEDY, num_candidates=more)
+            for row, other in zip(chain(*mine), chain(*theirs), strict=True):
+                assert row.tokens == other.tokens
+                assert row.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+                assert row.versions == other.versions
+                assert row.cached_tokens < row.prompt_tokens
+                assert other.cached_tokens == 0
+        assert cached.prefix_cache.stats.bytes <= cached.prefix_cache.budget_bytes
+
+
+def test_a_stale_prefix_would_show():
+    """The property above has teeth: without the new version the old KV gives other logits."""
+    cached, plain = engines(PLENTY)
+    prompt = [1, 2, 3, 4, 5, 6, 7, 8]
+    cached.prefill_prompt(prompt)
+    update_weights(plain.decoder, 0)
+    stale = cached.prefill_prompt(prompt).logits.clone()
+    fresh = plain.prefill_prompt(prompt).logits
+    assert (stale - fresh).abs().max() > 1e-2
+    cached.set_weights_version("next")
+    torch.testing.assert_close(cached.prefill_prompt(prompt).logits, fresh, atol=1e-4, rtol=1e-4)
+
+
+def test_hits_partial_hits_and_repeats_reuse_what_they_can():
+    cached, _ = engines(PLENTY)
+    head = [1, 2, 3, 4, 5]
+    reused = [
+        cached.prefill_prompt(prompt).cached_tokens
+        for prompt in ([*head, 6], [*head, 6], [*head, 7, 8], [2, 2], head[:3], [*head, 6, 9, 9])
+    ]
+    assert reused == [0, 5, 5, 0, 2, 6]
+    stats = cached.prefix_cache.stats
+    assert (stats.hits, stats.partial_hits, stats.misses) == (2, 2, 2)
+
+
+def test_prompts_of_one_batch_share_their_head():
+    cached, plain = engines(PLENTY)
+    head = [1, 2, 3, 4, 5]
+    batch = [[*head, 6], [*head, 7], [*head, 8]]
+    mine = cached.generate(batch, sampling=GREEDY, num_candidates=2)
+    theirs = plain.generate(batch, sampling=GREEDY, num_candidates=2)
+    assert [[c.cached_tokens for c in row] for row in mine] == [[0, 0], [5, 5], [5, 5]]
+    assert [[c.tokens for c in row] for row in mine] == [[c.tokens for c in row] for row in theirs]
+
+
+def test_an_update_empties_the_cache_and_the_same_version_does_not():
+    cached, _ = engines(PLENTY)
+    cached.prefill_prompt([1, 2, 3])
+    cached.set_weights_version("base")
+    assert cached.prefix_cache.stats.bytes == 3 * TOKEN_BYTES
+    cached.set_weights_version("round-1")
+    assert cached.prefix_cache.stats.bytes == 0
+    assert cached.prefill_prompt([1, 2, 3]).cached_tokens == 0
+
+
+def test_a_small_budget_keeps_the_head_that_prompts_share():
+    cached, _ = engines(9 * TOKEN_BYTES)
+    head = [1, 2, 3, 4, 5]
+    for tail in range(6, 13):
+        cached.prefill_prompt([*head, tail, tail])
+    assert cached.prefill_prompt([*head, 0]).cached_tokens == 5
+    assert cached.prefix_cache.stats.evictions > 0
+
+
+def test_lookup_and_store_are_timed_beside_the_prefill():
+    cached, _ = engines(PLENTY)
+    clock = PhaseClock("cpu")
+    cached.prefill_prompt([1, 2, 3, 4], clock=clock)
+    times = clock.times_ms()
+    assert list(times) == ["lookup", "prefill", "store"]
+    assert min(times.values()) > 0
