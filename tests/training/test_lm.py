@@ -283,4 +283,4 @@ def test_rate_warms_up_and_falls():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert rates[-1] == pytest.approx(0.02)
+    assert rates[-1] == pytest.approx(0.05)

@@ -61,11 +61,11 @@ class Recipe:
     learning_rate: float
     warmup_steps: int
     optimizer: str = "muon"
-    outer_factor: float = 4.0
+    outer_factor: float = 6.0
     weight_decay: float = 0.1
     grad_clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    final_fraction: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.99)
+    final_fraction: float = 0.05
     validate_every: int = 100
     seed: int = 0
 
