@@ -18,7 +18,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 from ember.config.load import ConfigError, check_scale, load
-from ember.experiments.preflight import check_local, check_models
+from ember.experiments.preflight import check_local, check_models, check_place
 from ember.records.code import code_hash
 from ember.records.errors import EmberError
 
@@ -47,6 +47,7 @@ def load_settings(config):
 def before_planning(settings):
     """Stop before any rule is planned where a named model or corpus is not there."""
     try:
+        check_place(Path("results"))
         check_models(settings, Path.cwd())
     except EmberError as error:
         raise WorkflowError(str(error)) from None

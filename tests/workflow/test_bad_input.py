@@ -1,5 +1,7 @@
 """Bad input is refused before any work starts, with the cause and the remedy."""
 
+import shutil
+
 import pytest
 
 LOCAL = ("--profile", "local")
@@ -56,11 +58,22 @@ def test_a_gpu_scale_without_a_gpu_is_refused_before_any_job(fresh):
     assert "--config scale=tiny" in output
 
 
+def without_results(checkout):
+    shutil.rmtree(checkout.path / "results")
+    return checkout.path / "results"
+
+
+def test_a_file_in_the_place_of_results_is_refused_in_the_dry_run(fresh):
+    without_results(fresh).write_text("in the way")
+    done = fresh.snakemake("p1_gates", "-n", *LOCAL, check=False)
+    assert done.returncode != 0
+    assert "cannot write to results: it is a file" in done.stdout
+
+
 def test_an_unwritable_results_folder_is_refused_before_any_job(fresh):
-    (fresh.path / "results" / "README.md").unlink(missing_ok=True)
-    (fresh.path / "results").rmdir()
-    (fresh.path / "results").write_text("in the way")
+    without_results(fresh).symlink_to("/sys")  # not writable, not even for root
     done = fresh.snakemake("p1_gates", *LOCAL, "--config", "scale=smoke", check=False)
     assert done.returncode != 0
     assert "cannot write to results" in done.stdout
-    assert "rule build_corpus" not in done.stdout
+    assert "--directory" in done.stdout
+    assert not (fresh.path / "logs").exists()

@@ -1,7 +1,20 @@
 """Train a model; resumes where an earlier run was stopped."""
 
 from ember.experiments import job
-from ember.training.lm import train
+from ember.experiments.train_model import train_model
+from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
+from ember.records.tables import read_table
 
 with job.start(snakemake) as run:
-    train()
+    card, training = train_model(
+        [read_table(path, CORPUS) for path in run.input.corpora],
+        run.input.tokenizer,
+        run.params.settings,
+        runtime=run.params.runtime,
+        out=run.output.model,
+        state=run.params.state,
+        code=run.params.code,
+    )
+    run.stamp(run.output.model)
+    run.table(training, TRAINING_LOG, run.output.training)
+    run.table(card, MODEL_CARD, run.output.card)

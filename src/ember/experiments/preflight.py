@@ -30,6 +30,15 @@ def check_models(settings: Mapping, root: Path) -> None:
                 )
 
 
+def check_place(results: Path) -> None:
+    """`results` is a folder, or can become one. Raises `Unready`."""
+    if results.exists() and not results.is_dir():
+        raise Unready(
+            f"cannot write to {results}: it is a file. Move it away, or start the workflow "
+            "elsewhere with --directory."
+        )
+
+
 def check_local(settings: Mapping, results: Path, local: bool) -> None:
     """The results folder is writable and, for local jobs, the device is there.
 

@@ -18,7 +18,7 @@ def draw(share: pd.DataFrame, scale: str):
     rows = rows.sort_values(["generation", "context"])
     with style() as plt:
         figure, (curves, bars) = plt.subplots(
-            1, 2, figsize=(PAGE, 2.5), width_ratios=(1, 1.45), layout="constrained"
+            1, 2, figsize=(PAGE, 2.5), width_ratios=(1, 1.6), layout="constrained"
         )
         _curves(curves, rows)
         _bars(bars, rows)
@@ -74,7 +74,7 @@ def _bars(axes, rows) -> None:
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel("time of a rollout (ms)")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.93))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set_title("b", loc="left", fontweight="bold")
 
 

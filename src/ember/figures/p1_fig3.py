@@ -14,15 +14,23 @@ def draw(cost: pd.DataFrame, rounds: Mapping, scale: str):
     points = list(dict.fromkeys(zip(cost["context"], cost["generation"], strict=True)))
     with style() as plt:
         figure, axes = plt.subplots(
-            2, len(points), figsize=(PAGE, 4.6), squeeze=False, height_ratios=(1.25, 1)
+            2,
+            len(points),
+            figsize=(PAGE, 4.8),
+            squeeze=False,
+            height_ratios=(1.25, 1),
+            sharey="row",
         )
         for column, (context, generation) in enumerate(points):
             rows = cost[(cost["context"] == context) & (cost["generation"] == generation)]
             _cumulative(axes[0][column], rows[rows["sharing"] == "independent"])
             axes[0][column].set_title(f"context {context}, {generation} generated")
             _savings(axes[1][column], rows)
+        axes[0][0].set_ylabel(f"cumulative {device_time(cost['device'].iloc[0])} (s)")
         axes[0][0].legend(loc="upper left")
-        axes[1][0].legend(loc="lower right")
+        figure.legend(
+            *axes[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SHARINGS)
+        )
         return figure, _caption(cost, points, rounds, scale)
 
 
@@ -34,7 +42,7 @@ def _cumulative(axes, rows) -> None:
             group["cumulative_s"],
             color=COLOURS[index],
             linestyle=LINES[index],
-            label=group["label"].iloc[0],
+            label=_two_lines(group["label"].iloc[0]),
         )
         axes.fill_between(
             group["round"],
@@ -47,7 +55,6 @@ def _cumulative(axes, rows) -> None:
     axes.set_xlim(left=1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("round")
-    axes.set_ylabel(f"cumulative {device_time(rows['device'].iloc[0])} (s)")
 
 
 def _savings(axes, rows) -> None:
@@ -69,9 +76,15 @@ def _savings(axes, rows) -> None:
             label=label,
         )
     axes.axvline(0, color="#444444", linewidth=0.8)
-    axes.set_yticks(range(len(policies)), [labels[policy] for policy in policies])
+    axes.set_yticks(range(len(policies)), [_two_lines(labels[policy]) for policy in policies])
     axes.set_ylim(len(policies) - 0.5, -0.5)
     axes.set_xlabel("saved against Naive (%)")
+
+
+def _two_lines(label: str) -> str:
+    """Parameters below the policy's name, which keeps the panels wide."""
+    name, comma, parameters = label.partition(", ")
+    return f"{name}\n{parameters}" if comma else label
 
 
 def _caption(cost, points, rounds: Mapping, scale: str) -> str:
@@ -89,7 +102,7 @@ def _caption(cost, points, rounds: Mapping, scale: str) -> str:
                 f"[{100 * row['savings_low']:.1f}, {100 * row['savings_high']:.1f}]"
                 for row in rows.to_dict("records")
             )
-            sentences.append(f"{context}/{generation}, {label}: {found}")
+            sentences.append(f"- {context}/{generation}, {label}: {found}.")
     return (
         f"**Figure 3. Cumulative cost of cache policies over {rounds['rounds']} rounds of "
         f"{rounds['prompts']} prompts × {rounds['candidates']} candidates (modelled).** Top: "
@@ -97,5 +110,6 @@ def _caption(cost, points, rounds: Mapping, scale: str) -> str:
         "at the last round, with 95 % bootstrap intervals over the measured repeats. Composed from "
         "the measured rollout profile, prefix sweep and restart sweep; no constant enters. "
         "Training and adapter updates are not in it, and it says nothing about quality: stale KV "
-        f"costs nothing here. Savings: {'. '.join(sentences)}. {basis(cost, scale)}"
+        f"costs nothing here. {basis(cost, scale)}\n\nSaved against Naive:\n\n"
+        + "\n".join(sentences)
     )

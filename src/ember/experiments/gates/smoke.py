@@ -37,7 +37,7 @@ def check_smoke(
     engine = Engine(decoder, capacity=tokens + new_tokens)
     [[completion]] = engine.generate([prompt], sampling=SamplingParams(max_tokens=new_tokens))
     log.info("one device: %d tokens generated", len(completion.tokens))
-    gap = _greedy_gap(decoder, prompt, completion.tokens)
+    gap = _greedy_gap(decoder, prompt, list(completion.tokens))
     slack = tolerance if dtype == "float32" else 0.25
     if not gap <= slack:
         raise GateFailed(
