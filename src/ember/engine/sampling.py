@@ -77,17 +77,15 @@ def sample(
     """
     logits = logits.float()
     if params.greedy:
-        tokens = logits.argmax(-1)
-    else:
-        logits = logits / params.temperature
-        kept = cut_tail(logits, params)
-        # Gumbel's trick as a race of exponential clocks: argmax p / e draws from p.
-        clocks = torch.empty_like(logits)
-        for row, generator in zip(clocks, generators, strict=True):
-            row.exponential_(generator=generator)
-        tokens = (kept.softmax(-1) / clocks).argmax(-1)
-    chosen = logits.gather(1, tokens[:, None])[:, 0]
-    return tokens, chosen - logits.logsumexp(-1)
+        logprobs, tokens = logits.log_softmax(-1).max(-1)
+        return tokens, logprobs
+    logprobs = (logits / params.temperature).log_softmax(-1)  # also logits, of the same softmax
+    # Gumbel's trick as a race of exponential clocks: argmax p / e draws from p.
+    clocks = torch.empty_like(logprobs)
+    for row, generator in zip(clocks, generators, strict=True):
+        row.exponential_(generator=generator)
+    tokens = (cut_tail(logprobs, params).exp() / clocks).argmax(-1)
+    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
 
 def cut_tail(logits: Tensor, params: SamplingParams) -> Tensor:

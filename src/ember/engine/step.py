@@ -1,159 +1,79 @@
 """One decoding step, fast: the decoder's arithmetic with few, large, preallocated operations.
 
 Contract. `DecodeStep(decoder, cache)(tokens)` gives the logits of the next position for every row,
-equal to the eager decoder's (1e-4 in float32), and leaves the tokens' keys and values in the cache.
-Query, key and value weights lie in one block, gate and up weights in another; the decoder's own
-parameters become views of the blocks, so in-place changes of weights show at once. On CUDA the step
-is one captured graph: the position lives on the device, and attention reads the whole static cache
-under a mask, so that nothing depends on the host.
+equal to the eager decoder's (1e-4 in float32), and leaves the tokens' KV in the cache. Weights are
+packed (`ember.engine.packing`), rotary tables precomputed. On the CPU in float32 it is a
+`HostStep`. Elsewhere it is the operations below, on CUDA captured as one graph: the position lives
+on the device, and attention reads the whole static cache under a mask, so that nothing depends on
+the host.
 
-Shapes: B rows, H hidden, Hq and Hkv heads, D head dimension, I intermediate, S capacity.
+Shapes: B rows, H hidden, Hq and Hkv heads, G = Hq / Hkv, D head dimension, S capacity, L layers.
 """
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
+from ember.engine.host_step import HostStep
+from ember.engine.packing import PackedDecoder
+from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
 
 log = logging.getLogger(__name__)
 
-SPLIT = 256  # cached tokens that one block of the CUDA attention reads
+SPLIT = 256  # cached tokens that one block of the device's attention reads
 MASKED = -30000.0  # finite, so that a part that is masked throughout is no NaN; fits bfloat16
 
 
 class DecodeStep:
     """A step for one decoder and one cache, whose batch and memory it keeps.
 
-    The logits returned are overwritten by the next call.
+    The logits returned are overwritten by the next call. `threads` is the number of torch's threads
+    with which it is fastest; setting it is the caller's choice.
     """
 
     def __init__(self, decoder: Decoder, cache: ContiguousCache, *, graph: bool | None = None):
         """`graph`: capture a CUDA graph (by default on CUDA); without, the same operations run
         eagerly."""
-        arch = decoder.arch
-        self._decoder, self._cache, self._arch = decoder, cache, arch
-        self._layers = [_PackedLayer(layer) for layer in decoder.layers]
-        device, dtype = cache.kv.device, cache.kv.dtype
-        self._on_cuda = device.type == "cuda"
-        self._qk_heads = arch.num_heads + arch.num_kv_heads
-        self._all_heads = self._qk_heads + arch.num_kv_heads
-        half = arch.head_dim // 2
-        # Of every head the other half's dimension, whose sine term it takes.
-        self._swap = torch.arange(arch.head_dim, device=device).roll(half)
-        self._cos, self._sin = _signed_tables(decoder, cache.capacity, dtype, device)
-        self._norms = _pack_qk_norms(decoder) if arch.qk_norm else None  # (L, 2, D)
-        self._weights = _addresses(decoder)  # where packing has put them
-        kinds = [0] * arch.num_heads + [1] * arch.num_kv_heads
-        self._kinds = torch.tensor(kinds, device=device)
-        self._head = (decoder.embed_tokens if arch.tie_embeddings else decoder.lm_head).weight
-        self._position = torch.zeros(1, dtype=torch.long, device=device)
-        self._tokens = torch.zeros(cache.batch, dtype=torch.long, device=device)
-        self._eps = torch.tensor(arch.norm_eps, dtype=dtype, device=device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits: Tensor | None = None
+        kv = cache.kv
+        self._cache = cache
+        self._weights = PackedDecoder(decoder)
         self.threads = torch.get_num_threads()
-        if self._on_cuda and cache.capacity % SPLIT:
-            raise ValueError(f"on CUDA the cache's capacity must be a multiple of {SPLIT}")
+        cos, sin = swapped_tables(decoder.arch, cache.capacity, kv.dtype, kv.device)
+        first = kv[..., :1, :].clone()  # trial steps write at position 0
         with torch.inference_mode():
-            first = cache.kv[..., :1, :].clone()  # trial steps write at position 0
-            if not self._on_cuda:
+            if kv.device.type == "cpu" and kv.dtype == torch.float32:
+                self._step = HostStep(decoder.arch, self._weights, cache, cos, sin)
                 self.threads = self._fastest_threads()
-            elif graph is not False:
-                self._capture()
-            cache.kv[..., :1, :] = first
+            else:
+                self._step = DeviceStep(decoder.arch, self._weights, cache, cos, sin)
+                if kv.is_cuda and graph is not False:
+                    self._step.capture()
+            kv[..., :1, :] = first
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor) -> Tensor:
         """Runs tokens (B,) at the cache's next position; returns logits (B, V)."""
         position = self._cache.length(0)
         self._cache.advance(1)
-        if not self._on_cuda:
-            return self._run(tokens, position)
-        self._position.fill_(position)
-        if self._graph is None:
-            return self._run(tokens, None)
-        self._tokens.copy_(tokens)
-        self._graph.replay()
-        return self._logits
+        return self._step(tokens, position)
 
     def is_current(self) -> bool:
         """Whether the decoder's parameters still lie where this step reads them."""
-        return self._weights == _addresses(self._decoder)
-
-    def _run(self, tokens: Tensor, position: int | None) -> Tensor:
-        """The step at a position of the host's, or (None) at the one on the device."""
-        arch, eps = self._arch, self._arch.norm_eps
-        cos, sin, keys_values, slots, bias = self._at(position)
-        x = self._decoder.embed_tokens.weight.index_select(0, tokens)  # (B, H)
-        batch = x.shape[0]
-        for index, layer in enumerate(self._layers):
-            normed = self._normalise(x, eps).mul_(layer.input_norm)
-            qkv = F.linear(normed, layer.qkv, layer.qkv_bias)
-            qkv = qkv.view(batch, self._all_heads, arch.head_dim)
-            rotated = qk = qkv[:, : self._qk_heads]  # (B, Hq + Hkv, D)
-            if arch.qk_norm:
-                qk = self._normalise(qk, eps)
-            crossed = torch.index_select(qk, 2, self._swap)
-            # Written back beside v, so that one copy moves k and v.
-            torch.addcmul(qk * cos[index], crossed, sin[index], out=rotated)
-            q = qkv[:, : arch.num_heads].unflatten(1, (arch.num_kv_heads, -1))
-            kv = qkv[:, arch.num_heads :].unflatten(1, (2, -1)).transpose(0, 1)  # (2, B, Hkv, D)
-            if position is None:
-                slots[index].index_copy_(3, self._position, kv.unsqueeze(3))
-                attended = attend_masked(q, *keys_values[index], bias)
-            else:
-                slots[index].copy_(kv)
-                attended = F.scaled_dot_product_attention(q, *keys_values[index])
-            x = _add_linear(x, attended.reshape(batch, -1), layer.o, layer.o_bias)
-            normed = self._normalise(x, eps).mul_(layer.post_norm)
-            gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
-            x = _add_linear(x, F.silu(gate).mul_(up), layer.down, layer.down_bias)
-        return F.linear(self._normalise(x, eps).mul_(self._decoder.norm.weight), self._head)
-
-    def _at(self, position: int | None):
-        """What depends on the position, for all layers at once.
-
-        cos and sin (L or 1-like list of (Hq + Hkv, D)) hold the weights of the query and key norms;
-        keys_values are pairs of (B, Hkv, length, D), slots where the new ones go, bias the mask.
-        """
-        kv = self._cache.kv
-        if position is None:
-            cos, sin = (x.index_select(0, self._position)[0] for x in (self._cos, self._sin))
-            slots = kv.unbind(0)
-            keys_values = [layer.unbind(0) for layer in slots]
-            beyond = torch.arange(kv.shape[4], device=kv.device) > self._position
-            bias = beyond.to(kv.dtype) * MASKED
-        else:
-            cos, sin = self._cos[position], self._sin[position]
-            slots = kv[:, :, :, :, position].unbind(0)
-            read = kv[:, :, :, :, : position + 1].flatten(0, 1).unbind(0)
-            keys_values = list(zip(read[::2], read[1::2], strict=True))
-            bias = None
-        if self._norms is None:
-            return [cos] * len(slots), [sin] * len(slots), keys_values, slots, bias
-        weights = self._norms  # rotate(w · x) = (w · cos) · x + (crossed w · sin) · crossed x
-        cos = (weights * cos).index_select(1, self._kinds).unbind(0)
-        sin = (weights.index_select(2, self._swap) * sin).index_select(1, self._kinds).unbind(0)
-        return cos, sin, keys_values, slots, bias
-
-    def _normalise(self, x: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x²) + eps) over the last dimension, a new tensor."""
-        if self._on_cuda:
-            return F.rms_norm(x, x.shape[-1:], None, eps)
-        # On the CPU rms_norm is six operations of the dispatcher; these are four.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return self._weights.is_current()
 
     def _fastest_threads(self) -> int:
         """1 or torch's number of threads, whichever steps faster now.
 
         Small matrices gain little from a second core and lose much when it is busy.
         """
+        tokens = torch.zeros(self._cache.batch, dtype=torch.long)
         best = {}
         with restored_threads():
             for threads in {1, torch.get_num_threads()}:
@@ -161,24 +81,104 @@ class DecodeStep:
                 times = []
                 for _ in range(4):
                     began = time.perf_counter()
-                    self._run(self._tokens, 0)
+                    self._step(tokens, 0)
                     times.append(time.perf_counter() - began)
                 best[threads] = sorted(times)[1]
-        log.debug("decoding with %s threads, measured %s", min(best, key=best.get), best)
+        log.debug("seconds of a decoding step by threads: %s", best)
         return min(best, key=best.get)
 
-    def _capture(self) -> None:
-        """Record the step once; `_position` and `_tokens` are its inputs, `_logits` its output."""
-        stream = torch.cuda.Stream(self._cache.kv.device)
-        stream.wait_stream(torch.cuda.current_stream())
+
+class DeviceStep:
+    """The step as torch operations without any shape or value from the host."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        weights: PackedDecoder,
+        cache: ContiguousCache,
+        cos: Tensor,
+        sin: Tensor,
+    ):
+        """`cos` and `sin` (S, D): rotate(x) = cos · x + sin · (x with halves swapped)."""
+        device = cache.kv.device
+        if cache.capacity % SPLIT:
+            raise ValueError(f"here the cache's capacity must be a multiple of {SPLIT}")
+        self._arch, self._weights, self._kv = arch, weights, cache.kv
+        self._cos, self._sin = cos, sin
+        # Of every dimension the one in the other half, whose sine term it takes.
+        self._swap = torch.arange(arch.head_dim, device=device).roll(arch.head_dim // 2)
+        kinds = [0] * arch.num_heads + [1] * arch.num_kv_heads
+        self._kinds = torch.tensor(kinds, device=device)
+        self._places = torch.arange(cache.capacity, device=device)
+        self._position = torch.zeros(1, dtype=torch.long, device=device)
+        self._tokens = torch.zeros(cache.batch, dtype=torch.long, device=device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._logits: Tensor | None = None
+
+    def __call__(self, tokens: Tensor, position: int) -> Tensor:
+        """Runs tokens (B,) at a position; returns logits (B, V)."""
+        self._position.fill_(position)
+        self._tokens.copy_(tokens)
+        if self._graph is None:
+            return self._run()
+        self._graph.replay()
+        return self._logits
+
+    def capture(self) -> None:
+        """Records the step once; `_position` and `_tokens` are its inputs, `_logits` its output."""
+        stream = torch.cuda.Stream(self._kv.device)
+        stream.wait_stream(torch.cuda.current_stream(self._kv.device))
         with torch.cuda.stream(stream):  # libraries allocate their workspaces before the capture
             for _ in range(2):
-                self._run(self._tokens, None)
-        torch.cuda.current_stream().wait_stream(stream)
+                self._run()
+        torch.cuda.current_stream(self._kv.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._logits = self._run(self._tokens, None)
+            self._logits = self._run()
         self._graph = graph
+
+    def _run(self) -> Tensor:
+        arch, weights = self._arch, self._weights
+        cos, sin = self._rotation()
+        bias = (self._places > self._position).to(self._kv.dtype) * MASKED  # (S,)
+        x = weights.embedding.index_select(0, self._tokens)  # (B, H)
+        for index, layer in enumerate(weights.layers):
+            normed = F.rms_norm(x, x.shape[-1:], layer.input_norm, arch.norm_eps)
+            qkv = F.linear(normed, layer.qkv, layer.qkv_bias).unflatten(1, (-1, arch.head_dim))
+            q = self._rotate(qkv, cos[index], sin[index])
+            kv = qkv[:, arch.num_heads :].unflatten(1, (2, -1)).transpose(0, 1)  # (2, B, Hkv, D)
+            self._kv[index].index_copy_(3, self._position, kv.unsqueeze(3))
+            attended = attend_masked(q, self._kv[index, 0], self._kv[index, 1], bias)
+            x = _add_linear(x, attended.flatten(1), layer.o, layer.o_bias)
+            normed = F.rms_norm(x, x.shape[-1:], layer.post_norm, arch.norm_eps)
+            gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, -1)
+            x = _add_linear(x, F.silu(gate).mul_(up), layer.down, layer.down_bias)
+        return F.linear(F.rms_norm(x, x.shape[-1:], weights.norm, arch.norm_eps), weights.head)
+
+    def _rotation(self) -> tuple[list[Tensor], list[Tensor]]:
+        """cos and sin of every layer, (Hq + Hkv or 1, D), times the query and key norms."""
+        cos = self._cos.index_select(0, self._position)  # (1, D)
+        sin = self._sin.index_select(0, self._position)
+        weights = self._weights.qk_norms  # (L, 2, D)
+        if weights is None:
+            layers = self._arch.num_layers
+            return [cos] * layers, [sin] * layers
+        crossed = weights.index_select(2, self._swap)
+        return (
+            list((weights * cos).index_select(1, self._kinds).unbind(0)),
+            list((crossed * sin).index_select(1, self._kinds).unbind(0)),
+        )
+
+    def _rotate(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Norms and rotates queries and keys of qkv (B, Hq + 2 Hkv, D) in place, so that k and v
+        lie side by side; returns the queries (B, Hkv, G, D)."""
+        arch = self._arch
+        rotated = qk = qkv[:, : arch.num_heads + arch.num_kv_heads]
+        if arch.qk_norm:
+            qk = F.rms_norm(qk, qk.shape[-1:], None, arch.norm_eps)
+        crossed = qk.index_select(2, self._swap)
+        torch.addcmul(qk * cos, crossed, sin, out=rotated)
+        return qkv[:, : arch.num_heads].unflatten(1, (arch.num_kv_heads, -1))
 
 
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -208,78 +208,23 @@ def _attention_with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[
     return op(q, k, v, attn_mask=bias)
 
 
-class restored_threads:
+@contextlib.contextmanager
+def restored_threads() -> Iterator[None]:
     """A block after which torch has as many threads as before."""
-
-    def __enter__(self):
-        self._before = torch.get_num_threads()
-
-    def __exit__(self, *_):
-        if torch.get_num_threads() != self._before:
-            torch.set_num_threads(self._before)
-
-
-class _PackedLayer:
-    """The weights of one layer as the step reads them: all of them shared with the module."""
-
-    def __init__(self, layer: nn.Module):
-        attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm = layer.input_layernorm.weight
-        self.post_norm = layer.post_attention_layernorm.weight
-        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv, self.qkv_bias = _pack_linears(qkv)
-        self.o, self.o_bias = _pack_linears([attention.o_proj])
-        self.gate_up, self.gate_up_bias = _pack_linears([mlp.gate_proj, mlp.up_proj])
-        self.down, self.down_bias = _pack_linears([mlp.down_proj])
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
-def _pack_linears(linears: list[nn.Module]) -> tuple[Tensor, Tensor | None]:
-    """Weights (sum of rows, columns) and biases of linear layers, stacked."""
-    for linear in linears:
-        if type(linear) is not nn.Linear:
-            raise TypeError(
-                f"the decoding step cannot pack a {type(linear).__name__}.\n"
-                "Merge adapters into the weights first, or decode with the Decoder itself."
-            )
-    bias = linears[0].bias is not None
-    return (
-        pack([linear.weight for linear in linears]),
-        pack([linear.bias for linear in linears]) if bias else None,
-    )
-
-
-def pack(parameters: list[nn.Parameter]) -> Tensor:
-    """One tensor that stacks the parameters along their first dimension, and of which they are
-    views from now on. Nothing moves where they already are."""
-    rows = [parameter.shape[0] for parameter in parameters]
-    first = parameters[0].detach()
-    expected = first.data_ptr()
-    for parameter in parameters:
-        same = parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (same and parameter.is_contiguous() and parameter.data_ptr() == expected):
-            break
-        expected += parameter.numel() * parameter.element_size()
-    else:
-        return first.as_strided((sum(rows), *first.shape[1:]), first.stride())
-    # Outside of inference mode, or the weights could not be trained any more.
-    with torch.inference_mode(False), torch.no_grad():
-        packed = torch.cat([parameter.detach() for parameter in parameters])
-        for parameter, part in zip(parameters, packed.split(rows), strict=True):
-            parameter.data = part
-    return packed
-
-
-def _pack_qk_norms(decoder: Decoder) -> Tensor:
-    """Weights of the query and key norms of all layers, (L, 2, D), shared with the modules."""
-    attentions = [layer.self_attn for layer in decoder.layers]
-    packed = pack([norm.weight for a in attentions for norm in (a.q_norm, a.k_norm)])
-    return packed.view(len(attentions), 2, -1)
-
-
-def _signed_tables(decoder: Decoder, positions: int, dtype: torch.dtype, device: torch.device):
+def swapped_tables(
+    arch: Architecture, positions: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """cos and sin (positions, D) such that rotate(x) = cos · x + sin · (x with halves swapped)."""
     where = torch.arange(positions, device=device)
-    cos, sin = (x[0, :, 0] for x in rotary_tables(decoder.arch, where, dtype))
+    cos, sin = (x[0, :, 0] for x in rotary_tables(arch, where, dtype))
     return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
@@ -287,7 +232,3 @@ def _add_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     """x + y · weightᵀ (+ bias)."""
     x = torch.addmm(x, y, weight.t())
     return x if bias is None else x.add_(bias)
-
-
-def _addresses(decoder: Decoder) -> tuple[int, ...]:
-    return tuple(parameter.data_ptr() for parameter in decoder.parameters())
