@@ -274,12 +274,17 @@ def _sha256(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def _readme(arch, recipe: Recipe, card, rows, documents: Sequence[Document]) -> str:
     """The directory's model card, in the hub's format."""
     sources = sorted({doc.source for doc in documents})
     metrics = "\n".join(
-        f"| {row['metric']} | {row['split']} | {row['value']:,.4g} | {row['unit']} | "
-        f"{row['detail']} |"
+        f"| {row['metric']} | {row['split']} | {_number(row['value'])} | "
+        + ("" if row["low"] is None else f"{_number(row['low'])} to {_number(row['high'])}")
+        + f" | {row['unit']} | {row['detail']} |"
         for row in card
     )
     curve = "\n".join(
@@ -303,8 +308,8 @@ tags: [{arch.model_type}, ember]
 {recipe.learning_rate:g}, seed {recipe.seed}. It is there to measure inference with; it is no
 assistant.
 
-| metric | split | value | unit | detail |
-|---|---|---|---|---|
+| metric | split | value | 95 % interval | unit | detail |
+|---|---|---|---|---|---|
 {metrics}
 
 ## Loss curve
