@@ -215,19 +215,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # One query sees every key, so the queries of a KV head are just more rows of it.
         folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, Hkv, Hq/Hkv, D)
         return F.scaled_dot_product_attention(folded, k, v).view(q.shape)
+    if q.requires_grad and not q.is_cuda:  # the CPU's grouped kernel has no fast backward
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    if not past:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     if q.is_cuda:
         from torch.nn.attention.bias import causal_lower_right  # seconds to import: only if used
 
         bias = causal_lower_right(tokens, past + tokens)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
-    if q.requires_grad:  # the CPU's grouped kernel has no fast backward
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        if not past:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if q.requires_grad:
         mask = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if not past:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     return _attend_in_two(q, k, v, past)
 
 

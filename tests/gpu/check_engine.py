@@ -1,0 +1,200 @@
+"""Check the engine on a CUDA device: correctness with asserts, then speed at the Qwen3-4B shape.
+
+    PYTHONPATH=src python tests/gpu/check_engine.py [--no-speed] [--preset qwen3-4b]
+
+Eager decoding in the same number format is the truth. Prints one line a check; the speeds are those
+of random weights, which time an engine and say nothing about quality. Not collected by pytest:
+machines with a GPU may have nothing but torch.
+"""
+
+import argparse
+import time
+
+import torch
+
+from ember.cache.contiguous import ContiguousCache
+from ember.engine.engine import Engine
+from ember.engine.sampling import SamplingParams
+from ember.engine.step import SPLIT, DecodeStep
+from ember.measure.clock import PhaseClock, repeat, summarise
+from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak
+from ember.model.architecture import PRESETS, Architecture
+from ember.model.checkpoint import random_decoder
+from ember.model.decoder import Decoder
+
+DEVICE = "cuda"
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_layers": 3,
+    "num_heads": 8,
+    "num_kv_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 1000,
+    "max_positions": 4096,
+}
+# Largest error of a logits vector relative to its length.
+# bfloat16 has 8 bits, and weights this wild amplify what they lose.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--no-speed", action="store_true", help="checks only")
+    parser.add_argument("--preset", default="qwen3-4b", choices=sorted(PRESETS))
+    arguments = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    for dtype in (torch.float32, torch.bfloat16):
+        for model_type in ("qwen3", "qwen2", "llama"):
+            arch = Architecture.make(model_type=model_type, **SMALL)
+            decoder = wild(random_decoder(arch, 0, DEVICE, dtype))
+            for batch in (1, 4):
+                check_steps(decoder, batch)
+            check_chunks(decoder)
+        check_generation(decoder)
+    check_weight_updates()
+    arch = PRESETS[arguments.preset]
+    decoder = random_decoder(arch, 0, DEVICE, torch.bfloat16)
+    check_steps(decoder, 1, tokens=1030, prefilled=1024)
+    if not arguments.no_speed:
+        time_engine(decoder, arguments.preset)
+    print("all checks passed")
+
+
+def wild(decoder: Decoder) -> Decoder:
+    """Weights large enough that attention is far from uniform, norms and biases not trivial."""
+    generator = torch.Generator(DEVICE).manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            centre = 1.0 if "norm" in name else 0.0
+            parameter.normal_(centre, 0.3 if parameter.ndim == 1 else 0.1, generator=generator)
+    return decoder
+
+
+def draw(decoder: Decoder, batch: int, tokens: int) -> torch.Tensor:
+    generator = torch.Generator(DEVICE).manual_seed(2)
+    shape = (batch, tokens)
+    return torch.randint(decoder.arch.vocab_size, shape, generator=generator, device=DEVICE)
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest relative error of a row's vector."""
+    found, expected = found.float(), expected.float()
+    return ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+
+
+def report(what: str, error: float, limit: float) -> None:
+    print(f"{what}: {error:.2e} (allowed {limit:.0e})", flush=True)
+    assert error <= limit, what
+
+
+@torch.inference_mode()
+def check_steps(decoder: Decoder, batch: int, tokens: int = 300, prefilled: int = 250) -> None:
+    """Logits of the captured graph, of the same operations without it, and of the eager decoder,
+    across a boundary of the attention's parts."""
+    dtype = decoder.embed_tokens.weight.dtype
+    sequence = draw(decoder, batch, tokens)
+    capacity = -(-tokens // SPLIT) * SPLIT
+    truth = ContiguousCache(decoder.arch, batch, capacity, DEVICE, dtype)
+    expected = decoder.logits(decoder(sequence, cache=truth)[:, prefilled:])
+    for graph in (True, False):
+        cache = ContiguousCache(decoder.arch, batch, capacity, DEVICE, dtype)
+        step = DecodeStep(decoder, cache, graph=graph)
+        decoder(sequence[:, :prefilled], cache=cache)
+        error = 0.0
+        for t in range(prefilled, tokens):
+            error = max(error, relative(step(sequence[:, t]), expected[:, t - prefilled]))
+        name = f"{decoder.arch.model_type} {dtype} batch {batch} {'graph' if graph else 'no graph'}"
+        report(f"{name}: logits", error, TOLERANCE[dtype])
+        error = relative(
+            torch.stack(cache.read(0)).flatten(3), torch.stack(truth.read(0)).flatten(3)
+        )
+        report(f"{name}: cache of layer 0", error, TOLERANCE[dtype])
+
+
+@torch.inference_mode()
+def check_chunks(decoder: Decoder) -> None:
+    """A prefill in pieces (causal alignment to the lower right) equals one in one piece."""
+    dtype = decoder.embed_tokens.weight.dtype
+    sequence = draw(decoder, 2, 130)
+    expected = decoder(sequence)
+    cache = ContiguousCache(decoder.arch, 2, 130, DEVICE, dtype)
+    found = [decoder(piece, cache=cache) for piece in sequence.split([50, 1, 79], 1)]
+    name = f"{decoder.arch.model_type} {dtype}: prefill in pieces"
+    report(name, relative(torch.cat(found, 1), expected), TOLERANCE[dtype])
+
+
+def check_generation(decoder: Decoder) -> None:
+    """Candidates, batches and stop tokens: a graph and no graph choose the same tokens."""
+    prompts = [draw(decoder, 1, n)[0].tolist() for n in (20, 33, 20)]
+    free = SamplingParams(max_tokens=40, temperature=1.0, seed=1)
+    completions = {}
+    for graphs in (True, False):
+        engine = Engine(decoder, capacity=100, graphs=graphs)
+        found = engine.generate(prompts, sampling=free, num_candidates=2)
+        stop = found[0][0].tokens[20]
+        limited = SamplingParams(max_tokens=40, temperature=1.0, seed=1, stop_token_ids=(stop,))
+        cut = engine.generate(prompts, sampling=limited, num_candidates=2)
+        for whole, short in zip(sum(found, []), sum(cut, []), strict=True):  # noqa: RUF017
+            assert whole.tokens[: len(short.tokens)] == short.tokens
+            assert stop not in short.tokens[:-1]
+            assert (short.finish_reason == "stop") == (short.tokens[-1] == stop)
+        completions[graphs] = [c.tokens for candidates in found for c in candidates]
+    assert completions[True] == completions[False]
+    print(f"{decoder.embed_tokens.weight.dtype}: generation with candidates and stops", flush=True)
+
+
+@torch.inference_mode()
+def check_weight_updates() -> None:
+    """A captured graph sees weights that were changed in place."""
+    decoder = wild(random_decoder(Architecture.make(model_type="qwen3", **SMALL), 0, DEVICE))
+    cache = ContiguousCache(decoder.arch, 1, SPLIT, DEVICE)
+    step = DecodeStep(decoder, cache)
+    for parameter in decoder.parameters():
+        parameter.mul_(1.1)
+    token = draw(decoder, 1, 1)
+    error = relative(step(token[:, 0]), decoder.logits(decoder(token))[:, 0])
+    report("changed weights in a graph", error, TOLERANCE[torch.float32])
+
+
+def time_engine(decoder: Decoder, name: str) -> None:
+    """Prefill and decode times; the first engine call of a size captures and is not counted."""
+    reset_cuda_peak(DEVICE)
+    weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
+    print(f"{name}: weights {weights / 1e9:.2f} GB")
+    for context in (2048, 4096):
+        prompt = draw(decoder, 1, context)[0].tolist()
+        engine = Engine(decoder, capacity=context + 128)
+        samples = repeat(
+            lambda engine=engine, prompt=prompt: engine.prefill_prompt(prompt),
+            warmup=2,
+            repeats=5,
+            device=DEVICE,
+        )
+        print(f"prefill {context}: {summarise(samples)['median']:.1f} ms")
+        for candidates in (1, 8):
+            sampling = SamplingParams(max_tokens=128, temperature=1.0)
+            began = time.perf_counter()
+            engine.generate([prompt], sampling=sampling, num_candidates=candidates)
+            torch.cuda.synchronize()
+            first = time.perf_counter() - began
+            clock = PhaseClock(DEVICE)
+            began = time.perf_counter()
+            engine.generate([prompt], sampling=sampling, num_candidates=candidates, clock=clock)
+            torch.cuda.synchronize()
+            total = time.perf_counter() - began
+            times = clock.times_ms()
+            per_step = times["decode"] / 127
+            phases = ", ".join(f"{phase} {ms:.1f} ms" for phase, ms in times.items())
+            print(
+                f"context {context}, {candidates} candidates, 128 tokens: "
+                f"{candidates * 1e3 / per_step:.0f} tok/s decode ({per_step:.2f} ms a step, "
+                f"{weights / per_step / 1e6:.0f} GB/s of weights); {phases}; "
+                f"total {total * 1e3:.0f} ms (first call {first:.1f} s)",
+                flush=True,
+            )
+    print(f"peak memory {cuda_peak_bytes(DEVICE) / 1e9:.1f} GB")
+
+
+if __name__ == "__main__":
+    main()
