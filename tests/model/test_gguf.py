@@ -1,0 +1,137 @@
+"""GGUF: every tensor comes back, and an independent reader computes the same from the file."""
+
+import json
+
+import pytest
+import torch
+
+from ember.model.architecture import Architecture
+from ember.model.checkpoint import random_decoder, save_decoder
+from ember.model.gguf import BadGguf, check_gguf, export_gguf
+from ember.text.tokenizer import save_tokenizer, train_bpe
+
+TEXTS = ["def add(a, b):\n    return a + b\n", "the quick brown fox, 12345 times"] * 5
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 300,
+    "max_positions": 64,
+    "rope_theta": 1e5,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def save(folder, seed=0, **changes):
+    arch = Architecture.make(**{"model_type": "qwen3"} | SIZES | changes)
+    save_decoder(random_decoder(arch, seed), folder)
+    save_tokenizer(train_bpe(TEXTS, 280), folder)
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path):
+    return save(tmp_path / "model", tie_embeddings=True)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_tensor_comes_back(tmp_path, dtype, tied):
+    folder = save(tmp_path / "model", tie_embeddings=tied)
+    path = export_gguf(folder, folder, tmp_path / "out" / "model.gguf", dtype=dtype)
+    assert check_gguf(path, folder) == 2 * 11 + (2 if tied else 3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_reads_the_same_model_and_tokenizer_from_the_file(tmp_path, tied):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # Its reader takes Qwen3's head dimension for 128, whatever the file says.
+    folder = save(tmp_path / "model", tie_embeddings=tied, head_dim=128)
+    export_gguf(folder, folder, tmp_path / "model.gguf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf").eval()
+    ours = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens).logits, atol=1e-5, rtol=0)
+    tokenizers = [
+        AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf"),
+        AutoTokenizer.from_pretrained(folder),
+    ]
+    first, second = (t("the brown fox returns 45", add_special_tokens=False) for t in tokenizers)
+    assert first["input_ids"] == second["input_ids"]
+
+
+def test_the_file_names_the_split_and_the_token_types(model, tmp_path):
+    from gguf import GGUFReader, TokenType
+
+    reader = GGUFReader(export_gguf(model, model, tmp_path / "model.gguf"))
+    assert reader.get_field("general.architecture").contents() == "qwen3"
+    assert reader.get_field("tokenizer.ggml.model").contents() == "gpt2"
+    assert reader.get_field("tokenizer.ggml.pre").contents() == "gpt-2"
+    tokens = reader.get_field("tokenizer.ggml.tokens").contents()
+    types = reader.get_field("tokenizer.ggml.token_type").contents()
+    assert (len(tokens), len(types)) == (300, 300)
+    assert types[tokens.index("<|endoftext|>")] == TokenType.CONTROL
+    assert (types[-1], tokens[-1]) == (TokenType.UNUSED, "[PAD299]")
+    assert reader.get_field("tokenizer.ggml.eos_token_id").contents() == 0
+
+
+def test_another_model_is_noticed(model, tmp_path):
+    path = export_gguf(model, model, tmp_path / "model.gguf")
+    with pytest.raises(BadGguf, match="is not the model's"):
+        check_gguf(path, save(tmp_path / "other", seed=1, tie_embeddings=True))
+    with pytest.raises(BadGguf, match=r"qwen3\.rope\.freq_base"):
+        check_gguf(path, save(tmp_path / "other", tie_embeddings=True, rope_theta=1e4))
+    with pytest.raises(BadGguf, match=r"output\.weight"):
+        check_gguf(path, save(tmp_path / "other", tie_embeddings=False))
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"x" * 100])
+def test_a_foreign_or_truncated_file_is_refused(model, tmp_path, content):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(BadGguf, match="truncated or no GGUF"):
+        check_gguf(path, model)
+    with pytest.raises(BadGguf, match="missing"):
+        check_gguf(tmp_path / "nowhere.gguf", model)
+
+
+@pytest.mark.parametrize("change", [{"model_type": "llama"}, {"qkv_bias": True, "o_bias": True}])
+def test_what_gguf_cannot_express_is_refused(tmp_path, change):
+    folder = save(tmp_path / "model", **change)
+    with pytest.raises(BadGguf, match="supports qwen3"):
+        export_gguf(folder, folder, tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_numbers_beyond_f16_are_refused(model, tmp_path):
+    arch = Architecture.make(model_type="qwen3", **SIZES)
+    decoder = random_decoder(arch)
+    with torch.no_grad():
+        decoder.layers[1].mlp.up_proj.weight[0, 0] = 1e6
+    folder = save_decoder(decoder, tmp_path / "large")
+    with pytest.raises(BadGguf, match=r"up_proj\.weight is too large"):
+        export_gguf(folder, model, tmp_path / "model.gguf", dtype="F16")
+    with pytest.raises(BadGguf, match="'Q9'"):
+        export_gguf(folder, model, tmp_path / "model.gguf", dtype="Q9")
+
+
+def test_unfit_tokenizers_are_refused(model, tmp_path):
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    split = content | {"pre_tokenizer": {"type": "Whitespace"}}
+    path.write_text(json.dumps(split))
+    with pytest.raises(BadGguf, match=r"no known name in GGUF \(\['Whitespace'\]\)"):
+        export_gguf(model, model, tmp_path / "model.gguf")
+    content["model"]["vocab"]["zzz"] = 300
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadGguf, match="has token 300, but the model has 300"):
+        export_gguf(model, model, tmp_path / "model.gguf")
+    path.unlink()
+    with pytest.raises(BadGguf, match="missing or no tokenizer"):
+        export_gguf(model, model, tmp_path / "model.gguf")
