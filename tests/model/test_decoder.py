@@ -222,6 +222,22 @@ def test_attention_equals_its_definition(batch, heads, tokens, past):
     close(attend(q.requires_grad_(), k, v), expected)
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 10), st.integers(0, 3), st.integers(0, 5))
+def test_the_last_tokens_alone_are_the_same(decoder, tokens, last, first_layer, past):
+    """Outputs of the last tokens and the caches of all do not depend on what else is computed."""
+    prompt, layers = draw_tokens(2, past + tokens), range(first_layer, 3)
+    with torch.inference_mode():
+        hidden = decoder(prompt, layers=range(first_layer))
+        whole, part = new_cache(decoder, 2), new_cache(decoder, 2)
+        for cache in (whole, part):
+            decoder(hidden=hidden[:, :past], cache=cache, layers=layers)
+        expected = decoder(hidden=hidden[:, past:], cache=whole, layers=layers)[:, -last:]
+        close(decoder(hidden=hidden[:, past:], cache=part, layers=layers, last=last), expected)
+        for layer in layers:
+            close(part.read(layer), whole.read(layer))
+
+
 def test_the_parameters_are_those_the_architecture_counts(pair):
     ours = pair[1]
     assert sum(p.numel() for p in ours.parameters()) == ours.arch.parameter_count()

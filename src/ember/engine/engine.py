@@ -185,7 +185,7 @@ class Engine:
         if self.prefix_cache is None:
             with phase("prefill"):
                 tokens = torch.tensor(prompts, device=device)
-                hidden = self.decoder(tokens, cache=cache)[:, -1:]
+                hidden = self.decoder(tokens, cache=cache, last=1)
                 return self.decoder.logits(hidden)[:, 0], [0] * len(prompts)
         # A single prompt fills the cache itself: the lengths of a view of rows are its own.
         rows = [cache.rows(row, row + 1) for row in range(len(prompts))]
@@ -205,7 +205,7 @@ class Engine:
             match.copy_into(cache)
         with phase("prefill"):
             tokens = torch.tensor([prompt[cached:]], device=cache.kv.device)
-            hidden = self.decoder(tokens, cache=cache)[:, -1:]
+            hidden = self.decoder(tokens, cache=cache, last=1)
             logits = self.decoder.logits(hidden)[:, 0]
         with phase("store"):
             self.prefix_cache.insert(

@@ -28,6 +28,7 @@ from ember.model.decoder import Decoder, rotary_tables
 log = logging.getLogger(__name__)
 
 SPLIT = 256  # cached tokens that one block of the device's attention reads
+WORTH_THREADS = 1.5  # times as fast as one thread that more of them must be
 MASKED = -30000.0  # finite, so that a part that is masked throughout is no NaN; fits bfloat16
 
 
@@ -69,23 +70,25 @@ class DecodeStep:
         return self._weights.is_current()
 
     def _fastest_threads(self) -> int:
-        """1 or torch's number of threads, whichever steps faster now.
+        """torch's number of threads where they pay, 1 otherwise.
 
-        Small matrices gain little from a second core and lose much when it is busy.
+        They must be clearly faster: small matrices gain little from a second core, and lose all
+        and more whenever another process wants it.
         """
         tokens = torch.zeros(self._cache.batch, dtype=torch.long)
-        best = {}
+        seconds = {}
         with restored_threads():
-            for threads in {1, torch.get_num_threads()}:
+            for threads in (torch.get_num_threads(), 1):
                 torch.set_num_threads(threads)
                 times = []
                 for _ in range(4):
                     began = time.perf_counter()
                     self._step(tokens, 0)
                     times.append(time.perf_counter() - began)
-                best[threads] = sorted(times)[1]
-        log.debug("seconds of a decoding step by threads: %s", best)
-        return min(best, key=best.get)
+                seconds[threads] = sorted(times)[1]
+        log.debug("seconds of a decoding step by threads: %s", seconds)
+        fastest = min(seconds, key=seconds.get)
+        return fastest if seconds[1] > WORTH_THREADS * seconds[fastest] else 1
 
 
 class DeviceStep:

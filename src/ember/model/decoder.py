@@ -68,6 +68,7 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
         layers: range | None = None,
         tap: Tap | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Runs `layers` (all by default) and returns the last one's output (B, T, H), not normed.
 
@@ -75,6 +76,9 @@ class Decoder(nn.Module):
         `positions` (T,) or (B, T) rotate queries and keys; by default they follow the tokens that
         the first layer run has in the cache. Each token attends to all that is cached and to the
         tokens of this call up to itself.
+
+        With `last` only that many tokens' outputs are wanted, (B, last, H): the last layer then
+        computes keys and values of all tokens, but attention and MLP of those alone.
         """
         if (tokens is None) == (hidden is None):
             raise ValueError("give either tokens or hidden, and not both")
@@ -85,8 +89,9 @@ class Decoder(nn.Module):
             positions = torch.arange(start, start + x.shape[1], device=x.device)
         rotation = rotary_tables(self.arch, positions, x.dtype)
         for index in layers:
-            x = self.layers[index](x, rotation, index, cache, tap)
-        return x
+            wanted = last if last is not None and index == layers[-1] else x.shape[1]
+            x = self.layers[index](x, rotation, index, cache, tap, wanted)
+        return x if last is None else x[:, -last:]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: hidden states (B, T, H) to logits (B, T, V)."""
@@ -104,14 +109,16 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(arch.hidden_size, arch.norm_eps)
         self.mlp = MLP(arch)
 
-    def forward(self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap | None):
+    def forward(
+        self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap | None, last: int
+    ) -> Tensor:
         tap = tap or _no_tap
         tap(index, "layer_input", x)
         normed = self.input_layernorm(x)
         tap(index, "attn_in", normed)
-        attended = self.self_attn(normed, rotation, index, cache, tap)
+        attended = self.self_attn(normed, rotation, index, cache, tap, last)  # (B, last, H)
         tap(index, "attn_out", attended)
-        x = x + attended
+        x = x[:, -last:] + attended
         tap(index, "attn_residual", x)
         normed = self.post_attention_layernorm(x)
         tap(index, "mlp_in", normed)
@@ -134,15 +141,17 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(d, arch.norm_eps) if arch.qk_norm else None
         self.k_norm = RMSNorm(d, arch.norm_eps) if arch.qk_norm else None
 
-    def forward(self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap) -> Tensor:
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, Hq, D)
+    def forward(
+        self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap, last: int
+    ) -> Tensor:
+        q = self.q_proj(x[:, -last:]).unflatten(-1, (-1, self.head_dim))  # (B, last, Hq, D)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, Hkv, D)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, Hkv, D)
         tap(index, "k_raw", k)
         tap(index, "v", v)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = rotate(q, *rotation).transpose(1, 2)  # (B, Hq, T, D)
+        q = rotate(q, *(table[:, -last:] for table in rotation)).transpose(1, 2)  # (B, Hq, last, D)
         k = rotate(k, *rotation).transpose(1, 2)  # (B, Hkv, T, D)
         v = v.transpose(1, 2)
         if cache is not None:
@@ -243,8 +252,11 @@ def _attend_in_two(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
     # out (B, Hq, T, D), lse (B, Hq, T, 1)
     old, old_lse = _attention_with_lse(q, k[:, :, :past], v[:, :, :past], causal=False)
     new, new_lse = _attention_with_lse(q, k[:, :, past:], v[:, :, past:], causal=True)
-    share = torch.sigmoid(old_lse - new_lse).to(q.dtype)  # of the softmax mass on the past
-    return torch.lerp(new, old, share)
+    # Shares of the softmax mass. Both, because 1 - share is 0 in bfloat16 where a token's own key
+    # has a thousandth of it, times a value that may be the largest.
+    on_old = torch.sigmoid(old_lse - new_lse).to(q.dtype)
+    on_new = torch.sigmoid(new_lse - old_lse).to(q.dtype)
+    return torch.addcmul(old * on_old, new, on_new)
 
 
 def _attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
