@@ -24,6 +24,7 @@ PREFIX_SWEEP = Schema(
         Column("lookup_ms", "float", "ms", "of it: matching and copying the stored segments"),
         Column("store_ms", "float", "ms", "of it: storing the new segments"),
         Column("first_token", "int", "", "most likely next token (temperature 0)"),
+        Column("top_margin", "float", "", "how far its logit stands above the second"),
         Column(
             "tokens_equal",
             "bool",
@@ -70,8 +71,19 @@ PREFIX_SAVINGS = Schema(
         Column("attention_share", "float", "fraction", "attention's part of the operation count"),
         Column("overhead_share", "float", "fraction", "look-up, copies and storing / uncached"),
         Column("tokens_equal_share", "float", "fraction", "documents with the same first token"),
+        Column(
+            "near_ties_share",
+            "float",
+            "fraction",
+            "documents whose two best logits are no further apart than twice the difference",
+        ),
         Column("max_logit_diff", "float", "", "largest absolute logit difference"),
-        Column("within_tolerance", "bool", "", "all tokens equal and logits within the tolerance"),
+        Column(
+            "within_tolerance",
+            "bool",
+            "",
+            "first tokens equal but in near ties, and all logits within the tolerance",
+        ),
         _DEVICE,
         _DTYPE,
         _MODEL,
