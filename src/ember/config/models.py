@@ -59,9 +59,16 @@ class Training(Strict):
     steps: Count = Field(description="optimizer steps")
     batch_size: Count = Field(description="sequences a step")
     sequence_length: Annotated[int, Field(ge=8)] = Field(description="tokens a sequence")
-    learning_rate: Positive = Field(description="peak learning rate of AdamW")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="muon: for the matrices inside the layers, AdamW for the rest"
+    )
+    learning_rate: Positive = Field(
+        description="peak rate of the layers' matrices; with muon the others take 6 times that"
+    )
     warmup_steps: Annotated[int, Field(ge=0)] = Field(description="linear warm-up, in steps")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.1, description="on matrices only")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.1, description="on matrices but not on embeddings and norms"
+    )
     grad_clip: Positive = Field(1.0, description="global gradient norm")
     validation_tokens: Count = Field(description="tokens of each validation pass")
     validate_every: Count = Field(description="steps between validation passes")
