@@ -12,43 +12,44 @@ SHARINGS = {"independent": "each candidate prefills", "shared": "candidates shar
 def draw(cost: pd.DataFrame, rounds: Mapping, scale: str):
     """Figure and caption from the table `cumulative_cost`; `rounds` is the configured loop."""
     points = list(dict.fromkeys(zip(cost["context"], cost["generation"], strict=True)))
+    policies = list(dict.fromkeys(cost["policy"]))
+    looks = {policy: (COLOURS[i], LINES[i]) for i, policy in enumerate(policies)}
     with style() as plt:
         figure, axes = plt.subplots(
             2,
             len(points),
-            figsize=(PAGE, 4.8),
+            figsize=(PAGE, 4.6),
             squeeze=False,
-            height_ratios=(1.25, 1),
+            height_ratios=(1.2, 1),
             sharey="row",
         )
         for column, (context, generation) in enumerate(points):
             rows = cost[(cost["context"] == context) & (cost["generation"] == generation)]
-            _cumulative(axes[0][column], rows[rows["sharing"] == "independent"])
+            _cumulative(axes[0][column], rows[rows["sharing"] == "independent"], looks)
             axes[0][column].set_title(f"context {context}, {generation} generated")
-            _savings(axes[1][column], rows)
+            _savings(axes[1][column], rows, looks)
         axes[0][0].set_ylabel(f"cumulative {device_time(cost['device'].iloc[0])} (s)")
         axes[0][0].legend(loc="upper left")
-        figure.legend(
-            *axes[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(SHARINGS)
-        )
+        _sharing_legend(axes[1][0], figure)
         return figure, _caption(cost, points, rounds, scale)
 
 
-def _cumulative(axes, rows) -> None:
-    for index, (_, group) in enumerate(rows.groupby("policy", sort=False)):
+def _cumulative(axes, rows, looks) -> None:
+    for policy, group in rows.groupby("policy", sort=False):
         group = group.sort_values("round")
+        colour, line = looks[policy]
         axes.plot(
             group["round"],
             group["cumulative_s"],
-            color=COLOURS[index],
-            linestyle=LINES[index],
-            label=_two_lines(group["label"].iloc[0]),
+            color=colour,
+            linestyle=line,
+            label=group["label"].iloc[0].partition(",")[0] + _parts(group["label"].iloc[0])[1],
         )
         axes.fill_between(
             group["round"],
             group["cumulative_low_s"],
             group["cumulative_high_s"],
-            color=COLOURS[index],
+            color=colour,
             alpha=0.15,
             linewidth=0,
         )
@@ -57,34 +58,58 @@ def _cumulative(axes, rows) -> None:
     axes.set_xlabel("round")
 
 
-def _savings(axes, rows) -> None:
+def _savings(axes, rows, looks) -> None:
     last = rows[rows["round"] == rows["round"].max()]
-    policies = [policy for policy in dict.fromkeys(last["policy"]) if policy != "naive"]
+    policies = [policy for policy in looks if policy != "naive"]
     labels = last.drop_duplicates("policy").set_index("policy")["label"]
-    for offset, (sharing, label) in enumerate(SHARINGS.items()):
-        group = last[last["sharing"] == sharing].set_index("policy").loc[policies]
-        low = (group["savings_vs_naive"] - group["savings_low"]).clip(lower=0)
-        high = (group["savings_high"] - group["savings_vs_naive"]).clip(lower=0)
-        axes.errorbar(
-            100 * group["savings_vs_naive"],
-            [place + 0.22 * (offset - 0.5) for place in range(len(policies))],
-            xerr=(100 * low, 100 * high),
-            color=COLOURS[offset],
-            marker=MARKERS[offset],
-            linestyle="none",
-            capsize=2,
-            label=label,
-        )
+    for offset, sharing in enumerate(SHARINGS):
+        group = last[last["sharing"] == sharing].set_index("policy")
+        for place, policy in enumerate(policies):
+            row = group.loc[policy]
+            saved, low, high = (
+                100 * row[name] for name in ("savings_vs_naive", "savings_low", "savings_high")
+            )
+            axes.errorbar(
+                [saved],
+                [place + 0.24 * (offset - 0.5)],
+                xerr=([max(saved - low, 0)], [max(high - saved, 0)]),
+                color=looks[policy][0],
+                marker=MARKERS[offset],
+                markerfacecolor="white" if offset else None,
+                capsize=2,
+            )
     axes.axvline(0, color="#444444", linewidth=0.8)
-    axes.set_yticks(range(len(policies)), [_two_lines(labels[policy]) for policy in policies])
+    axes.set_yticks(range(len(policies)), [_several_lines(labels[policy]) for policy in policies])
     axes.set_ylim(len(policies) - 0.5, -0.5)
     axes.set_xlabel("saved against Naive (%)")
 
 
-def _two_lines(label: str) -> str:
+def _sharing_legend(axes, figure) -> None:
+    handles = [
+        axes.plot(
+            [],
+            [],
+            color="#444444",
+            marker=MARKERS[offset],
+            markerfacecolor="white" if offset else None,
+            linestyle="none",
+            label=label,
+        )[0]
+        for offset, label in enumerate(SHARINGS.values())
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(SHARINGS))
+
+
+def _parts(label: str) -> tuple[str, str]:
+    """A policy's name and, for a composition, what is added to it."""
+    name, _, parameters = label.partition(", ")
+    _, plus, added = parameters.partition(" + ")
+    return name, " + refresh" if plus and added.startswith("refresh") else ""
+
+
+def _several_lines(label: str) -> str:
     """Parameters below the policy's name, which keeps the panels wide."""
-    name, comma, parameters = label.partition(", ")
-    return f"{name}\n{parameters}" if comma else label
+    return label.replace(", ", "\n").replace(" + ", "\n+ ")
 
 
 def _caption(cost, points, rounds: Mapping, scale: str) -> str:

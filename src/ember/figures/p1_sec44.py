@@ -57,6 +57,8 @@ def _savings(axes, rows) -> None:
 
 
 def _times(axes, rows) -> None:
+    from matplotlib.ticker import LogLocator
+
     full = rows.groupby("prompt_tokens")["uncached_ms_median"].median()
     axes.plot(full.index, full, color="#444444", marker="o", linestyle="-", label="no reuse")
     fractions = (rows["prefix_tokens"] / rows["prompt_tokens"]).round(2)
@@ -74,6 +76,8 @@ def _times(axes, rows) -> None:
     ticks = sorted(rows["prompt_tokens"].unique())
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("prompt (tokens)")
     axes.set_ylabel("prefill (ms, median)")
     axes.legend()

@@ -225,7 +225,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if tokens == 1:
         # One query sees every key, so the queries of a KV head are just more rows of it.
         folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, Hkv, Hq/Hkv, D)
-        return F.scaled_dot_product_attention(folded, k, v).view(q.shape)
+        return F.scaled_dot_product_attention(folded, k, v).reshape(q.shape)
     if q.requires_grad and not q.is_cuda:  # the CPU's grouped kernel has no fast backward
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         grouped = False

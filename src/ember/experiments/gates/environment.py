@@ -22,7 +22,7 @@ def check_environment(*, device: str, dtype: str, seed: int) -> list[dict]:
     found = versions()
     parts = [
         f"device {device}",
-        f"GPU {', '.join(facts.get('gpus') or []) or 'none'}",
+        f"GPU {_gpus(facts) or 'none'}",
         f"CPU {facts.get('cpu', 'unknown')} ({facts.get('cores', '?')} cores)",
         f"dtype {dtype}",
         f"TF32 {'on' if tf32 else 'off'}",
@@ -31,3 +31,8 @@ def check_environment(*, device: str, dtype: str, seed: int) -> list[dict]:
         f"CUDA {torch.version.cuda or 'none'}",
     ]
     return [passed("environment", "; ".join(parts))]
+
+
+def _gpus(facts: dict) -> str:
+    found = facts.get("gpus") or []
+    return ", ".join(f"{gpu['name']} (driver {gpu.get('driver', 'unknown')})" for gpu in found)
