@@ -11,10 +11,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
+from ember.engine.prefill import Prefill
 from ember.engine.sampling import SamplingParams, make_generators, sample
 from ember.engine.step import SPLIT, DecodeStep, restored_threads
 from ember.measure.clock import PhaseClock
@@ -59,10 +61,11 @@ class Prefilled:
 
 @dataclass
 class _Slot:
-    """Memory and decoding step of one batch size."""
+    """Memory of one batch size, and what runs on it."""
 
     cache: ContiguousCache
     step: DecodeStep
+    prefill: Prefill
 
 
 class Engine:
@@ -79,8 +82,9 @@ class Engine:
     ):
         """`capacity`: the most tokens of a prompt and its completion. `prefix_cache`: a RadixCache.
 
-        `graphs`: decode with CUDA graphs (by default on CUDA). The decoder's weights are packed in
-        place, see `DecodeStep`; changing them in place needs `set_weights_version`.
+        `graphs`: record decoding, and prefills of shapes that come back, as CUDA graphs (by default
+        on CUDA). The decoder's weights are packed in place, see `DecodeStep`; changing them later
+        needs `set_weights_version`.
         """
         self.decoder = decoder
         self.capacity = capacity
@@ -138,11 +142,11 @@ class Engine:
         """
         self._check(prompt, 0)
         with torch.inference_mode():
-            cache = self._slot(1).cache
-            cache.reset()
+            slot = self._slot(1)
+            slot.cache.reset()
             phase = clock.phase if clock is not None else _untimed
-            logits, [cached] = self._prefill([prompt], cache, phase)
-        return Prefilled(logits, cached, cache)
+            logits, [cached] = self._prefill(slot.prefill, [prompt], slot.cache, phase)
+        return Prefilled(logits, cached, slot.cache)
 
     @torch.inference_mode()
     def _generate_group(
@@ -157,7 +161,9 @@ class Engine:
         rows, length = len(prompts) * candidates, len(prompts[0])
         slot = self._slot(rows)
         slot.cache.reset()
-        logits, cached = self._prefill(prompts, slot.cache.rows(0, len(prompts)), phase)
+        logits, cached = self._prefill(
+            slot.prefill, prompts, slot.cache.rows(0, len(prompts)), phase
+        )
         with phase("prefill"):
             slot.cache.spread(len(prompts), length)
             logits = logits.repeat(candidates, 1)
@@ -178,38 +184,35 @@ class Engine:
         ]
 
     def _prefill(
-        self, prompts: list[Sequence[int]], cache: ContiguousCache, phase
+        self, prefill: Prefill, prompts: list[Sequence[int]], cache: ContiguousCache, phase
     ) -> tuple[Tensor, list[int]]:
         """Fills the empty `cache` (one row a prompt); logits (P, V) and tokens reused of each."""
-        device = cache.kv.device
         if self.prefix_cache is None:
             with phase("prefill"):
-                tokens = torch.tensor(prompts, device=device)
-                hidden = self.decoder(tokens, cache=cache, last=1)
-                return self.decoder.logits(hidden)[:, 0], [0] * len(prompts)
+                tokens = torch.from_numpy(np.asarray(prompts, dtype=np.int64))
+                return prefill(tokens, cache), [0] * len(prompts)
         # A single prompt fills the cache itself: the lengths of a view of rows are its own.
         rows = [cache.rows(row, row + 1) for row in range(len(prompts))]
         rows = rows if len(prompts) > 1 else [cache]
         found = [
-            self._prefill_suffix(prompt, row, phase)
+            self._prefill_suffix(prefill, prompt, row, phase)
             for prompt, row in zip(prompts, rows, strict=True)
         ]
         return torch.cat([logits for logits, _ in found]), [cached for _, cached in found]
 
     def _prefill_suffix(
-        self, prompt: Sequence[int], cache: ContiguousCache, phase
+        self, prefill: Prefill, prompt: Sequence[int], cache: ContiguousCache, phase
     ) -> tuple[Tensor, int]:
         """Copies the longest stored prefix and runs the rest; then stores what was run."""
-        with phase("lookup"), self.prefix_cache.match(self._version, prompt[:-1]) as match:
-            cached = match.length
-            match.copy_into(cache)
+        with phase("lookup"):
+            ids = np.asarray(prompt, dtype=np.int64)
+            with self.prefix_cache.match(self._version, ids[:-1]) as match:
+                cached = match.copy_into(cache)
         with phase("prefill"):
-            tokens = torch.tensor([prompt[cached:]], device=cache.kv.device)
-            hidden = self.decoder(tokens, cache=cache, last=1)
-            logits = self.decoder.logits(hidden)[:, 0]
+            logits = prefill(torch.from_numpy(ids[None, cached:]), cache)
         with phase("store"):
             self.prefix_cache.insert(
-                self._version, prompt, lambda start, stop: cache.segment(0, start, stop)
+                self._version, ids, lambda start, stop: cache.segment(0, start, stop)
             )
         return logits, cached
 
@@ -278,7 +281,11 @@ class Engine:
             while len(self._slots) >= KEPT_SLOTS:
                 self._slots.pop(next(iter(self._slots)))
             cache = self._new_cache(rows)
-            slot = _Slot(cache, DecodeStep(self.decoder, cache, graph=self.graphs))
+            slot = _Slot(
+                cache,
+                DecodeStep(self.decoder, cache, graph=self.graphs),
+                Prefill(self.decoder, graphs=self.graphs is not False),
+            )
         self._slots[rows] = slot  # the most recently used is last
         return slot
 
