@@ -222,6 +222,16 @@ def test_attention_equals_its_definition(batch, heads, tokens, past):
     close(attend(q.requires_grad_(), k, v), expected)
 
 
+def test_a_small_share_of_a_large_value_is_kept_in_half_precision():
+    """Keys that score alike: each of 2001 has 1/2001 of the mass, which 1 - share would round off."""
+    q, k = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 2004, 8)
+    v = torch.zeros(1, 1, 2004, 8)
+    v[:, :, 2000] = 1000.0  # the first new token's own value
+    out = attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float()
+    torch.testing.assert_close(out, attend(q, k, v), rtol=0.02, atol=0.0)
+    assert 0.49 < out[0, 0, 0, 0] < 0.51
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 10), st.integers(0, 3), st.integers(0, 5))
 def test_the_last_tokens_alone_are_the_same(decoder, tokens, last, first_layer, past):
