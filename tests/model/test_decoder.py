@@ -223,7 +223,7 @@ def test_attention_equals_its_definition(batch, heads, tokens, past):
 
 
 def test_a_small_share_of_a_large_value_is_kept_in_half_precision():
-    """Keys that score alike: each of 2001 has 1/2001 of the mass, which 1 - share would round off."""
+    """Of 2001 keys that score alike each has so little of the mass that 1 - share rounds it off."""
     q, k = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 2004, 8)
     v = torch.zeros(1, 1, 2004, 8)
     v[:, :, 2000] = 1000.0  # the first new token's own value
