@@ -17,68 +17,68 @@ include: "rules/paper.smk"
 
 rule all:
     default_target: True
-    message:
-        "Every product of every programme"
     input:
         P1_PRODUCTS,
         PAPER_PRODUCTS,
+    message:
+        "Every product of every programme"
 
 
 rule p1:
-    message:
-        "P1: KV-cache policies for RL rollouts"
     input:
         P1_PRODUCTS,
+    message:
+        "P1: KV-cache policies for RL rollouts"
 
 
 rule paper:
-    message:
-        "Decisions and readiness of the paper"
     input:
         PAPER_PRODUCTS,
+    message:
+        "Decisions and readiness of the paper"
 
 
 rule p1_gates:
-    message:
-        "P1-0: the hard gates"
     input:
         inter("p1/gates.parquet"),
+    message:
+        "P1-0: the hard gates"
 
 
 rule p1_profile:
-    message:
-        "P1-1: where a rollout's time goes"
     input:
         figure("p1_fig2"),
         table("p1_prefill_share"),
         table("p1_engine_speed"),
+    message:
+        "P1-1: where a rollout's time goes"
 
 
 rule p1_prefix:
-    message:
-        "P1-2: what the prefix cache saves"
     input:
         figure("p1_sec44"),
         table("p1_prefix_savings"),
+    message:
+        "P1-2: what the prefix cache saves"
 
 
 rule p1_policies:
-    message:
-        "P1-5, P1-6.1: cache policies and their modelled cumulative cost"
     input:
         figure("p1_fig3"),
         table("p1_policies"),
+    message:
+        "P1-5, P1-6.1: cache policies and their modelled cumulative cost"
 
 
 rule p1_fig2:
-    message:
-        "Figure 2"
     input:
         figure("p1_fig2"),
+    message:
+        "Figure 2"
 
 
 rule p1_fig3:
-    message:
-        "Figure 3"
     input:
         figure("p1_fig3"),
+    message:
+        "Figure 3"

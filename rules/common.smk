@@ -1,6 +1,5 @@
 # Helpers of the rules: where files go, what code a job depends on, what it asks for.
 # They are pure functions of the configuration; the rules hold no logic of their own.
-import os
 import sys
 from pathlib import Path
 
@@ -10,17 +9,21 @@ from snakemake.exceptions import WorkflowError
 ROOT = Path(str(workflow.current_basedir)).resolve().parent
 SRC = ROOT / "src"
 
-# Jobs run the library of this checkout, whatever is installed.
+# This checkout's library, whatever is installed.
 if str(SRC) not in sys.path:
     sys.path.insert(0, str(SRC))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(SRC), *filter(None, [os.environ.get("PYTHONPATH")])]
-)
 
 from ember.config.load import ConfigError, check_scale, load
-from ember.experiments.preflight import check_local, check_models, check_place
+from ember.experiments.preflight import (
+    check_local,
+    check_models,
+    check_place,
+    prepare_environment,
+)
 from ember.records.code import code_hash
 from ember.records.errors import EmberError
+
+prepare_environment(SRC)
 
 
 def scale_file(config):
@@ -37,7 +40,9 @@ def load_settings(config):
 
     files = [ROOT / "config" / "config.yaml", Path(scale_file(config))]
     sources = [(str(f.relative_to(ROOT)), yaml.safe_load(f.read_text())) for f in files]
-    sources.append(("--config or --configfile", workflow.config_settings.overwrite_config))
+    sources.append(
+        ("--config or --configfile", workflow.config_settings.overwrite_config)
+    )
     try:
         return load(config, sources).model_dump()
     except ConfigError as error:
@@ -135,7 +140,9 @@ def model_dir(name=None):
 def workload_inputs(wildcards):
     """A model with real weights reads real text; random weights read random tokens."""
     model = SETTINGS["models"][SETTINGS["p1"]["model"]]
-    corpus = {} if model["source"] == "random" else {"corpus": inter("corpora/long.parquet")}
+    corpus = (
+        {} if model["source"] == "random" else {"corpus": inter("corpora/long.parquet")}
+    )
     return {"model": model_dir()} | corpus
 
 
@@ -157,13 +164,17 @@ def longest_prompt():
 
 def models_from(*sources):
     """Names of the configured models with one of these sources, as a wildcard constraint."""
-    names = [name for name, model in SETTINGS["models"].items() if model["source"] in sources]
+    names = [
+        name for name, model in SETTINGS["models"].items() if model["source"] in sources
+    ]
     return "|".join(names) or "(?!)"
 
 
 def runtime_settings():
     """What every rule that runs a model depends on."""
-    return {key: SETTINGS[key] for key in ("device", "dtype")} | {"seed": SETTINGS["seed"]}
+    return {key: SETTINGS[key] for key in ("device", "dtype")} | {
+        "seed": SETTINGS["seed"]
+    }
 
 
 def threads_for_model():

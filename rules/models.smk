@@ -2,66 +2,61 @@
 
 
 rule build_corpus:
-    message:
-        "Collect the corpus {wildcards.corpus}, split by document and hashed"
-    params:
-        settings=lambda w: conf("corpora", w.corpus),
-        seed=conf("seed"),
-        code=code("build_corpus.py"),
     output:
         corpus=inter("corpora/{corpus}.parquet"),
     log:
         logs("build_corpus_{corpus}"),
     benchmark:
         bench("build_corpus_{corpus}")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=grow(2000),
         runtime=grow(10),
-    conda:
-        ENVIRONMENT
+    params:
+        settings=lambda w: conf("corpora", w.corpus),
+        seed=conf("seed"),
+        code=code("build_corpus.py"),
+    message:
+        "Collect the corpus {wildcards.corpus}, split by document and hashed"
     script:
         scripts("build_corpus.py")
 
 
 rule train_tokenizer:
-    message:
-        "Train the byte-level BPE tokenizer"
     input:
-        corpora=expand(inter("corpora/{corpus}.parquet"), corpus=conf("tokenizer", "corpora")),
-    params:
-        settings=conf("tokenizer"),
-        code=code("train_tokenizer.py"),
+        corpora=expand(
+            inter("corpora/{corpus}.parquet"), corpus=conf("tokenizer", "corpora")
+        ),
     output:
         tokenizer=directory(inter("tokenizer")),
     log:
         logs("train_tokenizer"),
     benchmark:
         bench("train_tokenizer")
+    conda:
+        ENVIRONMENT
     threads: threads_for_model()
     resources:
         mem_mb=grow(2000),
         runtime=grow(10),
-    conda:
-        ENVIRONMENT
+    params:
+        settings=conf("tokenizer"),
+        code=code("train_tokenizer.py"),
+    message:
+        "Train the byte-level BPE tokenizer"
     script:
         scripts("train_tokenizer.py")
 
 
 rule train_model:
-    message:
-        "Train the model {wildcards.model} (resumes where it was stopped)"
     input:
         corpora=lambda w: expand(
             inter("corpora/{corpus}.parquet"),
             corpus=conf("models", w.model, "training", "corpora"),
         ),
         tokenizer=inter("tokenizer"),
-    params:
-        settings=lambda w: conf("models", w.model),
-        runtime=runtime_settings(),
-        state=lambda w: inter(f"states/{w.model}.pt"),
-        code=code("train_model.py"),
     output:
         model=directory(inter("models/{model}")),
         card=inter("cards/{model}.parquet"),
@@ -72,24 +67,25 @@ rule train_model:
         bench("train_model_{model}")
     wildcard_constraints:
         model=models_from("train"),
+    conda:
+        ENVIRONMENT
     threads: threads_for_model()
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),
         gpu=gpus(),
-    conda:
-        ENVIRONMENT
+    params:
+        settings=lambda w: conf("models", w.model),
+        runtime=runtime_settings(),
+        state=lambda w: inter(f"states/{w.model}.pt"),
+        code=code("train_model.py"),
+    message:
+        "Train the model {wildcards.model} (resumes where it was stopped)"
     script:
         scripts("train_model.py")
 
 
 rule fetch_model:
-    message:
-        "Take the model {wildcards.model} from its source"
-    params:
-        settings=lambda w: conf("models", w.model),
-        seed=conf("seed"),
-        code=code("fetch_model.py"),
     output:
         model=directory(inter("models/{model}")),
     log:
@@ -98,11 +94,17 @@ rule fetch_model:
         bench("fetch_model_{model}")
     wildcard_constraints:
         model=models_from("random", "local", "hub"),
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=grow(2000),
         runtime=model_runtime(),
-    conda:
-        ENVIRONMENT
+    params:
+        settings=lambda w: conf("models", w.model),
+        seed=conf("seed"),
+        code=code("fetch_model.py"),
+    message:
+        "Take the model {wildcards.model} from its source"
     script:
         scripts("fetch_model.py")

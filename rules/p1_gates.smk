@@ -2,58 +2,52 @@
 
 
 rule gate_environment:
-    message:
-        "Gate: the environment is recorded and has the device it needs"
-    params:
-        runtime=runtime_settings(),
-        code=code("gate_environment.py"),
     output:
         gate=inter("p1/gates/environment.parquet"),
     log:
         logs("gate_environment"),
     benchmark:
         bench("gate_environment")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=grow(1000),
         runtime=grow(5),
         gpu=gpus(),
-    conda:
-        ENVIRONMENT
+    params:
+        runtime=runtime_settings(),
+        code=code("gate_environment.py"),
+    message:
+        "Gate: the environment is recorded and has the device it needs"
     script:
         scripts("gate_environment.py")
 
 
 rule gate_outputs:
-    message:
-        "Gate: results can be written, whole or not at all"
-    params:
-        code=code("gate_outputs.py"),
     output:
         gate=inter("p1/gates/outputs.parquet"),
     log:
         logs("gate_outputs"),
     benchmark:
         bench("gate_outputs")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=grow(1000),
         runtime=grow(5),
-    conda:
-        ENVIRONMENT
+    params:
+        code=code("gate_outputs.py"),
+    message:
+        "Gate: results can be written, whole or not at all"
     script:
         scripts("gate_outputs.py")
 
 
 rule gate_snapshot:
-    message:
-        "Gate: the main model's snapshot is fixed and hashed"
     input:
         model=model_dir(),
-    params:
-        name=conf("p1", "model"),
-        settings=conf("models", conf("p1", "model")),
-        code=code("gate_snapshot.py"),
     output:
         gate=inter("p1/gates/snapshot.parquet"),
         snapshot=inter("p1/model_snapshot.parquet"),
@@ -61,23 +55,25 @@ rule gate_snapshot:
         logs("gate_snapshot"),
     benchmark:
         bench("gate_snapshot")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),
-    conda:
-        ENVIRONMENT
+    params:
+        name=conf("p1", "model"),
+        settings=conf("models", conf("p1", "model")),
+        code=code("gate_snapshot.py"),
+    message:
+        "Gate: the main model's snapshot is fixed and hashed"
     script:
         scripts("gate_snapshot.py")
 
 
 rule gate_gguf:
-    message:
-        "Gate: the same weights as GGUF, hashed (what llama.cpp will read)"
     input:
         model=model_dir(),
-    params:
-        code=code("gate_gguf.py"),
     output:
         gate=inter("p1/gates/gguf.parquet"),
         gguf=directory(inter("p1/gguf")),
@@ -85,64 +81,68 @@ rule gate_gguf:
         logs("gate_gguf"),
     benchmark:
         bench("gate_gguf")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),
-    conda:
-        ENVIRONMENT
+    params:
+        code=code("gate_gguf.py"),
+    message:
+        "Gate: the same weights as GGUF, hashed (what llama.cpp will read)"
     script:
         scripts("gate_gguf.py")
 
 
 rule gate_smoke:
-    message:
-        "Gate: the engine runs on one device and as two stages, with equal logits"
     input:
         model=model_dir(),
         environment=inter("p1/gates/environment.parquet"),
-    params:
-        settings=conf("p1", "gates"),
-        runtime=runtime_settings(),
-        code=code("gate_smoke.py"),
     output:
         gate=inter("p1/gates/smoke.parquet"),
     log:
         logs("gate_smoke"),
     benchmark:
         bench("gate_smoke")
+    conda:
+        ENVIRONMENT
     threads: threads_for_model()
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),
         gpu=gpus(),
-    conda:
-        ENVIRONMENT
+    params:
+        settings=conf("p1", "gates"),
+        runtime=runtime_settings(),
+        code=code("gate_smoke.py"),
+    message:
+        "Gate: the engine runs on one device and as two stages, with equal logits"
     script:
         scripts("gate_smoke.py")
 
 
 rule check_gates:
-    message:
-        "All gates in one table; every measuring rule waits for it"
     input:
         gates=expand(
             inter("p1/gates/{gate}.parquet"),
             gate=["environment", "outputs", "snapshot", "gguf", "smoke"],
         ),
-    params:
-        code=code("check_gates.py"),
     output:
         gates=inter("p1/gates.parquet"),
     log:
         logs("check_gates"),
     benchmark:
         bench("check_gates")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=grow(1000),
         runtime=grow(5),
-    conda:
-        ENVIRONMENT
+    params:
+        code=code("check_gates.py"),
+    message:
+        "All gates in one table; every measuring rule waits for it"
     script:
         scripts("check_gates.py")

@@ -2,6 +2,8 @@
 
     ember show results/p1_prefill_share.parquet
     ember why results/p1_fig3.png
+    ember archive p1_fig3
+    ember bench-workflow --out docs/measured/workflow_cost.parquet
 
 Errors are one clear message and exit status 1 (2 for a wrong command line).
 """
@@ -47,6 +49,17 @@ def _parser() -> argparse.ArgumentParser:
 
     schema = commands.add_parser("config-schema", help="print the JSON Schema of the configuration")
     schema.set_defaults(command=_config_schema)
+
+    keep = commands.add_parser("archive", help="keep an experiment under reports/<name>_<date>")
+    keep.add_argument("experiment", help="how its products begin, such as p1_fig3")
+    keep.add_argument("--results", type=Path, default=Path("results"))
+    keep.add_argument("--reports", type=Path, default=Path("reports"))
+    keep.set_defaults(command=_archive)
+
+    bench = commands.add_parser("bench-workflow", help="time what a newcomer types, on a clone")
+    bench.add_argument("--out", type=Path, default=Path("results/workflow_cost.parquet"))
+    bench.add_argument("--repeats", type=_count, default=5, help="of the short steps (default: 5)")
+    bench.set_defaults(command=_bench_workflow)
     return parser
 
 
@@ -77,6 +90,44 @@ def _config_schema(options) -> str:
     from ember.config.load import json_schema
 
     return json_schema().rstrip("\n")
+
+
+def _archive(options) -> str:
+    from ember.experiments.archive import archive
+
+    return f"kept in {archive(options.experiment, options.results, options.reports)}"
+
+
+def _bench_workflow(options) -> str:
+    import logging
+    import time
+    from datetime import UTC, datetime
+
+    from ember.experiments.workflow_cost import time_workflow
+    from ember.measure.system import hardware
+    from ember.records.provenance import collect, source_root
+    from ember.records.schemas.workflow_cost import WORKFLOW_COST
+    from ember.records.show import show
+    from ember.records.tables import write_table
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    rows = time_workflow(source_root(), repeats=options.repeats)
+    provenance = collect(
+        rule="ember bench-workflow",
+        inputs=[],
+        outputs=[options.out],
+        params={"repeats": options.repeats},
+        config={"scale": "tiny"},
+        seeds={},
+        code=None,
+        threads=hardware()["cores"],
+        started=started,
+        seconds=time.perf_counter() - began,
+        hardware=hardware(),
+    )
+    write_table(options.out, rows, WORKFLOW_COST, provenance)
+    return show(options.out, len(rows))
 
 
 if __name__ == "__main__":

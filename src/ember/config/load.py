@@ -1,8 +1,8 @@
 """Checks a merged configuration and says precisely what is wrong with it.
 
-`load(merged, sources)` returns the typed `Config`, or raises `ConfigError` naming every bad key, the
-file it came from and, for a misspelt key or value, the nearest valid one. `sources` is the ordered
-list of (name, mapping) that were merged, lowest priority first.
+`load(merged, sources)` returns the typed `Config`, or raises `ConfigError` naming every bad key,
+the file it came from and, for a misspelt key or value, the nearest valid one. `sources` is the
+ordered list of (name, mapping) that were merged, lowest priority first.
 """
 
 import difflib
@@ -77,15 +77,12 @@ def _nearest(name: str, known: list[str]) -> str:
 def _origin(path: list, sources: list) -> str:
     for name, mapping in reversed(sources):
         node = mapping
-        for part in path:
-            if isinstance(node, Mapping) and part in node:
+        try:
+            for part in path:
                 node = node[part]
-            elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-                node = node[part]
-            else:
-                break
-        else:
-            return f" (in {name})"
+        except (KeyError, IndexError, TypeError):
+            continue
+        return f" (in {name})"
     return ""
 
 

@@ -81,8 +81,9 @@ class Model(Strict):
     """A model of the programme, by name."""
 
     source: Literal["train", "random", "local", "hub"] = Field(
-        description="train: trained in the workflow; random: true shape, random weights (times an "
-        "engine, supports no quality claim); local: a directory in Hugging Face format; hub: a hub id"
+        description="train: trained in the workflow; random: true shape, random weights (times "
+        "an engine, supports no quality claim); local: a directory in Hugging Face format; hub: "
+        "a hub id"
     )
     preset: str | None = Field(None, description="a shape known to the library, such as qwen3-4b")
     architecture: dict[str, int | float | bool | str] = Field(

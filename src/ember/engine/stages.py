@@ -1,7 +1,7 @@
 """Two pipeline stages in two processes, hidden states sent between them (P1-0.1).
 
 Stage 0 embeds and runs the first layers, stage 1 the others and the head. NCCL where there are two
-devices, gloo otherwise. Timing and overlap of stages are the pipeline's business, not this module's.
+devices, gloo otherwise. Timing and overlap of stages are the pipeline's business, not this one's.
 """
 
 import tempfile

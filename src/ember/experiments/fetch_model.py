@@ -1,7 +1,7 @@
 """A model that is not trained here: random weights of a true shape, a local directory, or the hub.
 
 The result is a directory in Hugging Face format, or, for random weights, `config.json` and an
-`ember.json` with the seed from which the weights are drawn on load: gigabytes of noise are not kept.
+`ember.json` with the seed from which they are drawn on load: gigabytes of noise are not kept.
 """
 
 import json

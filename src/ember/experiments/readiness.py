@@ -1,7 +1,7 @@
 """The readiness table: every item of the paper with its files, and what it still lacks (P1-11.1).
 
-An item is a list of parts; a part is a file that a rule makes, or work that no rule does yet. What is
-said of a part (measured or modelled, weights, scale) is read from the file, never from here.
+An item is a list of parts; a part is a file that a rule makes, or work that no rule does yet. What
+is said of a part (measured or modelled, weights, scale) is read from the file, never from here.
 """
 
 from dataclasses import dataclass
