@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Completion, Engine
+from ember.engine.prefill import Prefill
 from ember.engine.sampling import SamplingParams
 from ember.measure.clock import PhaseClock
 from ember.model.decoder import Decoder
@@ -55,9 +56,12 @@ class PolicyEngine(Engine):
         return self.generate(prompts, sampling=sampling, num_candidates=num_candidates, clock=clock)
 
     def _prefill(
-        self, prompts: list[Sequence[int]], cache: ContiguousCache, phase
+        self, prefill: Prefill, prompts: list[Sequence[int]], cache: ContiguousCache, phase
     ) -> tuple[Tensor, list[int]]:
-        """Engine's seam: fills the empty `cache` (one row a prompt) by the policy's plans."""
+        """Engine's seam: fills the empty `cache` (one row a prompt) by the policy's plans.
+
+        `prefill`, the engine's own, is not used: plans restart in the middle of the layers.
+        """
         logits, reused = [], []
         with phase("prefill"):
             for row, prompt in enumerate(prompts):
