@@ -13,7 +13,7 @@ SRC = ROOT / "src"
 if str(SRC) not in sys.path:
     sys.path.insert(0, str(SRC))
 
-from ember.config.load import ConfigError, check_scale, load
+from ember.config.load import ConfigError, check_scale, load, with_types
 from ember.experiments.preflight import (
     check_local,
     check_models,
@@ -40,11 +40,10 @@ def load_settings(config):
 
     files = [ROOT / "config" / "config.yaml", Path(scale_file(config))]
     sources = [(str(f.relative_to(ROOT)), yaml.safe_load(f.read_text())) for f in files]
-    sources.append(
-        ("--config or --configfile", workflow.config_settings.overwrite_config)
-    )
+    given = workflow.config_settings.overwrite_config
+    sources.append(("--config or --configfile", given))
     try:
-        return load(config, sources).model_dump()
+        return load(with_types(config, given), sources).model_dump()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.config.load import ConfigError, check_scale, load
+from ember.config.load import ConfigError, check_scale, load, with_types
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
@@ -103,3 +103,14 @@ def test_the_message_names_the_file_of_the_mistake():
     sources = [("config/config.yaml", {"seed": 1}), ("config/scale/tiny.yaml", {"seed": "x"})]
     with pytest.raises(ConfigError, match=r"in config/scale/tiny\.yaml"):
         load(merged("tiny") | {"seed": "x"}, sources)
+
+
+def test_nested_values_of_the_command_line_are_typed():
+    given = {"p1": {"profile": {"repeats": "3", "contexts": ["512"]}}, "device": "cuda"}
+    over = merged("tiny")
+    over["p1"]["profile"] |= given["p1"]["profile"]
+    config = load(with_types(over, given))
+    assert config.p1.profile.repeats == 3
+    assert config.p1.profile.contexts == [512]
+    with pytest.raises(ConfigError, match="repeats"):
+        load(with_types(over, {"p1": {"profile": {"repeats": "three"}}}))

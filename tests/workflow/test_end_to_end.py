@@ -1,6 +1,13 @@
 """Every rule, run for real at scale smoke, and what a reader can ask of the products."""
 
+import os
 import re
+import select
+import signal
+import subprocess
+import sys
+import time
+import zipfile
 
 import pytest
 
@@ -52,9 +59,6 @@ def test_every_table_is_whole_and_says_where_it_came_from(finished):
 
 
 def test_why_walks_back_from_the_figure_to_the_corpora(finished):
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "ember.cli", "why", "results/p1_fig3.png"],
         cwd=finished.path,
@@ -82,18 +86,60 @@ def test_a_product_of_another_scale_is_made_again(finished):
 
 
 def test_a_lost_product_is_made_again_with_equal_numbers(finished):
-    path = finished.path / "results/smoke/p1/policy_rounds.parquet"
+    path = finished.path / "results/p1_policies.parquet"
     before = read_table(path)
     path.unlink()
     finished.snakemake("all", *SMOKE)
     assert read_table(path).equals(before)
 
 
+def test_a_truncated_table_stops_the_job_that_reads_it_and_the_next_run_mends_it(finished):
+    path = finished.path / "results/smoke/p1/cumulative_cost.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    done = finished.snakemake("results/p1_fig3.png", *SMOKE, check=False)
+    assert done.returncode != 0
+    assert f"error: {path.relative_to(finished.path)}" in done.stdout
+    assert "delete it and run" in done.stdout
+    assert not (finished.path / "results/p1_fig3.png").exists()
+    path.unlink()
+    finished.snakemake("all", *SMOKE)
+    assert read_table(path)["evidence"].eq("modelled").all()
+
+
+def test_an_interrupted_training_resumes_and_leaves_no_half_model(fresh):
+    longer = "models={policy: {training: {steps: 300, checkpoint_seconds: 0.2}}}"
+    command = ("results/smoke/models/policy", *SMOKE, longer)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "snakemake", *command],
+        cwd=fresh.path,
+        env=fresh.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    state = fresh.path / "results/smoke/states/policy.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists() and run.poll() is None and time.monotonic() < deadline:
+        select.select([], [], [], 0.1)
+    assert run.poll() is None, run.stdout.read()[-3000:]
+    os.killpg(run.pid, signal.SIGINT)  # Ctrl-C reaches the whole foreground group
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert "Traceback" not in output, output[-3000:]
+    assert state.exists()
+    assert not (fresh.path / "results/smoke/models/policy").exists()
+    fresh.snakemake(*command)
+    log = (fresh.path / "logs/smoke/train_model_policy.log").read_text()
+    assert "resum" in log
+    assert (fresh.path / "results/smoke/models/policy/model.safetensors").exists()
+    assert not state.exists()
+
+
 def test_the_report_holds_every_figure(finished, tmp_path):
     report = tmp_path / "report.zip"
     finished.snakemake("all", "--report", str(report), *SMOKE)
-    import zipfile
-
     with zipfile.ZipFile(report) as archive:
         text = " ".join(archive.namelist())
     for name in ("p1_fig2", "p1_fig3", "p1_sec44"):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import yaml
 from pydantic import ValidationError
 
 from ember.config.models import Config
@@ -30,6 +31,28 @@ def load(merged: Mapping, sources: Sources = ()) -> Config:
     except ValidationError as error:
         lines = [_explain(issue, sources) for issue in error.errors(include_url=False)]
         raise ConfigError("configuration: " + "\n  ".join(dict.fromkeys(lines))) from None
+
+
+def with_types(merged: Mapping, overrides: Mapping) -> dict:
+    """`merged` with the scalars of the command line typed as YAML.
+
+    Snakemake hands on `--config 'p1={profile: {repeats: 3}}'` with "3" as a string.
+    """
+    typed = dict(merged)
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and isinstance(typed.get(key), Mapping):
+            typed[key] = with_types(typed[key], value)
+        else:
+            typed[key] = _typed(value)
+    return typed
+
+
+def _typed(value):
+    if isinstance(value, str):
+        return yaml.safe_load(value)
+    if isinstance(value, Mapping):
+        return {key: _typed(item) for key, item in value.items()}
+    return [_typed(item) for item in value] if isinstance(value, list) else value
 
 
 def check_scale(scale: object, folder: Path) -> Path:

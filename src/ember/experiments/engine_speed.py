@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ember.experiments.progress import Progress
+from ember.experiments.rows import measured_on
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 
@@ -40,7 +41,7 @@ def compare_engines(
     import torch
 
     from ember.experiments.workload import read_workload
-    from ember.model.checkpoint import load_decoder, weights_kind
+    from ember.model.checkpoint import load_decoder
 
     device = resolve(device)
     streams = read_workload(workload)
@@ -54,11 +55,7 @@ def compare_engines(
         "prompt_tokens": prompt_tokens,
         "generated_tokens": new_tokens,
         "threads": torch.get_num_threads(),
-        "device": device,
-        "dtype": dtype,
-        "model": Path(model).name,
-        "weights": weights_kind(model),
-        "evidence": "measured",
+        **measured_on(model, device, dtype),
     }
     rows, progress = [], Progress(log, (warmup + repeats) * len(runs))
     for turn in range(-warmup, repeats):

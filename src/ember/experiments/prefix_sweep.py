@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ember.experiments.progress import Progress
-from ember.experiments.rows import records
+from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.model.architecture import Architecture
@@ -51,18 +51,12 @@ def sweep_prefix(
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
     from ember.experiments.workload import read_workload
-    from ember.model.checkpoint import load_decoder, weights_kind
+    from ember.model.checkpoint import load_decoder
 
     device = resolve(device)
     streams = read_workload(workload)
     decoder = load_decoder(model, device, getattr(torch, dtype))
-    about = {
-        "device": device,
-        "dtype": dtype,
-        "model": Path(model).name,
-        "weights": weights_kind(model),
-        "evidence": "measured",
-    }
+    about = measured_on(model, device, dtype)
     points = [(n, p) for n in prompts for p in prefix_lengths(n, prefix_fractions)]
     budget = int(budget_mb * 1e6 / len(points))
     engines = {n: Engine(decoder, capacity=n + 1) for n in prompts}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ember.experiments.progress import Progress
+from ember.experiments.rows import measured_on
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.measure.memory import require
@@ -55,7 +56,7 @@ def sweep_restart(
     import torch
 
     from ember.experiments.workload import read_workload
-    from ember.model.checkpoint import load_decoder, weights_kind
+    from ember.model.checkpoint import load_decoder
 
     device = resolve(device)
     decoder = load_decoder(model, device, getattr(torch, dtype))
@@ -66,11 +67,7 @@ def sweep_restart(
     bench = {n: Bench(decoder, prompts[n], _of(todo, n), seed) for n in contexts}
     about = {
         "num_layers": decoder.arch.num_layers,
-        "model": Path(model).name,
-        "weights": weights_kind(model),
-        "device": device,
-        "dtype": dtype,
-        "evidence": "measured",
+        **measured_on(model, device, dtype),
     }
     order, rng = list(todo), random.Random(seed)
     rows, progress = [], Progress(log, len(todo) * (warmup + repeats))

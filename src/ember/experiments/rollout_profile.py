@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ember.experiments.progress import Progress
-from ember.experiments.rows import records
+from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock, summarise
 from ember.measure.device import resolve, synchronize
 from ember.records.schemas.rollout import MODES, PHASES, PREFILL_SHARE, ROLLOUT_PROFILE
@@ -42,18 +42,12 @@ def profile_rollout(
 
     from ember.engine.engine import Engine
     from ember.experiments.workload import read_workload
-    from ember.model.checkpoint import load_decoder, weights_kind
+    from ember.model.checkpoint import load_decoder
 
     device = resolve(device)
     streams = read_workload(workload)
     decoder = load_decoder(model, device, getattr(torch, dtype))
-    about = {
-        "device": device,
-        "dtype": dtype,
-        "model": Path(model).name,
-        "weights": weights_kind(model),
-        "evidence": "measured",
-    }
+    about = measured_on(model, device, dtype)
     points = [(context, generation) for context in contexts for generation in generations]
     # A cache of its own size for each point: attention and copies see no slack of a larger one.
     engines = {point: Engine(decoder, capacity=sum(point)) for point in points}

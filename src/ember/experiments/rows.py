@@ -1,4 +1,4 @@
-"""Tables as rows, whatever form they come in."""
+"""Rows: of tables, whatever form they come in, and what all rows of one measurement share."""
 
 from pathlib import Path
 
@@ -14,3 +14,16 @@ def records(table, schema: Schema) -> list[dict]:
     if hasattr(table, "to_dict"):
         table = table.astype(object).where(table.notna(), None).to_dict("records")
     return list(table)
+
+
+def measured_on(model: str | Path, device: str, dtype: str) -> dict:
+    """What every row measured on a model says: device, dtype, model, weights, evidence."""
+    from ember.model.checkpoint import weights_kind
+
+    return {
+        "device": device,
+        "dtype": dtype,
+        "model": Path(model).name,
+        "weights": weights_kind(model),
+        "evidence": "measured",
+    }
