@@ -1,6 +1,7 @@
 # Helpers of the rules: where files go, what code a job depends on, what it asks for.
 # They are pure functions of the configuration; the rules hold no logic of their own.
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -14,6 +15,12 @@ if str(SRC) not in sys.path:
     sys.path.insert(0, str(SRC))
 
 from ember.config.load import ConfigError, check_scale, load, with_types
+from ember.experiments.history import (
+    predict,
+    read_history,
+    rule_names,
+    runtime_minutes,
+)
 from ember.experiments.preflight import (
     check_local,
     check_models,
@@ -191,6 +198,26 @@ def grow(base):
     return lambda wildcards, attempt: base * 2 ** (attempt - 1)
 
 
+@lru_cache(maxsize=1)
+def history():
+    """What earlier jobs of this scale took, here and on the machines under docs/measured."""
+    scale, measured = SETTINGS["scale"], ROOT / "docs" / "measured"
+    return read_history(scale, Path("results"), measured, rule_names(ROOT))
+
+
+def minutes(limit):
+    """Minutes of a job: by its earlier runs, or `limit` where there are none (docs/estimate.md)."""
+    resources, gpu = SETTINGS["resources"], None if gpus() else False
+    factor, minimum = resources["runtime_factor"], resources["runtime_minimum"]
+    return lambda wildcards, attempt, rulename: runtime_minutes(
+        predict(history(), "_".join([rulename, *wildcards]), rulename, gpu),
+        limit,
+        attempt,
+        factor,
+        minimum,
+    )
+
+
 def model_memory():
     """Memory of a job that holds a model, in MB."""
     return grow(SETTINGS["resources"]["mem_mb"])
@@ -198,4 +225,4 @@ def model_memory():
 
 def model_runtime():
     """Minutes of a job that trains or measures."""
-    return grow(SETTINGS["resources"]["runtime"])
+    return minutes(SETTINGS["resources"]["runtime"])

@@ -13,7 +13,7 @@ rule build_corpus:
     threads: 1
     resources:
         mem_mb=grow(2000),
-        runtime=grow(10),
+        runtime=minutes(10),
     params:
         settings=lambda w: conf("corpora", w.corpus),
         seed=conf("seed"),
@@ -40,7 +40,7 @@ rule train_tokenizer:
     threads: threads_for_model()
     resources:
         mem_mb=grow(2000),
-        runtime=grow(10),
+        runtime=minutes(10),
     params:
         settings=conf("tokenizer"),
         code=code("train_tokenizer.py"),

@@ -13,7 +13,7 @@ rule gate_environment:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
         gpu=gpus(),
     params:
         runtime=runtime_settings(),
@@ -36,7 +36,7 @@ rule gate_outputs:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         code=code("gate_outputs.py"),
     message:
@@ -139,7 +139,7 @@ rule check_gates:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         code=code("check_gates.py"),
     message:

@@ -46,7 +46,7 @@ rule simulate_policies:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         policies=conf("p1", "policies"),
         rounds=conf("p1", "rounds"),
@@ -74,7 +74,7 @@ rule model_cost:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(10),
+        runtime=minutes(10),
     params:
         rounds=conf("p1", "rounds"),
         seed=conf("seed"),
@@ -100,7 +100,7 @@ rule summarise_policies:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         code=code("summarise_policies.py"),
     message:
@@ -123,7 +123,7 @@ rule plot_fig3:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         scale=conf("scale"),
         rounds=conf("p1", "rounds"),

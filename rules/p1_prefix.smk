@@ -45,7 +45,7 @@ rule summarise_prefix:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         seed=conf("seed"),
         tolerance=conf("p1", "prefix", "tolerance"),
@@ -70,7 +70,7 @@ rule plot_sec44:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         scale=conf("scale"),
         code=code("plot_sec44.py"),

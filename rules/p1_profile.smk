@@ -15,7 +15,7 @@ rule make_workload:
     threads: 1
     resources:
         mem_mb=grow(2000),
-        runtime=grow(10),
+        runtime=minutes(10),
     params:
         documents=conf("p1", "prefix", "documents"),
         tokens=longest_prompt(),
@@ -70,7 +70,7 @@ rule summarise_rollout:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         code=code("summarise_rollout.py"),
     message:
@@ -93,7 +93,7 @@ rule plot_fig2:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         scale=conf("scale"),
         code=code("plot_fig2.py"),

@@ -18,7 +18,7 @@ rule decide:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         thresholds=conf("p1", "decisions"),
         scale=conf("scale"),
@@ -44,7 +44,7 @@ rule assess_readiness:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         scale=conf("scale"),
         code=code("assess_readiness.py"),

@@ -237,7 +237,11 @@ class Resources(Strict):
     """What a job asks the scheduler for."""
 
     mem_mb: Count = Field(description="memory of a job that holds a model, in MB")
-    runtime: Count = Field(description="minutes of a measuring or training job")
+    runtime: Count = Field(description="minutes of a measuring or training job, at most")
+    runtime_factor: Annotated[float, Field(ge=1)] = Field(
+        3.0, description="a job asks for this many times what its earlier runs took at most"
+    )
+    runtime_minimum: Count = Field(5, description="minutes that a job asks for at least")
     threads: Count = Field(description="CPU threads of a measuring or training job")
 
 
