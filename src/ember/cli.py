@@ -3,6 +3,7 @@
     ember show results/p1_prefill_share.parquet
     ember why results/p1_fig3.png
     ember archive p1_fig3
+    ember estimate results/p1_fig3.png --profile slurm
     ember bench-workflow --out docs/measured/cpu/bench_workflow.parquet
 
 Errors are one clear message and exit status 1 (2 for a wrong command line).
@@ -56,6 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     keep.add_argument("--reports", type=Path, default=Path("reports"))
     keep.set_defaults(command=_archive)
 
+    ahead = commands.add_parser("estimate", help="what a run will take, by earlier jobs")
+    ahead.add_argument("targets", nargs="*", default=["all"], metavar="TARGET")
+    ahead.add_argument("--profile", default="local", help="local (default) or slurm")
+    ahead.add_argument("--cores", type=_positive, help="in place of the profile's")
+    ahead.add_argument("--jobs", type=_positive, help="in place of the profile's")
+    ahead.add_argument("--all", action="store_true", help="everything anew, not what is missing")
+    ahead.add_argument("--directory", type=Path, default=Path(), help="where the workflow runs")
+    ahead.add_argument("--json", action="store_true", help="for programs")
+    ahead.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE")
+    ahead.set_defaults(command=_estimate)
+
     bench = commands.add_parser("bench-workflow", help="time what a newcomer types, on a clone")
     bench.add_argument("--out", type=Path, default=Path("results/bench_workflow.parquet"))
     bench.add_argument("--repeats", type=_count, default=5, help="of the short steps (default: 5)")
@@ -66,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows (0, 1, 2, …)")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1, 2, …")
     return int(text)
 
 
@@ -96,6 +114,23 @@ def _archive(options) -> str:
     from ember.experiments.archive import archive
 
     return f"kept in {archive(options.experiment, options.results, options.reports)}"
+
+
+def _estimate(options) -> str:
+    import json
+
+    from ember.experiments.estimate import estimate, format_estimate
+
+    found = estimate(
+        options.targets,
+        profile=options.profile,
+        config=options.config,
+        every=options.all,
+        cores=options.cores,
+        jobs=options.jobs,
+        folder=options.directory,
+    )
+    return json.dumps(found.as_dict(), indent=2) if options.json else format_estimate(found)
 
 
 def _bench_workflow(options) -> str:
