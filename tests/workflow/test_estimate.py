@@ -83,6 +83,13 @@ def test_an_unknown_profile_is_one_message(tmp_path, capsys):
     assert "is no profile" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("cores", ["0", "-1", "two"])
+def test_cores_are_a_positive_number(cores, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["estimate", "--cores", cores])
+    assert "--cores" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_after_a_run_nothing_is_planned_and_everything_is_known(finished):
     before = estimate(["all"], config=CONFIG, folder=finished.path)
@@ -95,3 +102,5 @@ def test_after_a_run_nothing_is_planned_and_everything_is_known(finished):
     [basis] = found.rests_on
     assert basis.startswith("the last run here (")
     assert "not recorded" not in basis
+    history = read_history("smoke", finished.path / "results")
+    assert {record.gpu for record in history.records} == {False}, "benchmarks say the device"

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 HERE = "here"
 # Fewer ratios say nothing about how much runs of one job differ.
@@ -96,7 +95,7 @@ def with_spread(history: History) -> History:
     ratios = []
     for group in groups.values():
         nearest = _nearest(group)
-        seconds = median(record.wall_s for record in nearest)
+        seconds = quantile([record.wall_s for record in nearest], 0.5)
         others = [record for record in group if record not in nearest] or nearest
         if len(group) > 1 and seconds > 0:
             ratios += [record.wall_s / seconds for record in others]
@@ -118,7 +117,7 @@ def predict(history: History, job: str, rule: str, gpu: bool | None = None) -> P
         if not found:
             continue
         nearest = _nearest(found)
-        seconds = median(record.wall_s for record in nearest)
+        seconds = quantile([record.wall_s for record in nearest], 0.5)
         low, high, how = _interval(seconds, found, history.spread)
         return Prediction(seconds, low, high, basis, tuple(nearest), how)
     return None
