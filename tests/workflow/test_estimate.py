@@ -6,6 +6,7 @@ import pytest
 
 from ember.cli import main
 from ember.experiments.estimate import estimate
+from ember.experiments.history import read_history
 from ember.experiments.jobs import planned_jobs
 
 CONFIG = ("scale=smoke",)
