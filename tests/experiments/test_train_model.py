@@ -5,7 +5,6 @@ import os
 import signal
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -14,9 +13,10 @@ from ember.experiments.tokenizer import train_tokenizer, training_texts
 from ember.experiments.train_model import token_stream, train_model
 from ember.measure.device import NoDevice
 from ember.model.architecture import BadArchitecture
-from ember.model.checkpoint import load_decoder, weights_kind
+from ember.model.checkpoint import load_decoder
+from ember.model.folder import weights_kind
 from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
-from ember.records.tables import read_table, write_table
+from ember.records.tables import read_rows, read_table, write_table
 from ember.text.corpora import BadCorpus
 from ember.text.tokenizer import load_tokenizer
 from ember.training import lm
@@ -59,7 +59,7 @@ def corpus(tmp_path_factory):
     rows = build_corpus({"source": "pydoc", "max_bytes": 120_000}, seed=1)
     path = tmp_path_factory.mktemp("corpus") / "short.parquet"
     write_table(path, rows, CORPUS)
-    return read_table(path, CORPUS)
+    return read_rows(path, CORPUS)
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +205,8 @@ def test_joined_corpora_hold_each_text_once_and_none_held_out_that_is_trained():
     def row(doc, split, text):
         return {"doc": doc, "split": split, "source": "files", "text": text, "sha256": text}
 
-    one = pd.DataFrame([row("a", "test", "x"), row("b", "train", "y"), row("c", "train", "z")])
-    two = pd.DataFrame([row("d", "train", "x"), row("e", "validation", "y")])
+    one = [row("a", "test", "x"), row("b", "train", "y"), row("c", "train", "z")]
+    two = [row("d", "train", "x"), row("e", "validation", "y")]
     for tables in ((one, two), (two, one)):
         joined = {doc.sha256: doc.split for doc in join_corpora(tables)}
         assert joined == {"x": "train", "y": "train", "z": "train"}

@@ -3,11 +3,11 @@
 from ember.experiments import job
 from ember.experiments.train_model import train_model
 from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
-from ember.records.tables import read_table
+from ember.records.tables import read_rows
 
 with job.start(snakemake) as run:
     card, training = train_model(
-        [read_table(path, CORPUS) for path in run.input.corpora],
+        [read_rows(path, CORPUS) for path in run.input.corpora],
         run.input.tokenizer,
         run.params.settings,
         runtime=run.params.runtime,

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,9 +27,6 @@ from ember.training.lm import (
     train,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 log = logging.getLogger(__name__)
 
 NGRAM_ORDER = 5
@@ -42,7 +38,7 @@ RECIPE_KEYS = (
 
 
 def train_model(
-    corpora: Sequence["pd.DataFrame"],
+    corpora: Sequence[Sequence[dict]],
     tokenizer_dir: str | Path,
     settings: dict,
     *,
@@ -53,7 +49,7 @@ def train_model(
 ) -> tuple[list[dict], list[dict]]:
     """Trains a decoder and returns rows of `MODEL_CARD` and of `TRAINING_LOG`.
 
-    `corpora` are tables of `CORPUS`; `settings` is an entry of the config's models with `source:
+    `corpora` are rows of `CORPUS`; `settings` is an entry of the config's models with `source:
     train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model directory with
     tokenizer, README.md and ember.json. A run that was stopped resumes from `state`, unless
     settings, data or `code` (a hash) have changed; the file is removed at the end.
