@@ -80,9 +80,7 @@ def trained(corpus, tokenizer_dir, tmp_path_factory):
         SETTINGS,
         runtime=RUNTIME,
         out=folder / "model",
-        state=folder / "state.pt",
     )
-    assert not (folder / "state.pt").exists()
     return folder / "model", card, rows
 
 
@@ -183,10 +181,24 @@ def test_interrupted_training_leaves_no_model_and_resumes(
     assert state.is_file()
     assert not out.exists()
     _, rows = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
-    assert not state.exists()
     assert rows[-1]["step"] == 12
     first, resumed = weights_of(folder), weights_of(out)
     assert all(torch.equal(first[name], tensor) for name, tensor in resumed.items())
+
+
+def test_a_job_killed_after_training_and_before_its_tables_trains_no_step_again(
+    trained, corpus, tokenizer_dir, tmp_path, monkeypatch
+):
+    folder, _, _ = trained
+    arguments = {"runtime": RUNTIME, "out": tmp_path / "model", "state": tmp_path / "state.pt"}
+    card, _ = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
+    assert arguments["state"].is_file()
+    monkeypatch.setattr(lm._Run, "advance", lambda *_: pytest.fail("a step was trained again"))
+    again, rows = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
+    assert again == card
+    assert rows[-1]["step"] == 12
+    first, second = weights_of(folder), weights_of(arguments["out"])
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
 def test_stream_is_the_split_between_end_tokens(corpus, tokenizer_dir):

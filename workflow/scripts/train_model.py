@@ -1,5 +1,7 @@
 """Train a model; resumes where an earlier run was stopped."""
 
+from pathlib import Path
+
 from ember.experiments import job
 from ember.experiments.train_model import train_model
 from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
@@ -18,3 +20,4 @@ with job.start(snakemake) as run:
     run.stamp(run.output.model)
     run.table(training, TRAINING_LOG, run.output.training)
     run.table(card, MODEL_CARD, run.output.card)
+    Path(run.params.state).unlink(missing_ok=True)

@@ -52,7 +52,8 @@ def train_model(
     `corpora` are rows of `CORPUS`; `settings` is an entry of the config's models with `source:
     train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model directory with
     tokenizer, README.md and ember.json. A run that was stopped resumes from `state`, unless
-    settings, data or `code` (a hash) have changed; the file is removed at the end.
+    settings, data or `code` (a hash) have changed. It still stands when this returns: whoever
+    asked for it removes it once the rows are written, or a job killed just then would train anew.
     """
     training = settings["training"]
     tokenizer = load_tokenizer(tokenizer_dir)
@@ -118,8 +119,6 @@ def train_model(
         }
         files = [Path(tokenizer_dir) / name for name in TOKENIZER_FILES]
         save_decoder(decoder, out, about=about, extra_files=[*files, readme])
-    if state is not None:
-        state.unlink(missing_ok=True)
     log.info("saved %s", out)
     return card, rows
 
