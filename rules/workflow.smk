@@ -1,6 +1,13 @@
 # What the workflow itself costs: behind all products, so that every programme sees its overhead.
 
 
+# Seconds of work: not worth a cluster job each.
+localrules:
+    time_workflow,
+    collect_job_cost,
+    summarise_workflow,
+
+
 rule time_workflow:
     input:
         P1_PRODUCTS,
