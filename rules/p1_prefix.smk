@@ -55,7 +55,7 @@ rule join_prefix:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         documents=conf("p1", "prefix", "documents"),
         code=code("join_prefix.py"),

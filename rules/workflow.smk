@@ -23,7 +23,7 @@ rule time_workflow:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(10),
+        runtime=minutes(10),
         timing=1,
     params:
         settings=conf("workflow"),
@@ -50,7 +50,7 @@ rule collect_job_cost:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         stages=stages(),
         code=code("collect_job_cost.py"),
@@ -75,7 +75,7 @@ rule summarise_workflow:
     threads: 1
     resources:
         mem_mb=grow(1000),
-        runtime=grow(5),
+        runtime=minutes(5),
     params:
         goal=conf("workflow", "overhead_goal"),
         code=code("summarise_workflow.py"),

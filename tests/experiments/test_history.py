@@ -196,6 +196,15 @@ def test_the_own_table_adds_to_the_run_that_it_describes(places):
     assert len(history.records) == 3
 
 
+def test_a_jobs_own_clock_counts_only_where_there_is_no_benchmark(places):
+    results, measured = places
+    benchmark(results, "gate", 2.5)
+    rows = row("gate", 1.0, wall_from="job"), row("train", 6.0, wall_from="job")
+    table(results / "workflow_jobs.csv", *rows)
+    history = read_history("tiny", results, measured)
+    assert [(r.job, r.wall_s) for r in history.records] == [("gate", 2.5), ("train", 6.0)]
+
+
 def test_an_extended_benchmark_says_rule_and_device(places):
     results, measured = places
     benchmark(results, "train_b_c", 2.0, rule_name="train", resources={"gpu": 1, "mem_mb": 5})

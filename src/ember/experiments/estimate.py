@@ -23,6 +23,7 @@ from ember.experiments.history import (
     read_history,
     rule_names,
 )
+from ember.experiments.job_cost import describe_machine
 from ember.experiments.jobs import PlannedJob, planned_jobs
 from ember.records.errors import EmberError
 from ember.records.provenance import provenance_of, source_root
@@ -372,15 +373,13 @@ def _rests_on(job: PlannedJob, prediction: Prediction, folder: Path) -> str:
 
 def _machine(job: PlannedJob, folder: Path) -> str:
     """The machine that made the job's products, by their provenance; "" if they do not say."""
-    from ember.records.trace import describe_machine
-
     for path in job.outputs:
         try:
             made = provenance_of(folder / path)
         except (EmberError, OSError):
             continue
         if made and made.get("rule") == job.rule:
-            return describe_machine(made)
+            return describe_machine(made.get("hardware") or {})
     return ""
 
 

@@ -27,7 +27,8 @@ class Record:
 
     gpu: whether it was given an accelerator, None where the record does not say.
     source: `HERE` for this folder's last run, else the table it stands in.
-    own: of this folder. machine: "" where the record does not say.
+    own: of this folder. machine: "" where the record does not say. whole: the time includes the
+    start of the process, which a job's own clock does not see.
     """
 
     job: str
@@ -39,6 +40,7 @@ class Record:
     max_rss_mb: float | None = None
     output_bytes: int | None = None
     machine: str = ""
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,9 @@ def _benchmarks(
         if same:
             records[place] = replace(same[0], source=HERE)
             own.remove(same[0])
+    # The job's own clock starts after the interpreter: beside a benchmark it says nothing new.
+    timed = {record.job for record in records}
+    own[:] = [record for record in own if record.whole or record.job not in timed]
     return records
 
 
@@ -261,6 +266,7 @@ def _row(cells: Mapping, path: Path, own: bool) -> Record:
         max_rss_mb=_number(cells.get("max_rss_mb")),
         output_bytes=None if size is None else int(size),
         machine=cells.get("machine") or "",
+        whole=cells.get("wall_from") != "job",
     )
 
 
