@@ -230,12 +230,12 @@ def _rule_of(job: str, rules: Sequence[str]) -> str:
 
 def _table(path: Path, scale: str, own: bool, notes: list[str]) -> list[Record]:
     """Rows of WORKFLOW_JOBS (`ember.records.schemas.workflow_cost`) at `scale`, from their CSV."""
-    if not path.is_file():
-        return []
     records, bad = [], 0
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     except (OSError, ValueError, csv.Error) as error:
         notes.append(f"{path} cannot be read ({error}): left out")
         return []
