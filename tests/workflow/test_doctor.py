@@ -150,7 +150,9 @@ def test_broken_products_are_mended_by_the_commands_printed(copy):
     # One alone leaves the others as they are; the combined one mends the rest.
     shell(copy, finding(report, "results/p1_fig2.pdf")["command"])
     left = doctor(copy)
-    assert {p for f in left["findings"] for p in f["paths"]} == said.keys() - {"results/p1_fig2.pdf"}
+    assert {p for f in left["findings"] for p in f["paths"]} == said.keys() - {
+        "results/p1_fig2.pdf"
+    }
     for command in left["commands"]:
         shell(copy, command)
     after = doctor(copy)
@@ -271,9 +273,10 @@ def test_a_damaged_model_is_trained_again_with_all_that_rests_on_it(copy):
     (copy.path / "results/smoke/p1/workload.parquet").unlink()
     (copy.path / "results/smoke/p1/workload.parquet").mkdir()
     report = doctor(copy)
-    assert "model.safetensors is not what its job wrote" in finding(
-        report, "results/smoke/models/policy"
-    )["why"]
+    assert (
+        "model.safetensors is not what its job wrote"
+        in finding(report, "results/smoke/models/policy")["why"]
+    )
     assert "no provenance.json" in finding(report, "results/smoke/tokenizer")["why"]
     assert "missing, though" in finding(report, "results/smoke/p1/gguf")["why"]
     assert "directory, not a file" in finding(report, "results/smoke/p1/workload.parquet")["why"]

@@ -347,6 +347,10 @@ class _Examination:
         if len(starts) > 1:
             why = f"written by different runs of the job: {', '.join(sorted(map(str, starts)))}"
             case.add(BROKEN, made, why)
+        for path in [path for path in made if path.endswith(".pdf")]:
+            raster = path.removesuffix(".pdf") + ".png"
+            if raster in made and made[raster] != made[path]:
+                case.add(BROKEN, [path, raster], "their provenance differs: not of one drawing")
         self._check_code(case, made)
         self._check_inputs(case, made)
 
