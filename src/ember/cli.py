@@ -4,6 +4,7 @@
     ember why results/p1_fig3.png
     ember archive p1_fig3
     ember estimate results/p1_fig3.png --profile slurm
+    ember doctor
     ember bench-workflow --out docs/measured/cpu/bench_workflow.parquet
 
 Errors are one clear message and exit status 1 (2 for a wrong command line).
@@ -20,9 +21,11 @@ from ember.records.errors import EmberError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status."""
-    options = _parser().parse_args(arguments)
+    options, status = _parser().parse_args(arguments), 0
     try:
-        print(options.command(options))
+        answer = options.command(options)
+        text, status = answer if isinstance(answer, tuple) else (answer, 0)
+        print(text)
         sys.stdout.flush()
     except EmberError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     ahead.add_argument("--json", action="store_true", help="for programs")
     ahead.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE")
     ahead.set_defaults(command=_estimate)
+
+    doctor = commands.add_parser("doctor", help="say what in results/ is broken, stale or foreign")
+    doctor.add_argument("results", type=Path, nargs="?", default=Path("results"), metavar="RESULTS")
+    doctor.add_argument("--profile", default="local", help="of the commands (default: local)")
+    doctor.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="as snakemake")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(command=_doctor)
 
     bench = commands.add_parser("bench-workflow", help="time what a newcomer types, on a clone")
     bench.add_argument("--out", type=Path, default=Path("results/bench_workflow.parquet"))
@@ -131,6 +141,20 @@ def _estimate(options) -> str:
         folder=options.directory,
     )
     return json.dumps(found.as_dict(), indent=2) if options.json else format_estimate(found)
+
+
+def _doctor(options) -> tuple[str, int]:
+    import json
+
+    from ember.experiments.doctor.examine import examine
+    from ember.experiments.doctor.report import as_text
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    report = examine(options.results, profile=options.profile, config=options.config, progress=say)
+    text = json.dumps(report.to_dict(), indent=2) if options.json else as_text(report)
+    return text, 0 if report.well else 1
 
 
 def _bench_workflow(options) -> str:

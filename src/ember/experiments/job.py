@@ -115,10 +115,10 @@ class Job:
         return Path(self.output[0]).with_suffix("")
 
     def stamp(self, folder) -> None:
-        """Leave the provenance inside a directory product."""
-        from ember.records.provenance import write_sidecar
+        """Leave the provenance inside a directory product, with the hashes of its files."""
+        from ember.records.provenance import file_hashes, write_sidecar
 
-        write_sidecar(Path(folder), self.provenance())
+        write_sidecar(Path(folder), self.provenance() | {"files": file_hashes(folder)})
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Sizes are those of a two-column paper; colours are Okabe and Ito's, safe for col
 and every series also has its own marker or line style.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,12 +56,14 @@ def style() -> Iterator:
 
 def save(figure, stem: Path, caption: str, provenance: Mapping) -> None:
     """Write `stem`.png, `stem`.pdf and `stem`.caption.md, each whole or not at all."""
-    stem = Path(stem)
-    metadata = figure_metadata(provenance)
+    stem, caption = Path(stem), caption.strip() + "\n"
+    # The caption's numbers belong to this drawing: `ember doctor` compares them.
+    hashed = {"caption_sha256": hashlib.sha256(caption.encode()).hexdigest()}
+    metadata = figure_metadata({**provenance, **hashed})
     for ending in ("png", "pdf"):
         with atomic_file(stem.with_name(f"{stem.name}.{ending}")) as part:
             figure.savefig(part, format=ending, metadata=metadata)
-    write_text(stem.with_name(f"{stem.name}.caption.md"), caption.strip() + "\n")
+    write_text(stem.with_name(f"{stem.name}.caption.md"), caption)
 
 
 def basis(table, scale: str) -> str:

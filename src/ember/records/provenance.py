@@ -194,6 +194,14 @@ def read_sidecar(folder: Path | str) -> dict | None:
     return _loads(path, path.read_bytes())
 
 
+def file_hashes(folder: Path | str) -> dict[str, str]:
+    """SHA-256 of every file of a directory product, its sidecar apart, by path inside it."""
+    folder = Path(folder)
+    hashes = {file.relative_to(folder).as_posix(): _file_digest(file)[0] for file in _files(folder)}
+    hashes.pop(SIDECAR, None)
+    return hashes
+
+
 def figure_metadata(provenance: Mapping) -> dict[str, str]:
     """What to hand to matplotlib's `savefig(metadata=...)`, for PNG and PDF alike."""
     # PDF allows no keys of one's own, hence the keywords. ASCII: both formats keep it as it is.

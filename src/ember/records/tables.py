@@ -101,6 +101,12 @@ def read_rows(path: Path | str, schema: Schema | None = None) -> list[dict]:
     return _read(Path(path), schema)[0].to_pylist()
 
 
+def verify_table(path: Path | str, schema: Schema | None = None) -> dict:
+    """What `read_table` checks, without handing out the rows; the table's header."""
+    _read(Path(path), schema)
+    return table_header(path)
+
+
 def table_schema(path: Path | str) -> Schema:
     """The schema that a table was written with (reads the metadata only)."""
     return Schema.from_dict(table_header(path)["schema"])
