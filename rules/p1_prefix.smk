@@ -7,11 +7,11 @@ rule sweep_prefix:
         model=model_dir(),
         workload=inter("p1/workload.parquet"),
     output:
-        sweep=inter("p1/prefix_sweep.parquet"),
+        sweep=inter("p1/prefix_sweep/{shard}.parquet"),
     log:
-        logs("sweep_prefix"),
+        logs("sweep_prefix_{shard}"),
     benchmark:
-        bench("sweep_prefix")
+        bench("sweep_prefix_{shard}")
     conda:
         ENVIRONMENT
     threads: threads_for_model()
@@ -22,12 +22,40 @@ rule sweep_prefix:
         timing=1,
     params:
         settings=conf("p1", "prefix"),
+        shard=lambda w: int(w.shard),
         runtime=runtime_settings(),
         code=code("sweep_prefix.py"),
     message:
-        "Prefill with and without the prefix cache, paired by document (P1-2.3)"
+        "Prefill with and without the prefix cache, shard {wildcards.shard} (P1-2.3)"
     script:
         scripts("sweep_prefix.py")
+
+
+rule join_prefix:
+    input:
+        shards=expand(
+            inter("p1/prefix_sweep/{shard}.parquet"),
+            shard=range(conf("p1", "prefix", "shards")),
+        ),
+    output:
+        sweep=inter("p1/prefix_sweep.parquet"),
+    log:
+        logs("join_prefix"),
+    benchmark:
+        bench("join_prefix")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=grow(1000),
+        runtime=grow(5),
+    params:
+        documents=conf("p1", "prefix", "documents"),
+        code=code("join_prefix.py"),
+    message:
+        "All shards of the prefix sweep in one table, every document once"
+    script:
+        scripts("join_prefix.py")
 
 
 rule summarise_prefix:

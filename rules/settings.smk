@@ -17,6 +17,7 @@ PAPER_PRODUCTS = [*table("decisions"), *table("readiness")]
 wildcard_constraints:
     corpus="|".join(SETTINGS["corpora"]),
     model="|".join(SETTINGS["models"]),
+    shard=r"\d+",
 
 
 onstart:

@@ -3,7 +3,7 @@
     ember show results/p1_prefill_share.parquet
     ember why results/p1_fig3.png
     ember archive p1_fig3
-    ember bench-workflow --out docs/measured/workflow_cost.parquet
+    ember bench-workflow --out docs/measured/cpu/bench_workflow.parquet
 
 Errors are one clear message and exit status 1 (2 for a wrong command line).
 """
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     keep.set_defaults(command=_archive)
 
     bench = commands.add_parser("bench-workflow", help="time what a newcomer types, on a clone")
-    bench.add_argument("--out", type=Path, default=Path("results/workflow_cost.parquet"))
+    bench.add_argument("--out", type=Path, default=Path("results/bench_workflow.parquet"))
     bench.add_argument("--repeats", type=_count, default=5, help="of the short steps (default: 5)")
     bench.set_defaults(command=_bench_workflow)
     return parser
@@ -106,7 +106,7 @@ def _bench_workflow(options) -> str:
     from ember.experiments.workflow_cost import time_workflow
     from ember.measure.system import hardware
     from ember.records.provenance import collect, source_root
-    from ember.records.schemas.workflow_cost import WORKFLOW_COST
+    from ember.records.schemas.workflow_cost import WORKFLOW_STEPS
     from ember.records.show import show
     from ember.records.tables import write_table
 
@@ -126,7 +126,7 @@ def _bench_workflow(options) -> str:
         seconds=time.perf_counter() - began,
         hardware=hardware(),
     )
-    write_table(options.out, rows, WORKFLOW_COST, provenance)
+    write_table(options.out, rows, WORKFLOW_STEPS, provenance)
     return show(options.out, len(rows))
 
 

@@ -75,6 +75,7 @@ def prefix():
                     "prompt_tokens": 100,
                     "prefix_tokens": 50,
                     "document": document,
+                    "shard": 0,
                     "order": 2 * document + cached,
                     "cached": cached,
                     "reused_tokens": 50 * cached,

@@ -7,6 +7,7 @@ import pytest
 
 from ember.experiments.prefix_sweep import (
     expected_savings,
+    join_sweep,
     prefill_work,
     prefix_lengths,
     prefix_savings,
@@ -14,6 +15,7 @@ from ember.experiments.prefix_sweep import (
 )
 from ember.experiments.workload import make_workload
 from ember.model.architecture import Architecture
+from ember.records.errors import BadRow
 from ember.records.schemas.prefix import PREFIX_SAVINGS, PREFIX_SWEEP
 from ember.records.tables import write_table
 
@@ -28,6 +30,7 @@ def pair(document, uncached, cached, difference=0.0, equal=True):
         "prompt_tokens": 100,
         "prefix_tokens": 50,
         "document": document,
+        "shard": 0,
         "lookup_ms": 0.0,
         "store_ms": 0.0,
         "first_token": 1,
@@ -46,11 +49,11 @@ def pair(document, uncached, cached, difference=0.0, equal=True):
     ]
 
 
-def test_sweep_pairs_every_document_and_reuses_the_prefix(random_model, tmp_path):
-    rows = sweep_prefix(
-        model=random_model,
-        workload=make_workload(model=random_model, documents=3, tokens=48, seed=0),
-        documents=3,
+def sweep(model, documents, **more):
+    return sweep_prefix(
+        model=model,
+        workload=make_workload(model=model, documents=documents, tokens=48, seed=0),
+        documents=documents,
         prompts=[32, 48],
         prefix_fractions=[0.25, 0.5],
         warmup=1,
@@ -59,7 +62,12 @@ def test_sweep_pairs_every_document_and_reuses_the_prefix(random_model, tmp_path
         device="cpu",
         dtype="float32",
         seed=0,
+        **more,
     )
+
+
+def test_sweep_pairs_every_document_and_reuses_the_prefix(random_model, tmp_path):
+    rows = sweep(random_model, 3)
     write_table(tmp_path / "sweep.parquet", rows, PREFIX_SWEEP)
     assert len(rows) == 4 * 3 * 2
     assert sorted(row["order"] for row in rows) == list(range(len(rows)))
@@ -79,6 +87,20 @@ def test_sweep_pairs_every_document_and_reuses_the_prefix(random_model, tmp_path
         (48, 24),
     ]
     assert all(row["within_tolerance"] for row in savings)
+
+
+def test_shards_together_measure_every_document_once(random_model, tmp_path):
+    paths = [tmp_path / f"{shard}.parquet" for shard in range(2)]
+    for shard, path in enumerate(paths):
+        write_table(path, sweep(random_model, 3, shard=shard, shards=2), PREFIX_SWEEP)
+    rows = join_sweep(paths, documents=3)
+    write_table(tmp_path / "sweep.parquet", rows, PREFIX_SWEEP)
+    assert {(row["document"], row["shard"]) for row in rows} == {(0, 0), (1, 1), (2, 0)}
+    assert len(rows) == 4 * 3 * 2
+    with pytest.raises(BadRow, match=r"no measurement of documents \[1\]"):
+        join_sweep(paths[:1], documents=3)
+    with pytest.raises(BadRow, match="none of the 3 documents"):
+        sweep(random_model, 3, shard=3, shards=4)
 
 
 def test_savings_keep_the_pairs_together(random_model):

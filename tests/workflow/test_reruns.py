@@ -43,6 +43,7 @@ CASES = {
     },
     "src/ember/experiments/prefix_sweep.py": {
         "sweep_prefix",
+        "join_prefix",
         "summarise_prefix",
         "plot_sec44",
         "model_cost",

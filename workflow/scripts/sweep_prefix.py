@@ -8,6 +8,7 @@ with job.start(snakemake) as run:
     rows = sweep_prefix(
         model=run.input.model,
         workload=run.input.workload,
+        shard=run.params.shard,
         **run.params.settings,
         **run.params.runtime,
     )

@@ -129,6 +129,9 @@ class Prefix(Strict):
     """P1-2: shared-prefix workload and the prefix cache."""
 
     documents: Count = Field(description="documents that share the prefix")
+    shards: Count = Field(
+        1, description="jobs the documents are divided among: a preempted one loses its own part"
+    )
     prompts: list[Count] = Field(description="prompt tokens (prefix and suffix)")
     prefix_fractions: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         description="length of the shared prefix as a fraction of the prompt"
@@ -136,6 +139,12 @@ class Prefix(Strict):
     warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded prompts a point")
     budget_mb: Positive = Field(description="byte budget of the prefix cache, in MB")
     tolerance: Positive = Field(1e-3, description="largest logit difference to the uncached run")
+
+    @model_validator(mode="after")
+    def _every_shard_has_a_document(self):
+        if self.shards > self.documents:
+            raise ValueError(f"shards is {self.shards}, more than the {self.documents} documents")
+        return self
 
 
 class Speed(Strict):

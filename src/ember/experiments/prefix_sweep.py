@@ -21,7 +21,9 @@ from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.model.architecture import Architecture
+from ember.records.errors import BadRow
 from ember.records.schemas.prefix import PREFIX_SWEEP
+from ember.records.tables import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +41,16 @@ def sweep_prefix(
     device: str,
     dtype: str,
     seed: int,
+    shard: int = 0,
+    shards: int = 1,
 ) -> list[dict]:
     """Rows of PREFIX_SWEEP: two a document at each prompt length x prefix fraction.
 
     Each point has a prefix cache of its own, an equal part of `budget_mb`, which holds the shared
     prefix before the first document comes and fills up with suffixes as documents pass. The first
     `warmup` documents of a point are not recorded. A logit difference above `tolerance` is logged.
+    Of `shards` this one measures every `shards`-th document from `shard` on, with warm-up, caches
+    and order of its own. Raises `BadRow` for a shard without documents.
     """
     import torch
 
@@ -53,6 +59,12 @@ def sweep_prefix(
     from ember.experiments.workload import read_workload
     from ember.model.checkpoint import load_decoder
 
+    chosen = range(shard, documents, shards)
+    if not chosen:
+        raise BadRow(
+            f"shard {shard} of {shards} has none of the {documents} documents\n"
+            "set p1.prefix.shards to at most p1.prefix.documents"
+        )
     device = resolve(device)
     streams = read_workload(workload)
     decoder = load_decoder(model, device, getattr(torch, dtype))
@@ -63,9 +75,10 @@ def sweep_prefix(
     caches = {point: RadixCache(budget) for point in points}
     for n, p in points:
         time_prefill(engines[n], caches[n, p], streams.shared[:p].tolist(), device)
-    rng, rows = random.Random(seed), []
-    progress = Progress(log, len(points) * (warmup + documents))
-    for turn in range(-warmup, documents):
+    rng, rows = random.Random(f"{seed}/{shard}"), []
+    turns = [*range(-warmup, 0), *chosen]
+    progress = Progress(log, len(points) * len(turns))
+    for turn in turns:
         rng.shuffle(points)
         for n, p in points:
             prompt = streams.prompt(turn % len(streams.documents), n, p)
@@ -78,7 +91,7 @@ def sweep_prefix(
             ]
             progress.step(f"prompt {n}, prefix {p}")
             if turn >= 0:
-                point = {"prompt_tokens": n, "prefix_tokens": p, "document": turn}
+                point = {"prompt_tokens": n, "prefix_tokens": p, "document": turn, "shard": shard}
                 rows += _rows(pair, len(rows), cached_first, tolerance, point | about)
     rows.sort(key=lambda row: tuple(row[name] for name in PREFIX_SWEEP.key))
     return rows
@@ -87,6 +100,25 @@ def sweep_prefix(
 def prefix_lengths(prompt: int, fractions: Sequence[float]) -> list[int]:
     """Prefix lengths of a prompt length; each leaves at least one token of suffix."""
     return sorted({min(max(1, round(fraction * prompt)), prompt - 1) for fraction in fractions})
+
+
+def join_sweep(shards: Sequence[str | Path], documents: int) -> list[dict]:
+    """Rows of all shards in one, in the order of the table's key.
+
+    Raises `BadRow` where a document of 0 … `documents` - 1 is missing at some point.
+    """
+    rows = [row for path in shards for row in read_rows(path, PREFIX_SWEEP)]
+    seen: dict[tuple[int, int], set[int]] = {}
+    for row in rows:
+        seen.setdefault((row["prompt_tokens"], row["prefix_tokens"]), set()).add(row["document"])
+    for (n, p), found in seen.items():
+        missing = sorted(set(range(documents)) - found)
+        if missing:
+            raise BadRow(
+                f"prompt {n}, prefix {p}: no measurement of documents {missing[:5]}\n"
+                f"delete the shards and run again: rm -r {Path(shards[0]).parent}"
+            )
+    return sorted(rows, key=lambda row: tuple(row[name] for name in PREFIX_SWEEP.key))
 
 
 @dataclass(frozen=True)

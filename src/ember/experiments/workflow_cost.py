@@ -24,7 +24,7 @@ class CommandFailed(EmberError):
 
 
 def time_workflow(repository: Path, *, repeats: int = 5) -> list[dict]:
-    """Rows of `WORKFLOW_COST` for a clone of `repository`'s HEAD. Raises `CommandFailed`.
+    """Rows of `WORKFLOW_STEPS` for a clone of `repository`'s HEAD. Raises `CommandFailed`.
 
     "first figure" is `make results/p1_fig3.png` on a clone with no virtual environment, as the sum
     of its two parts, which are rows too: "installation" and "main job".
@@ -86,4 +86,6 @@ def _row(step: str, repeat: int, seconds: float, jobs: int | None) -> dict:
         "jobs": jobs,
         "cores": os.cpu_count() or 1,
         "evidence": "measured",
+        "status": "ok",
+        "reason": None,
     }

@@ -15,7 +15,8 @@ PREFIX_SWEEP = Schema(
         _PROMPT,
         _PREFIX,
         Column("document", "int", "", "document of the shared-prefix workload"),
-        Column("order", "int", "", "place in the sequence of timed prefills, from 0"),
+        Column("shard", "int", "", "process that measured the document, from 0"),
+        Column("order", "int", "", "place in the shard's sequence of timed prefills, from 0"),
         Column("cached", "bool", "", "with the prefix cache"),
         Column("reused_tokens", "int", "tokens", "tokens taken from the prefix cache"),
         Column(
