@@ -132,6 +132,9 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
+# One line a finished job, for checks of what really ran here.
+JobCompType=jobcomp/filetxt
+JobCompLoc=$logs/jobs.txt
 NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$memory Gres=gpu:fake:2 State=UNKNOWN
 PartitionName=main Nodes=$node Default=YES MaxTime=24:00:00 PriorityTier=5 PreemptMode=OFF
 PartitionName=high Nodes=$node MaxTime=24:00:00 PriorityTier=10 PreemptMode=OFF
