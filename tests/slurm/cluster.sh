@@ -4,7 +4,8 @@
 #   tests/slurm/cluster.sh start    install what is missing, configure, start, wait until it answers
 #   tests/slurm/cluster.sh status   what runs (exit status 0 if jobs can be submitted)
 #   tests/slurm/cluster.sh stop     end the daemons and every job
-#   tests/slurm/cluster.sh node up|down|kill   the node's daemon alone, for tests of its loss
+#   tests/slurm/cluster.sh jobs DIR  how many jobs of a folder's workflow have ended well
+#   tests/slurm/cluster.sh node up|kill   the node's daemon alone, for tests of its loss
 #
 # Debian or Ubuntu, as root, without systemd. No accounting database: the workflow's profile asks
 # squeue. A configuration that this script did not write is a real cluster's and is left alone.
@@ -188,14 +189,22 @@ stop() {
   finish "$state/slurmctld.pid" slurmctld
 }
 
+# From the record of finished jobs: scontrol forgets them after five minutes.
+jobs() {
+  ours "$conf" || die "no cluster of this script here" "start it: $0 start"
+  local folder
+  folder=$(cd "$1" && pwd -P)
+  grep -F " WorkDir=$folder " "$logs/jobs.txt" | grep -cF " JobState=COMPLETED " || true
+}
+
 case "${1-} ${2-}" in
   "start ") start ;;
   "status ") status ;;
   "stop ") stop ;;
   "node up") start_node ;;
-  "node down") finish "$state/slurmd.pid" slurmd ;;
   "node kill")
     alive "$state/slurmd.pid" slurmd && kill -KILL "$(cat "$state/slurmd.pid")"
     ;;
-  *) die "usage: $0 start|status|stop|node up|node down|node kill" ;;
+  "jobs "?*) jobs "$2" ;;
+  *) die "usage: $0 start|status|stop|jobs DIR|node up|node kill" ;;
 esac
