@@ -13,6 +13,7 @@ include: "rules/p1_profile.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
 include: "rules/paper.smk"
+include: "rules/workflow.smk"
 
 
 rule all:
@@ -20,6 +21,7 @@ rule all:
     input:
         P1_PRODUCTS,
         PAPER_PRODUCTS,
+        WORKFLOW_PRODUCTS,
     message:
         "Every product of every programme"
 
@@ -36,6 +38,13 @@ rule paper:
         PAPER_PRODUCTS,
     message:
         "Decisions and readiness of the paper"
+
+
+rule workflow_cost:
+    input:
+        WORKFLOW_PRODUCTS,
+    message:
+        "What the workflow itself costs"
 
 
 rule p1_gates:

@@ -20,7 +20,7 @@ from ember.experiments.preflight import (
     check_place,
     prepare_environment,
 )
-from ember.records.code import code_hash
+from ember.records.code import code_hashes
 from ember.records.errors import EmberError
 
 prepare_environment(SRC)
@@ -40,12 +40,22 @@ def load_settings(config):
 
     files = [ROOT / "config" / "config.yaml", Path(scale_file(config))]
     sources = [(str(f.relative_to(ROOT)), yaml.safe_load(f.read_text())) for f in files]
-    given = workflow.config_settings.overwrite_config
+    given = given_settings()
     sources.append(("--config or --configfile", given))
     try:
         return load(with_types(config, given), sources).model_dump()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
+
+
+def given_settings():
+    """What profile and command line set over the configuration files."""
+    return dict(workflow.config_settings.overwrite_config)
+
+
+def stages():
+    """The file of rules/ that holds each rule read so far."""
+    return {rule.name: Path(rule.snakefile).stem for rule in workflow.rules}
 
 
 def before_planning(settings):
@@ -118,12 +128,17 @@ def bench(name):
     return f"results/{SETTINGS['scale']}/benchmarks/{name}.jsonl"
 
 
-def code(script):
-    """Hash of a script and of everything it imports from the library."""
+def code_of_scripts():
+    """Hash of every script with everything it imports from the library, by file name."""
     try:
-        return code_hash(ROOT / "workflow" / "scripts" / script, SRC)
+        return code_hashes((ROOT / "workflow" / "scripts").glob("*.py"), SRC)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
+
+
+def code(script):
+    """Hash of a script and of everything it imports from the library."""
+    return CODE[script]
 
 
 def scripts(script):

@@ -1,6 +1,12 @@
 # Corpora, tokenizer and models: what the programmes are measured on.
 
 
+# On a cluster these run where the workflow was started: what they fetch may need the network.
+localrules:
+    build_corpus,
+    fetch_model,
+
+
 rule build_corpus:
     output:
         corpus=inter("corpora/{corpus}.parquet"),

@@ -1,6 +1,11 @@
 # P1-0: nothing is measured before these hold. One row each.
 
 
+# Seconds of work: not worth a cluster job each.
+localrules:
+    check_gates,
+
+
 rule gate_environment:
     output:
         gate=inter("p1/gates/environment.parquet"),

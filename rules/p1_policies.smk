@@ -1,6 +1,14 @@
 # P1-5 and P1-6.1: cache policies, simulated, and what they cost by the measured tables.
 
 
+# Seconds of work: not worth a cluster job each.
+localrules:
+    simulate_policies,
+    model_cost,
+    summarise_policies,
+    plot_fig3,
+
+
 rule sweep_restart:
     input:
         gates=inter("p1/gates.parquet"),

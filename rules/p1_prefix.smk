@@ -1,6 +1,13 @@
 # P1-2: the prefix cache, with and without (Sec 4.4).
 
 
+# Seconds of work: not worth a cluster job each.
+localrules:
+    join_prefix,
+    summarise_prefix,
+    plot_sec44,
+
+
 rule sweep_prefix:
     input:
         gates=inter("p1/gates.parquet"),

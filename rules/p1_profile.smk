@@ -1,6 +1,12 @@
 # P1-1: where a rollout's time goes, and how fast the engine is beside its peers.
 
 
+# Seconds of work: not worth a cluster job each.
+localrules:
+    summarise_rollout,
+    plot_fig2,
+
+
 rule make_workload:
     input:
         unpack(workload_inputs),

@@ -1,6 +1,12 @@
 # Verdicts computed from tables, and what the paper still lacks.
 
 
+# Seconds of work: not worth a cluster job each.
+localrules:
+    decide,
+    assess_readiness,
+
+
 rule decide:
     input:
         gates=inter("p1/gates.parquet"),

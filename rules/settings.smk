@@ -1,6 +1,7 @@
 # The checked configuration, and what can be checked before any job starts.
 SETTINGS = load_settings(config)
 before_planning(SETTINGS)
+CODE = code_of_scripts()
 ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
 P1_PRODUCTS = [
     *figure("p1_fig2"),
@@ -12,6 +13,7 @@ P1_PRODUCTS = [
     *table("p1_policies"),
 ]
 PAPER_PRODUCTS = [*table("decisions"), *table("readiness")]
+WORKFLOW_PRODUCTS = [*table("workflow_jobs"), *table("workflow_cost")]
 
 
 wildcard_constraints:

@@ -1,6 +1,5 @@
 """Verdicts follow from tables and thresholds, and say so when the interval does not decide."""
 
-import pandas as pd
 import pytest
 
 from ember.experiments.decisions import decide
@@ -12,44 +11,36 @@ THRESHOLDS = {"low_prefill_share": 0.3, "min_prefix_savings": 0.45, "min_engine_
 
 def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(True, True)):
     rows = decide(
-        pd.DataFrame(
-            [{"gate": str(i), "status": "ok", "passed": ok} for i, ok in enumerate(gates)]
-        ),
-        pd.DataFrame(
-            [
-                {
-                    "status": "ok",
-                    "mode": "single",
-                    "context": 2048,
-                    "generation": 128,
-                    "n": 5,
-                    "prefill_share": sum(share) / 2,
-                    "prefill_share_p10": share[0],
-                    "prefill_share_p90": share[1],
-                }
-            ]
-        ),
-        pd.DataFrame(
-            [
-                {
-                    "prompt_tokens": 2048,
-                    "prefix_tokens": prefix,
-                    "documents": 8,
-                    "savings": sum(savings) / 2,
-                    "savings_low": savings[0],
-                    "savings_high": savings[1],
-                    "expected_with_attention": 0.48,
-                }
-                for prefix in (512, 1024)
-            ]
-        ),
-        pd.DataFrame(
-            [
-                {"engine": engine, "ratio_to_transformers": ratio}
-                for ratio in ratios
-                for engine in ("ember", "transformers")
-            ]
-        ),
+        [{"gate": str(i), "status": "ok", "passed": ok} for i, ok in enumerate(gates)],
+        [
+            {
+                "status": "ok",
+                "mode": "single",
+                "context": 2048,
+                "generation": 128,
+                "n": 5,
+                "prefill_share": sum(share) / 2,
+                "prefill_share_p10": share[0],
+                "prefill_share_p90": share[1],
+            }
+        ],
+        [
+            {
+                "prompt_tokens": 2048,
+                "prefix_tokens": prefix,
+                "documents": 8,
+                "savings": sum(savings) / 2,
+                "savings_low": savings[0],
+                "savings_high": savings[1],
+                "expected_with_attention": 0.48,
+            }
+            for prefix in (512, 1024)
+        ],
+        [
+            {"engine": engine, "ratio_to_transformers": ratio}
+            for ratio in ratios
+            for engine in ("ember", "transformers")
+        ],
         thresholds=THRESHOLDS,
         scale="smoke",
     )

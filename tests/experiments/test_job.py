@@ -37,6 +37,7 @@ def snakemake(tmp_path, monkeypatch):
         params=Files(seed=7, code="abc", runtime={"device": "cpu", "seed": 3}),
         wildcards=Files(model="policy"),
         threads=1,
+        resources=Files(timing=1, gpu=0),
         log=["logs/measure.log"],
         config={"scale": "smoke"},
     )

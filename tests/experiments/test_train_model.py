@@ -5,7 +5,6 @@ import os
 import signal
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -14,9 +13,10 @@ from ember.experiments.tokenizer import train_tokenizer, training_texts
 from ember.experiments.train_model import token_stream, train_model
 from ember.measure.device import NoDevice
 from ember.model.architecture import BadArchitecture
-from ember.model.checkpoint import load_decoder, weights_kind
+from ember.model.checkpoint import load_decoder
+from ember.model.folder import weights_kind
 from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
-from ember.records.tables import read_table, write_table
+from ember.records.tables import read_rows, read_table, write_table
 from ember.text.corpora import BadCorpus
 from ember.text.tokenizer import load_tokenizer
 from ember.training import lm
@@ -59,7 +59,7 @@ def corpus(tmp_path_factory):
     rows = build_corpus({"source": "pydoc", "max_bytes": 120_000}, seed=1)
     path = tmp_path_factory.mktemp("corpus") / "short.parquet"
     write_table(path, rows, CORPUS)
-    return read_table(path, CORPUS)
+    return read_rows(path, CORPUS)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,7 @@ def trained(corpus, tokenizer_dir, tmp_path_factory):
         SETTINGS,
         runtime=RUNTIME,
         out=folder / "model",
-        state=folder / "state.pt",
     )
-    assert not (folder / "state.pt").exists()
     return folder / "model", card, rows
 
 
@@ -183,10 +181,24 @@ def test_interrupted_training_leaves_no_model_and_resumes(
     assert state.is_file()
     assert not out.exists()
     _, rows = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
-    assert not state.exists()
     assert rows[-1]["step"] == 12
     first, resumed = weights_of(folder), weights_of(out)
     assert all(torch.equal(first[name], tensor) for name, tensor in resumed.items())
+
+
+def test_a_job_killed_after_training_and_before_its_tables_trains_no_step_again(
+    trained, corpus, tokenizer_dir, tmp_path, monkeypatch
+):
+    folder, _, _ = trained
+    arguments = {"runtime": RUNTIME, "out": tmp_path / "model", "state": tmp_path / "state.pt"}
+    card, _ = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
+    assert arguments["state"].is_file()
+    monkeypatch.setattr(lm._Run, "advance", lambda *_: pytest.fail("a step was trained again"))
+    again, rows = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
+    assert again == card
+    assert rows[-1]["step"] == 12
+    first, second = weights_of(folder), weights_of(arguments["out"])
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
 def test_stream_is_the_split_between_end_tokens(corpus, tokenizer_dir):
@@ -205,8 +217,8 @@ def test_joined_corpora_hold_each_text_once_and_none_held_out_that_is_trained():
     def row(doc, split, text):
         return {"doc": doc, "split": split, "source": "files", "text": text, "sha256": text}
 
-    one = pd.DataFrame([row("a", "test", "x"), row("b", "train", "y"), row("c", "train", "z")])
-    two = pd.DataFrame([row("d", "train", "x"), row("e", "validation", "y")])
+    one = [row("a", "test", "x"), row("b", "train", "y"), row("c", "train", "z")]
+    two = [row("d", "train", "x"), row("e", "validation", "y")]
     for tables in ((one, two), (two, one)):
         joined = {doc.sha256: doc.split for doc in join_corpora(tables)}
         assert joined == {"x": "train", "y": "train", "z": "train"}

@@ -8,14 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from ember.measure.memory import NotEnoughMemory
 from ember.model.architecture import Architecture, UnsupportedModel
-from ember.model.checkpoint import (
-    BadCheckpoint,
-    load_decoder,
-    random_decoder,
-    save_decoder,
-    snapshot,
-    weights_kind,
-)
+from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
+from ember.model.folder import BadCheckpoint, snapshot, weights_kind
 
 SIZES = {
     "hidden_size": 32,

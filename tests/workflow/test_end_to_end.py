@@ -71,6 +71,28 @@ def test_why_walks_back_from_the_figure_to_the_corpora(finished):
         assert words in done.stdout, done.stdout
 
 
+def test_the_workflow_knows_what_it_cost(finished):
+    results = finished.path / "results"
+    steps = read_table(results / "smoke/workflow/steps.parquet")
+    assert set(steps["status"]) == {"ok"}, steps  # the no-op rerun had nothing to do
+    planned = steps.set_index("step")["jobs"]
+    assert planned["dry run of all"] > 25
+    jobs = read_table(results / "workflow_jobs.parquet").set_index("job")
+    assert {"build_corpus_long", "train_model_policy", "sweep_prefix_1", "decide"} <= set(
+        jobs.index
+    )
+    assert set(jobs["wall_from"]) == {"benchmark"}
+    assert set(jobs["stage"]) == {
+        *("models", "p1_gates", "p1_profile", "p1_prefix", "p1_policies", "paper")
+    }
+    assert jobs["timing"].sum() >= 5
+    cost = read_table(results / "workflow_cost.parquet")
+    total = cost[cost["stage"] == "all"].iloc[0]
+    assert total["jobs"] == len(jobs)
+    assert total["wall_s"] == pytest.approx(jobs["wall_s"].sum())
+    assert 0 < total["overhead_share"] < 1
+
+
 def test_readiness_is_honest(finished):
     rows = read_table(finished.path / "results/readiness.parquet").set_index("item")
     assert rows.loc["Fig 3", "status"] == "partial"

@@ -1,6 +1,7 @@
 """The literal commands of the README, planned from a fresh checkout."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -39,9 +40,20 @@ def blocks() -> dict[str, str]:
 
 def test_every_measuring_rule_waits_for_the_gates():
     timed = {name: block for name, block in blocks().items() if "timing=1" in block}
+    assert "P1_PRODUCTS" in timed.pop("time_workflow")  # it times the workflow, behind everything
     assert len(timed) >= 4
     for name, block in timed.items():
         assert 'gates=inter("p1/gates.parquet")' in block.split("output:")[0], name
+
+
+def test_only_light_rules_and_downloads_run_where_a_cluster_run_was_started():
+    texts = [file.read_text() for file in (ROOT / "rules").glob("*.smk")]
+    lists = re.findall(r"^localrules:\n((?:    \w+,\n)+)", "\n".join(texts), re.M)
+    local = {name.strip(" ,") for found in lists for name in found.splitlines()}
+    assert {"fetch_model", "build_corpus", "plot_fig3", "decide"} <= local
+    heavy = ("model_memory()", "threads_for_model()", "gpus()")
+    for name, block in blocks().items():
+        assert name not in local or not any(word in block for word in heavy), name
 
 
 def test_the_dry_run_leaves_nothing_behind(fresh):

@@ -8,14 +8,14 @@ from ember.records.schemas.gates import GATES
 from ember.records.schemas.prefix import PREFIX_SAVINGS
 from ember.records.schemas.rollout import PREFILL_SHARE
 from ember.records.schemas.speed import ENGINE_SPEED
-from ember.records.tables import read_table
+from ember.records.tables import read_rows
 
 with job.start(snakemake) as run:
     rows = decide(
-        read_table(run.input.gates, GATES),
-        read_table(run.input.share, PREFILL_SHARE),
-        read_table(run.input.savings, PREFIX_SAVINGS),
-        read_table(run.input.speed, ENGINE_SPEED),
+        read_rows(run.input.gates, GATES),
+        read_rows(run.input.share, PREFILL_SHARE),
+        read_rows(run.input.savings, PREFIX_SAVINGS),
+        read_rows(run.input.speed, ENGINE_SPEED),
         thresholds=run.params.thresholds,
         scale=run.params.scale,
     )

@@ -1,13 +1,15 @@
 """Train a model; resumes where an earlier run was stopped."""
 
+from pathlib import Path
+
 from ember.experiments import job
 from ember.experiments.train_model import train_model
 from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
-from ember.records.tables import read_table
+from ember.records.tables import read_rows
 
 with job.start(snakemake) as run:
     card, training = train_model(
-        [read_table(path, CORPUS) for path in run.input.corpora],
+        [read_rows(path, CORPUS) for path in run.input.corpora],
         run.input.tokenizer,
         run.params.settings,
         runtime=run.params.runtime,
@@ -18,3 +20,4 @@ with job.start(snakemake) as run:
     run.stamp(run.output.model)
     run.table(training, TRAINING_LOG, run.output.training)
     run.table(card, MODEL_CARD, run.output.card)
+    Path(run.params.state).unlink(missing_ok=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 from ember.experiments import job
 from ember.experiments.tokenizer import train_tokenizer
 from ember.records.schemas.corpus import CORPUS
-from ember.records.tables import read_table
+from ember.records.tables import read_rows
 
 with job.start(snakemake) as run:
-    corpora = [read_table(path, CORPUS) for path in run.input.corpora]
+    corpora = [read_rows(path, CORPUS) for path in run.input.corpora]
     train_tokenizer(corpora, run.params.settings, out=Path(run.output.tokenizer))
     run.stamp(run.output.tokenizer)

@@ -250,6 +250,16 @@ class Resources(Strict):
     threads: Count = Field(description="CPU threads of a measuring or training job")
 
 
+class Workflow(Strict):
+    """How the workflow's own cost is measured."""
+
+    repeats: Count = Field(3, description="runs of each timed command")
+    empty_jobs: Count = Field(8, description="empty jobs in a row, to time what one costs")
+    overhead_goal: Fraction = Field(
+        0.15, description="goal for the share of start, imports, model loading and scheduling"
+    )
+
+
 class Config(Strict):
     """The whole configuration of one workflow run."""
 
@@ -261,6 +271,7 @@ class Config(Strict):
     device: Literal["cpu", "cuda"] = Field(description="where models run")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(description="weights and KV caches")
     resources: Resources
+    workflow: Workflow = Workflow()
     corpora: dict[str, Corpus]
     tokenizer: Tokenizer
     models: dict[str, Model]

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from ember.text.corpora import (
     BadCorpus,
@@ -12,9 +11,6 @@ from ember.text.corpora import (
     pydoc_topics,
     stdlib_sources,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +49,15 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
     ]
 
 
-def join_corpora(tables: Sequence["pd.DataFrame"]) -> list[Document]:
-    """Documents of several corpus tables, each text once and a trained text never held out."""
+def join_corpora(tables: Sequence[Sequence[dict]]) -> list[Document]:
+    """Documents of several corpora's rows, each text once and a trained text never held out."""
     documents: dict[str, Document] = {}
     for table in tables:
-        for row in table.itertuples(index=False):
-            known = documents.get(row.sha256)
-            if known is None or (known.split != "train" and row.split == "train"):
-                documents[row.sha256] = Document(
-                    row.doc, row.source, row.text, row.sha256, row.split
+        for row in table:
+            known = documents.get(row["sha256"])
+            if known is None or (known.split != "train" and row["split"] == "train"):
+                documents[row["sha256"]] = Document(
+                    row["doc"], row["source"], row["text"], row["sha256"], row["split"]
                 )
     # By hash: a mixture, and an order that no new document disturbs.
     return [documents[sha256] for sha256 in sorted(documents)]

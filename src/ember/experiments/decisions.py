@@ -1,20 +1,21 @@
 """Go/no-go rules: tables and thresholds in, verdicts out (DESIGN "Decisions are data")."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import median
 
-import pandas as pd
+Rows = Sequence[Mapping]
 
 
 def decide(
-    gates: pd.DataFrame,
-    share: pd.DataFrame,
-    savings: pd.DataFrame,
-    speed: pd.DataFrame,
+    gates: Rows,
+    share: Rows,
+    savings: Rows,
+    speed: Rows,
     *,
     thresholds: Mapping,
     scale: str,
 ) -> list[dict]:
-    """Rows of `DECISIONS` from the tables of P1 and the thresholds of `p1.decisions`."""
+    """Rows of `DECISIONS` from the rows of P1's tables and the thresholds of `p1.decisions`."""
     rows = [
         _gates(gates),
         *_prefill_share(share, thresholds["low_prefill_share"]),
@@ -24,9 +25,9 @@ def decide(
     return [{"programme": "p1", "evidence": "measured", "scale": scale} | row for row in rows]
 
 
-def _gates(gates: pd.DataFrame) -> dict:
-    held = float(gates["passed"].mean())
-    skipped = gates[gates["status"] == "skipped"]["gate"].tolist()
+def _gates(gates: Rows) -> dict:
+    held = sum(gate["passed"] for gate in gates) / len(gates)
+    skipped = [gate["gate"] for gate in gates if gate["status"] == "skipped"]
     return {
         "decision": "hard_gates",
         "subject": f"{len(gates)} gates",
@@ -40,9 +41,9 @@ def _gates(gates: pd.DataFrame) -> dict:
     }
 
 
-def _prefill_share(share: pd.DataFrame, threshold: float) -> list[dict]:
+def _prefill_share(share: Rows, threshold: float) -> list[dict]:
     rows = []
-    for point in share[share["status"] == "ok"].to_dict("records"):
+    for point in (row for row in share if row["status"] == "ok"):
         low, high = float(point["prefill_share_p10"]), float(point["prefill_share_p90"])
         if high < threshold:
             verdict = "low: argue by accumulation over rounds x candidates, sync and memory"
@@ -65,8 +66,8 @@ def _prefill_share(share: pd.DataFrame, threshold: float) -> list[dict]:
     return rows
 
 
-def _prefix_savings(savings: pd.DataFrame, threshold: float) -> list[dict]:
-    half = savings[(2 * savings["prefix_tokens"] - savings["prompt_tokens"]).abs() <= 1]
+def _prefix_savings(savings: Rows, threshold: float) -> list[dict]:
+    half = [row for row in savings if abs(2 * row["prefix_tokens"] - row["prompt_tokens"]) <= 1]
     return [
         {
             "decision": "prefix_savings",
@@ -82,24 +83,24 @@ def _prefix_savings(savings: pd.DataFrame, threshold: float) -> list[dict]:
             f"{point['documents']} documents; operation count: "
             f"{point['expected_with_attention']:.3f}",
         }
-        for point in half.to_dict("records")
+        for point in half
     ]
 
 
-def _engine_speed(speed: pd.DataFrame, threshold: float) -> list[dict]:
-    ratios = speed[(speed["engine"] == "ember") & speed["ratio_to_transformers"].notna()]
-    if ratios.empty:
+def _engine_speed(speed: Rows, threshold: float) -> list[dict]:
+    ratios = [row["ratio_to_transformers"] for row in speed if row["engine"] == "ember"]
+    values = [ratio for ratio in ratios if ratio is not None]
+    if not values:
         return []
-    values = ratios["ratio_to_transformers"]
     return [
         {
             "decision": "engine_speed",
             "subject": "decode against Transformers generate",
-            "value": float(values.median()),
-            "low": float(values.min()),
-            "high": float(values.max()),
+            "value": median(values),
+            "low": min(values),
+            "high": max(values),
             "threshold": threshold,
-            "verdict": _beside(values.min(), values.max(), threshold, "reached", "falls short"),
+            "verdict": _beside(min(values), max(values), threshold, "reached", "falls short"),
             "detail": f"median ratio of tokens/s, least to greatest of {len(values)} paired runs",
         }
     ]

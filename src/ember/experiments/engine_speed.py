@@ -14,6 +14,7 @@ from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
+from ember.measure.overhead import part
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ def transformers_run(
     return run
 
 
+@part("model_load")
 def load_peer(model: str | Path, decoder):
     """Transformers' model of a model directory, on the decoder's device and in its dtype.
 

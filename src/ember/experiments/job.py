@@ -12,6 +12,7 @@ Everything a job writes carries the job's provenance (P1-0.5). A failure ends th
 clear message in the log and on stderr, and leaves no half-written product.
 """
 
+import json
 import logging
 import os
 import sys
@@ -22,9 +23,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ember.measure import overhead
+from ember.records.atomic import write_text
 from ember.records.errors import EmberError
 
 log = logging.getLogger("ember.job")
+PARTS = ("imports", "model_load", "provenance")
+
+
+def cost_file(scale: str, name: str, root: Path | str = ".") -> Path:
+    """Where a job leaves the parts of its time: beside Snakemake's benchmark of it."""
+    return Path(root) / "results" / str(scale) / "benchmarks" / f"{name}.parts.json"
 
 
 class Job:
@@ -39,9 +48,15 @@ class Job:
         self.threads = snakemake.threads
         self._began = time.perf_counter()
         self._started = datetime.now(UTC)
+        self._start_s = overhead.process_age_s()
 
     def provenance(self) -> dict:
         """Rule, inputs with hashes, parameters, code, versions, hardware, start and duration."""
+        with overhead.part("provenance"):
+            made = self._collect()
+        return made | {"job": self._identity()}
+
+    def _collect(self) -> dict:
         from ember.measure.system import hardware
         from ember.records.provenance import collect
 
@@ -58,6 +73,32 @@ class Job:
             started=self._started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - self._began,
             hardware=hardware(),
+        )
+
+    def _identity(self) -> dict:
+        """Name (as of its benchmark file), and what it asked of the scheduler."""
+        resources = self.snakemake.resources
+        return {
+            "name": "_".join([self.snakemake.rule, *map(str, self.wildcards)]),
+            "timing": bool(resources.get("timing")),
+            "gpus": int(resources.get("gpu") or 0),
+        }
+
+    def record_cost(self) -> None:
+        """Leave beside Snakemake's benchmark what of the job's time was not its own work.
+
+        Not in the products' provenance: they are written before the job is done.
+        """
+        parts = overhead.seconds()
+        cost = {
+            "started": self._started.isoformat(timespec="seconds"),
+            "start_s": self._start_s,
+            "elapsed_s": time.perf_counter() - self._began,
+            **{f"{name}_s": round(parts.get(name, 0.0), 4) for name in PARTS},
+        }
+        write_text(
+            cost_file(self.snakemake.config.get("scale"), self._identity()["name"]),
+            json.dumps(cost) + "\n",
         )
 
     def table(self, rows, schema, path=None) -> None:
@@ -86,6 +127,7 @@ def start(snakemake) -> Iterator[Job]:
     _open_log(snakemake.log[0] if snakemake.log else None)
     _limit_threads(snakemake.threads)
     run = Job(snakemake)
+    overhead.watch_imports()
     log.info("rule %s starts", snakemake.rule)
     try:
         yield run
@@ -100,6 +142,7 @@ def start(snakemake) -> Iterator[Job]:
             _fail(f"out of device memory: {str(error).splitlines()[0]}; {_MEMORY_REMEDY}", 1)
         log.error("unexpected error\n%s", traceback.format_exc())
         raise
+    run.record_cost()
     log.info("rule %s done in %.1f s", snakemake.rule, time.perf_counter() - run._began)
 
 

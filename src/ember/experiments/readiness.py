@@ -7,7 +7,7 @@ is said of a part (measured or modelled, weights, scale) is read from the file, 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ember.records.tables import read_table, table_provenance
+from ember.records.tables import read_rows, table_provenance
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ def _lack(part: Part, results: Path, scale: str) -> str | None:
 
 
 def _basis(table: Path) -> str:
-    rows = read_table(table)
-    words = sorted(set(rows["evidence"]))
-    if "weights" in rows:
-        words += [f"{kind} weights" for kind in sorted(set(rows["weights"]))]
+    rows = read_rows(table)
+    words = sorted({row["evidence"] for row in rows})
+    words += [
+        f"{kind} weights" for kind in sorted({row["weights"] for row in rows if "weights" in row})
+    ]
     return ", ".join(words)

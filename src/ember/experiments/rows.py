@@ -8,9 +8,9 @@ from ember.records.schema import Schema
 def records(table, schema: Schema) -> list[dict]:
     """Rows of a table given as its path, as a data frame or as rows; nulls are None."""
     if isinstance(table, str | Path):
-        from ember.records.tables import read_table
+        from ember.records.tables import read_rows
 
-        table = read_table(table, schema)
+        return read_rows(table, schema)
     if hasattr(table, "to_dict"):
         table = table.astype(object).where(table.notna(), None).to_dict("records")
     return list(table)
@@ -18,7 +18,7 @@ def records(table, schema: Schema) -> list[dict]:
 
 def measured_on(model: str | Path, device: str, dtype: str) -> dict:
     """What every row measured on a model says: device, dtype, model, weights, evidence."""
-    from ember.model.checkpoint import weights_kind
+    from ember.model.folder import weights_kind
 
     return {
         "device": device,

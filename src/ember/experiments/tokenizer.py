@@ -3,20 +3,16 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ember.experiments.corpus import join_corpora
 from ember.records.atomic import atomic_dir
 from ember.text.corpora import BadCorpus, Document
 from ember.text.tokenizer import save_tokenizer, train_bpe
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 log = logging.getLogger(__name__)
 
 
-def train_tokenizer(corpora: Sequence["pd.DataFrame"], settings: dict, *, out: Path) -> dict:
+def train_tokenizer(corpora: Sequence[Sequence[dict]], settings: dict, *, out: Path) -> dict:
     """Writes a tokenizer directory and returns its vocab_size, train_bytes and train_documents.
 
     `settings` is the config's tokenizer section; `out` is replaced as a whole.

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,9 +27,6 @@ from ember.training.lm import (
     train,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 log = logging.getLogger(__name__)
 
 NGRAM_ORDER = 5
@@ -42,7 +38,7 @@ RECIPE_KEYS = (
 
 
 def train_model(
-    corpora: Sequence["pd.DataFrame"],
+    corpora: Sequence[Sequence[dict]],
     tokenizer_dir: str | Path,
     settings: dict,
     *,
@@ -53,10 +49,11 @@ def train_model(
 ) -> tuple[list[dict], list[dict]]:
     """Trains a decoder and returns rows of `MODEL_CARD` and of `TRAINING_LOG`.
 
-    `corpora` are tables of `CORPUS`; `settings` is an entry of the config's models with `source:
+    `corpora` are rows of `CORPUS`; `settings` is an entry of the config's models with `source:
     train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model directory with
     tokenizer, README.md and ember.json. A run that was stopped resumes from `state`, unless
-    settings, data or `code` (a hash) have changed; the file is removed at the end.
+    settings, data or `code` (a hash) have changed. It still stands when this returns: whoever
+    asked for it removes it once the rows are written, or a job killed just then would train anew.
     """
     training = settings["training"]
     tokenizer = load_tokenizer(tokenizer_dir)
@@ -122,8 +119,6 @@ def train_model(
         }
         files = [Path(tokenizer_dir) / name for name in TOKENIZER_FILES]
         save_decoder(decoder, out, about=about, extra_files=[*files, readme])
-    if state is not None:
-        state.unlink(missing_ok=True)
     log.info("saved %s", out)
     return card, rows
 

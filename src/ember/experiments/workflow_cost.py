@@ -1,26 +1,95 @@
-"""Times what a newcomer types, on a fresh clone: installation, main job, no-op rerun, dry run.
+"""Times what a user types: dry run, no-op rerun, an empty job; and all of it on a fresh clone.
 
-A benchmark, not a test: machines are shared and noisy, so the numbers are a table with repeats.
+Benchmarks, not tests: machines are shared and noisy, so the numbers are a table with repeats.
 """
 
+import json
 import logging
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from ember.experiments.job_cost import read_last_json
 from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
 
 MAIN = "results/p1_fig3.png"
-GOALS = {"first figure": 720.0, "no-op rerun": 5.0, "dry run": 3.0}
+GOALS = {"first figure": 720.0, "no-op rerun": 5.0, "dry run": 3.0, "dry run of all": 3.0}
 
 
 class CommandFailed(EmberError):
     """A timed command failed; its last lines are in the message."""
+
+
+def time_steps(
+    root: Path, folder: Path, targets: list[str], settings: Mapping, *, repeats: int, jobs: int
+) -> list[dict]:
+    """Rows of WORKFLOW_STEPS for the workflow of `root` as it runs in `folder`.
+
+    "version": Snakemake's own start. "dry run of all": every job of every programme, as if nothing
+    were made. "no-op rerun": `targets`, which must be up to date (else the row is skipped and
+    nothing runs). "empty job": a script that only makes its file, in a row of `jobs` of them, less
+    one; "its process": the part of it that Snakemake's benchmark counts as the job's.
+
+    Args: settings: what the command line set over the configuration files.
+    """
+    snakemake = [sys.executable, "-m", "snakemake"]
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Path(scratch) / "given.json"
+        given.write_text(json.dumps(dict(settings)))
+        workflow = ["--snakefile", str(root / "Snakefile"), "--directory", str(folder)]
+        workflow += ["--nolock", "--cores", "1", "--configfile", str(given)]
+        workflow += ["--rerun-triggers", "mtime", "params", "input", "software-env"]
+        dry = [*snakemake, "all", "--forceall", "--dry-run", "--quiet", "rules", *workflow]
+        again = [*snakemake, *targets, *workflow]
+        idle = not _jobs(_run([*again, "--dry-run"], folder))
+        for repeat in range(repeats):
+            seconds, _ = _timed([*snakemake, "--version"], folder)
+            rows.append(_row("version", repeat, seconds, None))
+            rows.append(_row("dry run of all", repeat, *_seconds_and_jobs(dry, folder)))
+            if idle:
+                rows.append(_row("no-op rerun", repeat, *_seconds_and_jobs(again, folder)))
+            else:
+                rows.append(_skipped("no-op rerun", repeat, "its targets are not up to date"))
+            rows += _empty_jobs(snakemake, Path(scratch) / f"run{repeat}", repeat, jobs)
+    return rows
+
+
+_EMPTY = """
+rule all:
+    input:
+        expand("made/{{n}}", n=range({jobs})),
+
+
+rule make:
+    output:
+        "made/{{n}}",
+    benchmark:
+        "benchmarks/{{n}}.jsonl"
+    script:
+        "make.py"
+"""
+
+
+def _empty_jobs(snakemake: list[str], folder: Path, repeat: int, jobs: int) -> list[dict]:
+    seconds, processes = {}, []
+    for count in (1, 1 + jobs):
+        place = folder / str(count)
+        place.mkdir(parents=True)
+        (place / "Snakefile").write_text(_EMPTY.format(jobs=count))
+        (place / "make.py").write_text("open(snakemake.output[0], 'w').close()\n")
+        seconds[count], _ = _timed([*snakemake, "--cores", "1"], place)
+        processes = [read_last_json(file)["s"] for file in place.glob("benchmarks/*.jsonl")]
+    each = (seconds[1 + jobs] - seconds[1]) / jobs
+    process = sum(processes) / len(processes)
+    return [_row("empty job", repeat, each, 1), _row("its process", repeat, process, 1)]
 
 
 def time_workflow(repository: Path, *, repeats: int = 5) -> list[dict]:
@@ -77,7 +146,7 @@ def _jobs(output: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _row(step: str, repeat: int, seconds: float, jobs: int | None) -> dict:
+def _row(step: str, repeat: int, seconds: float | None, jobs: int | None) -> dict:
     return {
         "step": step,
         "repeat": repeat,
@@ -89,3 +158,7 @@ def _row(step: str, repeat: int, seconds: float, jobs: int | None) -> dict:
         "status": "ok",
         "reason": None,
     }
+
+
+def _skipped(step: str, repeat: int, reason: str) -> dict:
+    return _row(step, repeat, None, None) | {"status": "skipped", "reason": reason}

@@ -77,13 +77,10 @@ def make_workload(
 def read_workload(table) -> Workload:
     """The workload of a WORKLOAD table: its path, or its rows as `make_workload` gives them."""
     if isinstance(table, str | Path):
-        from ember.records.tables import read_table
+        from ember.records.tables import read_rows
 
-        frame = read_table(table, WORKLOAD)
-        rows = zip(frame["document"], frame["tokens"], strict=True)
-    else:
-        rows = ((row["document"], row["tokens"]) for row in table)
-    streams = {int(document): np.asarray(ids, dtype=np.int64) for document, ids in rows}
+        table = read_rows(table, WORKLOAD)
+    streams = {row["document"]: np.asarray(row["tokens"], dtype=np.int64) for row in table}
     shared = streams.pop(SHARED)
     return Workload(shared, tuple(streams[i] for i in sorted(streams)))
 
@@ -137,13 +134,13 @@ def _tokenise(texts: Iterable[str], encode, wanted: int) -> np.ndarray:
 
 def _texts(corpus: str | Path, seed: int) -> list[str]:
     """Texts of a corpus table, shuffled, those the model did not train on first."""
-    from ember.records.tables import read_table
+    from ember.records.tables import read_rows
 
-    frame = read_table(corpus)
+    rows = read_rows(corpus)
     rng = np.random.default_rng(seed)
     texts = []
     for split in ("test", "validation", "train"):
-        part = frame.loc[frame["split"] == split, "text"].tolist()
+        part = [row["text"] for row in rows if row["split"] == split]
         texts += [part[i] for i in rng.permutation(len(part))]
     return texts
 

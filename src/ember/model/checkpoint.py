@@ -6,7 +6,6 @@ load. `ember.json` also says where weights came from; without it they are `pretr
 `save_decoder` writes, Transformers loads with equal logits.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -18,23 +17,29 @@ import torch
 from torch import Tensor
 
 from ember.measure.memory import require
+from ember.measure.overhead import part
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
+from ember.model.folder import (
+    CONFIG,
+    INDEX,
+    KIND,
+    KINDS,
+    WEIGHTS,
+    BadCheckpoint,
+    open_weights,
+    read_architecture,
+    read_kind,
+    weight_files,
+)
 from ember.records.atomic import atomic_dir
-from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
 
-CONFIG, KIND, WEIGHTS = "config.json", "ember.json", "model.safetensors"
-INDEX = "model.safetensors.index.json"
-KINDS = ("trained", "random", "pretrained")
 INITIAL_STD = 0.02
 
 
-class BadCheckpoint(EmberError):
-    """A model directory that cannot be loaded; the message names the file and the remedy."""
-
-
+@part("model_load")
 def load_decoder(
     folder: str | Path,
     device: str | torch.device = "cpu",
@@ -50,10 +55,10 @@ def load_decoder(
     """
     folder = Path(folder)
     arch = read_architecture(folder)
-    kind = _read_kind(folder)
-    if kind["weights"] == "random" and not _weight_files(folder):
+    kind = read_kind(folder)
+    if kind["weights"] == "random" and not weight_files(folder):
         return random_decoder(arch, int(kind.get("seed", 0)), device, dtype)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files:
         raise BadCheckpoint(
             f"{folder} holds no {WEIGHTS} and no {INDEX}.\n"
@@ -150,54 +155,6 @@ def random_decoder(
     return decoder.eval()
 
 
-def read_architecture(folder: str | Path) -> Architecture:
-    """The architecture that a model directory's config.json describes."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise BadCheckpoint(
-            f"there is no model directory {folder}.\n"
-            "Let the workflow make it, or set the model's path to a local copy."
-        )
-    return Architecture.from_hf(_read_json(folder / CONFIG))
-
-
-def weights_kind(folder: str | Path) -> str:
-    """Where a model directory's weights come from: trained, random or pretrained."""
-    return _read_kind(Path(folder))["weights"]
-
-
-def snapshot(folder: str | Path) -> dict:
-    """What a model directory holds: files (file, bytes, sha256), parameters, architecture.
-
-    `revision` is the hub's commit where `ember.json` records one. Parameters are counted in the
-    weight files; declared random weights by the architecture. Raises `BadCheckpoint` for files
-    whose tensors are not the architecture's.
-    """
-    folder = Path(folder)
-    arch = read_architecture(folder)
-    kind = _read_kind(folder)
-    files = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        name = path.relative_to(folder).as_posix()
-        files.append({"file": name, "bytes": path.stat().st_size, "sha256": digest})
-    parameters = arch.parameter_count()
-    if weight_files := _weight_files(folder):
-        counted = sum(math.prod(shape) for name, shape in _shapes(weight_files, arch))
-        if counted != parameters:
-            raise BadCheckpoint(
-                f"the weights in {folder} have {counted:,} parameters, but {CONFIG} describes "
-                f"{parameters:,}.\nGive matching files."
-            )
-    return {
-        "files": files,
-        "parameters": parameters,
-        "architecture": arch.model_type,
-        "revision": kind.get("revision"),
-    }
-
-
 def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
     """A decoder whose parameters are allocated but not filled."""
     needed = arch.parameter_count() * dtype.itemsize
@@ -207,74 +164,12 @@ def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
     return decoder.to(dtype).to_empty(device=device)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a directory; a shard that its index names must exist."""
-    if (folder / INDEX).is_file():
-        index = _read_json(folder / INDEX)
-        files = [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-        for file in files:
-            if not file.is_file():
-                raise BadCheckpoint(
-                    f"{file} is missing, but {folder / INDEX} names it.\n"
-                    "Copy or download the model again."
-                )
-        return files
-    return [folder / WEIGHTS] if (folder / WEIGHTS).is_file() else []
-
-
-def _open(file: Path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise BadCheckpoint(
-            f"{file} is truncated or no safetensors file ({error}).\n"
-            "Copy or download it again, or delete it and let the workflow make it."
-        ) from None
-
-
 def _tensors(files: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:
     """Every tensor of the files, one at a time, on the CPU."""
     for file in files:
-        with _open(file) as stream:
+        with open_weights(file, "pt") as stream:
             for name in sorted(stream.keys()):
                 yield file, name, stream.get_tensor(name)
-
-
-def _shapes(files: list[Path], arch: Architecture) -> Iterator[tuple[str, list[int]]]:
-    """Shapes of the model's own tensors, read from the headers alone."""
-    for file in files:
-        with _open(file) as stream:
-            for name in stream.keys():  # noqa: SIM118 (not a dict)
-                copy_of_head = name == "lm_head.weight" and arch.tie_embeddings
-                if not copy_of_head and not name.endswith("rotary_emb.inv_freq"):
-                    yield name, stream.get_slice(name).get_shape()
-
-
-def _read_kind(folder: Path) -> dict:
-    if not (folder / KIND).is_file():
-        return {"weights": "pretrained"}
-    kind = _read_json(folder / KIND)
-    if kind.get("weights") not in KINDS:
-        raise BadCheckpoint(
-            f"{folder / KIND} says weights are {kind.get('weights')!r}.\n"
-            f"Set it to one of {', '.join(KINDS)}."
-        )
-    return kind
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise BadCheckpoint(
-            f"{path} is missing.\nGive a complete model directory, or make it again."
-        ) from None
-    except ValueError as error:
-        raise BadCheckpoint(
-            f"{path} is not valid JSON ({error}).\nCopy the file again, or make it again."
-        ) from None
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -41,46 +42,70 @@ def closure(script: Path | str, src: Path | str) -> tuple[Path, ...]:
     A package's `__init__.py` belongs to everything inside it. Names that are no module of the
     library (attributes, other packages) are left out.
     """
-    src = Path(src)
-    seen: set[str] = set()
-    files: set[Path] = set()
-    waiting = _imported(Path(script), "", src)
-    while waiting:
-        module = waiting.pop()
-        if module in seen:
-            continue
-        seen.add(module)
-        file = _file(module, src)
-        if file is not None:
-            files.add(file)
-            waiting += _imported(file, module, src)
-    return tuple(sorted(files))
+    return _Library(Path(src)).closure(Path(script))
 
 
 def code_hash(script: Path | str, src: Path | str) -> str:
     """Hash of a script and of its closure, the same wherever the checkout stands."""
-    script, src = Path(script), Path(src)
-    digest = hashlib.sha256(f"{script.name}:{_parse(script, src).digest}\n".encode())
-    for file in closure(script, src):
-        name = file.relative_to(src).as_posix()
-        digest.update(f"{name}:{_parse(file, src).digest}\n".encode())
+    [digest] = code_hashes([script], src).values()
+    return digest
+
+
+def code_hashes(scripts: Iterable[Path | str], src: Path | str) -> dict[str, str]:
+    """`code_hash` of many scripts by file name, looking at every module once."""
+    src = Path(src)
+    library = _Library(src)
+    hashes = {Path(script).name: library.code_hash(Path(script)) for script in scripts}
     _remember(src)
-    return digest.hexdigest()[:32]
+    return hashes
 
 
-def _imported(file: Path, module: str, src: Path) -> list[str]:
-    """Full names that a file may import from the library, with the packages around them."""
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    found = []
-    for level, base, names in _parse(file, src).imports:
-        if level:
-            parts = package.split(".")[: len(package.split(".")) - level + 1] if package else []
-            base = ".".join([*parts, base] if base else parts)
-        if base.split(".")[0] != PACKAGE:
-            continue
-        found += _and_parents(base)
-        found += [f"{base}.{name}" for name in names]
-    return found
+class _Library:
+    """The library as it is now: which file a module is, and what it imports."""
+
+    def __init__(self, src: Path):
+        self.src = src
+        self.modules: dict[str, tuple[Path, tuple[str, ...]] | None] = {}
+
+    def closure(self, script: Path) -> tuple[Path, ...]:
+        return tuple(sorted(file for file, _ in self.reached(script).values()))
+
+    def reached(self, script: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
+        seen: dict[str, tuple | None] = {}
+        waiting = list(self.imported(script, ""))
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen[module] = self.module(module)
+                waiting += seen[module][1] if seen[module] else ()
+        return {module: found for module, found in seen.items() if found}
+
+    def module(self, name: str) -> tuple[Path, tuple[str, ...]] | None:
+        if name not in self.modules:
+            file = _file(name, self.src)
+            self.modules[name] = file and (file, self.imported(file, name))
+        return self.modules[name]
+
+    def imported(self, file: Path, module: str) -> tuple[str, ...]:
+        """Full names that a file may import from the library, with the packages around them."""
+        package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+        found = []
+        for level, base, names in _parse(file, self.src).imports:
+            if level:
+                parts = package.split(".")[: len(package.split(".")) - level + 1] if package else []
+                base = ".".join([*parts, base] if base else parts)
+            if base.split(".")[0] != PACKAGE:
+                continue
+            found += _and_parents(base)
+            found += [f"{base}.{name}" for name in names]
+        return tuple(dict.fromkeys(found))
+
+    def code_hash(self, script: Path) -> str:
+        digest = hashlib.sha256(f"{script.name}:{_parse(script, self.src).digest}\n".encode())
+        for file in self.closure(script):
+            name = file.relative_to(self.src).as_posix()
+            digest.update(f"{name}:{_parse(file, self.src).digest}\n".encode())
+        return digest.hexdigest()[:32]
 
 
 def _and_parents(module: str) -> list[str]:

@@ -98,6 +98,14 @@ def digest(path: Path | str) -> tuple[str, int]:
     return total.hexdigest(), size
 
 
+def size_bytes(path: Path | str) -> int:
+    """Bytes of a file, or of all files in a directory; 0 where nothing is there."""
+    path = Path(path)
+    if path.is_dir():
+        return sum(file.stat().st_size for file in _files(path))
+    return path.stat().st_size if path.is_file() else 0
+
+
 # Versions and source
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from ember.experiments.gates.row import GateFailed
 from ember.records.schemas.gates import GATES
-from ember.records.tables import read_table
+from ember.records.tables import read_rows
 
 
 def check_gates(paths: Iterable[Path]) -> list[dict]:
     """The rows of all gates. Raises `GateFailed` naming those that do not hold."""
-    rows = [row for path in paths for row in read_table(path, GATES).to_dict("records")]
+    rows = [row for path in paths for row in read_rows(path, GATES)]
     failed = [f"{row['gate']}: {row['detail']}" for row in rows if not row["passed"]]
     if failed:
         raise GateFailed("gates do not hold: " + "; ".join(failed) + ". Mend them and run again.")

@@ -4,22 +4,16 @@ from ember.experiments.gates.row import GateFailed, passed
 
 
 def check_environment(*, device: str, dtype: str, seed: int) -> list[dict]:
-    """The gate's row. Raises `GateFailed` for a missing device or unusable dtype."""
-    import torch
+    """The gate's row. Raises `GateFailed` for a missing device or unusable dtype.
 
-    from ember.measure.device import resolve
+    The CPU is there and needs no proof: torch is imported for an accelerator only.
+    """
     from ember.measure.system import hardware, versions
 
-    resolve(device)
-    values = torch.ones(4, device=device, dtype=getattr(torch, dtype))
-    if not bool(torch.isfinite(values @ values)):
-        raise GateFailed(
-            f"{dtype} arithmetic on {device} gives a number that is not finite. "
-            "Choose another dtype in the scale's file."
-        )
-    facts = hardware()
-    tf32 = torch.backends.cuda.matmul.allow_tf32 if device == "cuda" else False
-    found = versions()
+    facts, found = hardware(), versions()
+    if "torch" not in found:
+        raise GateFailed("torch is not installed here. Run `make .venv/installed`.")
+    tf32, cuda = _accelerator(device, dtype) if device != "cpu" else (False, None)
     parts = [
         f"device {device}",
         f"GPU {_gpus(facts) or 'none'}",
@@ -28,9 +22,25 @@ def check_environment(*, device: str, dtype: str, seed: int) -> list[dict]:
         f"TF32 {'on' if tf32 else 'off'}",
         f"seed {seed}",
         *(f"{name} {found[name]}" for name in ("python", "torch", "transformers") if name in found),
-        f"CUDA {torch.version.cuda or 'none'}",
+        f"CUDA {cuda or 'none'}",
     ]
     return [passed("environment", "; ".join(parts))]
+
+
+def _accelerator(device: str, dtype: str) -> tuple[bool, str | None]:
+    """Whether TF32 is on, and CUDA's version, after a product on the device."""
+    import torch
+
+    from ember.measure.device import resolve
+
+    resolve(device)
+    values = torch.ones(4, device=device, dtype=getattr(torch, dtype))
+    if not bool(torch.isfinite(values @ values)):
+        raise GateFailed(
+            f"{dtype} arithmetic on {device} gives a number that is not finite. "
+            "Choose another dtype in the scale's file."
+        )
+    return torch.backends.cuda.matmul.allow_tf32, torch.version.cuda
 
 
 def _gpus(facts: dict) -> str:

@@ -15,7 +15,7 @@ def check_gguf_export(model: Path, folder: Path) -> list[dict]:
     Random weights have no checkpoint that another engine could read, so the gate is skipped and
     `folder` says why. Raises for a tensor that differs from the model's.
     """
-    from ember.model.checkpoint import weights_kind
+    from ember.model.folder import weights_kind
     from ember.model.gguf import check_gguf, export_gguf
 
     model, folder = Path(model), Path(folder)

@@ -8,7 +8,7 @@ from ember.experiments.gates.row import passed
 
 def check_snapshot(folder: Path, *, name: str) -> tuple[list[dict], list[dict]]:
     """The gate's row and the `MODEL_SNAPSHOT` rows. Raises for a model that does not load."""
-    from ember.model.checkpoint import snapshot, weights_kind
+    from ember.model.folder import snapshot, weights_kind
 
     found = snapshot(Path(folder))
     # The provenance of the job that made the directory is not part of the model.

@@ -1,0 +1,19 @@
+"""Time what a user types: dry run, no-op rerun, an empty job."""
+
+from pathlib import Path
+
+from ember.experiments import job
+from ember.experiments.workflow_cost import time_steps
+from ember.records.provenance import source_root
+from ember.records.schemas.workflow_cost import WORKFLOW_STEPS
+
+with job.start(snakemake) as run:
+    rows = time_steps(
+        source_root(),
+        Path.cwd(),
+        list(run.input),
+        run.params.given,
+        repeats=run.params.settings["repeats"],
+        jobs=run.params.settings["empty_jobs"],
+    )
+    run.table(rows, WORKFLOW_STEPS)
