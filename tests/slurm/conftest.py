@@ -16,6 +16,7 @@ from ember.records.tables import read_rows
 from tests.workflow.conftest import ROOT, Checkout, checkout
 
 CLUSTER = ROOT / "tests" / "slurm" / "cluster.sh"
+ALIVE = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
 PATIENCE = 300  # seconds; the machine may be busy
 
 # Status checks as close as the executor allows: it waits ten seconds longer after each idle one.
@@ -54,12 +55,18 @@ def cluster():
 
 
 @pytest.fixture(autouse=True)
-def clean_cluster(cluster):
-    """The node in service before each test, and nothing of it left in the queue afterwards."""
+def clean_cluster(cluster, tmp_path):
+    """The node in service before a test, and none of the test's jobs in the queue after it."""
     subprocess.run([CLUSTER, "node", "up"], check=True, capture_output=True)
     yield
-    subprocess.run(["scancel", "--user", "root"], check=True)
-    until(lambda: not slurm("squeue", "-h"), "the queue is empty")
+
+    def left():
+        mine = [job for job in all_jobs() if Path(job["WorkDir"]).is_relative_to(tmp_path)]
+        return [job["JobId"] for job in mine if job["JobState"] in ALIVE]
+
+    if numbers := left():
+        subprocess.run(["scancel", *numbers], check=True)
+        until(lambda: not left(), "the test's jobs are gone")
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +191,13 @@ def all_jobs() -> list[dict]:
     lines = slurm("scontrol", "show", "job", "-o").splitlines()
     jobs = [dict(re.findall(r"(\S+?)=(.*?) *(?= \S+?=|$)", line.strip())) for line in lines]
     return [{"Comment": ""} | job for job in jobs if "JobId" in job]
+
+
+def minutes(job: dict) -> float:
+    """A job's time limit."""
+    days, _, clock = job["TimeLimit"].rpartition("-")
+    hours, mins, seconds = map(int, clock.split(":"))
+    return int(days or 0) * 1440 + hours * 60 + mins + seconds / 60
 
 
 def until(condition, what: str, explain=lambda: ""):

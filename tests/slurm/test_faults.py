@@ -18,6 +18,7 @@ from tests.slurm.conftest import (
     STATE,
     SWEEP,
     TRAINING,
+    minutes,
     processes,
     settings,
     slurm,
@@ -43,16 +44,7 @@ def job_of(run, number: str) -> dict:
 
 def resumed(run) -> bool:
     log = (run.made.path / "logs/smoke/train_model_policy.log").read_text()
-    return "resum" in log
-
-
-def hit_scancel(run, job):
-    slurm("scancel", job["JobId"])
-
-
-def hit_process(run, job):
-    for pid in processes(run.made, "train_model.py"):
-        os.kill(pid, signal.SIGKILL)
+    return "resumed at step" in log
 
 
 def hit_node(run, job):
@@ -84,11 +76,27 @@ def job_processes(job) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("hit", [hit_scancel, hit_process, hit_node])
-def test_a_lost_training_is_taken_up_where_it_was(training, undisturbed, hit):
+def test_a_training_whose_node_died_is_taken_up_where_it_was(training, undisturbed):
     run, job = training
-    hit(run, job)
+    hit_node(run, job)
     run.succeeds()
+    assert [job["Restarts"] for job in run.jobs("train_model")] == ["1"], "SLURM queues it again"
+    assert resumed(run)
+    assert trained(run.made) == undisturbed
+
+
+def test_a_training_cancelled_and_then_killed_is_taken_up_twice(training, undisturbed):
+    run, first = training
+    slurm("scancel", first["JobId"])
+    run.until(lambda: job_of(run, first["JobId"])["JobState"] == "CANCELLED", "it is cancelled")
+    second = run.running("train_model")
+    assert second["JobId"] != first["JobId"]
+    run.until(lambda: resumed(run), "the second job goes on")
+    for pid in processes(run.made, "train_model.py"):
+        os.kill(pid, signal.SIGKILL)
+    run.succeeds()
+    states = [job["JobState"] for job in run.jobs("train_model")]
+    assert states == ["CANCELLED", "FAILED", "COMPLETED"]
     assert resumed(run)
     assert trained(run.made) == undisturbed
     assert not (run.made.path / STATE).exists()
@@ -133,9 +141,8 @@ def test_a_job_over_its_memory_limit_gets_twice_as_much(work, start, undisturbed
     run = start(work, *TRAIN, "resources={threads: 1, mem_mb: 400}")
     run.succeeds()
     first, second = run.jobs("train_model")
-    print(first, second)
     assert (first["MinMemoryNode"], second["MinMemoryNode"]) == ("400M", "800M")
-    assert (first["TimeLimit"], second["TimeLimit"]) == ("00:10:00", "00:20:00")
+    assert minutes(second) == 2 * minutes(first)
     assert first["JobState"] in ("OUT_OF_MEMORY", "FAILED", "CANCELLED")
     assert trained(work) == undisturbed
 
@@ -149,7 +156,7 @@ def test_a_job_that_hangs_is_ended_by_its_time_limit_and_tried_again(work, start
     run.succeeds()
     first, second = run.jobs("train_model")
     assert first["JobState"] == "TIMEOUT"
-    assert (first["TimeLimit"], second["TimeLimit"]) == ("00:01:00", "00:02:00")
+    assert (minutes(first), minutes(second)) == (1, 2)
     assert resumed(run)
     assert trained(work) == undisturbed
 

@@ -4,10 +4,11 @@ import signal
 
 import pytest
 
-from tests.slurm.conftest import PROFILE, settings, until
+from tests.slurm.conftest import PROFILE, minutes, settings, until
 from tests.workflow.conftest import checkout
 
-# Jobs are held in the queue: they are read there and never run.
+# Two rules that wait for nothing; their jobs are held in the queue, read there and never run.
+GATES = ("results/smoke/p1/gates/environment.parquet", "results/smoke/p1/gates/outputs.parquet")
 HELD = ("--default-resources", "runtime=30", "mem_mb=2000", "slurm_extra='--hold'")
 
 
@@ -38,29 +39,29 @@ def test_the_literal_profile_asks_for_a_gpu_where_a_rule_needs_one(fresh, start)
 def test_partition_account_memory_time_and_cpus_come_from_profile_and_rules(fresh, start):
     run = start(
         fresh,
-        "results/smoke/tokenizer",
-        "results/smoke/p1/gates/outputs.parquet",
+        *GATES,
         *PROFILE,
         *HELD,
         *("slurm_partition=short", "slurm_account=paper"),
         *("--set-resources", "gate_outputs:slurm_partition=high", "gate_outputs:gpu=2"),
+        *("gate_outputs:mem_mb=1500", "gate_outputs:runtime=7"),
         *settings(),
     )
-    jobs = queued(run, "gate_outputs", "build_corpus_wildcards_long")
-    corpus, gate = jobs["build_corpus_wildcards_long"], jobs["gate_outputs"]
-    assert corpus["Partition"] == "short"
-    assert gate["Partition"] == "high"
-    assert corpus["Account"] == gate["Account"] == "paper"
-    assert (corpus["MinMemoryNode"], gate["MinMemoryNode"]) == ("2000M", "1000M")
-    assert (corpus["TimeLimit"], gate["TimeLimit"]) == ("00:10:00", "00:05:00")
-    assert corpus["NumCPUs"] == "1"
-    assert gate["TresPerJob"] == "gres:gpu:2"
-    assert "TresPerJob" not in corpus
+    jobs = queued(run, "gate_environment", "gate_outputs")
+    plain, changed = jobs["gate_environment"], jobs["gate_outputs"]
+    assert (plain["Partition"], changed["Partition"]) == ("short", "high")
+    assert plain["Account"] == changed["Account"] == "paper"
+    assert (plain["MinMemoryNode"], changed["MinMemoryNode"]) == ("1000M", "1500M")
+    assert 0 < minutes(plain) < 30, "the rule's own, not the profile's default"
+    assert minutes(changed) == 7
+    assert "TresPerJob" not in plain
+    assert changed["TresPerJob"] == "gres:gpu:2"
+    assert plain["CPUs/Task"] == "1"
 
 
 def test_ctrl_c_takes_the_jobs_out_of_the_queue(fresh, start):
-    run = start(fresh, "results/smoke/tokenizer", *PROFILE, *HELD, *settings())
-    queued(run, "build_corpus_wildcards_long", "build_corpus_wildcards_short")
+    run = start(fresh, *GATES, *PROFILE, *HELD, *settings())
+    queued(run, "gate_environment", "gate_outputs")
     run.process.send_signal(signal.SIGINT)
     run.fails()
     until(
@@ -68,10 +69,9 @@ def test_ctrl_c_takes_the_jobs_out_of_the_queue(fresh, start):
         "the jobs are cancelled",
         run.output,
     )
-    assert not (fresh.path / "results/smoke/corpora/long.parquet").exists()
     # Nothing is left to unlock or to clean: the next run plans the same.
-    done = fresh.snakemake("results/smoke/tokenizer", "-n", "--profile", "slurm", *settings())
-    assert "build_corpus" in done.stdout
+    done = fresh.snakemake(*GATES, "-n", "--profile", "slurm", *settings())
+    assert "gate_environment" in done.stdout
 
 
 def test_a_gpu_that_no_node_has_is_refused_at_once(fresh, start):
