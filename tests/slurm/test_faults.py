@@ -144,6 +144,7 @@ def test_a_job_over_its_memory_limit_gets_twice_as_much(work, start, undisturbed
     assert (first["MinMemoryNode"], second["MinMemoryNode"]) == ("400M", "800M")
     assert minutes(second) == 2 * minutes(first)
     assert first["JobState"] in ("OUT_OF_MEMORY", "FAILED", "CANCELLED")
+    assert "exceeded memory limit" in run.output()
     assert trained(work) == undisturbed
 
 
