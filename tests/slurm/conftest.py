@@ -71,8 +71,16 @@ def clean_cluster(cluster, tmp_path):
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Checkout:
-    """A checkout in which the prefix sweep has run (without SLURM): model, gates and workload."""
+    """A checkout with what a training reads, made without SLURM."""
     made = checkout(tmp_path_factory.mktemp("slurm") / "base")
+    made.snakemake("results/smoke/tokenizer", "--profile", "local", *settings())
+    return made
+
+
+@pytest.fixture
+def swept(base, tmp_path) -> Checkout:
+    """A checkout in which the prefix sweep has run without SLURM: model, gates and workload."""
+    made = copied(base, tmp_path / "ember")
     made.snakemake(SWEEP, "--profile", "local", *settings())
     return made
 

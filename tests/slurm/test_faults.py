@@ -166,16 +166,16 @@ def is_python(pid: int) -> bool:
     return os.readlink(f"/proc/{pid}/exe").rsplit("/", 1)[-1].startswith("python")
 
 
-def test_preemption_costs_only_the_shard_that_was_lost(work, start):
+def test_preemption_costs_only_the_shard_that_was_lost(swept, start):
     """Partition high takes one job's place; SLURM queues that one again, the other stays."""
-    shards = {name: work.path / f"results/smoke/p1/prefix_sweep/{name}.parquet" for name in "01"}
-    before = read_table(work.path / SWEEP)
-    for path in (*shards.values(), work.path / SWEEP):
+    shards = {name: swept.path / f"results/smoke/p1/prefix_sweep/{name}.parquet" for name in "01"}
+    before = read_table(swept.path / SWEEP)
+    for path in (*shards.values(), swept.path / SWEEP):
         path.unlink()
     low = ("--default-resources", "runtime=30", "mem_mb=2000", "slurm_partition=low")
-    run = start(work, SWEEP, *PROFILE, *low, *settings())
+    run = start(swept, SWEEP, *PROFILE, *low, *settings())
     run.until(
-        lambda: all(processes(work, "sweep_prefix.py") and running(run, name) for name in shards),
+        lambda: all(processes(swept, "sweep_prefix.py") and running(run, name) for name in shards),
         "both shards run",
     )
     # One CPU is left to one of the two.
@@ -184,7 +184,7 @@ def test_preemption_costs_only_the_shard_that_was_lost(work, start):
     run.succeeds()
     restarts = [job["Restarts"] for job in run.jobs("sweep_prefix")]
     assert sorted(restarts) == ["0", "1"], run.jobs("sweep_prefix")
-    after = read_table(work.path / SWEEP)
+    after = read_table(swept.path / SWEEP)
     same = ["prompt_tokens", "prefix_tokens", "document", "shard", "cached", "reused_tokens"]
     assert after[same].equals(before[same])
 

@@ -45,6 +45,7 @@ def test_partition_account_memory_time_and_cpus_come_from_profile_and_rules(fres
         *("slurm_partition=short", "slurm_account=paper"),
         *("--set-resources", "gate_outputs:slurm_partition=high", "gate_outputs:gpu=2"),
         *("gate_outputs:mem_mb=1500", "gate_outputs:runtime=7"),
+        *("gate_environment:gpu=1", "gate_environment:gpu_model=fake"),
         *settings(),
     )
     jobs = queued(run, "gate_environment", "gate_outputs")
@@ -54,9 +55,9 @@ def test_partition_account_memory_time_and_cpus_come_from_profile_and_rules(fres
     assert (plain["MinMemoryNode"], changed["MinMemoryNode"]) == ("1000M", "1500M")
     assert 0 < minutes(plain) < 30, "the rule's own, not the profile's default"
     assert minutes(changed) == 7
-    assert "TresPerJob" not in plain
+    assert plain["TresPerJob"] == "gres:gpu:fake:1"
     assert changed["TresPerJob"] == "gres:gpu:2"
-    assert plain["CPUs/Task"] == "1"
+    assert changed["NumCPUs"] == "1"
 
 
 def test_ctrl_c_takes_the_jobs_out_of_the_queue(fresh, start):
