@@ -1,7 +1,8 @@
-# Two commands:
+# Three commands:
 #   make results/p1_fig3.png   (or any other file below results/)
 #   make test
-# Both create the virtual environment on first use.
+#   make test-slurm            (as root: starts a one-node SLURM here, installs it where missing)
+# All create the virtual environment on first use.
 PYTHON ?= python3
 # Where torch's CPU build is on the index or in a folder of wheels, it is taken.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -9,7 +10,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 
-.PHONY: test FORCE
+.PHONY: test test-slurm FORCE
 .DELETE_ON_ERROR:
 
 results/%: .venv/installed FORCE
@@ -21,7 +22,11 @@ test: .venv/installed
 	$(BIN)/snakefmt --check Snakefile rules workflow/Snakefile
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/snakemake --lint --quiet
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slurm"
+
+test-slurm: .venv/installed
+	tests/slurm/cluster.sh start
+	EMBER_SLURM=1 $(BIN)/pytest tests/slurm
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ember.records.errors import CannotWrite
+from ember.records.errors import CannotWrite, EmberError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+_SAYS_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_NO_ROOM = 2**16  # free bytes below which a failed write is taken for a full disk
 _count = itertools.count()
 _active: set[Path] = set()
 
@@ -84,16 +86,37 @@ def _temporary(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear(path, prefix)
         yield temporary
-    except OSError as error:
-        if not _concerns(error, temporary):
+    except EmberError:
+        raise
+    except Exception as error:
+        cause = _cause(error, temporary)
+        if cause is None:
             raise
         raise CannotWrite(
-            f"cannot write {path}: {error.strerror or error}\n"
+            f"cannot write {path}: {cause}\n"
             "free space, fix the folder's permissions, or work elsewhere with --directory"
         ) from error
     finally:
         _active.discard(temporary)
         _remove(temporary)
+
+
+def _cause(error: Exception, temporary: Path) -> str | None:
+    """Why nothing could be written here; None for an error about something else.
+
+    The writers of torch, safetensors, tokenizers and gguf report a full disk by exceptions of their
+    own, some without a word about it.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror if _concerns(error, temporary) else None
+    for words in _SAYS_FULL:
+        if words in str(error):
+            return words
+    try:
+        disk = os.statvfs(temporary.parent)
+    except OSError:
+        return None
+    return _SAYS_FULL[0] if disk.f_bavail * disk.f_frsize < _NO_ROOM else None
 
 
 def _concerns(error: OSError, temporary: Path) -> bool:

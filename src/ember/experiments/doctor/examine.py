@@ -27,6 +27,7 @@ from ember.experiments.doctor.report import (
     remove,
     set_aside,
 )
+from ember.experiments.job import cost_file
 from ember.experiments.jobs import BadPlan, PlannedJob, planned_jobs
 from ember.records.code import code_hash
 from ember.records.errors import EmberError
@@ -523,7 +524,12 @@ class _Examination:
 
     def _check_strangers(self, owner: dict[str, str]) -> None:
         planned = {path for plan in self.plans.values() for path in plan}
-        benches = {job.benchmark for plan in self.plans.values() for job in plan.values()}
+        benches = {
+            path
+            for scale, plan in self.plans.items()
+            for job in plan.values()
+            for path in (job.benchmark, str(cost_file(scale, job.name)))
+        }
         states = {
             f"results/{scale}/states/{job.wildcards['model']}.pt": job
             for scale, plan in self.plans.items()
@@ -534,7 +540,7 @@ class _Examination:
         unknown = [p for p in self.files if not known.intersection(_and_parents(p))]
         for path in sorted(benches & set(self.files)):
             if not whole.is_whole_jsonl(self.folder / path):
-                why = "not JSON lines: Snakemake writes it anew when the job runs"
+                why = "not JSON lines: it is written anew when the job runs"
                 self.found.findings.append(Finding(BROKEN, (path,), why, remove([path])))
         strangers = []
         for path in unknown:
