@@ -323,6 +323,17 @@ def test_a_training_that_was_stopped_is_no_finding(folder, monkeypatch):
     assert any("a training was stopped" in note for note in report.notes)
 
 
+def test_a_link_to_nothing_comes_first_since_nothing_can_be_planned_with_it(folder):
+    make("smoke")
+    (folder / READY).unlink()
+    (folder / READY).symlink_to(folder / "nowhere")
+    report = look()
+    assert report.commands == [f"rm -r {READY}"]
+    assert "cannot plan" in report.unchecked[0].why
+    (folder / READY).unlink()
+    assert look().well
+
+
 def test_a_workflow_that_cannot_be_planned_is_an_error(folder, monkeypatch):
     def refuse(*_, **__):
         raise BadPlan("the workflow cannot plan all\nunknown key 'devise'")

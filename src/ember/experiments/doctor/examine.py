@@ -75,6 +75,8 @@ def examine(
     """
     results = Path(results)
     _check_place(results)
+    if links := _dead_links(results.resolve()):
+        return _before_planning(results, links)
     examination = _Examination(results, profile, tuple(config), progress)
     return examination.report()
 
@@ -97,6 +99,24 @@ def _check_place(results: Path) -> None:
             f"{folder} holds other code than this ember, which runs from {root}\n"
             f"run its own: PYTHONPATH={folder / 'src'} ember doctor {results}"
         )
+
+
+def _dead_links(results: Path) -> list[str]:
+    """Links to nothing, outside of directory products."""
+    found = (path for path in results.rglob("*") if path.is_symlink() and not path.exists())
+    return sorted(
+        path.relative_to(results.parent).as_posix()
+        for path in found
+        if not (path.parent / SIDECAR).is_file()
+    )
+
+
+def _before_planning(results: Path, links: list[str]) -> Report:
+    """Snakemake plans nothing while a product is a link to nothing: that comes first."""
+    findings = [Finding(BROKEN, (p,), "it is a link to nothing", remove([p])) for p in links]
+    rest = Unchecked(("results",), "Snakemake cannot plan with these links: then ask again")
+    folder = os.path.relpath(results.resolve().parent)
+    return Report(folder, findings, [rest], commands=[remove(links)])
 
 
 class _Examination:
@@ -313,7 +333,8 @@ class _Examination:
                 wrong_kind = (self.folder / path).is_dir() == (
                     Path(path).suffix in whole.FILE_ENDINGS
                 )
-                case.remove += [path] if wrong_kind else []
+                in_the_way = wrong_kind or not (self.folder / path).exists()
+                case.remove += [path] if in_the_way else []
             elif verdict.unchecked:
                 unchecked.setdefault(verdict.unchecked, []).append(path)
         if not case.faults:  # what is made again needs no check

@@ -98,7 +98,7 @@ def as_text(report: Report) -> str:
     if report.notes:
         blocks.append("\n".join(["notes:", *(f"  {note}" for note in report.notes)]))
     if report.commands:
-        head = f"to mend all of it, in {report.folder}:"
+        head = f"to mend what was found, in {report.folder}:"
         blocks.append("\n".join([head, *(f"  {command}" for command in report.commands)]))
     return "\n\n".join([*blocks, _verdict(report)])
 
