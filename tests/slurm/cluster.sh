@@ -150,12 +150,12 @@ Name=gpu Type=fake File=/dev/null,/dev/zero
 END
 }
 
-idle() { sinfo -h -n "$node" -o %t | grep -Eqx 'idle|mix|alloc'; }
+in_service() { sinfo -h -n "$node" -o %t | grep -Eqx 'idle|mix|alloc|comp'; }
 
 start_node() {
   alive "$state/slurmd.pid" slurmd || slurmd -N "$node" </dev/null
-  idle || scontrol update nodename="$node" state=resume 2>/dev/null || true
-  await 60 "node $node" idle
+  in_service || scontrol update nodename="$node" state=resume 2>/dev/null || true
+  await 60 "node $node" in_service
 }
 
 start() {
@@ -179,7 +179,7 @@ status() {
   alive "$state/slurmctld.pid" slurmctld || die "slurmctld does not run" "start it: $0 start"
   scontrol ping >/dev/null || die "slurmctld does not answer" "read $logs/slurmctld.log"
   sinfo
-  idle || die "node $node is not in service" "bring it back: $0 node up"
+  in_service || die "node $node is not in service" "bring it back: $0 node up"
 }
 
 stop() {

@@ -43,8 +43,8 @@ def job_of(run, number: str) -> dict:
 
 
 def resumed(run) -> bool:
-    log = (run.made.path / "logs/smoke/train_model_policy.log").read_text()
-    return "resumed at step" in log
+    log = run.made.path / "logs/smoke/train_model_policy.log"
+    return log.exists() and "resumed at step" in log.read_text()  # a new attempt begins without
 
 
 def hit_node(run, job):

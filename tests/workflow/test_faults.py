@@ -52,7 +52,8 @@ def begin():
     for run in runs:
         if run.poll() is None:
             os.killpg(run.pid, signal.SIGKILL)
-        run.communicate()
+            run.wait()
+        run.stdout.close()
 
 
 def until_saved(made: Checkout, run: subprocess.Popen) -> None:
