@@ -78,10 +78,12 @@ class Job:
     def _identity(self) -> dict:
         """Name (as of its benchmark file), and what it asked of the scheduler."""
         resources = self.snakemake.resources
+        cluster = os.environ.get("SLURM_JOB_ID")
         return {
             "name": "_".join([self.snakemake.rule, *map(str, self.wildcards)]),
             "timing": bool(resources.get("timing")),
             "gpus": int(resources.get("gpu") or 0),
+            **({"slurm_job": cluster} if cluster else {}),
         }
 
     def record_cost(self) -> None:
