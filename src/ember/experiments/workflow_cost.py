@@ -129,8 +129,10 @@ def _timed(command: list[str], folder: Path) -> tuple[float, str]:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    # The timed workflow is the clone's own, whatever environment this one runs in.
-    drop = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS", "MAKEFLAGS", "MAKELEVEL")
+    drop = {"OMP_NUM_THREADS", "MKL_NUM_THREADS", "MAKEFLAGS", "MAKELEVEL"}
+    if command[0] != sys.executable:
+        # What a clone runs is its own, whatever environment this one runs in.
+        drop |= {"PYTHONPATH", "VIRTUAL_ENV"}
     env = {key: value for key, value in os.environ.items() if key not in drop}
     done = subprocess.run(
         command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
