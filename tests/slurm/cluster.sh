@@ -187,6 +187,8 @@ stop() {
   scancel -u root 2>/dev/null || true
   finish "$state/slurmd.pid" slurmd
   finish "$state/slurmctld.pid" slurmctld
+  # Clients that find a configuration wait ten seconds for its controller, Snakemake's start too.
+  rm -f "$conf" "$gres"
 }
 
 # From the record of finished jobs: scontrol forgets them after five minutes.

@@ -258,7 +258,7 @@ class Workflow(Strict):
     """How the workflow's own cost is measured."""
 
     repeats: Count = Field(3, description="runs of each timed command")
-    empty_jobs: Count = Field(8, description="empty jobs in a row, to time what one costs")
+    empty_jobs: Count = Field(24, description="empty jobs in a row, to time what one costs")
     overhead_goal: Fraction = Field(
         0.15, description="goal for the share of start, imports, model loading and scheduling"
     )
