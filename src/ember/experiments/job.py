@@ -65,7 +65,7 @@ class Job:
             rule=self.snakemake.rule,
             inputs=[str(path) for path in self.input],
             outputs=[str(path) for path in self.output],
-            params=params | dict(self.wildcards.items()),
+            params=dict(self.wildcards.items()) | params,
             config={"scale": self.snakemake.config.get("scale")},
             seeds=_seeds(params),
             code=self.params.get("code"),
