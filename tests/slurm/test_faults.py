@@ -116,7 +116,10 @@ def test_jobs_of_a_killed_scheduler_end_well_and_the_next_run_goes_on(training, 
     run.process.wait()
     until(lambda: job_of(run, job["JobId"])["JobState"] == "COMPLETED", "the job ends")
     assert trained(run.made) == undisturbed
-    locked_and_unlocked(run.made)
+    # The job may have taken its own marks away: then there is nothing left to do, and no lock.
+    again = run.made.snakemake(*TRAIN, "--dry-run", check=False)
+    if "Nothing to be done" not in again.stdout:
+        locked_and_unlocked(run.made)
     start(run.made, *TRAIN).succeeds()
     assert trained(run.made) == undisturbed
 
