@@ -8,6 +8,7 @@ instead of computed, and what was computed is stored; keys are never shared acro
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -164,11 +165,17 @@ class Engine:
         logits, cached = self._prefill(
             slot.prefill, prompts, slot.cache.rows(0, len(prompts)), phase
         )
-        with phase("prefill"):
-            slot.cache.spread(len(prompts), length)
-            logits = logits.repeat(candidates, 1)
         names = [(number, c) for c in range(candidates) for number in numbers]
-        tokens, logprobs = self._decode(slot, logits, sampling, names, phase)
+        if slot.step.loop is not None:
+            slot.cache.share(len(prompts), length)
+            tokens, logprobs = self._decode_on_device(
+                slot, logits.repeat(candidates, 1), sampling, names, len(prompts), phase
+            )
+        else:
+            with phase("prefill"):
+                slot.cache.spread(len(prompts), length)
+                logits = logits.repeat(candidates, 1)
+            tokens, logprobs = self._decode(slot, logits, sampling, names, phase)
         return [
             [
                 self._completion(
@@ -251,6 +258,51 @@ class Engine:
                     logits = slot.step(sampled[0])
         return tokens, logprobs
 
+    def _decode_on_device(
+        self,
+        slot: _Slot,
+        logits: Tensor,
+        sampling: SamplingParams,
+        names: list,
+        prompts: int,
+        phase,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """As `_decode`, without waiting for a token: rows are `names`, row r of prompt r % prompts.
+
+        What was sampled is copied while the device goes on; a stop is seen one interval late.
+        """
+        loop, length = slot.step.loop, slot.cache.length(0)
+        with phase("sampling"):
+            loop.begin(logits, sampling, names, prompts, length)
+        interval = STOP_CHECK["cuda"] if sampling.stop_token_ids else sampling.max_tokens
+        transfers: deque[Transfer] = deque()
+        tokens: list[list[int]] = [[] for _ in names]
+        logprobs: list[list[float]] = [[] for _ in names]
+        running = set(range(len(names)))
+        for count in range(1, sampling.max_tokens + 1):
+            with phase("sampling"):
+                loop.sample()
+            if count % interval == 0 or count == sampling.max_tokens:
+                first = (count - 1) // interval * interval
+                with phase("transfer"):
+                    transfers.append(Transfer(*loop.sampled(first, count)))
+                    if len(transfers) > 1:
+                        transfers.popleft().into(tokens, logprobs)
+                running -= {
+                    row
+                    for row in running
+                    if not set(sampling.stop_token_ids).isdisjoint(tokens[row][-interval:])
+                }
+                if not running or count == sampling.max_tokens:
+                    break
+            with phase("decode"):
+                slot.cache.advance(1)
+                loop.advance()
+        with phase("transfer"):
+            while transfers:
+                transfers.popleft().into(tokens, logprobs)
+        return tokens, logprobs
+
     def _completion(
         self,
         tokens: list[int],
@@ -311,6 +363,32 @@ class Engine:
                 f"a prompt has token ids outside of 0 … {vocabulary - 1}.\n"
                 "Use the model's own tokenizer."
             )
+
+
+class Transfer:
+    """What was sampled, (steps, B), on its way to the host while the device goes on."""
+
+    def __init__(self, tokens: Tensor, logprobs: Tensor):
+        self._done = None
+        if not tokens.is_cuda:
+            self._tokens, self._logprobs = tokens.clone(), logprobs.clone()
+            return
+        self._tokens, self._logprobs = (
+            torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+            for x in (tokens, logprobs)
+        )
+        self._done = torch.cuda.Event()
+        self._done.record()
+
+    def into(self, tokens: list[list[int]], logprobs: list[list[float]]) -> None:
+        """Waits for the copy and appends it to the rows' lists."""
+        if self._done is not None:
+            self._done.synchronize()
+        for row, (new_tokens, new_logprobs) in enumerate(
+            zip(self._tokens.t().tolist(), self._logprobs.t().tolist(), strict=True)
+        ):
+            tokens[row] += new_tokens
+            logprobs[row] += new_logprobs
 
 
 def _to_host(
