@@ -8,7 +8,6 @@ from ember.engine.kernels.products import (
     NORM_TILE,
     Normed,
     Plan,
-    Scratch,
     embed,
     matvec,
     skinny,
@@ -68,71 +67,55 @@ def test_matvec(sizes, variant, ahead):
     torch.testing.assert_close(out, expect(**case(1, *sizes, variant)), **TOLERANCE)
 
 
-@pytest.mark.parametrize(("ahead", "parts"), [(0, 1), (2, 1), (1, 3), (4, 2)])
+@pytest.mark.parametrize("warps", [1, 2])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("rows", [2, 17])
-def test_skinny(rows, sizes, variant, ahead, parts):
+def test_skinny(rows, sizes, variant, warps):
     given = case(rows, *sizes, variant)
     n, k = sizes
     x, norm = given.pop("x"), given.pop("norm")
     if norm is not None:
         normed = Normed(rows, k, torch.float32, torch.device("cpu"))
         embed(torch.arange(rows), x, torch.empty_like(x), normed, norm)
-    scratch = Scratch(parts * 2 * rows * n, n, torch.device("cpu"))
     out = torch.full((rows, n), torch.nan)
-    plan = Plan(rows=16, columns=16, ahead=ahead, warps=1, parts=parts)
-    for _ in range(2):  # the counters of the first run must be back at zero
-        skinny(
-            x if norm is None else normed,
-            given["weight"],
-            out,
-            plan=plan,
-            scratch=scratch,
-            eps=EPS,
-            bias=given["bias"],
-            residual=given["residual"],
-            gated=given["gated"],
-        )
-        torch.testing.assert_close(out, expect(**case(rows, *sizes, variant)), **TOLERANCE)
-    assert not scratch.counter.any()
+    plan = Plan(rows=16, columns=16, ahead=2, warps=warps)
+    weight = given.pop("weight")
+    skinny(x if norm is None else normed, weight, out, plan=plan, eps=EPS, **given)
+    torch.testing.assert_close(out, expect(**case(rows, *sizes, variant)), **TOLERANCE)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_product_prepares_the_norm_of_the_next(parts):
+@pytest.mark.parametrize("tile", [16, 32])
+def test_a_product_prepares_the_norm_of_the_next(tile):
     x, weight, norm = draw(3, 64), 0.1 * draw(100, 64, seed=1), 1 + draw(100, seed=2)
     residual = draw(3, 100, seed=3)
     normed = Normed(3, 100, torch.float32, torch.device("cpu"))
-    scratch = Scratch(parts * 300, 100, torch.device("cpu"))
-    plan = Plan(rows=NORM_TILE, columns=32, ahead=1, warps=1, parts=parts)
+    normed.squares.fill_(torch.nan)  # from an earlier producer with other tiles
+    plan = Plan(rows=tile, columns=32, ahead=2, warps=1)
     out = residual.clone()  # in place, as the residual stream is
-    skinny(x, weight, out, plan=plan, scratch=scratch, residual=out, normed=normed, next_norm=norm)
+    skinny(x, weight, out, plan=plan, residual=out, normed=normed, next_norm=norm)
     expected = expect(x, weight, residual=residual)
     torch.testing.assert_close(out, expected, **TOLERANCE)
     torch.testing.assert_close(normed.scaled, expected * norm, **TOLERANCE)
-    torch.testing.assert_close(normed.squares.sum(0), expected.square().sum(1), **TOLERANCE)
+    squares = normed.squares[: normed.tiles].sum(0)
+    torch.testing.assert_close(squares, expected.square().sum(1), **TOLERANCE)
     head = draw(50, 100, seed=4)
-    logits = torch.empty(3, 50)
-    skinny(normed, head, logits, plan=plan, scratch=scratch, eps=EPS)
+    logits = skinny(normed, head, torch.empty(3, 50), plan=plan, eps=EPS)
     torch.testing.assert_close(logits, expect(expected, head, norm), **TOLERANCE)
 
 
 def test_a_row_is_the_same_in_any_batch():
     x, weight = draw(5, 64), draw(32, 64, seed=1)
-    scratch = Scratch(2 * 5 * 32, 4, torch.device("cpu"))
-    plan = Plan(rows=16, columns=16, ahead=1, warps=1, parts=2)
-    together = skinny(x, weight, torch.empty(5, 32), plan=plan, scratch=scratch)
+    plan = Plan(rows=16, columns=16, ahead=2, warps=2)
+    together = skinny(x, weight, torch.empty(5, 32), plan=plan)
     for row in range(5):
-        alone = skinny(x[row : row + 1], weight, torch.empty(1, 32), plan=plan, scratch=scratch)
+        alone = skinny(x[row : row + 1], weight, torch.empty(1, 32), plan=plan)
         assert torch.equal(alone[0], together[row])
 
 
-def test_too_little_scratch_memory_is_an_error():
+def test_tiles_too_small_for_a_norm_are_an_error():
     x, weight = draw(2, 64), draw(32, 64)
-    scratch = Scratch(10, 4, torch.device("cpu"))
-    plan = Plan(rows=16, columns=16, ahead=1, warps=1, parts=2)
-    with pytest.raises(ValueError, match="scratch memory is too small"):
-        skinny(x, weight, torch.empty(2, 32), plan=plan, scratch=scratch)
     normed, out = Normed(2, 32, torch.float32, torch.device("cpu")), torch.empty(2, 32)
-    with pytest.raises(ValueError, match="tiles of 64 rows"):
-        skinny(x, weight, out, plan=plan, scratch=scratch, normed=normed, next_norm=x[0])
+    plan = Plan(rows=NORM_TILE // 2, columns=16, ahead=2, warps=1)
+    with pytest.raises(ValueError, match="tiles of 16 rows or more"):
+        skinny(x, weight, out, plan=plan, normed=normed, next_norm=x[0])

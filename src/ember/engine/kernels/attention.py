@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-SHARED_PARTS, OWN_PARTS = 16, 8  # of the prompt, and of what follows it
+SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it
 QUERIES = 64  # the most rows of queries in one program
+BLOCK, WARPS = 64, 4  # keys at a time, and warps, of one program
 
 
 @triton.jit
@@ -237,12 +238,12 @@ class Attention:
             R=self._rows,
             PER=self._per,
             CHUNKS=self._chunks,
-            BLOCK=64,
+            BLOCK=BLOCK,
             SHARED_PARTS=SHARED_PARTS,
             OWN_PARTS=OWN_PARTS,
             NORM=norms is not None,
             PDL=pdl,
-            num_warps=4,
+            num_warps=WARPS,
             **launch,
         )
         _merge[(batch * self._heads,)](

@@ -6,8 +6,10 @@ are in float32 and in a fixed order, so a row's result does not depend on what e
 as long as the same kernel serves it: `matvec` one row (multiply-adds), `skinny` more (tensor
 cores).
 
-The weight does not depend on the kernel before. So each program starts to read it before it waits
-for that kernel (programmatic dependent launch), and the memory does not fall idle in between.
+The weight does not depend on the kernel before. So each program of `matvec` starts to read it
+before it waits for that kernel (programmatic dependent launch), and the memory does not fall idle
+in between. `skinny` reads through shared memory, of which a program that waits would take its share
+from those that work: its successor may start only when it is done reading.
 
 Where x is normed, `matvec` takes x as it is and norms it on the way. For `skinny` that would stand
 in the way of the tensor cores, so whoever produces x leaves it multiplied by the norm's weight
@@ -23,7 +25,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-NORM_TILE = 64  # columns of x whose squares are summed in one number
+NORM_TILE = 16  # the fewest columns of x whose squares are summed in one number
+EMBED_TILE = 64  # columns of one program
 
 
 @triton.jit
@@ -35,33 +38,6 @@ def _silu_mul(gate, up):
 def _read_once(pointers, mask):
     """Weights: what is read once should not push out what is read again."""
     return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first")
-
-
-@triton.jit
-def _prefetch(starts, length, BN: tl.constexpr, SLICES: tl.constexpr):
-    """Asks the L2 for `length` (BN,) 16-bit numbers from `starts` (BN,) on, by SLICES threads each.
-
-    The hint costs neither registers nor shared memory, so it may run far ahead.
-    """
-    slices = tl.arange(0, SLICES)
-    each = tl.cdiv(length, SLICES * 8) * 8  # whole 16 bytes
-    first = slices[None, :] * each[:, None]
-    count = tl.minimum(each[:, None], length[:, None] - first)
-    count = tl.maximum(count, 0) // 8 * 8 * 2
-    places = (starts[:, None] + first).to(tl.int64)
-    tl.inline_asm_elementwise(
-        """{
-            .reg .pred some;
-            setp.gt.s32 some, $2, 0;
-            @some cp.async.bulk.prefetch.L2.global [$1], $2;
-            mov.u32 $0, 0;
-        }""",
-        "=r,l,r",
-        [places, count],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -178,8 +154,6 @@ def _skinny(
     next_norm_ptr,  # (N,): where NEXT, the norm that the result goes through
     scaled_ptr,  # (M, N): where NEXT, the result times that norm's weight
     squares_out_ptr,  # (tiles of N, M): where NEXT
-    partial_ptr,  # (PARTS, 1 or 2, M, N)
-    counter_ptr,  # (tiles of N,) zeros
     M,
     N,
     eps,
@@ -187,10 +161,8 @@ def _skinny(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    AHEAD: tl.constexpr,  # tiles of the weight that the L2 is asked for before the wait
-    SLICES: tl.constexpr,  # threads that ask for a row
+    SLABS: tl.constexpr,  # of BK columns, each with a warp of its own
     STAGES: tl.constexpr,  # tiles in flight
-    PARTS: tl.constexpr,  # of K, each with programs of its own
     NORM_TILES: tl.constexpr,
     NORM_POWER: tl.constexpr,  # a power of 2, no smaller
     NORM: tl.constexpr,
@@ -200,105 +172,76 @@ def _skinny(
     NEXT: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    WIDE: tl.constexpr = SLABS * BK
+    STEPS: tl.constexpr = (K + WIDE - 1) // WIDE
+    WHOLE: tl.constexpr = K % WIDE == 0
+    tile = tl.program_id(0)
+    rows = tile * BN + tl.arange(0, BN)
+    batch = tl.arange(0, BM)
+    columns = tl.arange(0, SLABS)[:, None, None] * BK + tl.arange(0, BK)[None, None, :]
+    inside = rows[None, :, None] < N
+    present = batch[None, :, None] < M
+    weights = w_ptr + rows.to(tl.int64)[None, :, None] * K + columns
+    ups = weights + N.to(tl.int64) * K
+    inputs = x_ptr + batch[None, :, None] * K + columns
+    if PDL:
+        gdc_wait()
+    acc = tl.zeros((SLABS, BN, BM), tl.float32)
+    up = tl.zeros((SLABS, BN, BM), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        left = columns < K - step * WIDE
+        w = _read_once(weights + step * WIDE, inside if WHOLE else inside & left)
+        x = tl.load(
+            inputs + step * WIDE, mask=present if WHOLE else present & left, other=0.0
+        )  # (SLABS, BM, BK)
+        x = tl.permute(x, (0, 2, 1))
+        acc = tl.dot(w, x, acc, input_precision="ieee")
+        if GATED:
+            w = _read_once(ups + step * WIDE, inside if WHOLE else inside & left)
+            up = tl.dot(w, x, up, input_precision="ieee")
     if PDL:
         gdc_launch_dependents()
-    STEPS: tl.constexpr = (K + BK * PARTS - 1) // (BK * PARTS)
-    WHOLE: tl.constexpr = K % (BK * PARTS) == 0
-    tile, part = tl.program_id(0), tl.program_id(1)
-    rows = tile * BN + tl.arange(0, BN)
-    columns = part * STEPS * BK + tl.arange(0, BK)
-    batch = tl.arange(0, BM)
-    inside = rows[:, None] < N
-    present = batch[:, None] < M
-    starts = w_ptr + rows.to(tl.int64) * K + part * STEPS * BK
-    half = N.to(tl.int64) * K
-    if PDL:
-        if AHEAD > 0:
-            # As a hint to the L2: whatever is not in the matrix is not asked for.
-            length = tl.where(rows < N, tl.minimum(AHEAD * BK, K - part * STEPS * BK), 0)
-            _prefetch(starts, length, BN, SLICES)
-            if GATED:
-                _prefetch(starts + half, length, BN, SLICES)
-        gdc_wait()
-    weights = starts[:, None] + tl.arange(0, BK)[None, :]
-    inputs = x_ptr + batch[:, None] * K + columns[None, :]
-    acc = tl.zeros((BN, BM), tl.float32)
-    up = tl.zeros((BN, BM), tl.float32)
-    for step in tl.range(0, STEPS, num_stages=STAGES):
-        left = K - step * BK
-        w = _read_once(weights + step * BK, inside if WHOLE else inside & (columns < left)[None, :])
-        x = tl.load(
-            inputs + step * BK,
-            mask=present if WHOLE else present & (columns < left)[None, :],
+    out = tl.sum(acc, 0)  # (BN, BM)
+    more = tl.sum(up, 0)
+    spots = batch[None, :] * N + rows[:, None]
+    there = (batch[None, :] < M) & (rows[:, None] < N)
+    if NORM:
+        which = tl.arange(0, NORM_POWER)
+        squares = tl.load(
+            squares_in_ptr + which[:, None] * M + batch[None, :],
+            mask=(which[:, None] < NORM_TILES) & (batch[None, :] < M),
             other=0.0,
         )
-        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+        factor = tl.rsqrt(tl.sum(squares, 0) / K + eps)
+        out *= factor[None, :]
+        more *= factor[None, :]
+    if BIAS:
+        out += tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
         if GATED:
-            w = _read_once(
-                weights + half + step * BK,
-                inside if WHOLE else inside & (columns < left)[None, :],
-            )
-            up = tl.dot(w, tl.trans(x), up, input_precision="ieee")
-    spots = batch[None, :] * N + rows[:, None]
-    there = (batch[None, :] < M) & inside
-    last = True
-    if PARTS > 1:
-        HALVES: tl.constexpr = 2 if GATED else 1
-        own = partial_ptr + part * HALVES * M * N + spots
-        tl.store(own, acc, mask=there)
-        if GATED:
-            tl.store(own + M * N, up, mask=there)
-        tl.debug_barrier()
-        last = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel") == PARTS - 1
-        if last:  # the program that comes last adds all parts, in their order
-            tl.store(counter_ptr + tile, 0)
-            acc = tl.zeros((BN, BM), tl.float32)
-            up = tl.zeros((BN, BM), tl.float32)
-            for other in tl.static_range(PARTS):
-                found = partial_ptr + other * HALVES * M * N + spots
-                acc += tl.load(found, mask=there, other=0.0, cache_modifier=".cg")
-                if GATED:
-                    up += tl.load(found + M * N, mask=there, other=0.0, cache_modifier=".cg")
-    if last:
-        if NORM:
-            which = tl.arange(0, NORM_POWER)
-            squares = tl.load(
-                squares_in_ptr + which[:, None] * M + batch[None, :],
-                mask=(which[:, None] < NORM_TILES) & (batch[None, :] < M),
-                other=0.0,
-            )
-            factor = tl.rsqrt(tl.sum(squares, 0) / K + eps)
-            acc *= factor[None, :]
-            up *= factor[None, :]
-        if BIAS:
-            acc += tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
-            if GATED:
-                more = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
-                up += more.to(tl.float32)[:, None]
-        if GATED:
-            acc = _silu_mul(acc, up)
-        if RESIDUAL:
-            acc += tl.load(residual_ptr + spots, mask=there, other=0.0).to(tl.float32)
-        out = acc.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + spots, out, mask=there)
-        if NEXT:
-            wide = tl.where(there, out.to(tl.float32), 0.0)
-            norm = tl.load(next_norm_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)
-            scaled = (wide * norm[:, None]).to(out_ptr.dtype.element_ty)
-            tl.store(scaled_ptr + spots, scaled, mask=there)
-            tl.store(squares_out_ptr + tile * M + batch, tl.sum(wide * wide, 0), mask=batch < M)
+            offset = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
+            more += offset.to(tl.float32)[:, None]
+    if GATED:
+        out = _silu_mul(out, more)
+    if RESIDUAL:
+        out += tl.load(residual_ptr + spots, mask=there, other=0.0).to(tl.float32)
+    result = out.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + spots, result, mask=there)
+    if NEXT:
+        wide = tl.where(there, result.to(tl.float32), 0.0)
+        norm = tl.load(next_norm_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)
+        scaled = (wide * norm[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(scaled_ptr + spots, scaled, mask=there)
+        tl.store(squares_out_ptr + tile * M + batch, tl.sum(wide * wide, 0), mask=batch < M)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product is cut into programs; see the kernels for what the fields mean."""
+    """How a product is cut into programs and tiles; `ahead` tiles are in flight."""
 
     rows: int  # BN
     columns: int  # BK
     ahead: int
-    warps: int
-    parts: int = 1
-    stages: int = 3
+    warps: int  # and, for `skinny`, slabs
 
 
 def matvec(
@@ -336,19 +279,15 @@ def matvec(
 
 
 class Normed:
-    """x (M, H) on its way through a norm: `scaled` (M, H) and `squares` (tiles, M)."""
+    """x (M, H) on its way through a norm: `scaled` (M, H) and `squares` (tiles, M).
+
+    `tiles` is how many of them whoever wrote it last has filled.
+    """
 
     def __init__(self, rows: int, size: int, dtype: torch.dtype, device: torch.device):
         self.scaled = torch.zeros(rows, size, dtype=dtype, device=device)
         self.squares = torch.zeros(triton.cdiv(size, NORM_TILE), rows, device=device)
-
-
-class Scratch:
-    """Memory for the sums that several programs share, of products up to (M, width)."""
-
-    def __init__(self, numbers: int, tiles: int, device: torch.device):
-        self.partial = torch.empty(numbers, dtype=torch.float32, device=device)
-        self.counter = torch.zeros(tiles, dtype=torch.int32, device=device)
+        self.tiles = len(self.squares)
 
 
 def embed(
@@ -356,9 +295,10 @@ def embed(
 ) -> Tensor:
     """x (M, H) = table[tokens], and `normed` for the norm of weight `norm`."""
     m, h = x.shape
-    _embed[(m, triton.cdiv(h, NORM_TILE))](
+    normed.tiles = triton.cdiv(h, EMBED_TILE)
+    _embed[(m, normed.tiles)](
         *(tokens, table, x, normed.scaled, normed.squares, norm, m, h),
-        TILE=NORM_TILE,
+        TILE=EMBED_TILE,
         PDL=pdl,
         num_warps=1,
         **_launch(pdl),
@@ -372,7 +312,6 @@ def skinny(
     out: Tensor,
     *,
     plan: Plan,
-    scratch: Scratch,
     eps: float = 0.0,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
@@ -384,30 +323,24 @@ def skinny(
     """out (M, N) = x (M, K) · weightᵀ; `normed` receives the result for the norm `next_norm`."""
     (m, n), k = out.shape, weight.shape[1]
     norm = isinstance(x, Normed)
-    if normed is not None and plan.rows != NORM_TILE:
-        raise ValueError(f"a product that feeds a norm has tiles of {NORM_TILE} rows")
+    norm_tiles = x.tiles if norm else 1
     tiles = triton.cdiv(n, plan.rows)
-    halves = 2 if gated else 1
-    norm_tiles = x.squares.shape[0] if norm else 1
-    if plan.parts > 1 and (
-        plan.parts * halves * m * n > scratch.partial.numel() or tiles > scratch.counter.numel()
-    ):
-        raise ValueError("the scratch memory is too small for this product")
-    _skinny[(tiles, plan.parts)](
+    if normed is not None:
+        if tiles > len(normed.squares):
+            raise ValueError(f"a product that feeds a norm has tiles of {NORM_TILE} rows or more")
+        normed.tiles = tiles
+    _skinny[(tiles,)](
         *(x.scaled if norm else x, weight, out),
-        *(x.squares if norm else scratch.partial, out if residual is None else residual),
+        *(x.squares if norm else out, out if residual is None else residual),
         *(weight if bias is None else bias, weight if normed is None else next_norm),
-        *(out if normed is None else normed.scaled,),
-        *(scratch.partial if normed is None else normed.squares, scratch.partial, scratch.counter),
+        *(out if normed is None else normed.scaled, out if normed is None else normed.squares),
         *(m, n, eps),
         K=k,
-        BM=max(16, triton.next_power_of_2(m)),
+        BM=max(8, triton.next_power_of_2(m)),
         BN=plan.rows,
         BK=plan.columns,
-        AHEAD=plan.ahead if weight.element_size() == 2 else 0,
-        SLICES=max(1, plan.warps * 32 // plan.rows),
-        STAGES=plan.stages,
-        PARTS=plan.parts,
+        SLABS=plan.warps,
+        STAGES=plan.ahead,
         NORM_TILES=norm_tiles,
         NORM_POWER=triton.next_power_of_2(norm_tiles),
         NORM=norm,

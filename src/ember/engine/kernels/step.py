@@ -20,7 +20,6 @@ from ember.engine.kernels.products import (
     NORM_TILE,
     Normed,
     Plan,
-    Scratch,
     embed,
     matvec,
     skinny,
@@ -55,7 +54,6 @@ class KernelStep:
         self._acted = buffer(arch.intermediate_size)
         self.logits = buffer(arch.vocab_size)
         self._normed = Normed(rows, arch.hidden_size, dtype, device)
-        self._scratch = _make_scratch(arch, weights, rows, device)
         self._sampler = Sampler(self.logits, self._tokens, self._position, cache.capacity)
         self._draws = {"noise": False, "cut": False, "ranked": False}
         self._attentions: dict[int, Attention] = {}
@@ -194,7 +192,7 @@ class KernelStep:
     def _step_many(self, attention: Attention) -> None:
         arch, weights, pdl = self._arch, self._weights, self._pdl
         x, normed, eps = self._x, self._normed, arch.norm_eps
-        shared = {"scratch": self._scratch, "eps": eps, "pdl": pdl}
+        shared = {"eps": eps, "pdl": pdl}
         feeds = {"residual": x, "normed": normed}
         embed(self._tokens, weights.embedding, x, normed, weights.layers[0].input_norm, pdl=pdl)
         following = [layer.input_norm for layer in weights.layers[1:]] + [weights.norm]
@@ -240,15 +238,11 @@ def matvec_plan(columns: int, *, gated: bool) -> Plan:
     return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
 
 
-def skinny_plan(rows: int, columns: int, *, gated: bool) -> Plan:
-    """How a product of few rows with a weight (rows, columns) is cut; measured on an H200."""
-    width = min(128, max(16, _power(columns)))
-    parts = 1
-    while rows * parts * (2 if gated else 1) < NORM_TILE * 264 and columns // width >= 8 * parts:
-        parts *= 2
-    return Plan(
-        rows=NORM_TILE, columns=width, ahead=8, warps=4, parts=parts, stages=3 if gated else 4
-    )
+def skinny_plan(columns: int, *, gated: bool) -> Plan:
+    """How a product of few rows is cut; measured on an H200 (docs/engine.md)."""
+    warps = 2 if gated else 4
+    width = min(128, max(16, _power(columns) // warps))
+    return Plan(rows=NORM_TILE, columns=width, ahead=3 if gated else 4, warps=warps)
 
 
 def _power(number: int) -> int:
@@ -260,24 +254,5 @@ def _matvec(x: Tensor, weight: Tensor, out: Tensor, *, gated: bool = False, **op
 
 
 def _skinny(x, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:
-    plan = skinny_plan(out.shape[1], weight.shape[1], gated=gated)
+    plan = skinny_plan(weight.shape[1], gated=gated)
     skinny(x, weight, out, plan=plan, gated=gated, **options)
-
-
-def _make_scratch(
-    arch: Architecture, weights: PackedDecoder, rows: int, device: torch.device
-) -> Scratch:
-    """Enough for every product of a step."""
-    layer = weights.layers[0]
-    products = [
-        (len(weight), weight.shape[1], False)
-        for weight in (layer.qkv, layer.o, layer.down, weights.head)
-    ]
-    products.append((arch.intermediate_size, arch.hidden_size, True))
-    numbers, tiles = 1, 1
-    for n, k, gated in products:
-        plan = skinny_plan(n, k, gated=gated)
-        if plan.parts > 1:
-            numbers = max(numbers, plan.parts * (2 if gated else 1) * rows * n)
-            tiles = max(tiles, -(-n // plan.rows))
-    return Scratch(numbers, tiles, device)
