@@ -333,11 +333,10 @@ class Engine:
             while len(self._slots) >= KEPT_SLOTS:
                 self._slots.pop(next(iter(self._slots)))
             cache = self._new_cache(rows)
-            slot = _Slot(
-                cache,
-                DecodeStep(self.decoder, cache, graph=self.graphs),
-                Prefill(self.decoder, graphs=self.graphs is not False),
-            )
+            step = DecodeStep(self.decoder, cache, graph=self.graphs)
+            packed = None if step.loop is None else step.weights
+            prefill = Prefill(self.decoder, graphs=self.graphs is not False, weights=packed)
+            slot = _Slot(cache, step, prefill)
         self._slots[rows] = slot  # the most recently used is last
         return slot
 

@@ -77,6 +77,11 @@ class DecodeStep:
         self._cache.advance(1)
         return self._step(tokens, position)
 
+    @property
+    def weights(self) -> PackedDecoder:
+        """The decoder's weights as the step reads them."""
+        return self._weights
+
     def is_current(self) -> bool:
         """Whether the decoder's parameters still lie where this step reads them."""
         return self._weights.is_current()

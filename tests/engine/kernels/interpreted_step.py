@@ -5,7 +5,11 @@ import torch
 
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
+from ember.engine.kernels import attention, step
+from ember.engine.kernels.prefill import run_packed
+from ember.engine.kernels.products import Plan
 from ember.engine.kernels.step import KernelStep
+from ember.engine.packing import PackedDecoder
 from ember.engine.sampling import SamplingParams
 from ember.engine.step import DecodeStep
 from ember.model.architecture import Architecture, RopeScaling
@@ -31,6 +35,15 @@ SHAPES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """The interpreter's time goes with the number of programs, whatever their size."""
+    monkeypatch.setattr(step, "matvec_plan", lambda k, *, gated: Plan(64, 32, 2, 1))
+    monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
+    monkeypatch.setattr(attention, "SHARED_PARTS", 2)
+    monkeypatch.setattr(attention, "OWN_PARTS", 2)
+
+
 def make(dtype=torch.float32, **fields):
     decoder = random_decoder(Architecture.make(**SIZES | fields), seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -51,13 +64,13 @@ def draw(batch: int, tokens: int) -> torch.Tensor:
 def test_steps_equal_the_eager_decoder(shape, batch):
     decoder, tokens = make(**SHAPES[shape]), draw(batch, 9)
     cache = ContiguousCache(decoder.arch, batch, 16)
-    step = DecodeStep(decoder, cache)
-    assert isinstance(step.loop, KernelStep)
+    decode = DecodeStep(decoder, cache)
+    assert isinstance(decode.loop, KernelStep)
     truth = ContiguousCache(decoder.arch, *tokens.shape)
     expected = decoder.logits(decoder(tokens, cache=truth))
     decoder(tokens[:, :5], cache=cache)
     for t in range(5, 9):
-        torch.testing.assert_close(step(tokens[:, t]), expected[:, t], atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(decode(tokens[:, t]), expected[:, t], atol=2e-4, rtol=1e-4)
     for layer in range(decoder.arch.num_layers):
         torch.testing.assert_close(cache.read(layer), truth.read(layer), atol=1e-4, rtol=1e-4)
 
@@ -66,11 +79,11 @@ def test_steps_equal_the_eager_decoder(shape, batch):
 def test_a_bfloat16_step_follows_the_eager_decoder():
     decoder, tokens = make(torch.bfloat16, **SHAPES["qwen3-tied"]), draw(2, 8)
     cache = ContiguousCache(decoder.arch, 2, 16, dtype=torch.bfloat16)
-    step = DecodeStep(decoder, cache)
+    decode = DecodeStep(decoder, cache)
     expected = decoder.logits(decoder(tokens)).float()
     decoder(tokens[:, :5], cache=cache)
     for t in range(5, 8):
-        found = step(tokens[:, t])
+        found = decode(tokens[:, t])
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected[:, t]).norm() / expected[:, t].norm() < 0.03
 
@@ -134,3 +147,20 @@ def test_changed_weights_show_at_once():
     [[completion]] = engine.generate(PROMPTS[:1], sampling=greedy)
     expected = log_probabilities(decoder, PROMPTS[0], completion.tokens)
     assert completion.logprobs == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("pieces", [[9], [5, 1, 3]])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_a_packed_prefill_equals_the_eager_decoder(shape, pieces):
+    decoder, tokens = make(**SHAPES[shape]), draw(2, 9)
+    truth = ContiguousCache(decoder.arch, 2, 12)
+    expected = decoder.logits(decoder(tokens, cache=truth))
+    cache = ContiguousCache(decoder.arch, 3, 12).rows(1, 3)
+    weights, end = PackedDecoder(decoder), 0
+    for piece in tokens.split(pieces, 1):
+        logits = run_packed(decoder.arch, weights, piece, cache)
+        end += piece.shape[1]
+        torch.testing.assert_close(logits, expected[:, end - 1], atol=2e-4, rtol=1e-4)
+    for layer in range(decoder.arch.num_layers):
+        torch.testing.assert_close(cache.read(layer), truth.read(layer), atol=1e-4, rtol=1e-4)
