@@ -61,8 +61,8 @@ def test_without_cuda_the_step_has_no_kernels():
     ("fields", "batch", "dtype", "reason"),
     [
         ({}, 1, torch.bfloat16, None),
-        ({"model_type": "qwen2"}, 64, torch.float32, None),
-        ({"model_type": "llama"}, 65, torch.bfloat16, "65 rows is above 64"),
+        ({"model_type": "qwen2"}, 256, torch.float32, None),
+        ({"model_type": "llama"}, 257, torch.bfloat16, "257 rows is above 256"),
         ({"head_dim": 48}, 1, torch.bfloat16, "head dimension of 48"),
         ({"num_heads": 64, "num_kv_heads": 2}, 1, torch.bfloat16, "32 query heads share"),
         ({}, 1, torch.float64, "no kernels for torch.float64"),

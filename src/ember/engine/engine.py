@@ -80,17 +80,20 @@ class Engine:
         prefix_cache=None,
         weights_version: str = "base",
         graphs: bool | None = None,
+        kernels: bool = True,
     ):
         """`capacity`: the most tokens of a prompt and its completion. `prefix_cache`: a RadixCache.
 
         `graphs`: record decoding, and prefills of shapes that come back, as CUDA graphs (by default
-        on CUDA). The decoder's weights are packed in place, see `DecodeStep`; changing them later
+        on CUDA). `kernels`: use Triton's on CUDA where they cover the case, plain operators
+        elsewhere. The decoder's weights are packed in place, see `DecodeStep`; changing them later
         needs `set_weights_version`.
         """
         self.decoder = decoder
         self.capacity = capacity
         self.prefix_cache = prefix_cache
         self.graphs = graphs
+        self.kernels = kernels
         self._version = weights_version
         self._slots: dict[int, _Slot] = {}
 
@@ -333,7 +336,7 @@ class Engine:
             while len(self._slots) >= KEPT_SLOTS:
                 self._slots.pop(next(iter(self._slots)))
             cache = self._new_cache(rows)
-            step = DecodeStep(self.decoder, cache, graph=self.graphs)
+            step = DecodeStep(self.decoder, cache, graph=self.graphs, kernels=self.kernels)
             packed = None if step.loop is None else step.weights
             prefill = Prefill(self.decoder, graphs=self.graphs is not False, weights=packed)
             slot = _Slot(cache, step, prefill)

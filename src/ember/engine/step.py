@@ -41,15 +41,22 @@ class DecodeStep:
     with which it is fastest; setting it is the caller's choice.
     """
 
-    def __init__(self, decoder: Decoder, cache: ContiguousCache, *, graph: bool | None = None):
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: ContiguousCache,
+        *,
+        graph: bool | None = None,
+        kernels: bool = True,
+    ):
         """`graph`: capture a CUDA graph (by default on CUDA); without, the same operations run
-        eagerly."""
+        eagerly. `kernels`: use Triton's where they cover the case."""
         kv = cache.kv
         self._cache = cache
         self._weights = PackedDecoder(decoder)
         self.threads = torch.get_num_threads()
         self.loop = None  # a KernelStep, which can sample as well
-        reason = why_not(decoder.arch, cache)
+        reason = why_not(decoder.arch, cache) if kernels else "the caller asked for them"
         with torch.inference_mode():
             if reason is None:
                 from ember.engine.kernels.step import KernelStep  # imports Triton

@@ -6,16 +6,19 @@ one CUDA graph; `transfer` brings what was sampled to the host without making th
 Candidates read the KV of their prompt from its row, so that nothing has to be copied.
 
 What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
-product (gate and up, SiLU · up) · product (down, + residual). Norms are part of the products.
+product (gate and up, SiLU · up) · product (down, + residual). Norms are part of the products. From
+17 rows on the products are the library's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.kernels.attention import Attention
+from ember.engine.kernels.prefill import silu_mul
 from ember.engine.kernels.products import (
     NORM_TILE,
     Normed,
@@ -91,9 +94,7 @@ class KernelStep:
         """
         sampler, rows = self._sampler, len(names)
         self.logits.copy_(logits)
-        self._prompts = prompts
-        self._shared.fill_(length)
-        self._position.fill_(length - 1)  # `sample` moves on to where the new token goes
+        self.place(length, -1, prompts)  # `sample` moves on to where the new token goes
         sampler.steps.zero_()
         sampler.inverse.fill_(1.0 if sampling.greedy else 1 / sampling.temperature)
         sampler.noise.fill_(0.0 if sampling.greedy else 1.0)
@@ -113,17 +114,28 @@ class KernelStep:
         seeds = [row_seed(sampling.seed, *name) for name in names]
         sampler.seeds.copy_(torch.tensor(seeds[:rows], dtype=torch.int64))
 
+    def place(self, prompt: int, own: int, prompts: int) -> None:
+        """Every row has `own` tokens after a prompt of `prompt`: what a step would read next."""
+        self._prompts = prompts
+        self._shared.fill_(prompt)
+        self._position.fill_(prompt + own)
+
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of weights that a step reads in each of its `parts`."""
+        bytes_of = {
+            name: sum(getattr(layer, name).nbytes for layer in self._weights.layers)
+            for name in ("qkv", "o", "gate_up", "down")
+        }
+        return bytes_of | {"head": self._weights.head.nbytes}
+
     def sample(self) -> None:
         """Chooses each row's next token from the logits."""
         self._run(("sample", *self._draws.values()), lambda: self._sampler.run(**self._draws))
 
     def advance(self) -> None:
         """Runs the chosen tokens; their logits are the next to sample from."""
-        prompts = self._prompts
-        if prompts not in self._attentions:
-            heads = self._arch.num_heads
-            self._attentions[prompts] = Attention(self._kv, heads, prompts, self._cos, self._sin)
-        self._run(("step", prompts), lambda: self._step(self._attentions[prompts]))
+        self._run(("step", self._prompts), self._step)
 
     def sampled(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Tokens (stop - start, B) and log-probabilities of these steps, on the device."""
@@ -158,78 +170,102 @@ class KernelStep:
         self._pool = graph.pool()
         return graph
 
-    def _step(self, attention: Attention) -> None:
-        if len(self._tokens) == 1:
-            self._step_one(attention)
-        else:
-            self._step_many(attention)
+    def parts(self) -> dict[str, Callable[[int], None]]:
+        """The kernels of one layer, in order, by name: each call launches one for a layer.
 
-    def _step_one(self, attention: Attention) -> None:
-        arch, weights, pdl = self._arch, self._weights, self._pdl
-        x, eps = self._x, arch.norm_eps
-        torch.index_select(weights.embedding, 0, self._tokens, out=x)
-        for index, layer in enumerate(weights.layers):
-            _matvec(
-                *(x, layer.qkv, self._qkv),
-                norm=layer.input_norm,
+        Before them `embed`, after them `head`, which take no heed of the layer.
+        """
+        rows = len(self._tokens)
+        few = 1 < rows <= FEW_ROWS
+        arch, weights, x, pdl = self._arch, self._weights, self._x, self._pdl
+        layers, eps, normed = weights.layers, arch.norm_eps, self._normed
+        norms = [layer.input_norm for layer in layers] + [weights.norm]
+        if self._prompts not in self._attentions:
+            self._attentions[self._prompts] = Attention(
+                self._kv, arch.num_heads, self._prompts, self._cos, self._sin
+            )
+        attention = self._attentions[self._prompts]
+
+        def product(source, weight, out, *, norm=None, residual=None, feeds=None, **options):
+            """`norm`: of the input; `feeds`: the norm that the output goes through next."""
+            options |= {"residual": residual, "eps": eps}
+            if rows == 1:
+                _matvec(source, weight, out, norm=norm, pdl=pdl, **options)
+            elif few:
+                source = source if norm is None else normed
+                if feeds is not None:
+                    options |= {"normed": normed, "next_norm": feeds}
+                _skinny(source, weight, out, pdl=pdl, **options)
+            else:
+                _library(source, weight, out, norm=norm, **options)
+
+        def embedding(_: int) -> None:
+            if few:
+                embed(self._tokens, weights.embedding, x, normed, norms[0], pdl=pdl)
+            else:
+                torch.index_select(weights.embedding, 0, self._tokens, out=x)
+
+        def qkv(index: int) -> None:
+            layer = layers[index]
+            product(x, layer.qkv, self._qkv, norm=norms[index], bias=layer.qkv_bias)
+
+        def attend(index: int) -> None:
+            attention(
+                index,
+                self._qkv,
+                None if weights.qk_norms is None else weights.qk_norms[index],
+                self._position,
+                self._shared,
+                self._attended,
                 eps=eps,
-                bias=layer.qkv_bias,
                 pdl=pdl,
             )
-            self._attend(attention, index)
-            _matvec(self._attended, layer.o, x, residual=x, bias=layer.o_bias, pdl=pdl)
-            _matvec(
+
+        def o(index: int) -> None:
+            layer = layers[index]
+            product(
+                self._attended, layer.o, x, residual=x, bias=layer.o_bias, feeds=layer.post_norm
+            )
+
+        def gate_up(index: int) -> None:
+            layer = layers[index]
+            product(
                 *(x, layer.gate_up, self._acted),
                 norm=layer.post_norm,
-                eps=eps,
                 bias=layer.gate_up_bias,
                 gated=True,
-                pdl=pdl,
             )
-            _matvec(self._acted, layer.down, x, residual=x, bias=layer.down_bias, pdl=pdl)
-        _matvec(x, weights.head, self.logits, norm=weights.norm, eps=eps, pdl=pdl)
 
-    def _step_many(self, attention: Attention) -> None:
-        arch, weights, pdl = self._arch, self._weights, self._pdl
-        x, normed, eps = self._x, self._normed, arch.norm_eps
-        shared = {"eps": eps, "pdl": pdl}
-        feeds = {"residual": x, "normed": normed}
-        embed(self._tokens, weights.embedding, x, normed, weights.layers[0].input_norm, pdl=pdl)
-        following = [layer.input_norm for layer in weights.layers[1:]] + [weights.norm]
-        for index, (layer, next_norm) in enumerate(zip(weights.layers, following, strict=True)):
-            _skinny(normed, layer.qkv, self._qkv, bias=layer.qkv_bias, **shared)
-            self._attend(attention, index)
-            _skinny(
-                *(self._attended, layer.o, x),
-                bias=layer.o_bias,
-                next_norm=layer.post_norm,
-                **feeds,
-                **shared,
+        def down(index: int) -> None:
+            layer = layers[index]
+            product(
+                self._acted, layer.down, x, residual=x, bias=layer.down_bias, feeds=norms[index + 1]
             )
-            _skinny(
-                normed, layer.gate_up, self._acted, bias=layer.gate_up_bias, gated=True, **shared
-            )
-            _skinny(
-                *(self._acted, layer.down, x),
-                bias=layer.down_bias,
-                next_norm=next_norm,
-                **feeds,
-                **shared,
-            )
-        _skinny(normed, weights.head, self.logits, **shared)
 
-    def _attend(self, attention: Attention, layer: int) -> None:
-        norms = self._weights.qk_norms
-        attention(
-            layer,
-            self._qkv,
-            None if norms is None else norms[layer],
-            self._position,
-            self._shared,
-            self._attended,
-            eps=self._arch.norm_eps,
-            pdl=self._pdl,
-        )
+        def head(_: int) -> None:
+            product(x, weights.head, self.logits, norm=weights.norm)
+
+        return {
+            "embed": embedding,
+            "qkv": qkv,
+            "attention": attend,
+            "o": o,
+            "gate_up": gate_up,
+            "down": down,
+            "head": head,
+        }
+
+    def _step(self) -> None:
+        parts = self.parts()
+        embedding, head = parts.pop("embed"), parts.pop("head")
+        embedding(0)
+        for index in range(len(self._weights.layers)):
+            for part in parts.values():
+                part(index)
+        head(0)
+
+
+FEW_ROWS = 16  # above, the library's products read the weights as fast
 
 
 def matvec_plan(columns: int, *, gated: bool) -> Plan:
@@ -256,3 +292,26 @@ def _matvec(x: Tensor, weight: Tensor, out: Tensor, *, gated: bool = False, **op
 def _skinny(x, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:
     plan = skinny_plan(weight.shape[1], gated=gated)
     skinny(x, weight, out, plan=plan, gated=gated, **options)
+
+
+def _library(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    norm: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    bias: Tensor | None = None,
+    gated: bool = False,
+) -> None:
+    """The same product by torch's operators."""
+    if norm is not None:
+        x = F.rms_norm(x, x.shape[1:], norm, eps)
+    y = F.linear(x, weight, bias)
+    if gated:
+        y = silu_mul(y)
+    if residual is None:
+        out.copy_(y)
+    else:
+        torch.add(residual, y, out=out)
