@@ -20,7 +20,7 @@ from ember.records.provenance import collect
 from ember.records.schemas.roofline import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
 from ember.records.tables import write_table
 
-SAMPLINGS = [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 50, "top_p": 0.9}]
+SAMPLINGS = [{"temperature": 1.0}, {"temperature": 1.0, "top_k": 50, "top_p": 0.9}]
 
 
 def main() -> None:
