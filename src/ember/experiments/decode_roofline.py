@@ -43,7 +43,8 @@ def measure_decode(
 
     decoder = load_decoder(model, device, getattr(torch, dtype))
     about = {
-        "read_gb_s": read_bandwidth_gb_s(device),
+        # Many repeats: the first come out up to a tenth low.
+        "read_gb_s": read_bandwidth_gb_s(device, repeats=50),
         "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         **measured_on(model, device, dtype),
     }

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 2048  # logits of one program
-BLOCK = 8192  # logits at a time where one program reads a row
+BLOCK = 32768  # logits at a time where one program reads a row
 
 
 @triton.jit
@@ -235,7 +235,7 @@ class Sampler:
                 POWER=power,
                 BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
                 BITS=16 if self._logits.dtype == torch.bfloat16 else 32,
-                num_warps=16,
+                num_warps=32,
             )
         _draw[grid](
             *(self._logits, self.inverse, self.noise, self.min_p, self.seeds, self.steps),

@@ -270,6 +270,8 @@ FEW_ROWS = 16  # above, the library's products read the weights as fast
 
 def matvec_plan(columns: int, *, gated: bool) -> Plan:
     """How a product of one row is cut; measured on an H200 (docs/engine.md)."""
+    if columns > 8192:
+        return Plan(rows=2, columns=512, ahead=5, warps=2)
     width = min(1024, _power(columns))
     return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
 
