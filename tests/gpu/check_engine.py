@@ -48,10 +48,11 @@ def main() -> None:
         for model_type in ("qwen3", "qwen2", "llama"):
             arch = Architecture.make(model_type=model_type, **SMALL)
             decoder = wild(random_decoder(arch, 0, DEVICE, dtype))
-            for batch in (1, 4):
+            for batch in (1, 4, 17):
                 check_steps(decoder, batch)
             check_chunks(decoder)
         check_generation(decoder)
+        check_shared_prompts(decoder)
     check_weight_updates()
     arch = PRESETS[arguments.preset]
     decoder = random_decoder(arch, 0, DEVICE, torch.bfloat16)
@@ -142,6 +143,33 @@ def check_generation(decoder: Decoder) -> None:
         completions[graphs] = [c.tokens for candidates in found for c in candidates]
     assert completions[True] == completions[False]
     print(f"{decoder.embed_tokens.weight.dtype}: generation with candidates and stops", flush=True)
+
+
+def check_shared_prompts(decoder: Decoder) -> None:
+    """Candidates that read their prompt's KV from its row are what the plain operators make of
+    copies: greedy tokens in float32, and log-probabilities of one eager pass in both formats."""
+    prompts = [draw(decoder, 1, n)[0].tolist() for n in (300, 300, 40)]
+    greedy, free = SamplingParams(max_tokens=20), SamplingParams(max_tokens=20, temperature=1.0)
+    shared, copied = (Engine(decoder, capacity=330, kernels=kernels) for kernels in (True, False))
+    dtype = decoder.embed_tokens.weight.dtype
+    if dtype == torch.float32:
+        found, expected = (
+            [[c.tokens for c in row] for row in e.generate(prompts, sampling=greedy)]
+            for e in (shared, copied)
+        )
+        assert found == expected
+    worst = 0.0
+    completions = shared.generate(prompts, sampling=free, num_candidates=5)
+    for prompt, row in zip(prompts, completions, strict=True):
+        assert len({c.tokens for c in row}) > 1
+        for completion in row:
+            tokens = torch.tensor([prompt + list(completion.tokens)], device=DEVICE)
+            with torch.inference_mode():
+                logits = decoder.logits(decoder(tokens))[0, len(prompt) - 1 : -1]
+            eager = logits.float().log_softmax(-1).gather(1, tokens[0, len(prompt) :, None])[:, 0]
+            ours = torch.tensor(completion.logprobs, device=DEVICE)
+            worst = max(worst, ((ours - eager).norm() / logits.float().norm(dim=1).mean()).item())
+    report(f"{dtype}: log-probabilities of candidates", worst, TOLERANCE[dtype])
 
 
 @torch.inference_mode()

@@ -174,6 +174,13 @@ class ContiguousCache:
             self.kv[:, :, start : start + rows, :, :length].copy_(source)
         self._lengths = [length] * len(self.layers)
 
+    def share(self, rows: int, length: int) -> None:
+        """As `spread`, but nothing is copied: who reads row r finds its `length` first tokens in
+        row r % rows, and what follows in row r itself."""
+        if rows < 1 or self.batch % rows:
+            raise BadCacheUse(f"{rows} rows do not divide a batch of {self.batch}.")
+        self._lengths = [length] * len(self.layers)
+
     def _find(self, layer: int) -> int:
         try:
             return self._place[layer]

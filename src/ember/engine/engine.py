@@ -8,6 +8,7 @@ instead of computed, and what was computed is stored; keys are never shared acro
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,17 +80,20 @@ class Engine:
         prefix_cache=None,
         weights_version: str = "base",
         graphs: bool | None = None,
+        kernels: bool = True,
     ):
         """`capacity`: the most tokens of a prompt and its completion. `prefix_cache`: a RadixCache.
 
         `graphs`: record decoding, and prefills of shapes that come back, as CUDA graphs (by default
-        on CUDA). The decoder's weights are packed in place, see `DecodeStep`; changing them later
+        on CUDA). `kernels`: use Triton's on CUDA where they cover the case, plain operators
+        elsewhere. The decoder's weights are packed in place, see `DecodeStep`; changing them later
         needs `set_weights_version`.
         """
         self.decoder = decoder
         self.capacity = capacity
         self.prefix_cache = prefix_cache
         self.graphs = graphs
+        self.kernels = kernels
         self._version = weights_version
         self._slots: dict[int, _Slot] = {}
 
@@ -164,11 +168,17 @@ class Engine:
         logits, cached = self._prefill(
             slot.prefill, prompts, slot.cache.rows(0, len(prompts)), phase
         )
-        with phase("prefill"):
-            slot.cache.spread(len(prompts), length)
-            logits = logits.repeat(candidates, 1)
         names = [(number, c) for c in range(candidates) for number in numbers]
-        tokens, logprobs = self._decode(slot, logits, sampling, names, phase)
+        if slot.step.loop is not None:
+            slot.cache.share(len(prompts), length)
+            tokens, logprobs = self._decode_on_device(
+                slot, logits.repeat(candidates, 1), sampling, names, len(prompts), phase
+            )
+        else:
+            with phase("prefill"):
+                slot.cache.spread(len(prompts), length)
+                logits = logits.repeat(candidates, 1)
+            tokens, logprobs = self._decode(slot, logits, sampling, names, phase)
         return [
             [
                 self._completion(
@@ -251,6 +261,51 @@ class Engine:
                     logits = slot.step(sampled[0])
         return tokens, logprobs
 
+    def _decode_on_device(
+        self,
+        slot: _Slot,
+        logits: Tensor,
+        sampling: SamplingParams,
+        names: list,
+        prompts: int,
+        phase,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """As `_decode`, without waiting for a token: rows are `names`, row r of prompt r % prompts.
+
+        What was sampled is copied while the device goes on; a stop is seen one interval late.
+        """
+        loop, length = slot.step.loop, slot.cache.length(0)
+        with phase("sampling"):
+            loop.begin(logits, sampling, names, prompts, length)
+        interval = STOP_CHECK["cuda"] if sampling.stop_token_ids else sampling.max_tokens
+        transfers: deque[Transfer] = deque()
+        tokens: list[list[int]] = [[] for _ in names]
+        logprobs: list[list[float]] = [[] for _ in names]
+        running = set(range(len(names)))
+        for count in range(1, sampling.max_tokens + 1):
+            with phase("sampling"):
+                loop.sample()
+            if count % interval == 0 or count == sampling.max_tokens:
+                first = (count - 1) // interval * interval
+                with phase("transfer"):
+                    transfers.append(Transfer(*loop.sampled(first, count)))
+                    if len(transfers) > 1:
+                        transfers.popleft().into(tokens, logprobs)
+                running -= {
+                    row
+                    for row in running
+                    if not set(sampling.stop_token_ids).isdisjoint(tokens[row][-interval:])
+                }
+                if not running or count == sampling.max_tokens:
+                    break
+            with phase("decode"):
+                slot.cache.advance(1)
+                loop.advance()
+        with phase("transfer"):
+            while transfers:
+                transfers.popleft().into(tokens, logprobs)
+        return tokens, logprobs
+
     def _completion(
         self,
         tokens: list[int],
@@ -281,11 +336,10 @@ class Engine:
             while len(self._slots) >= KEPT_SLOTS:
                 self._slots.pop(next(iter(self._slots)))
             cache = self._new_cache(rows)
-            slot = _Slot(
-                cache,
-                DecodeStep(self.decoder, cache, graph=self.graphs),
-                Prefill(self.decoder, graphs=self.graphs is not False),
-            )
+            step = DecodeStep(self.decoder, cache, graph=self.graphs, kernels=self.kernels)
+            packed = None if step.loop is None else step.weights
+            prefill = Prefill(self.decoder, graphs=self.graphs is not False, weights=packed)
+            slot = _Slot(cache, step, prefill)
         self._slots[rows] = slot  # the most recently used is last
         return slot
 
@@ -311,6 +365,32 @@ class Engine:
                 f"a prompt has token ids outside of 0 … {vocabulary - 1}.\n"
                 "Use the model's own tokenizer."
             )
+
+
+class Transfer:
+    """What was sampled, (steps, B), on its way to the host while the device goes on."""
+
+    def __init__(self, tokens: Tensor, logprobs: Tensor):
+        self._done = None
+        if not tokens.is_cuda:
+            self._tokens, self._logprobs = tokens.clone(), logprobs.clone()
+            return
+        self._tokens, self._logprobs = (
+            torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+            for x in (tokens, logprobs)
+        )
+        self._done = torch.cuda.Event()
+        self._done.record()
+
+    def into(self, tokens: list[list[int]], logprobs: list[list[float]]) -> None:
+        """Waits for the copy and appends it to the rows' lists."""
+        if self._done is not None:
+            self._done.synchronize()
+        for row, (new_tokens, new_logprobs) in enumerate(
+            zip(self._tokens.t().tolist(), self._logprobs.t().tolist(), strict=True)
+        ):
+            tokens[row] += new_tokens
+            logprobs[row] += new_logprobs
 
 
 def _to_host(

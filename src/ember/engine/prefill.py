@@ -1,10 +1,11 @@
-"""Prefill: the decoder itself, replayed as a CUDA graph where a shape comes back.
+"""Prefill: the decoder's forward, replayed as a CUDA graph where a shape comes back.
 
 Contract. `Prefill(decoder)(tokens, cache)` appends the tokens' KV to the cache and gives the logits
-of the last one. On CUDA launching a model's kernels one by one takes the host about as long as a
-thousand tokens take the device, so the second prefill of the same rows, length and start is
-recorded and later ones are replayed. Rollouts bring the same prompts every round; lengths that
-never come back are never recorded.
+of the last one. It is the decoder itself, or where packed weights are given its operations with
+kernels in between (`ember.engine.kernels.prefill`). On CUDA launching a model's kernels one by one
+takes the host about as long as a thousand tokens take the device, so the second prefill of the same
+rows, length and start is recorded and later ones are replayed. Rollouts bring the same prompts
+every round; lengths that never come back are never recorded.
 """
 
 import logging
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
+from ember.engine.packing import PackedDecoder
 from ember.model.decoder import Decoder
 
 log = logging.getLogger(__name__)
@@ -32,8 +34,9 @@ class _Recording:
 class Prefill:
     """Prefills one block of cache memory, and its rows. In-place changes of weights show."""
 
-    def __init__(self, decoder: Decoder, *, graphs: bool):
-        self._decoder, self._graphs = decoder, graphs
+    def __init__(self, decoder: Decoder, *, graphs: bool, weights: PackedDecoder | None = None):
+        """`weights`: of the decoder, for the kernels, where they cover it."""
+        self._decoder, self._graphs, self._weights = decoder, graphs, weights
         self._shapes: OrderedDict[tuple, _Recording | None] = OrderedDict()
         self._pool = None
 
@@ -60,6 +63,10 @@ class Prefill:
         return logits
 
     def _run(self, tokens: Tensor, cache: ContiguousCache) -> Tensor:
+        if self._weights is not None:
+            from ember.engine.kernels.prefill import run_packed  # imports Triton
+
+            return run_packed(self._decoder.arch, self._weights, tokens, cache)
         return self._decoder.logits(self._decoder(tokens, cache=cache, last=1))[:, 0]
 
     def _record(self, tokens: Tensor, cache: ContiguousCache) -> _Recording:

@@ -58,11 +58,13 @@ def make_generators(
     params: SamplingParams, names: Sequence[tuple[int, int]], device: torch.device | str
 ) -> list[torch.Generator]:
     """A generator for each row, seeded from the parameters' seed and the row's name."""
-    return [torch.Generator(device=device).manual_seed(_seed(params.seed, *name)) for name in names]
+    return [
+        torch.Generator(device=device).manual_seed(row_seed(params.seed, *name)) for name in names
+    ]
 
 
-def _seed(*parts: int) -> int:
-    """63 bits that any part changes."""
+def row_seed(*parts: int) -> int:
+    """63 bits that any part changes: the parameters' seed, the prompt, the candidate."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -89,15 +91,19 @@ def sample(
 
 
 def cut_tail(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Logits (B, V) with -inf where top-k, then top-p, then min-p cut; the best token stays."""
+    """Logits (B, V) with -inf where top-k, then top-p, then min-p cut; the best token stays.
+
+    Tokens that equal the last one kept are kept too: which of them came first would be chance.
+    """
     if params.top_k and params.top_k < logits.shape[-1]:
         least = logits.topk(params.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if params.top_p < 1:
-        ordered, order = logits.sort(descending=True)
+        ordered = logits.sort(descending=True).values
         shares = ordered.softmax(-1)
         cut = shares.cumsum(-1) - shares >= params.top_p  # the mass before a token is enough
-        logits = logits.masked_fill(cut.gather(1, order.argsort()), -torch.inf)
+        least = ordered.masked_fill(cut, torch.inf).min(-1, keepdim=True).values
+        logits = logits.masked_fill(logits < least, -torch.inf)
     if params.min_p > 0:
         shares = logits.softmax(-1)
         least = params.min_p * shares.max(-1, keepdim=True).values

@@ -3,9 +3,10 @@
 Contract. `DecodeStep(decoder, cache)(tokens)` gives the logits of the next position for every row,
 equal to the eager decoder's (1e-4 in float32), and leaves the tokens' KV in the cache. Weights are
 packed (`ember.engine.packing`), rotary tables precomputed. On the CPU in float32 it is a
-`HostStep`. Elsewhere it is the operations below, on CUDA captured as one graph: the position lives
-on the device, and attention reads the whole static cache under a mask, so that nothing depends on
-the host.
+`HostStep`; on CUDA a `KernelStep`, in Triton's kernels, where they cover the case
+(`ember.engine.kernels.cover`). Elsewhere it is the operations below, on CUDA captured as one graph:
+the position lives on the device, and attention reads the whole static cache under a mask, so that
+nothing depends on the host.
 
 Shapes: B rows, H hidden, Hq and Hkv heads, G = Hq / Hkv, D head dimension, S capacity, L layers.
 """
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.host_step import HostStep
+from ember.engine.kernels.cover import why_not
 from ember.engine.packing import PackedDecoder
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
@@ -39,16 +41,33 @@ class DecodeStep:
     with which it is fastest; setting it is the caller's choice.
     """
 
-    def __init__(self, decoder: Decoder, cache: ContiguousCache, *, graph: bool | None = None):
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: ContiguousCache,
+        *,
+        graph: bool | None = None,
+        kernels: bool = True,
+    ):
         """`graph`: capture a CUDA graph (by default on CUDA); without, the same operations run
-        eagerly."""
+        eagerly. `kernels`: use Triton's where they cover the case."""
         kv = cache.kv
         self._cache = cache
         self._weights = PackedDecoder(decoder)
         self.threads = torch.get_num_threads()
-        cos, sin = swapped_tables(decoder.arch, cache.capacity, kv.dtype, kv.device)
-        first = kv[..., :1, :].clone()  # trial steps write at position 0
+        self.loop = None  # a KernelStep, which can sample as well
+        reason = why_not(decoder.arch, cache) if kernels else "the caller asked for them"
         with torch.inference_mode():
+            if reason is None:
+                from ember.engine.kernels.step import KernelStep  # imports Triton
+
+                self._step = self.loop = KernelStep(decoder.arch, self._weights, cache)
+                if kv.is_cuda and graph is not False:
+                    self._step.capture()
+                return
+            log.debug("decoding with plain operators: %s", reason)
+            cos, sin = swapped_tables(decoder.arch, cache.capacity, kv.dtype, kv.device)
+            first = kv[..., :1, :].clone()  # trial steps write at position 0
             if kv.device.type == "cpu" and kv.dtype == torch.float32:
                 self._step = HostStep(decoder.arch, self._weights, cache, cos, sin)
                 self.threads = self._fastest_threads()
@@ -64,6 +83,11 @@ class DecodeStep:
         position = self._cache.length(0)
         self._cache.advance(1)
         return self._step(tokens, position)
+
+    @property
+    def weights(self) -> PackedDecoder:
+        """The decoder's weights as the step reads them."""
+        return self._weights
 
     def is_current(self) -> bool:
         """Whether the decoder's parameters still lie where this step reads them."""

@@ -1,0 +1,121 @@
+"""Products of a few rows against torch, in float32, under Triton's interpreter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ember.engine.kernels.products import (
+    NORM_TILE,
+    Normed,
+    Plan,
+    embed,
+    matvec,
+    skinny,
+)
+
+EPS = 1e-5
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def expect(x, weight, norm=None, bias=None, residual=None, gated=False):
+    if norm is not None:
+        x = F.rms_norm(x, x.shape[1:], norm, EPS)
+    out = F.linear(x, weight, bias)
+    if gated:
+        gate, up = out.chunk(2, 1)
+        out = F.silu(gate) * up
+    return out if residual is None else out + residual
+
+
+# Sizes that the tiles divide, and sizes that they do not.
+SIZES = [(64, 128), (70, 96), (33, 40)]
+VARIANTS = {
+    "plain": {},
+    "normed": {"norm"},
+    "residual": {"residual"},
+    "all": {"norm", "bias", "residual"},
+    "gated": {"norm", "gated"},
+    "gated with bias": {"norm", "gated", "bias"},
+}
+
+
+def case(rows: int, n: int, k: int, variant: str) -> dict:
+    has = VARIANTS[variant]
+    width = 2 * n if "gated" in has else n
+    return {
+        "x": draw(rows, k),
+        "weight": draw(width, k, seed=1) * k**-0.5,
+        "norm": 1 + draw(k, seed=2) if "norm" in has else None,
+        "bias": draw(width, seed=3) if "bias" in has else None,
+        "residual": draw(rows, n, seed=4) if "residual" in has else None,
+        "gated": "gated" in has,
+    }
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_matvec(sizes, variant, ahead):
+    given = case(1, *sizes, variant)
+    out = torch.full((1, sizes[0]), torch.nan)
+    plan = Plan(rows=4, columns=32, ahead=ahead, warps=1)
+    matvec(given.pop("x"), given.pop("weight"), out, plan=plan, eps=EPS, **given)
+    torch.testing.assert_close(out, expect(**case(1, *sizes, variant)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("warps", [1, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("rows", [2, 17])
+def test_skinny(rows, sizes, variant, warps):
+    given = case(rows, *sizes, variant)
+    n, k = sizes
+    x, norm = given.pop("x"), given.pop("norm")
+    if norm is not None:
+        normed = Normed(rows, k, torch.float32, torch.device("cpu"))
+        embed(torch.arange(rows), x, torch.empty_like(x), normed, norm)
+    out = torch.full((rows, n), torch.nan)
+    plan = Plan(rows=16, columns=16, ahead=2, warps=warps)
+    weight = given.pop("weight")
+    skinny(x if norm is None else normed, weight, out, plan=plan, eps=EPS, **given)
+    torch.testing.assert_close(out, expect(**case(rows, *sizes, variant)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("tile", [16, 32])
+def test_a_product_prepares_the_norm_of_the_next(tile):
+    x, weight, norm = draw(3, 64), 0.1 * draw(100, 64, seed=1), 1 + draw(100, seed=2)
+    residual = draw(3, 100, seed=3)
+    normed = Normed(3, 100, torch.float32, torch.device("cpu"))
+    normed.squares.fill_(torch.nan)  # from an earlier producer with other tiles
+    plan = Plan(rows=tile, columns=32, ahead=2, warps=1)
+    out = residual.clone()  # in place, as the residual stream is
+    skinny(x, weight, out, plan=plan, residual=out, normed=normed, next_norm=norm)
+    expected = expect(x, weight, residual=residual)
+    torch.testing.assert_close(out, expected, **TOLERANCE)
+    torch.testing.assert_close(normed.scaled, expected * norm, **TOLERANCE)
+    squares = normed.squares[: normed.tiles].sum(0)
+    torch.testing.assert_close(squares, expected.square().sum(1), **TOLERANCE)
+    head = draw(50, 100, seed=4)
+    logits = skinny(normed, head, torch.empty(3, 50), plan=plan, eps=EPS)
+    torch.testing.assert_close(logits, expect(expected, head, norm), **TOLERANCE)
+
+
+def test_a_row_is_the_same_in_any_batch():
+    x, weight = draw(5, 64), draw(32, 64, seed=1)
+    plan = Plan(rows=16, columns=16, ahead=2, warps=2)
+    together = skinny(x, weight, torch.empty(5, 32), plan=plan)
+    for row in range(5):
+        alone = skinny(x[row : row + 1], weight, torch.empty(1, 32), plan=plan)
+        assert torch.equal(alone[0], together[row])
+
+
+def test_tiles_too_small_for_a_norm_are_an_error():
+    x, weight = draw(2, 64), draw(32, 64)
+    normed, out = Normed(2, 32, torch.float32, torch.device("cpu")), torch.empty(2, 32)
+    plan = Plan(rows=NORM_TILE // 2, columns=16, ahead=2, warps=1)
+    with pytest.raises(ValueError, match="tiles of 16 rows or more"):
+        skinny(x, weight, out, plan=plan, normed=normed, next_norm=x[0])
