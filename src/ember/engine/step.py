@@ -21,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
+from ember.engine import native_step
 from ember.engine.host_step import HostStep
 from ember.engine.kernels.cover import why_not
+from ember.engine.native_step import NativeStep
 from ember.engine.packing import PackedDecoder
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
@@ -68,7 +70,10 @@ class DecodeStep:
             log.debug("decoding with plain operators: %s", reason)
             cos, sin = swapped_tables(decoder.arch, cache.capacity, kv.dtype, kv.device)
             first = kv[..., :1, :].clone()  # trial steps write at position 0
-            if kv.device.type == "cpu" and kv.dtype == torch.float32:
+            if (reason := native_step.why_not(decoder.arch, kv)) is None:
+                self._step = NativeStep(decoder.arch, self._weights, cache, cos, sin)
+                self.threads = self._fastest_threads()
+            elif kv.device.type == "cpu" and kv.dtype == torch.float32:
                 self._step = HostStep(decoder.arch, self._weights, cache, cos, sin)
                 self.threads = self._fastest_threads()
             else:
