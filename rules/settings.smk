@@ -9,6 +9,8 @@ P1_PRODUCTS = [
     *figure("p1_fig3"),
     *table("p1_prefill_share"),
     *table("p1_engine_speed"),
+    *figure("p1_roofline"),
+    *table("p1_roofline"),
     *table("p1_prefix_savings"),
     *table("p1_policies"),
 ]

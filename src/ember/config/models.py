@@ -156,6 +156,26 @@ class Speed(Strict):
     warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs of each engine")
 
 
+class Cut(Strict):
+    """How tokens are chosen in a measurement: fields of SamplingParams."""
+
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0: greedy")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="1: all")
+    min_p: Fraction = Field(0.0, description="0: all")
+
+
+class Roofline(Strict):
+    """Decoding against the memory's limit, by batch size."""
+
+    contexts: list[Count] = Field(description="prompt tokens")
+    rows: list[Count] = Field(description="candidates of one prompt: the batch of a step")
+    new_tokens: Annotated[int, Field(ge=2)] = Field(128, description="generated tokens of each")
+    samplings: list[Cut] = Field([Cut()], min_length=1, description="how tokens are chosen")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs a point")
+    repeats: Count = Field(description="recorded runs a point")
+
+
 class Restart(Strict):
     """Prefill restarted at a layer, and the low-rank correction of stale KV."""
 
@@ -236,6 +256,7 @@ class P1(Strict):
     profile: Profile
     prefix: Prefix
     speed: Speed
+    roofline: Roofline
     restart: Restart
     rounds: Rounds
     policies: list[Policy] = Field(min_length=1)

@@ -2,11 +2,11 @@
 
 Contract. `DecodeStep(decoder, cache)(tokens)` gives the logits of the next position for every row,
 equal to the eager decoder's (1e-4 in float32), and leaves the tokens' KV in the cache. Weights are
-packed (`ember.engine.packing`), rotary tables precomputed. On the CPU in float32 it is a
-`HostStep`; on CUDA a `KernelStep`, in Triton's kernels, where they cover the case
-(`ember.engine.kernels.cover`). Elsewhere it is the operations below, on CUDA captured as one graph:
-the position lives on the device, and attention reads the whole static cache under a mask, so that
-nothing depends on the host.
+packed (`ember.engine.packing`), rotary tables precomputed. On the CPU it is a `NativeStep`,
+compiled code, or where that cannot be had and in float32 a `HostStep`; on CUDA a `KernelStep`, in
+Triton's kernels, where they cover the case (`ember.engine.kernels.cover`). Elsewhere it is the
+operations below, on CUDA captured as one graph: the position lives on the device, and attention
+reads the whole static cache under a mask, so that nothing depends on the host.
 
 Shapes: B rows, H hidden, Hq and Hkv heads, G = Hq / Hkv, D head dimension, S capacity, L layers.
 """
@@ -52,7 +52,7 @@ class DecodeStep:
         kernels: bool = True,
     ):
         """`graph`: capture a CUDA graph (by default on CUDA); without, the same operations run
-        eagerly. `kernels`: use Triton's where they cover the case."""
+        eagerly. `kernels`: use Triton's, on the CPU compiled code, where they cover the case."""
         kv = cache.kv
         self._cache = cache
         self._weights = PackedDecoder(decoder)
@@ -70,7 +70,7 @@ class DecodeStep:
             log.debug("decoding with plain operators: %s", reason)
             cos, sin = swapped_tables(decoder.arch, cache.capacity, kv.dtype, kv.device)
             first = kv[..., :1, :].clone()  # trial steps write at position 0
-            if (reason := native_step.why_not(decoder.arch, kv)) is None:
+            if kernels and native_step.why_not(decoder.arch, kv) is None:
                 self._step = NativeStep(decoder.arch, self._weights, cache, cos, sin)
                 self.threads = self._fastest_threads()
             elif kv.device.type == "cpu" and kv.dtype == torch.float32:
