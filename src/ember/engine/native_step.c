@@ -19,10 +19,11 @@ typedef float T;
 #endif
 
 enum {
-  LANES = 16,   /* floats of a vector */
-  UNROLL = 4,   /* vectors of a row at a time */
-  MEMBERS = 4,  /* rows of the batch at a time */
-  AHEAD = 2048, /* bytes */
+  LANES = 16,    /* floats of a vector */
+  ROWS = 4,      /* rows of a matrix at a time */
+  MEMBERS = 4,   /* rows of the batch at a time */
+  NEAR = 32,     /* tokens */
+  AHEAD = 16384, /* bytes: the most that is requested early */
 };
 typedef float vec __attribute__((vector_size(4 * LANES)));
 
@@ -45,6 +46,8 @@ typedef struct {
   float *scratch;                            /* of each thread: `scratch_floats` */
   int64_t scratch_floats;
 } Step;
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline float get(const T *p) {
 #ifdef BFLOAT16
@@ -130,51 +133,53 @@ static inline float expf_(float x) {
 
 static inline float silu(float x) { return x / (1.0f + expf_(-x)); }
 
-/* out[j] = row · x[j] over n numbers, for b rows of the batch; b is known to the compiler. The row
- * comes from memory, and what follows it is next: it is requested AHEAD bytes early. */
-static inline __attribute__((always_inline)) void dots(int b, const T *row, const float *x,
-                                                      ptrdiff_t stride, ptrdiff_t n, float *out) {
-  vec sums[4][UNROLL] = {{{0}}};
+/* out[i][j] = rows[i] · x[j] over n numbers, for `b` rows of the batch, known to the compiler. What
+ * the next call reads lies `ahead` bytes behind, and is requested on the way. */
+static inline __attribute__((always_inline)) void dots(int b, const T *const rows[ROWS],
+                                                      const float *x, ptrdiff_t stride, ptrdiff_t n,
+                                                      ptrdiff_t ahead, float out[MEMBERS][ROWS]) {
+  vec sums[MEMBERS][ROWS] = {{{0}}};
   ptrdiff_t k = 0;
-  for (; k + UNROLL * LANES <= n; k += UNROLL * LANES)
-    for (int u = 0; u < UNROLL; u++) {
-      const T *place = row + k + u * LANES;
-      if (u % (64 / sizeof(T) / LANES) == 0) __builtin_prefetch((const char *)place + AHEAD);
-      vec weight = get_vec(place);
-      for (int j = 0; j < b; j++) sums[j][u] += weight * get_floats(x + j * stride + k + u * LANES);
+  for (; k + LANES <= n; k += LANES) {
+    vec factors[MEMBERS];
+    for (int j = 0; j < b; j++) factors[j] = get_floats(x + j * stride + k);
+    for (int i = 0; i < ROWS; i++) {
+      __builtin_prefetch((const char *)(rows[i] + k) + ahead);
+      vec weight = get_vec(rows[i] + k);
+      for (int j = 0; j < b; j++) sums[j][i] += weight * factors[j];
     }
-#pragma GCC unroll 4
-  for (int u = 0; u < UNROLL; u++) /* at most UNROLL - 1; sums stay in registers this way */
-    if (k + LANES <= n) {
-      vec weight = get_vec(row + k);
-      for (int j = 0; j < b; j++) sums[j][u] += weight * get_floats(x + j * stride + k);
-      k += LANES;
-    }
-  vec whole[4];
-  for (int j = 0; j < 4; j++) whole[j] = (sums[j][0] + sums[j][1]) + (sums[j][2] + sums[j][3]);
-  quad found = totals(whole[0], whole[1], whole[2], whole[3]);
+  }
   for (int j = 0; j < b; j++) {
-    float sum = found[j];
-    for (ptrdiff_t rest = k; rest < n; rest++) sum += get(row + rest) * x[j * stride + rest];
-    out[j] = sum;
+    quad found = totals(sums[j][0], sums[j][1], sums[j][2], sums[j][3]);
+    for (int i = 0; i < ROWS; i++) {
+      float sum = found[i];
+      for (ptrdiff_t rest = k; rest < n; rest++) sum += get(rows[i] + rest) * x[j * stride + rest];
+      out[j][i] = sum;
+    }
   }
 }
 
-/* The same for any number of rows of the batch, up to MEMBERS. */
-static void some_dots(const T *row, const float *x, ptrdiff_t stride, int b, ptrdiff_t n,
-                      float *out) {
+/* The same for rows at `first` and what follows, of which there are `count` (those beyond are the
+ * last again), and for any number of rows of the batch up to MEMBERS. */
+static void some_dots(const T *first, int64_t count, const float *x, ptrdiff_t stride, int b,
+                      ptrdiff_t n, float out[MEMBERS][ROWS]) {
+  const T *rows[ROWS];
+  for (int i = 0; i < ROWS; i++) rows[i] = first + (i < count ? i : count - 1) * n;
+  ptrdiff_t block = ROWS * n * sizeof(T), ahead = block < AHEAD ? block : AHEAD / 4;
   switch (b) {
-    case 1: dots(1, row, x, stride, n, out); break;
-    case 2: dots(2, row, x, stride, n, out); break;
-    case 3: dots(3, row, x, stride, n, out); break;
-    default: dots(4, row, x, stride, n, out);
+    case 1: dots(1, rows, x, stride, n, ahead, out); break;
+    case 2: dots(2, rows, x, stride, n, ahead, out); break;
+    case 3: dots(3, rows, x, stride, n, ahead, out); break;
+    default: dots(4, rows, x, stride, n, ahead, out);
   }
 }
 
-/* The part of `count` rows that is this thread's. */
+/* The part of `count` rows, in blocks of ROWS, that is this thread's. */
 static void share(int64_t count, int thread, int threads, int64_t *first, int64_t *last) {
-  *first = count * thread / threads;
-  *last = count * (thread + 1) / threads;
+  int64_t blocks = (count + ROWS - 1) / ROWS;
+  *first = blocks * thread / threads * ROWS;
+  *last = blocks * (thread + 1) / threads * ROWS;
+  if (*last > count) *last = count;
 }
 
 enum { STORE, ADD };
@@ -184,17 +189,20 @@ static void product(const float *x, int64_t batch, int64_t k, const T *weight, c
                     int64_t n, float *out, int mode, int thread, int threads) {
   int64_t first, last;
   share(n, thread, threads, &first, &last);
-  for (int64_t row = first; row < last; row++)
+  for (int64_t row = first; row < last; row += ROWS) {
+    int64_t count = smaller(last - row, ROWS);
     for (int64_t b = 0; b < batch; b += MEMBERS) {
-      int members = batch - b < MEMBERS ? batch - b : MEMBERS;
-      float found[MEMBERS];
-      some_dots(weight + row * k, x + b * k, k, members, k, found);
-      for (int j = 0; j < members; j++) {
-        float *place = out + (b + j) * n + row;
-        float value = found[j] + (bias ? get(bias + row) : 0.0f);
-        *place = mode == ADD ? *place + value : value;
-      }
+      int members = smaller(batch - b, MEMBERS);
+      float found[MEMBERS][ROWS];
+      some_dots(weight + row * k, count, x + b * k, k, members, k, found);
+      for (int j = 0; j < members; j++)
+        for (int i = 0; i < count; i++) {
+          float *place = out + (b + j) * n + row + i;
+          float value = found[j][i] + (bias ? get(bias + row + i) : 0.0f);
+          *place = mode == ADD ? *place + value : value;
+        }
     }
+  }
 }
 
 /* acted (B, I) = silu(x · gateᵀ) · (x · upᵀ), this thread's part of I. */
@@ -202,18 +210,21 @@ static void gated(const Step *s, const Layer *layer, const float *x, int thread,
   int64_t first, last, k = s->hidden, n = s->intermediate;
   const T *bias = layer->gate_up_bias;
   share(n, thread, threads, &first, &last);
-  for (int64_t row = first; row < last; row++)
+  for (int64_t row = first; row < last; row += ROWS) {
+    int64_t count = smaller(last - row, ROWS);
     for (int64_t b = 0; b < s->batch; b += MEMBERS) {
-      int members = s->batch - b < MEMBERS ? s->batch - b : MEMBERS;
-      float gate[MEMBERS], up[MEMBERS];
-      some_dots(layer->gate_up + row * k, x + b * k, k, members, k, gate);
-      some_dots(layer->gate_up + (n + row) * k, x + b * k, k, members, k, up);
-      for (int j = 0; j < members; j++) {
-        float g = gate[j] + (bias ? get(bias + row) : 0.0f);
-        float u = up[j] + (bias ? get(bias + n + row) : 0.0f);
-        s->acted[(b + j) * n + row] = silu(g) * u;
-      }
+      int members = smaller(s->batch - b, MEMBERS);
+      float gate[MEMBERS][ROWS], up[MEMBERS][ROWS];
+      some_dots(layer->gate_up + row * k, count, x + b * k, k, members, k, gate);
+      some_dots(layer->gate_up + (n + row) * k, count, x + b * k, k, members, k, up);
+      for (int j = 0; j < members; j++)
+        for (int i = 0; i < count; i++) {
+          float g = gate[j][i] + (bias ? get(bias + row + i) : 0.0f);
+          float u = up[j][i] + (bias ? get(bias + n + row + i) : 0.0f);
+          s->acted[(b + j) * n + row + i] = silu(g) * u;
+        }
     }
+  }
 }
 
 /* out (B, H) = x / sqrt(mean(x²) + eps) · weight */
@@ -253,28 +264,54 @@ static void turn(const Step *s, const float *x, const T *weight, int64_t positio
 static void score(const Step *s, const float *q, const T *keys, int64_t count, int64_t at,
                   int64_t tokens, float *scores) {
   int64_t d = s->dim, group = s->heads / s->kv_heads;
-  for (int64_t t = 0; t < count; t++)
+  for (int64_t t = 0; t < count; t += ROWS) {
+    int64_t some = smaller(count - t, ROWS);
     for (int64_t g = 0; g < group; g += MEMBERS) {
-      int queries = group - g < MEMBERS ? group - g : MEMBERS;
-      float found[MEMBERS];
-      some_dots(keys + t * d, q + g * d, d, queries, d, found);
-      for (int j = 0; j < queries; j++) scores[(g + j) * tokens + at + t] = found[j];
+      int queries = smaller(group - g, MEMBERS);
+      float found[MEMBERS][ROWS];
+      some_dots(keys + t * d, some, q + g * d, d, queries, d, found);
+      for (int j = 0; j < queries; j++)
+        for (int i = 0; i < some; i++) scores[(g + j) * tokens + at + t + i] = found[j][i];
     }
+  }
 }
 
-/* out[g] += sum over t of shares[g][at + t] · values[t] */
+/* out[g] += sum over t of shares[g][at + t] · values[t], in the order of t, for `b` queries. */
+static inline __attribute__((always_inline)) void some_weigh(int b, const float *share,
+                                                            int64_t tokens, const T *values,
+                                                            int64_t count, int64_t d, float *out) {
+  int64_t i = 0;
+  for (; i + LANES <= d; i += LANES) {
+    vec sums[MEMBERS];
+    for (int j = 0; j < b; j++) sums[j] = get_floats(out + j * d + i);
+    for (int64_t t = 0; t < count; t++) {
+      vec value = get_vec(values + t * d + i);
+      for (int j = 0; j < b; j++) sums[j] += share[j * tokens + t] * value;
+    }
+    for (int j = 0; j < b; j++) memcpy(out + j * d + i, &sums[j], sizeof(vec));
+  }
+  for (; i < d; i++)
+    for (int j = 0; j < b; j++)
+      for (int64_t t = 0; t < count; t++)
+        out[j * d + i] += share[j * tokens + t] * get(values + t * d + i);
+}
+
 static void weigh(const Step *s, const float *shares, const T *values, int64_t count, int64_t at,
                   int64_t tokens, float *out) {
-  int64_t d = s->dim, group = s->heads / s->kv_heads, whole = d / LANES * LANES;
-  for (int64_t g = 0; g < group; g++) {
-    const float *share = shares + g * tokens + at;
-    for (int64_t i = 0; i < whole; i += LANES) {
-      vec sum = get_floats(out + g * d + i);
-      for (int64_t t = 0; t < count; t++) sum += share[t] * get_vec(values + t * d + i);
-      memcpy(out + g * d + i, &sum, sizeof sum);
+  int64_t d = s->dim, group = s->heads / s->kv_heads;
+  /* Values come from memory once: those of so many tokens stay near while all lanes are summed. */
+  for (int64_t t = 0; t < count; t += NEAR) {
+    int64_t some = smaller(count - t, NEAR);
+    const T *those = values + t * d;
+    for (int64_t g = 0; g < group; g += MEMBERS) {
+      const float *share = shares + g * tokens + at + t;
+      switch (smaller(group - g, MEMBERS)) {
+        case 1: some_weigh(1, share, tokens, those, some, d, out + g * d); break;
+        case 2: some_weigh(2, share, tokens, those, some, d, out + g * d); break;
+        case 3: some_weigh(3, share, tokens, those, some, d, out + g * d); break;
+        default: some_weigh(4, share, tokens, those, some, d, out + g * d);
+      }
     }
-    for (int64_t i = whole; i < d; i++)
-      for (int64_t t = 0; t < count; t++) out[g * d + i] += share[t] * get(values + t * d + i);
   }
 }
 
