@@ -108,23 +108,27 @@ def test_neither_the_batch_nor_threads_change_a_bit(dtype):
 
 
 @torch.inference_mode()
-def test_rows_of_different_length_read_a_shared_prompt_in_place():
-    """Row 0 holds a prompt of 9 tokens for rows 1 and 2; row 3 has a prompt of its own."""
-    decoder, prompt, own = make("qwen2"), draw(1, 9), draw(4, 12)
-    cache = ContiguousCache(decoder.arch, 4, 40)
-    cache.kv.normal_()  # what is not to be read is not zero
-    decoder(prompt, cache=cache.rows(0, 1))
-    step = native(DecodeStep(decoder, cache))
-    prompts, shared = torch.tensor([0, 0, 0, 3]), torch.tensor([9, 9, 9, 0])
-    starts = torch.tensor([9, 9, 9, 0])
+def test_rows_of_different_length_read_shared_prompts_in_place():
+    """Rows 0 to 2 share a prompt of 9 tokens, row 3 has one of 5; row 2 goes twice as fast."""
+    decoder = make("qwen2")
+    arch, drawn, own = decoder.arch, draw(2, 9), draw(4, 12)
+    prompts = [drawn[:1], drawn[1:, :5]]
+    arena = torch.randn(2, 2, arch.num_kv_heads, 40, arch.head_dim)  # beside them is not zero
+    for prompt, start in zip(prompts, (3, 20), strict=True):
+        cache = ContiguousCache(arch, 1, 9)
+        decoder(prompt, cache=cache)
+        arena[:, :, :, start : start + prompt.shape[1]] = cache.segment(0, 0, prompt.shape[1])
+    rows = torch.randn(2, 2, 6, arch.num_kv_heads, 12, arch.head_dim)
+    tables = swapped_tables(arch, 40, torch.float32, torch.device("cpu"))
+    step = NativeStep(arch, DecodeStep(decoder, cache).weights, rows, *tables, prompts=arena)
+    starts, shared = torch.tensor([3, 3, 3, 20]), torch.tensor([9, 9, 9, 5])
     every = torch.arange(4)
-    for t in range(6):  # row 2 takes two tokens while the others repeat theirs
-        for second in (0, 1):
-            moved = torch.tensor([t, t, 2 * t + second, t])
-            found = step.run(own[every, moved], starts + moved, prompts, shared)
-    for row, length in ((0, 6), (1, 6), (2, 12), (3, 6)):
-        history = own[row : row + 1, :length]
-        tokens = history if row == 3 else torch.cat([prompt, history], 1)
+    for t in range(6):
+        for second in (0, 1):  # the others repeat their token
+            at = torch.tensor([t, t, 2 * t + second, t])
+            found = step.run(own[every, at], starts, shared, at)
+    for row, length in enumerate((6, 6, 12, 6)):
+        tokens = torch.cat([prompts[row == 3], own[row : row + 1, :length]], 1)
         expected = decoder.logits(decoder(tokens))[0, -1]
         torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=0)
 

@@ -33,16 +33,18 @@ typedef struct {
   const T *qkv_bias, *o_bias, *gate_up_bias, *down_bias; /* or null */
   const T *q_norm, *k_norm;                  /* (D), or null */
   T *keys, *values;                          /* of row 0, head 0 */
+  const T *prompt_keys, *prompt_values;      /* of head 0, token 0; or null */
 } Layer;
 
 typedef struct {
-  int64_t layers, batch, hidden, intermediate, vocabulary, heads, kv_heads, dim, capacity;
-  int64_t row_stride, head_stride;           /* of the cache, in elements */
+  int64_t layers, hidden, intermediate, vocabulary, heads, kv_heads, dim;
+  int64_t row_stride, head_stride, prompt_stride; /* of the cache, in elements; of a head of prompts */
   float eps;
   const T *embedding, *norm, *head;          /* (V, H) (H) (V, H) */
-  const float *cos, *sin;                    /* (capacity, D): of x and of x with halves swapped */
+  const float *cos, *sin;                    /* (positions, D): of x and of x with halves swapped */
   const Layer *layer;
-  float *x, *qkv, *attended, *acted, *logits; /* (B, H) (B, (Hq + 2 Hkv) D) (B, Hq D) (B, I) (B, V) */
+  /* of the most rows there may be: (B, H) (B, (Hq + 2 Hkv) D) (B, Hq D) (B, I) (B, V) */
+  float *x, *qkv, *attended, *acted, *logits;
   float *scratch;                            /* of each thread: `scratch_floats` */
   int64_t scratch_floats;
 } Step;
@@ -206,14 +208,15 @@ static void product(const float *x, int64_t batch, int64_t k, const T *weight, c
 }
 
 /* acted (B, I) = silu(x · gateᵀ) · (x · upᵀ), this thread's part of I. */
-static void gated(const Step *s, const Layer *layer, const float *x, int thread, int threads) {
+static void gated(const Step *s, const Layer *layer, const float *x, int64_t batch, int thread,
+                  int threads) {
   int64_t first, last, k = s->hidden, n = s->intermediate;
   const T *bias = layer->gate_up_bias;
   share(n, thread, threads, &first, &last);
   for (int64_t row = first; row < last; row += ROWS) {
     int64_t count = smaller(last - row, ROWS);
-    for (int64_t b = 0; b < s->batch; b += MEMBERS) {
-      int members = smaller(s->batch - b, MEMBERS);
+    for (int64_t b = 0; b < batch; b += MEMBERS) {
+      int members = smaller(batch - b, MEMBERS);
       float gate[MEMBERS][ROWS], up[MEMBERS][ROWS];
       some_dots(layer->gate_up + row * k, count, x + b * k, k, members, k, gate);
       some_dots(layer->gate_up + (n + row) * k, count, x + b * k, k, members, k, up);
@@ -228,9 +231,9 @@ static void gated(const Step *s, const Layer *layer, const float *x, int thread,
 }
 
 /* out (B, H) = x / sqrt(mean(x²) + eps) · weight */
-static void norm(const Step *s, const T *weight, float *out) {
+static void norm(const Step *s, const T *weight, int64_t batch, float *out) {
   int64_t n = s->hidden;
-  for (int64_t b = 0; b < s->batch; b++) {
+  for (int64_t b = 0; b < batch; b++) {
     const float *x = s->x + b * n;
     float square = 0.0f;
 #pragma omp simd reduction(+ : square)
@@ -315,30 +318,29 @@ static void weigh(const Step *s, const float *shares, const T *values, int64_t c
   }
 }
 
-/* Attention of one row and KV head: the queries of its group over `shared` tokens of the row
- * `prompt` and over the row's own from there to the new one, which is stored at `position`. */
-static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head, int64_t position,
-                   int64_t prompt, int64_t shared, float *scratch) {
-  int64_t d = s->dim, group = s->heads / s->kv_heads, tokens = position + 1;
+/* Attention of one row and KV head: the queries of its group over `shared` tokens of the prompts'
+ * memory from `start` on and over the row's `own` tokens and the new one, which joins them. */
+static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head, int64_t start,
+                   int64_t shared, int64_t own, float *scratch) {
+  int64_t d = s->dim, group = s->heads / s->kv_heads, position = shared + own;
+  int64_t tokens = position + 1, prompt = head * s->prompt_stride + start * d;
   const float *qkv = s->qkv + row * (s->heads + 2 * s->kv_heads) * d;
   T *keys = layer->keys + row * s->row_stride + head * s->head_stride;
   T *values = layer->values + row * s->row_stride + head * s->head_stride;
-  const T *first_keys = layer->keys + prompt * s->row_stride + head * s->head_stride;
-  const T *first_values = layer->values + prompt * s->row_stride + head * s->head_stride;
   float *q = scratch, *scores = scratch + group * d;
   float *out = s->attended + (row * s->heads + head * group) * d;
 
   float key[d];
   turn(s, qkv + (s->heads + head) * d, layer->k_norm, position, 1.0f, key);
   for (int64_t i = 0; i < d; i++) {
-    keys[position * d + i] = rounded(key[i]);
-    values[position * d + i] = rounded(qkv[(s->heads + s->kv_heads + head) * d + i]);
+    keys[own * d + i] = rounded(key[i]);
+    values[own * d + i] = rounded(qkv[(s->heads + s->kv_heads + head) * d + i]);
   }
   for (int64_t g = 0; g < group; g++)
     turn(s, qkv + (head * group + g) * d, layer->q_norm, position, 1.0f / sqrtf(d), q + g * d);
 
-  score(s, q, first_keys, shared, 0, tokens, scores);
-  score(s, q, keys + shared * d, tokens - shared, shared, tokens, scores);
+  if (shared) score(s, q, layer->prompt_keys + prompt, shared, 0, tokens, scores);
+  score(s, q, keys, own + 1, shared, tokens, scores);
   for (int64_t g = 0; g < group; g++) {
     float *line = scores + g * tokens, top = line[0], mass = 0.0f;
 #pragma omp simd reduction(max : top)
@@ -350,42 +352,41 @@ static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head,
     for (int64_t t = 0; t < tokens; t++) line[t] *= scale;
   }
   memset(out, 0, group * d * sizeof *out);
-  weigh(s, scores, first_values, shared, 0, tokens, out);
-  weigh(s, scores, values + shared * d, tokens - shared, shared, tokens, out);
+  if (shared) weigh(s, scores, layer->prompt_values + prompt, shared, 0, tokens, out);
+  weigh(s, scores, values, own + 1, shared, tokens, out);
 }
 
-/* tokens, positions, prompts and shared are (B). */
-void ember_step(const Step *s, const int64_t *tokens, const int64_t *positions,
-                const int64_t *prompts, const int64_t *shared, int asked) {
-  int64_t h = s->hidden, width = (s->heads + 2 * s->kv_heads) * s->dim, tasks = s->batch * s->kv_heads;
+/* tokens, starts, shared and own are those of `batch` rows, the first ones of the cache. */
+void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, const int64_t *shared,
+                const int64_t *own, int64_t batch, int asked) {
+  int64_t h = s->hidden, width = (s->heads + 2 * s->kv_heads) * s->dim, tasks = batch * s->kv_heads;
 #pragma omp parallel num_threads(asked)
   {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    float *normed = s->scratch + thread * s->scratch_floats, *scratch = normed + s->batch * h;
+    float *normed = s->scratch + thread * s->scratch_floats, *scratch = normed + batch * h;
 #pragma omp for
-    for (int64_t b = 0; b < s->batch; b++)
+    for (int64_t b = 0; b < batch; b++)
       for (int64_t i = 0; i < h; i++) s->x[b * h + i] = get(s->embedding + tokens[b] * h + i);
     for (const Layer *layer = s->layer; layer < s->layer + s->layers; layer++) {
-      norm(s, layer->input_norm, normed);
-      product(normed, s->batch, h, layer->qkv, layer->qkv_bias, width, s->qkv, STORE, thread,
-              threads);
+      norm(s, layer->input_norm, batch, normed);
+      product(normed, batch, h, layer->qkv, layer->qkv_bias, width, s->qkv, STORE, thread, threads);
 #pragma omp barrier
 #pragma omp for schedule(static, 1)
       for (int64_t task = 0; task < tasks; task++) {
         int64_t row = task / s->kv_heads;
-        attend(s, layer, row, task % s->kv_heads, positions[row], prompts[row], shared[row], scratch);
+        attend(s, layer, row, task % s->kv_heads, starts[row], shared[row], own[row], scratch);
       }
-      product(s->attended, s->batch, s->heads * s->dim, layer->o, layer->o_bias, h, s->x, ADD, thread,
+      product(s->attended, batch, s->heads * s->dim, layer->o, layer->o_bias, h, s->x, ADD, thread,
               threads);
 #pragma omp barrier
-      norm(s, layer->post_norm, normed);
-      gated(s, layer, normed, thread, threads);
+      norm(s, layer->post_norm, batch, normed);
+      gated(s, layer, normed, batch, thread, threads);
 #pragma omp barrier
-      product(s->acted, s->batch, s->intermediate, layer->down, layer->down_bias, h, s->x, ADD,
-              thread, threads);
+      product(s->acted, batch, s->intermediate, layer->down, layer->down_bias, h, s->x, ADD, thread,
+              threads);
 #pragma omp barrier
     }
-    norm(s, s->norm, normed);
-    product(normed, s->batch, h, s->head, NULL, s->vocabulary, s->logits, STORE, thread, threads);
+    norm(s, s->norm, batch, normed);
+    product(normed, batch, h, s->head, NULL, s->vocabulary, s->logits, STORE, thread, threads);
   }
 }

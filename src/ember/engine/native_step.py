@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ember.cache.contiguous import ContiguousCache
 from ember.engine.packing import PackedDecoder
 from ember.model.architecture import Architecture
 
@@ -48,106 +47,107 @@ def why_not(arch: Architecture, kv: Tensor) -> str | None:
 
 
 class NativeStep:
-    """A step over one packed decoder and one cache; the logits returned are its own buffer."""
+    """A step over one packed decoder and the KV of rows; the logits returned are its own buffer."""
 
     def __init__(
         self,
         arch: Architecture,
         weights: PackedDecoder,
-        cache: ContiguousCache,
+        kv: Tensor,
         cos: Tensor,
         sin: Tensor,
+        prompts: Tensor | None = None,
     ):
-        """`cos` and `sin` (capacity, D): rotate(x) = cos · x + sin · (x with halves swapped)."""
-        kv, batch, dim = cache.kv, cache.batch, arch.head_dim
+        """`kv` (L, 2, B, Hkv, S, D) is what rows have of their own, `prompts` (L, 2, Hkv, T, D)
+        what they may share. `cos` and `sin` (positions, D): rotate(x) = cos · x + sin · (x with
+        halves swapped)."""
+        batch, dim = kv.shape[2], arch.head_dim
         self._function = _library(kv.dtype)[0].ember_step
-        threads = max(torch.get_num_threads(), os.cpu_count() or 1)
-        scratch = batch * arch.hidden_size + arch.groups * (dim + cache.capacity)
+        self._threads = max(torch.get_num_threads(), os.cpu_count() or 1)
+        scratch = batch * arch.hidden_size + arch.groups * (dim + len(cos))
         scratch = -(-scratch // 16) * 16
-        self._layers = (_Layer * arch.num_layers)(
-            *(_layer(weights, index, kv[index]) for index in range(arch.num_layers))
+        layers = (_Layer * arch.num_layers)(
+            *(_layer(weights, i, kv, prompts) for i in range(arch.num_layers))
         )
         floats = {
             "x": batch * arch.hidden_size,
             "qkv": batch * (arch.num_heads + 2 * arch.num_kv_heads) * dim,
             "attended": batch * arch.num_heads * dim,
             "acted": batch * arch.intermediate_size,
-            "scratch": threads * scratch,
+            "scratch": self._threads * scratch,
         }
         buffers = {name: torch.empty(count) for name, count in floats.items()}
         self._logits = torch.empty(batch, arch.vocab_size)
-        self._cos, self._sin = cos.float().contiguous(), sin.float().contiguous()
+        tables = [cos.float().contiguous(), sin.float().contiguous()]
         # Whatever the code reads or writes must live as long as the step.
-        self._kept = [weights, kv, buffers]
-        self._threads = threads
+        self._kept = [weights, kv, prompts, layers, buffers, tables]
         self._step = _Step(
-            *(arch.num_layers, batch, arch.hidden_size, arch.intermediate_size, arch.vocab_size),
-            *(arch.num_heads, arch.num_kv_heads, dim, cache.capacity, *kv.stride()[2:4]),
+            *(arch.num_layers, arch.hidden_size, arch.intermediate_size, arch.vocab_size),
+            *(arch.num_heads, arch.num_kv_heads, dim),
+            *(*kv.stride()[2:4], 0 if prompts is None else prompts.stride(2)),
             arch.norm_eps,
-            *(_address(x) for x in (weights.embedding, weights.norm, weights.head)),
-            *(_address(self._cos), _address(self._sin)),
-            ctypes.addressof(self._layers),
+            *(_address(x) for x in (weights.embedding, weights.norm, weights.head, *tables)),
+            ctypes.addressof(layers),
             *(_address(buffers[name]) for name in ("x", "qkv", "attended", "acted")),
             _address(self._logits),
             _address(buffers["scratch"]),
             scratch,
         )
-        self._dtype = kv.dtype
-        self._rows = torch.arange(batch)
-        self._none = torch.zeros(batch, dtype=torch.long)
-        self._positions = torch.zeros(batch, dtype=torch.long)
-        self._vocabulary = arch.vocab_size
+        self._dtype, self._vocabulary = kv.dtype, arch.vocab_size
+        self._none, self._own = torch.zeros(2, batch, dtype=torch.long)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        """Runs tokens (B,) at a position; returns logits (B, V)."""
-        self._positions.fill_(position)
-        return self.run(tokens, self._positions, self._rows, self._none)
+        """Runs tokens (B,) at a position of rows that share nothing; returns logits (B, V)."""
+        self._own.fill_(position)
+        return self.run(tokens, self._none, self._none, self._own)
 
-    def run(self, tokens: Tensor, positions: Tensor, prompts: Tensor, shared: Tensor) -> Tensor:
-        """Runs row b's token at `positions[b]`; returns logits (B, V). All four are int64 (B,).
+    def run(self, tokens: Tensor, starts: Tensor, shared: Tensor, own: Tensor) -> Tensor:
+        """Runs one token of each of the first B rows; returns logits (B, V). All are int64 (B,).
 
-        Row b reads its first `shared[b]` tokens from row `prompts[b]`, what follows from itself.
+        Row b reads `shared[b]` tokens of the prompts from `starts[b]` on, then `own[b]` of its own,
+        behind which the KV of the new one is stored.
         """
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocabulary:
             raise IndexError(f"a token is not in 0 … {self._vocabulary - 1}: {tokens.tolist()}")
-        tokens = tokens.contiguous()
-        self._function(
-            ctypes.byref(self._step),
-            *(x.data_ptr() for x in (tokens, positions, prompts, shared)),
-            min(torch.get_num_threads(), self._threads),
-        )
-        return self._logits if self._dtype == torch.float32 else self._logits.to(self._dtype)
+        arrays = [x.contiguous() for x in (tokens, starts, shared, own)]
+        rows, threads = len(tokens), min(torch.get_num_threads(), self._threads)
+        step = ctypes.byref(self._step)
+        self._function(step, *(x.data_ptr() for x in arrays), rows, threads)
+        logits = self._logits[:rows]
+        return logits if self._dtype == torch.float32 else logits.to(self._dtype)
 
 
 class _Layer(ctypes.Structure):
-    NAMES = (
+    WEIGHTS = (
         *("input_norm", "post_norm", "qkv", "o", "gate_up", "down"),
         *("qkv_bias", "o_bias", "gate_up_bias", "down_bias"),
     )
-    _fields_ = tuple((name, POINTER) for name in (*NAMES, "q_norm", "k_norm", "keys", "values"))
+    OTHERS = ("q_norm", "k_norm", "keys", "values", "prompt_keys", "prompt_values")
+    _fields_ = tuple((name, POINTER) for name in (*WEIGHTS, *OTHERS))
 
 
 class _Step(ctypes.Structure):
+    SIZES = ("layers", "hidden", "intermediate", "vocabulary", "heads", "kv_heads", "dim")
+    STRIDES = ("row_stride", "head_stride", "prompt_stride")
+    POINTERS = (
+        *("embedding", "norm", "head", "cos", "sin", "layer"),
+        *("x", "qkv", "attended", "acted", "logits", "scratch"),
+    )
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in ("layers", "batch", "hidden", "intermediate", "vocabulary", "heads")
-        ),
-        *((name, ctypes.c_int64) for name in ("kv_heads", "dim", "capacity")),
-        *(("row_stride", ctypes.c_int64), ("head_stride", ctypes.c_int64), ("eps", ctypes.c_float)),
-        *((name, POINTER) for name in ("embedding", "norm", "head", "cos", "sin", "layer")),
-        *((name, POINTER) for name in ("x", "qkv", "attended", "acted", "logits", "scratch")),
+        *((name, ctypes.c_int64) for name in (*SIZES, *STRIDES)),
+        ("eps", ctypes.c_float),
+        *((name, POINTER) for name in POINTERS),
         ("scratch_floats", ctypes.c_int64),
     )
 
 
-def _layer(weights: PackedDecoder, index: int, kv: Tensor) -> _Layer:
+def _layer(weights: PackedDecoder, index: int, kv: Tensor, prompts: Tensor | None) -> _Layer:
     layer = weights.layers[index]
     norms = (None, None) if weights.qk_norms is None else weights.qk_norms[index]
+    shared = (None, None) if prompts is None else prompts[index]
     return _Layer(
-        *(_address(getattr(layer, name)) for name in _Layer.NAMES),
-        *(_address(norm) for norm in norms),
-        *(_address(kv[0]), _address(kv[1])),
+        *(_address(getattr(layer, name)) for name in _Layer.WEIGHTS),
+        *(_address(x) for x in (*norms, *kv[index], *shared)),
     )
 
 
@@ -164,7 +164,7 @@ def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str | None]:
         reason = f"no compiled code: {error}"
         log.info("decoding without native code (%s)", reason)
         return None, reason
-    library.ember_step.argtypes = [POINTER] * 5 + [ctypes.c_int]
+    library.ember_step.argtypes = [POINTER] * 5 + [ctypes.c_int64, ctypes.c_int]
     library.ember_step.restype = None
     return library, None
 

@@ -71,7 +71,7 @@ class DecodeStep:
             cos, sin = swapped_tables(decoder.arch, cache.capacity, kv.dtype, kv.device)
             first = kv[..., :1, :].clone()  # trial steps write at position 0
             if kernels and native_step.why_not(decoder.arch, kv) is None:
-                self._step = NativeStep(decoder.arch, self._weights, cache, cos, sin)
+                self._step = NativeStep(decoder.arch, self._weights, kv, cos, sin)
                 self.threads = self._fastest_threads()
             elif kv.device.type == "cpu" and kv.dtype == torch.float32:
                 self._step = HostStep(decoder.arch, self._weights, cache, cos, sin)
