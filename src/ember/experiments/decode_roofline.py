@@ -103,7 +103,7 @@ def _generations(
     def run(clock: PhaseClock | None = None) -> float:
         synchronize(device)
         began = time.perf_counter()
-        engine.generate([prompt], sampling=sampling, num_candidates=candidates, clock=clock)
+        engine.generate([prompt], sampling, num_candidates=candidates, clock=clock)
         synchronize(device)
         return (time.perf_counter() - began) * 1e3
 
