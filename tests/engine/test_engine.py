@@ -66,7 +66,7 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11], [12], [3, 2, 1, 0, 5]]
 def test_completions_equal_a_plain_loop(decoder, temperature):
     sampling = SamplingParams(max_tokens=9, temperature=temperature, top_p=0.9, seed=5)
     found = Engine(decoder, capacity=16).generate(PROMPTS, sampling, num_candidates=2)
-    for p, (prompt, completions) in enumerate(zip(PROMPTS, found, strict=True)):
+    for prompt, completions in zip(PROMPTS, found, strict=True):
         for c, completion in enumerate(completions):
             assert_equals(completion, plain_loop(decoder, prompt, sampling, c))
             assert completion.finish_reason == "length"

@@ -85,8 +85,8 @@ class Engine:
         `detokenize`: text of token ids, for stop strings and the completions' text.
 
         `max_rows`: the most candidates that decode together; `cache_bytes`: the most memory for
-        their KV (by default a share of what is free). `batch_invariant`: on the CPU in float32, run
-        a single candidate as in a batch too, which is slower but equal to the last bit.
+        their KV (by default a share of what is free). `batch_invariant`: on the CPU in float32,
+        make a candidate the same to the last bit whatever runs beside it, at some cost in time.
 
         `graphs`: record decoding, and prefills of shapes that come back, as CUDA graphs (by default
         on CUDA). `kernels`: use Triton's on CUDA where they cover the case, plain operators
@@ -254,7 +254,9 @@ class Engine:
             cache = self._slotted(size)
             weights = PackedDecoder(self.decoder)
             with torch.inference_mode():
-                step = HostRows(self.decoder.arch, weights, cache, self.capacity)
+                step = HostRows(
+                    self.decoder.arch, weights, cache, self.capacity, invariant=self.batch_invariant
+                )
             self._rows = HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
         self._rows.slots = size.rows
         return self._rows
