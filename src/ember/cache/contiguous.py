@@ -44,6 +44,13 @@ class ContiguousCache:
         # Zeros, not empty memory: masked attention multiplies what is beyond the length by 0.
         self._adopt(torch.zeros(shape, device=device, dtype=dtype), self.layers)
 
+    @classmethod
+    def over(cls, kv: Tensor) -> "ContiguousCache":
+        """A cache of all layers over memory that someone else owns, empty at first."""
+        view = cls.__new__(cls)
+        view._adopt(kv, tuple(range(kv.shape[0])))
+        return view
+
     def _adopt(self, kv: Tensor, layers: tuple[int, ...]) -> None:
         self.kv = kv
         self.layers = layers

@@ -141,7 +141,7 @@ def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> lis
     def run(engine, clock: PhaseClock | None = None) -> float:
         synchronize(device)
         began = time.perf_counter()
-        engine.generate([prompt], sampling=sampling, num_candidates=candidates, clock=clock)
+        engine.generate([prompt], sampling, num_candidates=candidates, clock=clock)
         synchronize(device)
         return (time.perf_counter() - began) * 1e3
 

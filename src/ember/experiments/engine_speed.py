@@ -85,7 +85,7 @@ def ember_run(decoder, prompt_tokens: int, new_tokens: int, device: str):
         clock = PhaseClock(device)
         synchronize(device)
         began = time.perf_counter()
-        [[completion]] = engine.generate([prompt], sampling=sampling, clock=clock)
+        [[completion]] = engine.generate([prompt], sampling, clock=clock)
         synchronize(device)
         total = (time.perf_counter() - began) * 1e3
         prefill = clock.times_ms()["prefill"]

@@ -74,7 +74,7 @@ def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: 
     clock = PhaseClock(device)
     synchronize(device)
     began = time.perf_counter()
-    [[completion]] = engine.generate([prompt], sampling=sampling, clock=clock)
+    [[completion]] = engine.generate([prompt], sampling, clock=clock)
     synchronize(device)
     total = (time.perf_counter() - began) * 1e3
     assert len(completion.tokens) == generation, "a profiled rollout must not stop early"
