@@ -5,9 +5,12 @@ import torch
 
 from ember.cache.contiguous import ContiguousCache
 from ember.engine import native_step
+from ember.engine.engine import Engine
 from ember.engine.host_step import HostStep
 from ember.engine.native_step import NativeStep
-from ember.engine.step import DecodeStep, restored_threads, swapped_tables
+from ember.engine.sampling import SamplingParams
+from ember.engine.step import DecodeStep, swapped_tables
+from ember.engine.threads import restored_threads
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
 
@@ -195,3 +198,17 @@ def test_the_step_without_a_compiler_equals_the_decoder(shape):
     expected = decoder.logits(decoder(tokens))
     for t in range(5, 12):
         torch.testing.assert_close(step(tokens[:, t]), expected[:, t], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rollout_is_the_same_to_the_last_bit_whatever_runs_beside_it(dtype):
+    """Alone or with others, of other lengths, through few rows or many."""
+    engine = Engine(make("qwen3", dtype), capacity=40)
+    prompts = [draw(1, length)[0].tolist() for length in (9, 3, 12)]
+    params = SamplingParams(temperature=0.9, top_p=0.95, max_tokens=10, seed=4)
+    together = engine.generate(prompts, params, num_candidates=3)
+    engine = Engine(make("qwen3", dtype), capacity=40, max_rows=2)
+    assert engine.generate(prompts, params, num_candidates=3) == together
+    for prompt, expected in zip(prompts, together, strict=True):
+        [alone] = engine.generate([prompt], params, num_candidates=1)
+        assert alone == expected[:1]

@@ -18,7 +18,8 @@ from ember.cache.slotted import Size, SlottedCache
 from ember.engine.prefill import Prefill
 from ember.engine.rollout import Prompt, Row, compact
 from ember.engine.sampling import SamplingParams, sample
-from ember.engine.step import DecodeStep, restored_threads
+from ember.engine.step import DecodeStep
+from ember.engine.threads import restored_threads
 
 LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at what was sampled; each look waits
 
@@ -215,12 +216,12 @@ def milliseconds(begin, end) -> float:
 
 
 class HostBatch:
-    """Rows of any prompts and lengths over a `SlottedCache`, on the CPU in float32."""
+    """Rows of any prompts and lengths over a `SlottedCache`, on the CPU."""
 
     interval, lag = LOOK_EVERY["cpu"], 0
 
     def __init__(self, step, cache: SlottedCache, run: Prefill, prefill: PrefillInto):
-        """`step`: a `HostRows` over the cache."""
+        """`step`: a `NativeRows` or a `HostRows` over the cache."""
         self.slots = cache.slots
         self._step, self._cache, self._run, self._prefill = step, cache, run, prefill
         self._sampler = RowSampler(torch.device("cpu"))

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Size, SlottedCache, size_for
+from ember.engine import native_step
 from ember.engine.batches import HostBatch, Lockstep
 from ember.engine.host_rows import HostRows
+from ember.engine.native_rows import NativeRows
 from ember.engine.packing import PackedDecoder
 from ember.engine.prefill import Prefill
 from ember.engine.rollout import Batch, Completion, Prompt, Rollout, RolloutStats
@@ -85,13 +87,14 @@ class Engine:
         `detokenize`: text of token ids, for stop strings and the completions' text.
 
         `max_rows`: the most candidates that decode together; `cache_bytes`: the most memory for
-        their KV (by default a share of what is free). `batch_invariant`: on the CPU in float32,
-        make a candidate the same to the last bit whatever runs beside it, at some cost in time.
+        their KV (by default a share of what is free). `batch_invariant`: on the CPU without
+        compiled code, which is so anyway, make a candidate the same to the last bit whatever runs
+        beside it, at some cost in time.
 
         `graphs`: record decoding, and prefills of shapes that come back, as CUDA graphs (by default
-        on CUDA). `kernels`: use Triton's on CUDA where they cover the case, plain operators
-        elsewhere. The decoder's weights are packed in place, see `DecodeStep`; changing them later
-        needs `set_weights_version`.
+        on CUDA). `kernels`: use Triton's on CUDA, compiled code on the CPU, where they cover
+        the case, plain operators elsewhere. The decoder's weights are packed in place, see
+        `DecodeStep`; changing them later needs `set_weights_version`.
         """
         self.decoder = decoder
         self.capacity = capacity
@@ -238,25 +241,27 @@ class Engine:
     def _batch(self, requests: list[Prompt]) -> Batch:
         """What the requests run on."""
         weight, rows = self.decoder.embed_tokens.weight, sum(p.candidates for p in requests)
+        compiled = self.kernels and native_step.why_not(self.decoder.arch, weight) is None
         on_host = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if on_host and (rows > 1 or self.batch_invariant):
-            return self._host_batch(requests, rows)
+        if compiled or (on_host and (rows > 1 or self.batch_invariant)):
+            return self._host_batch(requests, rows, compiled)
         return Lockstep(self._lockstep, self._prefill, requests[0].candidates, weight.device)
 
     def _lockstep(self, rows: int) -> tuple[ContiguousCache, DecodeStep, Prefill]:
         slot = self._slot(rows)
         return slot.cache, slot.step, slot.prefill
 
-    def _host_batch(self, requests: list[Prompt], rows: int) -> Batch:
+    def _host_batch(self, requests: list[Prompt], rows: int, compiled: bool) -> Batch:
         size = self._size(requests, rows)
         if self._rows is None or not self._rows.serves(size):
             self._rows = None  # its memory goes before the new one comes
             cache = self._slotted(size)
-            weights = PackedDecoder(self.decoder)
+            made = (self.decoder.arch, PackedDecoder(self.decoder), cache, self.capacity)
             with torch.inference_mode():
-                step = HostRows(
-                    self.decoder.arch, weights, cache, self.capacity, invariant=self.batch_invariant
-                )
+                if compiled:
+                    step = NativeRows(*made)
+                else:
+                    step = HostRows(*made, invariant=self.batch_invariant)
             self._rows = HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
         self._rows.slots = size.rows
         return self._rows

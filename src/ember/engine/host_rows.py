@@ -10,7 +10,6 @@ Shapes: B rows, H hidden, Hq and Hkv heads, N = Hq + Hkv, G = Hq / Hkv, D head d
 I intermediate, V vocabulary, L layers, T tokens of a prompt, W tokens of a slot.
 """
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from ember.cache.slotted import Run, SlottedCache
 from ember.engine.packing import PackedDecoder
-from ember.engine.step import WORTH_THREADS, restored_threads, swapped_tables
+from ember.engine.step import swapped_tables
+from ember.engine.threads import fastest_threads
 from ember.model.architecture import Architecture
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -191,8 +191,7 @@ class HostRows:
         return out.index_select(0, self._back), lse.index_select(0, self._back)
 
     def _fastest_threads(self) -> int:
-        """torch's number of threads where they pay, 1 otherwise; as in `DecodeStep`."""
-        trial, seconds = HostRows.__new__(HostRows), {}
+        trial = HostRows.__new__(HostRows)
         trial.__dict__ |= self.__dict__
         run = Run(0, max(1, min(64, len(self._cos) - 1)))
         # On memory of its own: others' KV must not be written to.
@@ -200,18 +199,12 @@ class HostRows:
         rows = min(2, self._cache.slots)
         trial._runs, trial._own = [run] * rows, [0] * rows
         trial._sort()
-        with restored_threads():
-            for threads in (torch.get_num_threads(), 1):
-                torch.set_num_threads(threads)
-                times = []
-                for _ in range(4):
-                    began = time.perf_counter()
-                    trial.advance()
-                    trial._own = [0] * rows
-                    times.append(time.perf_counter() - began)
-                seconds[threads] = sorted(times)[1]
-        fastest = min(seconds, key=seconds.get)
-        return fastest if seconds[1] > WORTH_THREADS * seconds[fastest] else 1
+
+        def step():
+            trial._own = [0] * rows
+            trial.advance()
+
+        return fastest_threads(step)
 
 
 def _pieces(items: list, key: Callable) -> list[tuple[int, int]]:

@@ -47,7 +47,7 @@ def why_not(arch: Architecture, kv: Tensor) -> str | None:
 
 
 class NativeStep:
-    """A step over one packed decoder and the KV of rows; the logits returned are its own buffer."""
+    """A step over one packed decoder and rows' KV; `logits` (B, V), float32, is overwritten."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class NativeStep:
             "scratch": self._threads * scratch,
         }
         buffers = {name: torch.empty(count) for name, count in floats.items()}
-        self._logits = torch.empty(batch, arch.vocab_size)
+        self.logits = torch.empty(batch, arch.vocab_size)
         tables = [cos.float().contiguous(), sin.float().contiguous()]
         # Whatever the code reads or writes must live as long as the step.
         self._kept = [weights, kv, prompts, layers, buffers, tables]
@@ -89,7 +89,7 @@ class NativeStep:
             *(_address(x) for x in (weights.embedding, weights.norm, weights.head, *tables)),
             ctypes.addressof(layers),
             *(_address(buffers[name]) for name in ("x", "qkv", "attended", "acted")),
-            _address(self._logits),
+            _address(self.logits),
             _address(buffers["scratch"]),
             scratch,
         )
@@ -99,7 +99,7 @@ class NativeStep:
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
         """Runs tokens (B,) at a position of rows that share nothing; returns logits (B, V)."""
         self._own.fill_(position)
-        return self.run(tokens, self._none, self._none, self._own)
+        return self.run(tokens, self._none, self._none, self._own).to(self._dtype)
 
     def run(self, tokens: Tensor, starts: Tensor, shared: Tensor, own: Tensor) -> Tensor:
         """Runs one token of each of the first B rows; returns logits (B, V). All are int64 (B,).
@@ -113,8 +113,7 @@ class NativeStep:
         rows, threads = len(tokens), min(torch.get_num_threads(), self._threads)
         step = ctypes.byref(self._step)
         self._function(step, *(x.data_ptr() for x in arrays), rows, threads)
-        logits = self._logits[:rows]
-        return logits if self._dtype == torch.float32 else logits.to(self._dtype)
+        return self.logits[:rows]
 
 
 class _Layer(ctypes.Structure):

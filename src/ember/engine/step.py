@@ -11,10 +11,7 @@ reads the whole static cache under a mask, so that nothing depends on the host.
 Shapes: B rows, H hidden, Hq and Hkv heads, G = Hq / Hkv, D head dimension, S capacity, L layers.
 """
 
-import contextlib
 import logging
-import time
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +23,13 @@ from ember.engine.host_step import HostStep
 from ember.engine.kernels.cover import why_not
 from ember.engine.native_step import NativeStep
 from ember.engine.packing import PackedDecoder
+from ember.engine.threads import fastest_threads
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
 
 log = logging.getLogger(__name__)
 
 SPLIT = 256  # cached tokens that one block of the device's attention reads
-WORTH_THREADS = 1.5  # times as fast as one thread that more of them must be
 MASKED = -30000.0  # finite, so that a part that is masked throughout is no NaN; fits bfloat16
 
 
@@ -99,25 +96,8 @@ class DecodeStep:
         return self._weights.is_current()
 
     def _fastest_threads(self) -> int:
-        """torch's number of threads where they pay, 1 otherwise.
-
-        They must be clearly faster: small matrices gain little from a second core, and lose all
-        and more whenever another process wants it.
-        """
         tokens = torch.zeros(self._cache.batch, dtype=torch.long)
-        seconds = {}
-        with restored_threads():
-            for threads in (torch.get_num_threads(), 1):
-                torch.set_num_threads(threads)
-                times = []
-                for _ in range(4):
-                    began = time.perf_counter()
-                    self._step(tokens, 0)
-                    times.append(time.perf_counter() - began)
-                seconds[threads] = sorted(times)[1]
-        log.debug("seconds of a decoding step by threads: %s", seconds)
-        fastest = min(seconds, key=seconds.get)
-        return fastest if seconds[1] > WORTH_THREADS * seconds[fastest] else 1
+        return fastest_threads(lambda: self._step(tokens, 0))
 
 
 class DeviceStep:
@@ -238,17 +218,6 @@ def _attention_with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[
         return out, lse[..., : q.shape[2]]  # the kernel pads the log-sum-exp
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return op(q, k, v, attn_mask=bias)
-
-
-@contextlib.contextmanager
-def restored_threads() -> Iterator[None]:
-    """A block after which torch has as many threads as before."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
 
 
 def swapped_tables(
