@@ -166,6 +166,8 @@ def test_gemma_layers_slide_but_every_sixth():
     assert arch.rope_is_local(0)
     assert not arch.rope_is_local(5)
     assert Architecture.make("gemma-3-1b", num_layers=7).sliding_layers == (0, 1, 2, 3, 4, 6)
+    some = Architecture.make("gemma-3-1b", num_layers=3, sliding_layers=[1])
+    assert some.sliding_layers == (1,)
     every_other = PUBLISHED["gemma-3-1b"] | {"sliding_window_pattern": 2}
     assert Architecture.from_hf(every_other).sliding_layers == tuple(range(0, 26, 2))
 

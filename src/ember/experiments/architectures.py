@@ -6,10 +6,11 @@ by both. What is compared: logits however the prompt is run, the caches, single 
 generation by the engine.
 """
 
+import itertools
 import logging
 import tempfile
 from dataclasses import replace
-from itertools import pairwise
+from operator import eq
 from pathlib import Path
 
 from ember.experiments.progress import Progress
@@ -44,6 +45,8 @@ def check_architectures(
         import transformers
     except ImportError as error:
         transformers, missing = None, f"not installed here: {error}"
+    else:
+        transformers.utils.logging.disable_progress_bar()
     rows, progress = [], Progress(log, len(presets) * draws)
     for preset, arch in small.items():
         row = {
@@ -145,7 +148,7 @@ def _differences(ours, theirs, prompt) -> dict:
         cache = ContiguousCache(arch, BATCH, count)
         parts = [
             ours.logits(ours(prompt[:, start:stop], cache=cache))
-            for start, stop in pairwise([0, *stops])
+            for start, stop in itertools.pairwise([0, *stops])
         ]
         return _apart(torch.cat(parts, 1), expected.logits), cache
 
@@ -176,7 +179,6 @@ def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
 
     from ember.engine.engine import Engine
     from ember.engine.sampling import SamplingParams
-    from ember.experiments.engine_speed import leading_equal
 
     theirs.generation_config.eos_token_id = None
     theirs.generation_config.pad_token_id = 0
@@ -191,8 +193,8 @@ def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
     engine = Engine(ours, capacity=len(prompt) + new_tokens)
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
     [[completion]] = engine.generate([prompt.tolist()], sampling=sampling)
-    share = leading_equal(list(completion.tokens), expected)
-    return {"tokens_equal": round(share * new_tokens)}
+    pairs = zip(completion.tokens, expected, strict=True)
+    return {"tokens_equal": sum(1 for _ in itertools.takewhile(lambda pair: eq(*pair), pairs))}
 
 
 def _apart(a, b) -> float:

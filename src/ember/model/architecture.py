@@ -127,6 +127,8 @@ class Architecture:
             raise BadArchitecture(
                 f"unknown preset {preset!r}.\nKnown presets: {', '.join(sorted(PRESETS))}."
             )
+        if "sliding_layers" in given:  # a list where it comes from YAML
+            given["sliding_layers"] = tuple(given["sliding_layers"])
         model_type = PRESETS[preset].model_type if preset else given.get("model_type")
         if model_type not in FAMILIES:
             raise _unsupported(f"model_type {model_type!r} is not supported.")
