@@ -51,6 +51,7 @@ rule workflow_cost:
 rule p1_gates:
     input:
         inter("p1/gates.parquet"),
+        table("p1_architectures"),
     message:
         "P1-0: the hard gates"
 

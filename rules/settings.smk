@@ -7,6 +7,7 @@ P1_PRODUCTS = [
     *figure("p1_fig2"),
     *figure("p1_sec44"),
     *figure("p1_fig3"),
+    *table("p1_architectures"),
     *table("p1_prefill_share"),
     *table("p1_engine_speed"),
     *figure("p1_roofline"),

@@ -37,6 +37,7 @@ CASES = {
     "src/ember/figures/p1_fig3.py": {"plot_fig3"} | LAST,
     "src/ember/figures/style.py": FIGURES | LAST,
     "src/ember/experiments/decisions.py": {"decide"} | LAST,
+    "src/ember/experiments/architectures.py": {"check_architectures"} | LAST,
     "src/ember/policies/cost.py": {
         "model_cost",
         "summarise_policies",
@@ -77,6 +78,7 @@ def test_editing_a_module_reruns_exactly_its_dependants(finished, name):
 def test_editing_the_decoder_reruns_every_job_that_runs_a_model_and_no_corpus(finished):
     with edited(finished, "src/ember/model/decoder.py", with_code):
         planned = set(finished.planned("all"))
+    assert "check_architectures" in planned
     assert {"train_model", "profile_rollout", "sweep_prefix", "sweep_restart"} <= planned
     assert not {"build_corpus", "train_tokenizer", "gate_outputs"} & planned
 

@@ -248,11 +248,26 @@ class Decisions(Strict):
     )
 
 
+class Architectures(Strict):
+    """The decoder against Transformers' models, with small random weights."""
+
+    presets: list[str] = Field(
+        min_length=1, description="published shapes; their features stay, their sizes shrink"
+    )
+    tokens: Count = Field(48, description="prompt tokens")
+    new_tokens: Count = Field(32, description="greedily generated tokens")
+    draws: Count = Field(2, description="times that weights and prompt are drawn")
+    tolerance: Positive = Field(
+        1e-4, description="largest absolute difference of a logit, key or value, in float32"
+    )
+
+
 class P1(Strict):
     """KV-cache policies for RL rollouts."""
 
     model: str = Field(description="name of the model the programme measures")
     gates: Gates = Gates()
+    architectures: Architectures
     profile: Profile
     prefix: Prefix
     speed: Speed

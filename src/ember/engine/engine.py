@@ -22,7 +22,7 @@ from ember.engine import native_step
 from ember.engine.batches import HostBatch, Lockstep
 from ember.engine.host_rows import HostRows
 from ember.engine.native_rows import NativeRows
-from ember.engine.packing import PackedDecoder
+from ember.engine.packing import PackedDecoder, why_unpacked
 from ember.engine.prefill import Prefill
 from ember.engine.rollout import Batch, Completion, Prompt, Rollout, RolloutStats
 from ember.engine.sampling import BadSampling, SamplingParams
@@ -242,7 +242,8 @@ class Engine:
         """What the requests run on."""
         weight, rows = self.decoder.embed_tokens.weight, sum(p.candidates for p in requests)
         compiled = self.kernels and native_step.why_not(self.decoder.arch, weight) is None
-        on_host = weight.device.type == "cpu" and weight.dtype == torch.float32
+        packed = why_unpacked(self.decoder.arch) is None
+        on_host = packed and weight.device.type == "cpu" and weight.dtype == torch.float32
         if compiled or (on_host and (rows > 1 or self.batch_invariant)):
             return self._host_batch(requests, rows, compiled)
         return Lockstep(self._lockstep, self._prefill, requests[0].candidates, weight.device)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ember.engine.packing import PackedDecoder
+from ember.engine.packing import PackedDecoder, why_unpacked
 from ember.model.architecture import Architecture
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ POINTER = ctypes.c_void_p
 
 def why_not(arch: Architecture, kv: Tensor) -> str | None:
     """Why this step cannot serve a cache's memory `kv`; None if it can."""
+    if (reason := why_unpacked(arch)) is not None:
+        return reason
     if kv.device.type != "cpu":
         return "the cache is not on the CPU"
     if kv.dtype not in DTYPES:

@@ -6,7 +6,8 @@ packed (`ember.engine.packing`), rotary tables precomputed. On the CPU it is a `
 compiled code, or where that cannot be had and in float32 a `HostStep`; on CUDA a `KernelStep`, in
 Triton's kernels, where they cover the case (`ember.engine.kernels.cover`). Elsewhere it is the
 operations below, on CUDA captured as one graph: the position lives on the device, and attention
-reads the whole static cache under a mask, so that nothing depends on the host.
+reads the whole static cache under a mask, so that nothing depends on the host. Architectures that
+cannot be packed (`why_unpacked`) decode with the decoder itself, at its speed.
 
 Shapes: B rows, H hidden, Hq and Hkv heads, G = Hq / Hkv, D head dimension, S capacity, L layers.
 """
@@ -22,7 +23,7 @@ from ember.engine import native_step
 from ember.engine.host_step import HostStep
 from ember.engine.kernels.cover import why_not
 from ember.engine.native_step import NativeStep
-from ember.engine.packing import PackedDecoder
+from ember.engine.packing import PackedDecoder, why_unpacked
 from ember.engine.threads import fastest_threads
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
@@ -52,9 +53,13 @@ class DecodeStep:
         eagerly. `kernels`: use Triton's, on the CPU compiled code, where they cover the case."""
         kv = cache.kv
         self._cache = cache
-        self._weights = PackedDecoder(decoder)
         self.threads = torch.get_num_threads()
         self.loop = None  # a KernelStep, which can sample as well
+        if (reason := why_unpacked(decoder.arch)) is not None:
+            log.info("decoding with the decoder itself, not the fast step: %s", reason)
+            self._step, self._weights = EagerStep(decoder, cache), None
+            return
+        self._weights = PackedDecoder(decoder)
         reason = why_not(decoder.arch, cache) if kernels else "the caller asked for them"
         with torch.inference_mode():
             if reason is None:
@@ -87,17 +92,29 @@ class DecodeStep:
         return self._step(tokens, position)
 
     @property
-    def weights(self) -> PackedDecoder:
-        """The decoder's weights as the step reads them."""
+    def weights(self) -> PackedDecoder | None:
+        """The decoder's weights as the step reads them; None where it is the decoder itself."""
         return self._weights
 
     def is_current(self) -> bool:
         """Whether the decoder's parameters still lie where this step reads them."""
-        return self._weights.is_current()
+        return self._weights is None or self._weights.is_current()
 
     def _fastest_threads(self) -> int:
         tokens = torch.zeros(self._cache.batch, dtype=torch.long)
         return fastest_threads(lambda: self._step(tokens, 0))
+
+
+class EagerStep:
+    """The step as the decoder itself computes it, for architectures that cannot be packed."""
+
+    def __init__(self, decoder: Decoder, cache: ContiguousCache):
+        self._decoder, self._cache = decoder, cache
+
+    def __call__(self, tokens: Tensor, position: int) -> Tensor:
+        """Runs tokens (B,) at a position, which the cache counts already; logits (B, V)."""
+        self._cache.truncate(position)
+        return self._decoder.logits(self._decoder(tokens[:, None], cache=self._cache))[:, 0]
 
 
 class DeviceStep:
