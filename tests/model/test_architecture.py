@@ -208,6 +208,11 @@ def test_bad_fields_are_named(change, message):
         Architecture.make(**{"model_type": "qwen3"} | SIZES | change)
 
 
+def test_half_a_rotary_scaling_is_refused():
+    with pytest.raises(BadArchitecture, match="factor alone"):
+        RopeScaling(8.0, original_max_positions=32)
+
+
 def test_missing_sizes_and_unknown_presets_are_named():
     with pytest.raises(BadArchitecture, match="lacks hidden_size"):
         Architecture.make(model_type="qwen3")

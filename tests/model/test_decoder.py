@@ -251,6 +251,15 @@ def test_taps_of_any_architecture_add_up(arch, count):
 
 
 @torch.inference_mode()
+def test_gemma_in_bfloat16_rounds_where_transformers_rounds():
+    theirs, ours = (model.bfloat16() for model in make_pair(*SHAPES["gemma3"]))
+    tokens = draw_tokens(2, 20)
+    assert torch.equal(ours.embed(tokens), theirs.model.embed_tokens(tokens))
+    found, expected = ours.logits(ours(tokens)).float(), theirs(tokens).logits.float()
+    assert (found - expected).norm() / expected.norm() < 0.02
+
+
+@torch.inference_mode()
 def test_a_late_start_uses_the_cache_of_its_own_layers(decoder):
     """Restart at layer 1, token 5: the layers below are not run, their caches not read."""
     tokens = draw_tokens(1, 11)

@@ -2,8 +2,8 @@
 
 Contract. Layers fill independently (a forward may run some of them), but all rows of a layer have
 the same length. Keys are stored rotated for the positions 0, 1, …, so tokens may be appended, cut
-off at the end or overwritten, but not moved. Nothing is allocated after construction; what `append`
-and `read` return are views of the block.
+off at the end or overwritten, but not moved. Layers that slide over a window keep all tokens too.
+Nothing is allocated after construction; what `append` and `read` return are views of the block.
 """
 
 from collections.abc import Iterable

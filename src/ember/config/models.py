@@ -86,7 +86,7 @@ class Model(Strict):
         "a hub id"
     )
     preset: str | None = Field(None, description="a shape known to the library, such as qwen3-4b")
-    architecture: dict[str, int | float | bool | str] = Field(
+    architecture: dict[str, int | float | bool | str | list[int]] = Field(
         {}, description="fields of the architecture, over the preset's"
     )
     training: Training | None = Field(None, description="for source train")

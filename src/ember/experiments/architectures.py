@@ -94,7 +94,7 @@ def shrink(arch: Architecture, positions: int) -> Architecture:
     layers = max(3, period + 1)  # of a repeated pattern all kinds of layers, and the first again
     kv_heads = 4 if arch.groups == 1 else min(arch.num_kv_heads, 2)
     scaling = arch.rope_scaling
-    if scaling is not None and scaling.original_max_positions is not None:
+    if scaling is not None and scaling.is_llama3:
         scaling = replace(scaling, original_max_positions=positions // 2)
     return Architecture.make(
         next(name for name, known in PRESETS.items() if known == arch),

@@ -34,6 +34,19 @@ class RopeScaling:
     high_freq_factor: float | None = None
     original_max_positions: int | None = None
 
+    def __post_init__(self):
+        llama3 = (self.low_freq_factor, self.high_freq_factor, self.original_max_positions)
+        if llama3.count(None) not in (0, 3):
+            raise BadArchitecture(
+                f"rotary scaling has {self}.\n"
+                "Give factor alone (linear), or all four numbers (llama3)."
+            )
+
+    @property
+    def is_llama3(self) -> bool:
+        """Whether only long wavelengths are stretched; all of them otherwise."""
+        return self.original_max_positions is not None
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -127,8 +140,10 @@ class Architecture:
             raise BadArchitecture(
                 f"unknown preset {preset!r}.\nKnown presets: {', '.join(sorted(PRESETS))}."
             )
-        if "sliding_layers" in given:  # a list where it comes from YAML
-            given["sliding_layers"] = tuple(given["sliding_layers"])
+        given = {  # from YAML they are lists
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in given.items()
+        }
         model_type = PRESETS[preset].model_type if preset else given.get("model_type")
         if model_type not in FAMILIES:
             raise _unsupported(f"model_type {model_type!r} is not supported.")
@@ -420,7 +435,7 @@ def _write_scaled(arch: Architecture, rope: dict) -> dict:
             "rope_parameters": {"rope_type": "default"} | rope,
         }
     written = {"rope_type": "linear", "factor": scaling.factor}
-    if scaling.original_max_positions is not None:
+    if scaling.is_llama3:
         written = {
             "rope_type": "llama3",
             "factor": scaling.factor,

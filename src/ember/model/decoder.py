@@ -269,7 +269,7 @@ def rotary_frequencies(arch: Architecture, device: torch.device, *, local: bool 
     frequencies = 1.0 / arch.rope_theta**exponents
     if (scaling := arch.rope_scaling) is None:
         return frequencies
-    if scaling.original_max_positions is None:
+    if not scaling.is_llama3:
         return frequencies / scaling.factor
     # Llama 3: wavelengths beyond the original context are stretched by `factor`, short ones kept,
     # those between interpolated.

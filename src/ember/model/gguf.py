@@ -138,7 +138,7 @@ def _refuse(arch: Architecture) -> None:
     """What the file could not say, or llama.cpp computes otherwise whatever the file says."""
     kind, gemma = arch.model_type, arch.model_type == "gemma3_text"
     activations = {"gemma3_text": ("gelu_tanh",), "gpt_neox": ("gelu", "gelu_tanh")}
-    llama3 = arch.rope_scaling is not None and arch.rope_scaling.original_max_positions is not None
+    llama3 = arch.rope_scaling is not None and arch.rope_scaling.is_llama3
     faults = {
         "attention biases": (arch.qkv_bias, arch.o_bias)
         != {"qwen2": (True, False), "gpt_neox": (True, True)}.get(kind, (False, False)),
