@@ -178,6 +178,7 @@ def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
     import torch
 
     from ember.engine.engine import Engine
+    from ember.engine.rollout import NotFinite
     from ember.engine.sampling import SamplingParams
 
     theirs.generation_config.eos_token_id = None
@@ -192,7 +193,10 @@ def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
     expected = out[0, len(prompt) :].tolist()
     engine = Engine(ours, capacity=len(prompt) + new_tokens)
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
-    [[completion]] = engine.generate([prompt.tolist()], sampling)
+    try:
+        [[completion]] = engine.generate([prompt.tolist()], sampling)
+    except NotFinite:
+        return {"tokens_equal": 0}
     pairs = zip(completion.tokens, expected, strict=True)
     return {"tokens_equal": sum(1 for _ in itertools.takewhile(lambda pair: eq(*pair), pairs))}
 
