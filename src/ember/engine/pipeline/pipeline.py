@@ -181,11 +181,11 @@ class Pipeline:
         )
 
     def cost(
-        self, *, rows: int, context: int, chunks: int, steps: int, repeats: int
+        self, *, rows: int, context: int, tokens: int, steps: int, repeats: int
     ) -> list[dict]:
         """What each part of the model costs on the first stage's device (needs `whole`): rows of
         phase, part, repeat and ms; see `Worker.cost`."""
-        return self._ask({0}, "cost", rows, context, chunks, steps, repeats)[0]
+        return self._ask({0}, "cost", rows, context, tokens, steps, repeats)[0]
 
     def ping(self, there: tuple, back: tuple, *, count: int, repeats: int) -> list[float]:
         """Seconds of a message of one shape forward and of another back; see `Worker.ping`."""

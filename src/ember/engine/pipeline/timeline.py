@@ -98,3 +98,37 @@ class DeviceTimeline:
                 start = min(max(start, idle_from), end)
             found.append((kind, unit, start, end))
         return found
+
+
+def busy_ms(events: list[Event], stage: int) -> float:
+    """Time a stage computed."""
+    return sum(event.ms for event in events if event.stage == stage and event.kind in COMPUTE)
+
+
+def covered_ms(events: list[Event], kind: str) -> float:
+    """Time during which at least one stage was at work of this kind."""
+    spans = sorted((event.start_ms, event.end_ms) for event in events if event.kind == kind)
+    total, reached = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def transfer_ms(events: list[Event]) -> float:
+    """Time that stages waited for messages already on their way.
+
+    Of every message the part after it was sent and while its receiver had nothing else to do: what
+    overlap hides is not in it, nor is waiting for a neighbour that still computes.
+    """
+    sent = {_message(event): event for event in events if event.kind == "send"}
+    total = 0.0
+    for event in events:
+        if event.kind == "receive":
+            send = sent[(1 - event.stage, *_message(event)[1:])]
+            total += max(0.0, event.end_ms - max(send.start_ms, event.start_ms))
+    return total
+
+
+def _message(event: Event) -> tuple:
+    return event.stage, event.micro_batch, event.step, event.chunk

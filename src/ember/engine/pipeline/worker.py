@@ -254,17 +254,18 @@ class Worker:
         tokens = [(list(c.tokens), list(c.logprobs)) for [c] in found]
         return {"began": began, "ended": ended, "completions": tokens}
 
-    def cost(self, rows: int, context: int, chunks: int, steps: int, repeats: int) -> list[dict]:
+    def cost(self, rows: int, context: int, tokens: int, steps: int, repeats: int) -> list[dict]:
         """Milliseconds of every part of the model in prefill and decoding, one row a repeat.
 
         Each layer is a stage of its own, and all take turns as in a forward, so that caches are as
         warm as there. What a call costs beside its layers is what all layers take alone less what
-        they take together. Embedding and head are the difference they make to a layer. `steps` is
-        the number of decoding steps a time is the mean of.
+        they take together. Embedding and head are the difference they make to a layer. A prefill
+        is of `tokens` tokens, decoding after `context` cached ones; `steps` is the number of
+        decoding steps that a time is the mean of.
         """
         with torch.inference_mode():
             decode = self._decode_costs(rows, context, steps, repeats)
-            return self._prefill_costs(rows, -(-context // chunks), repeats) + decode
+            return self._prefill_costs(rows, tokens, repeats) + decode
 
     def _decode_costs(self, rows: int, context: int, steps: int, repeats: int) -> list[dict]:
         count, sampling = self.layers, SamplingParams(max_tokens=steps + 1)
