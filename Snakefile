@@ -10,6 +10,7 @@ include: "rules/settings.smk"
 include: "rules/models.smk"
 include: "rules/p1_gates.smk"
 include: "rules/p1_profile.smk"
+include: "rules/p1_pipeline.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
 include: "rules/paper.smk"
@@ -59,8 +60,11 @@ rule p1_profile:
         figure("p1_fig2"),
         table("p1_prefill_share"),
         table("p1_engine_speed"),
+        figure("p1_pipeline_splits"),
+        figure("p1_gantt"),
+        table("p1_pipeline"),
     message:
-        "P1-1: where a rollout's time goes"
+        "P1-1: where a rollout's time goes, on one device and on two"
 
 
 rule p1_prefix:

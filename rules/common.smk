@@ -180,6 +180,7 @@ def longest_prompt():
         *p1["prefix"]["prompts"],
         *cost_contexts(),
         p1["speed"]["prompt_tokens"],
+        p1["pipeline"]["context"],
     )
 
 
@@ -206,6 +207,38 @@ def threads_for_model():
 def gpus():
     """Accelerators of a job that runs a model."""
     return 1 if SETTINGS["device"] == "cuda" else 0
+
+
+def stage_gpus():
+    """Accelerators of a job that runs two pipeline stages."""
+    return SETTINGS["p1"]["pipeline"]["gpus"] if gpus() else 0
+
+
+def stage_settings(job):
+    """The settings of `p1.pipeline` that one of its jobs uses, so that it reruns only for those."""
+    settings, profile = SETTINGS["p1"]["pipeline"], SETTINGS["p1"]["profile"]
+    shape = ["context", "generation", "sequences", "micro_batches", "chunks", "timeout"]
+    if job == "rollout":
+        return {
+            "contexts": profile["contexts"],
+            "generations": profile["generations"],
+            "warmup": profile["warmup"],
+            "repeats": settings["rollout_repeats"],
+            "split_fraction": settings["rollout_split"],
+            "chunks": settings["rollout_chunks"],
+            "timeout": settings["timeout"],
+        }
+    own = {
+        "layers": ["cost_repeats"],
+        "sweep": ["split_fractions", "warmup", "repeats"],
+    }
+    return {key: settings[key] for key in [*shape, *own[job]]}
+
+
+def anchor():
+    """An earlier pipeline table to compare with, where one is set."""
+    path = SETTINGS["p1"]["pipeline"]["anchor"]
+    return {"anchor": path} if path else {}
 
 
 def grow(base):

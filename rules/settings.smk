@@ -5,10 +5,13 @@ CODE = code_of_scripts()
 ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
 P1_PRODUCTS = [
     *figure("p1_fig2"),
+    *figure("p1_pipeline_splits"),
+    *figure("p1_gantt"),
     *figure("p1_sec44"),
     *figure("p1_fig3"),
     *table("p1_prefill_share"),
     *table("p1_engine_speed"),
+    *table("p1_pipeline"),
     *table("p1_prefix_savings"),
     *table("p1_policies"),
 ]

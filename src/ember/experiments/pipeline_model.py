@@ -6,6 +6,7 @@ decoding step of the first waits for the sampled tokens. `makespan` adds that up
 `best_split` hands the same constraints to a solver (PuLP's CBC) with the split left free.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -103,7 +104,7 @@ def best_split(units: Sequence, costs: Mapping[str, PhaseCosts], *, overlap: boo
     problem += end
     problem += early[0] == 1
     problem += early[-1] == 0
-    for before, after in zip(early, early[1:], strict=False):
+    for before, after in itertools.pairwise(early):
         problem += before >= after
     in_first = {
         phase: pulp.lpSum(c * x for c, x in zip(cost.layers, early, strict=True))

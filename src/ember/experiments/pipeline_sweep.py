@@ -207,7 +207,9 @@ def profile_stages(
     modes = [mode for mode in MODES if mode != "single"]
     points = [(mode, c, g) for mode in modes for c in contexts for g in generations]
     if reason := _why_not(model, device):
-        return [profile_row(*point, 0, **about, status="skipped", reason=reason) for point in points]
+        return [
+            profile_row(*point, 0, **about, status="skipped", reason=reason) for point in points
+        ]
     streams = read_workload(workload)
     [split] = splits_of(read_architecture(Path(model)).num_layers, [split_fraction])
     order, rng, rows = list(points), random.Random(seed), []
@@ -244,7 +246,9 @@ def profile_stages(
 def _phases(run) -> dict:
     from ember.engine.pipeline.timeline import covered_ms, transfer_ms
 
-    phases = {f"{kind}_ms": covered_ms(run.events, kind) for kind in ("prefill", "decode", "sampling")}
+    phases = {
+        f"{kind}_ms": covered_ms(run.events, kind) for kind in ("prefill", "decode", "sampling")
+    }
     return phases | {"transfer_ms": transfer_ms(run.events), "total_ms": run.total_ms}
 
 

@@ -1,7 +1,7 @@
 """Two pipeline stages in two processes (P1-1.2).
 
-    with Pipeline(model, splits=[9, 18], device="cuda", dtype="bfloat16", capacity=2200) as pipeline:
-        run = pipeline.generate(prompts, sampling, split=9, micro_batches=4, overlap=True)
+    with Pipeline(model, splits=[9, 18], device="cuda", dtype="bfloat16", capacity=2200) as stages:
+        run = stages.generate(prompts, sampling, split=9, micro_batches=4, overlap=True)
 
 Contract. Stage 0 embeds and runs the first layers, stage 1 the others, the head and the sampling;
 hidden states go forward and tokens back by `torch.distributed` (NCCL between two GPUs, gloo between
@@ -180,9 +180,7 @@ class Pipeline:
             forms=("engine", ""),
         )
 
-    def cost(
-        self, *, rows: int, context: int, tokens: int, steps: int, repeats: int
-    ) -> list[dict]:
+    def cost(self, *, rows: int, context: int, tokens: int, steps: int, repeats: int) -> list[dict]:
         """What each part of the model costs on the first stage's device (needs `whole`): rows of
         phase, part, repeat and ms; see `Worker.cost`."""
         return self._ask({0}, "cost", rows, context, tokens, steps, repeats)[0]

@@ -5,6 +5,7 @@ unit is the work of one stage between two messages: a chunk of a micro-batch's p
 decoding step of it. Both stages run the same units in the same order.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -103,4 +104,4 @@ def plan_units(
 def _cuts(total: int, parts: int) -> list[tuple[int, int]]:
     """`parts` neighbouring ranges of near equal size that cover 0 … total."""
     edges = [total * part // parts for part in range(parts + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))

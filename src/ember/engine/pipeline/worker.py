@@ -8,6 +8,7 @@ Contract. FD is a connection to the parent. Its first message is a `Start`, ever
 """
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -27,7 +28,6 @@ from ember.engine.pipeline.stage import Stage, take_layers
 from ember.engine.pipeline.timeline import DeviceTimeline, HostTimeline
 from ember.engine.pipeline.wire import DeviceWire, HostWire
 from ember.engine.sampling import SamplingParams
-from ember.measure.clock import repeat
 from ember.model.checkpoint import load_decoder
 from ember.records.errors import EmberError
 
@@ -84,7 +84,9 @@ class Worker:
         self.layers = decoder.arch.num_layers
         kept = range(self.layers)
         if not start.whole:
-            kept = range(max(start.splits)) if start.rank == 0 else range(min(start.splits), kept.stop)
+            kept = (
+                range(max(start.splits)) if start.rank == 0 else range(min(start.splits), kept.stop)
+            )
         self._first_layer = kept.start
         self._decoder = take_layers(decoder, kept)
         self._stages: OrderedDict[tuple, Stage] = OrderedDict()
@@ -221,9 +223,7 @@ class Worker:
         """
         weight, device = self._decoder.embed_tokens.weight, self._device
         there, back = (
-            torch.zeros(
-                shape, dtype=torch.long if len(shape) == 1 else weight.dtype, device=device
-            )
+            torch.zeros(shape, dtype=torch.long if len(shape) == 1 else weight.dtype, device=device)
             for shape in (hidden_shape, back_shape)
         )
         seconds = []
@@ -270,7 +270,9 @@ class Worker:
     def _decode_costs(self, rows: int, context: int, steps: int, repeats: int) -> list[dict]:
         count, sampling = self.layers, SamplingParams(max_tokens=steps + 1)
         middle = {"first": False, "last": False}
-        stages = {f"layer {i}": self._new_stage(range(i, i + 1), rows, **middle) for i in range(count)}
+        stages = {
+            f"layer {i}": self._new_stage(range(i, i + 1), rows, **middle) for i in range(count)
+        }
         stages["all"] = self._new_stage(range(count), rows, **middle)
         stages["embed"] = self._new_stage(range(1), rows, first=True, last=False)
         stages["head"] = self._new_stage(range(count - 1, count), rows, first=False, last=True)
@@ -321,7 +323,7 @@ class Worker:
             marks.append(("head", timeline.mark()))
             first.sample(logits)
             marks.append(("sample", timeline.mark()))
-            for (_, start), (name, end) in zip(marks, marks[1:], strict=False):
+            for (_, start), (name, end) in itertools.pairwise(marks):
                 timeline.add("prefill", name, start, end)
             if turn >= 0:
                 found += [

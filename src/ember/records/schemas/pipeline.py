@@ -133,7 +133,9 @@ PIPELINE = Schema(
         _number("busy_first_ms_median", "ms", "median time the first stage computed"),
         _number("busy_last_ms_median", "ms", "median time the second stage computed"),
         _number("transfer_ms_median", "ms", "median time stages waited for messages on their way"),
-        _number("bubble_share_median", "fraction", "median share of both stages' time not computing"),
+        _number(
+            "bubble_share_median", "fraction", "median share of both stages' time not computing"
+        ),
         _number("bubble_share_p10", "fraction", "10th percentile of the bubble share"),
         _number("bubble_share_p90", "fraction", "90th percentile of the bubble share"),
         _number("tokens_equal_share", "fraction", "least share of tokens equal to one device's"),
@@ -147,7 +149,9 @@ PIPELINE = Schema(
             nullable=True,
             values=("best", "no difference", "slower"),
         ),
-        _number("predicted_tokens_per_s", "tokens/s", "by the schedule and the costs on one device"),
+        _number(
+            "predicted_tokens_per_s", "tokens/s", "by the schedule and the costs on one device"
+        ),
         _number("predicted_to_measured", "", "predicted_tokens_per_s / tokens_per_s_median"),
         _number("predicted_bubble_share", "fraction", "by the same schedule"),
         Column(
