@@ -58,21 +58,21 @@ def splits_of(layers: int, fractions: Sequence[float]) -> list[int]:
 
 
 def make_micro_batches(lengths: Sequence[int], micro_batches: int) -> list[list[int]]:
-    """Numbers of the prompts in each micro-batch: at least `micro_batches` of them, near equal.
+    """Numbers of the prompts in each of `micro_batches` micro-batches of near equal size.
 
-    Prompts of a micro-batch have the same length, so there may be more. Raises `BadSplit` where
-    there are fewer prompts than micro-batches.
+    Prompts of a micro-batch have the same length; where lengths differ there are about as many as
+    asked for, one for each length at least. Raises `BadSplit` where there are fewer prompts than
+    micro-batches.
     """
     if not 1 <= micro_batches <= len(lengths):
         raise BadSplit(
             f"{len(lengths)} sequences cannot make {micro_batches} micro-batches.\n"
             f"Choose 1 to {len(lengths)} micro-batches, or more sequences."
         )
-    size = len(lengths) // micro_batches
     groups: list[list[int]] = []
     for length in sorted(set(lengths)):
         same = [number for number, other in enumerate(lengths) if other == length]
-        parts = max(1, len(same) // size)
+        parts = max(1, round(len(same) * micro_batches / len(lengths)))
         groups += [same[at:to] for at, to in _cuts(len(same), parts)]
     return groups
 

@@ -176,15 +176,16 @@ class _KernelRun:
             self._loop.capture()
 
     def begin(self, sampling: SamplingParams, names: Sequence[tuple[int, int]]) -> None:
-        loop, rows = self._loop, len(self._rows)
-        self._sampling, self._names, self._count, self._prompt = sampling, names, 0, None
+        loop, rows, blank = self._loop, len(self._rows), torch.zeros_like(self._loop.logits)
+        self._count, self._prompt = 0, None
         # A trial of both graphs; what it leaves in the cache at position 0 the prefill overwrites.
         loop._tokens.zero_()
-        loop.begin(torch.zeros_like(loop.logits), sampling, names, rows, 1)
+        loop.begin(blank, sampling, names, rows, 1)
         if self._stage.last:
             loop.sample()
-        loop.place(1, -1, rows)
+            loop.begin(blank, sampling, names, rows, 1)
         self._restore()
+        loop.place(1, -1, rows)
         loop.advance()
 
     def decode(self) -> Tensor:
@@ -201,9 +202,9 @@ class _KernelRun:
 
     def sample(self, logits: Tensor) -> None:
         loop = self._loop
-        if not self._count:
-            length = self._stage.cache.length(0)
-            loop.begin(logits, self._sampling, self._names, len(self._rows), length)
+        if not self._count:  # all else is as `begin` left it: seeds would make the host wait
+            loop.logits.copy_(logits)
+            loop.place(self._stage.cache.length(0), -1, len(self._rows))
         loop.sample()
         self._count += 1
         self._stage.tokens.copy_(loop._tokens)

@@ -269,7 +269,7 @@ class Worker:
 
     def _decode_costs(self, rows: int, context: int, steps: int, repeats: int) -> list[dict]:
         count, sampling = self.layers, SamplingParams(max_tokens=steps + 1)
-        middle = {"first": False, "last": False}
+        middle, vocabulary = {"first": False, "last": False}, self._decoder.arch.vocab_size
         stages = {
             f"layer {i}": self._new_stage(range(i, i + 1), rows, **middle) for i in range(count)
         }
@@ -283,6 +283,8 @@ class Worker:
             for stage in stages.values():
                 stage.begin(sampling, names)
                 stage.cache.advance(context)
+                if stage.last:  # a first token, from which decoding goes on
+                    stage.sample(self._decoder.embed_tokens.weight.new_zeros(rows, vocabulary))
             _synchronize(self._device)
             for _ in range(steps):
                 for name, stage in stages.items():
