@@ -65,15 +65,16 @@ def main() -> None:
     given = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.cuda.device_count()} GPUs", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        check(Path(folder))
+        failures = check(Path(folder))
         if not given.check_only:
             given.folder.mkdir(parents=True, exist_ok=True)
             measure(given, Path(folder))
+    assert not failures, f"{failures} runs chose other tokens than one device"
     print("all checks passed")
 
 
-def check(folder: Path) -> None:
-    """Tokens of two stages are those of one device, in float32."""
+def check(folder: Path) -> int:
+    """Runs in float32 in which tokens of two stages are not those of one device."""
     model = folder / "small"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(Architecture.make(**SMALL).to_hf()))
@@ -83,6 +84,7 @@ def check(folder: Path) -> None:
         torch.randint(1000, (length,), generator=generator).tolist()
         for length in (300, 300, 300, 300, 70, 70)
     ]
+    failures = 0
     options = {"splits": [1, 3], "capacity": 400, "device": "cuda", "whole": True}
     with Pipeline(model, **options, timeout_s=90) as pipeline:
         for temperature in (0.0, 0.8):
@@ -100,8 +102,14 @@ def check(folder: Path) -> None:
                             overlap=overlap,
                         )
                         assert run.forms == ("kernels", "kernels"), run.forms
-                        assert run.tokens == expected, (temperature, split, micro_batches, overlap)
-        print(f"float32: tokens of two stages equal the one-device engine's, {run.forms}")
+                        same = sum(a == b for a, b in zip(run.tokens, expected, strict=True))
+                        what = f"temperature {temperature}, {split} + {5 - split} layers"
+                        how = f"{micro_batches} micro-batches, overlap {overlap}"
+                        print(
+                            f"float32, {what}, {how}: {same} of {len(expected)} equal", flush=True
+                        )
+                        failures += same != len(expected)
+    return failures
 
 
 def measure(given, folder: Path) -> None:

@@ -223,6 +223,8 @@ class Pipeline:
         # Both stages are on this machine, whose own name need not resolve.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             environment.setdefault(name, "lo")
+        # A queue of its own for every stream: a message that is waited for holds up no computing.
+        environment.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
         with theirs:
             self._processes.append(
                 subprocess.Popen(

@@ -4,7 +4,7 @@ Contract. A first stage takes tokens, a last one gives logits; what passes betwe
 residual stream. Decoding takes the fastest form there is for the layers: on the CPU in float32 a
 `HostStep`, on CUDA a `KernelStep` where the kernels cover the case, elsewhere the decoder itself.
 Both steps know only whole models. So a later stage is given one whose embedding table is its inbox
-(row r "embeds" as what came for row r), an earlier one a head of one row that nobody reads.
+(row r "embeds" as what came for row r), an earlier one a head of a few rows that nobody reads.
 
 Shapes: B rows of the micro-batch, T tokens, H hidden, V vocabulary.
 """
@@ -24,6 +24,8 @@ from ember.engine.sampling import SamplingParams, make_generators, sample
 from ember.engine.step import SPLIT, swapped_tables
 from ember.measure.memory import require
 from ember.model.decoder import Decoder
+
+UNREAD = 16  # rows of a head that nobody reads: the least that the kernels are compiled for
 
 
 def take_layers(decoder: Decoder, layers: range) -> Decoder:
@@ -225,6 +227,6 @@ def _as_whole_model(stage: Stage):
     if not stage.first:
         weights.embedding = stage.inbox
     if not stage.last:
-        arch = replace(arch, vocab_size=1)
-        weights.head = torch.zeros_like(weights.head[:1])
+        arch = replace(arch, vocab_size=UNREAD)
+        weights.head = weights.head.new_zeros(UNREAD, weights.head.shape[1])
     return arch, weights

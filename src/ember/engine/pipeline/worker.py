@@ -114,7 +114,7 @@ class Worker:
                 self._run_first(units, stages, inputs, timeline, order.overlap)
                 rows = []
             else:
-                self._run_last(units, stages, inputs, timeline)
+                self._run_last(units, stages, inputs, timeline, order.overlap)
                 rows = [stage.sampled() for stage in stages]
             self._wire.close()
             ended = time.perf_counter()
@@ -148,21 +148,27 @@ class Worker:
                 else:
                     wire.take(posted)
 
-    def _run_last(self, units, stages, inputs, timeline) -> None:
-        """Hidden states in, sampled tokens back; the next message is awaited while computing."""
-        wire = self._wire
+    def _run_last(self, units, stages, inputs, timeline, overlap: bool) -> None:
+        """Hidden states in, sampled tokens back; the next message is awaited while computing.
+
+        Not if it answers to what is being computed: on a device a receive that waits may hold up
+        work that was queued after it, which would then be waited for in vain.
+        """
+        wire, posted = self._wire, None
 
         def post(index: int):
-            if index == len(units):
-                return None
             unit = units[index]
             inbox = stages[unit.micro_batch].inbox if unit.step else inputs[index]
             return wire.post(inbox, unit)
 
-        posted = post(0)
         for index, unit in enumerate(units):
             stage = stages[unit.micro_batch]
-            current, posted = posted, post(index + 1)
+            current = post(index) if posted is None else posted
+            following = units[index + 1] if index + 1 < len(units) else None
+            answers = unit.replies and (
+                not overlap or (following and following.micro_batch == unit.micro_batch)
+            )
+            posted = None if answers or following is None else post(index + 1)
             wire.take(current)
             start = timeline.mark()
             logits = (
