@@ -236,9 +236,8 @@ def stage_settings(job):
 
 
 def anchor():
-    """An earlier pipeline table to compare with, where one is set."""
-    path = SETTINGS["p1"]["pipeline"]["anchor"]
-    return {"anchor": path} if path else {}
+    """An earlier pipeline table to compare with; nothing where none is set."""
+    return SETTINGS["p1"]["pipeline"]["anchor"] or []
 
 
 def grow(base):

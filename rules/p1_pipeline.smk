@@ -97,9 +97,9 @@ rule profile_stages:
 
 rule summarise_pipeline:
     input:
-        unpack(anchor()),
         runs=inter("p1/pipeline_runs.parquet"),
         costs=inter("p1/layer_costs.parquet"),
+        anchor=anchor(),
     output:
         reported_table("p1_pipeline", "P1", "Pipeline"),
     log:

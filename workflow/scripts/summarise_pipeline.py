@@ -6,5 +6,6 @@ from ember.experiments.publish import publish
 from ember.records.schemas.pipeline import PIPELINE
 
 with job.start(snakemake) as run:
-    rows = summarise_pipeline(run.input.runs, run.input.costs, run.input.get("anchor"))
+    anchor = run.input.get("anchor") or None
+    rows = summarise_pipeline(run.input.runs, run.input.costs, anchor)
     publish(run, rows, PIPELINE)

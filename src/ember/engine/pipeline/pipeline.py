@@ -13,6 +13,7 @@ chosen: the stages meet in a file. Stages are processes of their own program, so
 `if __name__ == "__main__"`.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -287,38 +288,45 @@ class Pipeline:
         return answers
 
     def _fail(self, rank: int, message: str | None = None) -> None:
-        """Ends both stages and raises. Of two failures the one that is no mere consequence (a lost
-        connection) is told."""
-        other = 1 - rank
-        told = {rank: message} if message else {}
-        process = self._processes[rank]
-        try:
-            if self._lines[other].poll(GRACE_S if not _is_cause(message) else 0.0):
-                status, content = self._lines[other].recv()
-                if status == "failed":
-                    told[other] = content
-        except (EOFError, OSError):
-            pass
-        code = process.poll()
+        """Ends both stages and raises, with the cause: a stage whose neighbour is gone fails too,
+        and may be the first to say so."""
+        told, other = {rank: message} if message else {}, 1 - rank
+        if not _is_cause(message):
+            with contextlib.suppress(EOFError, OSError):
+                if self._lines[other].poll(GRACE_S):
+                    status, content = self._lines[other].recv()
+                    told |= {other: content} if status == "failed" else {}
+        gone = {at: _status(p) for at, p in enumerate(self._processes) if at not in told}
         self.close()
-        causes = [(r, text) for r, text in told.items() if _is_cause(text)] or list(told.items())
-        if message is None and not any(_is_cause(text) for _, text in causes):
-            how = f"was killed by signal {-code}" if code and code < 0 else f"ended ({code})"
+        causes = [at for at, text in told.items() if _is_cause(text)]
+        dead = [at for at, status in gone.items() if status is not None]
+        if dead and not causes:
+            code = gone[dead[0]]
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             raise StageFailed(
-                f"pipeline stage {rank} {how}.\n"
+                f"pipeline stage {dead[0]} {how}.\n"
                 "Check that two processes with the model fit in memory; the log may say more."
             )
-        at, text = causes[0]
+        at = (causes or list(told) or [rank])[0]
+        text = told.get(at, "it closed its connection").strip().splitlines()[0]
         raise StageFailed(
-            f"pipeline stage {at} failed: {text.strip().splitlines()[0]}\n"
+            f"pipeline stage {at} failed: {text}\n"
             "The log has its traceback; the other stage was ended."
         )
 
 
 def _is_cause(message: str | None) -> bool:
-    """Not just that the peer is gone."""
-    words = ("Connection closed by peer", "Connection reset", "connection was", "Timed out waiting")
+    """Not just that the neighbour is gone."""
+    words = ("gloo", "NCCL", "nccl", "Connection ", "DistStoreError", "DistNetworkError")
     return message is not None and not any(word in message for word in words)
+
+
+def _status(process: subprocess.Popen) -> int | None:
+    """Exit status of a process that has ended or is about to; None if it lives."""
+    try:
+        return process.wait(GRACE_S / 2)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _cut(tokens: list[int], logprobs: list[float], stops: Sequence[int]):

@@ -14,6 +14,8 @@ from torch import Tensor
 class HostWire:
     """Gloo between two processes on CPU tensors."""
 
+    ahead = True  # receives may be posted long before they are waited for
+
     def __init__(self, rank: int):
         self._peer = 1 - rank
         self._forward, self._back = dist.new_group([0, 1]), dist.new_group([0, 1])
@@ -52,7 +54,14 @@ class HostWire:
 
 
 class DeviceWire:
-    """NCCL between two devices; what is sent and received is ordered by streams."""
+    """NCCL between two devices; what is sent and received is ordered by streams.
+
+    A receive is a kernel that waits on the device, and some calls of the host (loading a kernel,
+    say) return only when it is done. The host is ahead of the device anyway: posting in the order
+    of the work is early enough.
+    """
+
+    ahead = False
 
     def __init__(self, rank: int, device: str):
         self._peer, self._device = 1 - rank, device

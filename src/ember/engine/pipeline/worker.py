@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from ember.engine.engine import Engine
 from ember.engine.pipeline.plan import make_micro_batches, plan_units
+from ember.engine.pipeline.run import run_first, run_last
 from ember.engine.pipeline.stage import Stage, take_layers
 from ember.engine.pipeline.timeline import DeviceTimeline, HostTimeline
 from ember.engine.pipeline.wire import DeviceWire, HostWire
@@ -80,6 +81,7 @@ class Worker:
         )
         on_device = start.device == "cuda"
         self._wire = DeviceWire(start.rank, self._device) if on_device else HostWire(start.rank)
+        self._connect()
         decoder = load_decoder(Path(start.model), self._device, getattr(torch, start.dtype))
         self.layers = decoder.arch.num_layers
         kept = range(self.layers)
@@ -91,6 +93,17 @@ class Worker:
         self._decoder = take_layers(decoder, kept)
         self._stages: OrderedDict[tuple, Stage] = OrderedDict()
         self._engine = None
+
+    def _connect(self) -> None:
+        """One message each way: connections are made here and not in the midst of a run."""
+        self._open_timeline()
+        number = torch.zeros(1, dtype=torch.long, device=self._device)
+        for back in (False, True):
+            if self._rank == int(back):
+                self._wire.send(number, None, back=back)
+            else:
+                self._wire.take(self._wire.post(number, None, back=back))
+        self._wire.close()
 
     def generate(self, order: Generate) -> dict:
         """Runs this stage's share; times in seconds of the machine's clock."""
@@ -111,10 +124,10 @@ class Worker:
             timeline = self._open_timeline()
             began = time.perf_counter()
             if self._rank == 0:
-                self._run_first(units, stages, inputs, timeline, order.overlap)
+                run_first(units, stages, inputs, self._wire, timeline, overlap=order.overlap)
                 rows = []
             else:
-                self._run_last(units, stages, inputs, timeline, order.overlap)
+                run_last(units, stages, inputs, self._wire, timeline, overlap=order.overlap)
                 rows = [stage.sampled() for stage in stages]
             self._wire.close()
             ended = time.perf_counter()
@@ -129,58 +142,6 @@ class Worker:
             "completions": found,
             "forms": sorted({stage.form for stage in stages}),
         }
-
-    def _run_first(self, units, stages, inputs, timeline, overlap: bool) -> None:
-        """Tokens in, hidden states out; replies are waited for as late as the order allows."""
-        wire, pending = self._wire, {}
-        for unit, given in zip(units, inputs, strict=True):
-            stage = stages[unit.micro_batch]
-            if unit.micro_batch in pending:
-                wire.take(pending.pop(unit.micro_batch))
-            start = timeline.mark()
-            hidden = stage.decode() if unit.step else stage.prefill(given, ends=unit.samples)
-            timeline.add(unit.phase, unit, start, timeline.mark())
-            wire.send(hidden, unit)
-            if unit.replies:
-                posted = wire.post(stage.tokens, unit, back=True)
-                if overlap:
-                    pending[unit.micro_batch] = posted
-                else:
-                    wire.take(posted)
-
-    def _run_last(self, units, stages, inputs, timeline, overlap: bool) -> None:
-        """Hidden states in, sampled tokens back; the next message is awaited while computing.
-
-        Not if it answers to what is being computed: on a device a receive that waits may hold up
-        work that was queued after it, which would then be waited for in vain.
-        """
-        wire, posted = self._wire, None
-
-        def post(index: int):
-            unit = units[index]
-            inbox = stages[unit.micro_batch].inbox if unit.step else inputs[index]
-            return wire.post(inbox, unit)
-
-        for index, unit in enumerate(units):
-            stage = stages[unit.micro_batch]
-            current = post(index) if posted is None else posted
-            following = units[index + 1] if index + 1 < len(units) else None
-            answers = unit.replies and (
-                not overlap or (following and following.micro_batch == unit.micro_batch)
-            )
-            posted = None if answers or following is None else post(index + 1)
-            wire.take(current)
-            start = timeline.mark()
-            logits = (
-                stage.decode() if unit.step else stage.prefill(inputs[index], ends=unit.samples)
-            )
-            middle = timeline.mark()
-            timeline.add(unit.phase, unit, start, middle)
-            if unit.samples:
-                stage.sample(logits)
-                timeline.add("sampling", unit, middle, timeline.mark())
-            if unit.replies:
-                wire.send(stage.tokens, unit, back=True)
 
     def _prefill_inputs(self, units, tokens) -> list:
         """What each prefill unit runs: tokens, or memory for hidden states that will come."""
