@@ -106,7 +106,8 @@ def _caption(rows, single, scale: str) -> str:
         f"median and p10 to p90 of n = {first['n']} runs; hollow: predicted from the costs of "
         "layers, embedding, head and messages measured apart. (b) Share of the overlapped runs in "
         "which each stage computed. The fastest is "
-        f"{best['split']} ({_MODES[best['mode']]}) at {best['tokens_per_s_median']:.4g} tokens/s"
+        f"{best['split']} ({_MODES[best['mode']]}) at {best['tokens_per_s_median']:.4g} tokens/s, "
+        f"with a bubble of {100 * best['bubble_share_median']:.1f} %"
     )
     text += f"; no different from it: {', '.join(same)}." if same else "."
     solved = rows["predicted_best_split"].dropna()
