@@ -22,6 +22,7 @@ from ember.experiments.history import (
     runtime_minutes,
 )
 from ember.experiments.preflight import (
+    check_anchor,
     check_local,
     check_models,
     check_place,
@@ -70,6 +71,7 @@ def before_planning(settings):
     try:
         check_place(Path("results"))
         check_models(settings, Path.cwd())
+        check_anchor(settings, Path.cwd())
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 
