@@ -30,10 +30,11 @@ def draw(events: pd.DataFrame, pipeline: pd.DataFrame, scale: str):
         widest = max(stop - start for start, stop in windows.values())
         for (whole, close), (mode, run) in zip(axes, runs.items(), strict=True):
             start, _ = windows[mode]
+            steps = min(_STEPS, int(run["step"].max()))
             _bars(whole, run, 0.0, longest)
             _bars(close, run, start, start + widest)
             whole.set_title(f"{_MODES[mode]}: whole run", loc="left")
-            close.set_title(f"{_MODES[mode]}: {_STEPS} decoding steps", loc="left")
+            close.set_title(f"{_MODES[mode]}: {steps} decoding steps", loc="left")
         for axis in axes[1]:
             axis.set_xlabel("time (ms)")
         _legend(figure, events, plt)
@@ -100,7 +101,7 @@ def _caption(runs, best, pipeline, scale: str) -> str:
         f"**Pipeline timing at {best['split']} layers.** Bars are computing, gaps are waiting for "
         "the neighbour and for messages. Left the first recorded run of "
         f"{best['sequences']} sequences ({best['context']} prompt, {best['generation']} generated "
-        f"tokens) in {best['micro_batches']} micro-batches, right {_STEPS} decoding steps from its "
-        f"middle. Bubble share, median of n = {best['n']} runs: {said}. "
+        f"tokens) in {best['micro_batches']} micro-batches, right decoding steps from its middle. "
+        f"Bubble share, median of n = {best['n']} runs: {said}. "
         f"{basis(pipeline[pipeline['point'] == best['point']], scale)}"
     )
