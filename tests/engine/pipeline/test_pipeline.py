@@ -4,9 +4,12 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -185,3 +188,34 @@ def test_an_error_in_a_stage_is_told_with_its_cause(model, tmp_path):
         Pipeline(broken, splits=[1], capacity=8, timeout_s=60),
     ):
         pass
+
+
+ORPHANS = """
+import sys, time
+from ember.engine.pipeline.pipeline import Pipeline
+with Pipeline(sys.argv[1], splits=[1], capacity=8, timeout_s=60) as pipeline:
+    print(*(process.pid for process in pipeline._processes), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_stages_end_with_the_process_that_started_them(model):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANS, str(model)], stdout=subprocess.PIPE, text=True
+    )
+    with parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(map(runs, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, pids))
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie, which nobody may be there to bury."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

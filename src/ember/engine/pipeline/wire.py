@@ -6,6 +6,8 @@ wait: sends and receives run on streams of their own, tied to the computing stre
 gloo the host waits where a message is needed.
 """
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,9 +18,9 @@ class HostWire:
 
     ahead = True  # receives may be posted long before they are waited for
 
-    def __init__(self, rank: int):
+    def __init__(self, rank: int, timeout: timedelta):
         self._peer = 1 - rank
-        self._forward, self._back = dist.new_group([0, 1]), dist.new_group([0, 1])
+        self._groups = [dist.new_group([0, 1], timeout=timeout) for _ in range(2)]
         self._sent: list[tuple] = []
 
     def open(self, timeline) -> None:
@@ -28,13 +30,13 @@ class HostWire:
     def send(self, tensor: Tensor, unit, *, back: bool = False) -> None:
         """Sends a tensor that stays as it is until the peer has answered."""
         start = self._timeline.mark()
-        work = dist.isend(tensor.contiguous(), self._peer, group=self._group(back))
+        work = dist.isend(tensor.contiguous(), self._peer, group=self._groups[back])
         self._timeline.add("send", unit, start, self._timeline.mark())
         self._sent.append((work, tensor))
 
     def post(self, tensor: Tensor, unit, *, back: bool = False):
         """Makes room for a message; `take` waits for it."""
-        return dist.irecv(tensor, self._peer, group=self._group(back)), unit
+        return dist.irecv(tensor, self._peer, group=self._groups[back]), unit
 
     def take(self, posted) -> None:
         """Waits until the posted message is there."""
@@ -49,9 +51,6 @@ class HostWire:
             work.wait()
         self._sent.clear()
 
-    def _group(self, back: bool):
-        return self._back if back else self._forward
-
 
 class DeviceWire:
     """NCCL between two devices; what is sent and received is ordered by streams.
@@ -63,9 +62,9 @@ class DeviceWire:
 
     ahead = False
 
-    def __init__(self, rank: int, device: str):
+    def __init__(self, rank: int, device: str, timeout: timedelta):
         self._peer, self._device = 1 - rank, device
-        self._groups = [dist.new_group([0, 1], backend="nccl") for _ in range(2)]
+        self._groups = [dist.new_group([0, 1], backend="nccl", timeout=timeout) for _ in range(2)]
         self._streams = [torch.cuda.Stream(device) for _ in range(2)]
         self._kept: list[Tensor] = []
 

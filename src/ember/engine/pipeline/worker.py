@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 import sys
+import threading
 import time
 import traceback
 from collections import OrderedDict
@@ -79,8 +80,11 @@ class Worker:
             world_size=2,
             timeout=timedelta(seconds=start.timeout_s),
         )
-        on_device = start.device == "cuda"
-        self._wire = DeviceWire(start.rank, self._device) if on_device else HostWire(start.rank)
+        timeout = timedelta(seconds=start.timeout_s)
+        if start.device == "cuda":
+            self._wire = DeviceWire(start.rank, self._device, timeout)
+        else:
+            self._wire = HostWire(start.rank, timeout)
         self._connect()
         decoder = load_decoder(Path(start.model), self._device, getattr(torch, start.dtype))
         self.layers = decoder.arch.num_layers
@@ -324,8 +328,16 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
+def _end_with(process: int) -> None:
+    """Ends this process once its parent is another: the one that started it is gone."""
+    while os.getppid() == process:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def main() -> None:
     """Answers the parent until it hangs up."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     parent = Connection(int(sys.argv[1]))
     try:
         worker = Worker(parent.recv())
