@@ -233,7 +233,7 @@ class Pipeline:
                     env=environment,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    stdout=sys.stderr.fileno(),
+                    stdout=2,  # what a stage prints is no output of the parent
                 )
             )
 
