@@ -11,6 +11,7 @@ include: "rules/models.smk"
 include: "rules/p1_gates.smk"
 include: "rules/p1_profile.smk"
 include: "rules/p1_engine.smk"
+include: "rules/p1_pipeline.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
 include: "rules/paper.smk"
@@ -63,8 +64,11 @@ rule p1_profile:
         table("p1_engine_speed"),
         figure("p1_roofline"),
         table("p1_roofline"),
+        figure("p1_pipeline_splits"),
+        figure("p1_gantt"),
+        table("p1_pipeline"),
     message:
-        "P1-1: where a rollout's time goes"
+        "P1-1: where a rollout's time goes, on one device and on two"
 
 
 rule p1_prefix:

@@ -5,6 +5,8 @@ CODE = code_of_scripts()
 ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
 P1_PRODUCTS = [
     *figure("p1_fig2"),
+    *figure("p1_pipeline_splits"),
+    *figure("p1_gantt"),
     *figure("p1_sec44"),
     *figure("p1_fig3"),
     *table("p1_architectures"),
@@ -12,6 +14,7 @@ P1_PRODUCTS = [
     *table("p1_engine_speed"),
     *figure("p1_roofline"),
     *table("p1_roofline"),
+    *table("p1_pipeline"),
     *table("p1_prefix_savings"),
     *table("p1_policies"),
 ]

@@ -30,7 +30,7 @@ def with_comment(text: str) -> str:
 
 
 # What depends on a file: the rules that run its code, and the rules that read their products.
-FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"}
+FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3", "plot_pipeline", "plot_gantt"}
 # Behind all products: their own cost is counted anew.
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
 CASES = {
@@ -38,6 +38,24 @@ CASES = {
     "src/ember/figures/style.py": FIGURES | LAST,
     "src/ember/experiments/decisions.py": {"decide"} | LAST,
     "src/ember/experiments/architectures.py": {"check_architectures"} | LAST,
+    "src/ember/experiments/pipeline_model.py": {
+        "summarise_pipeline",
+        "plot_pipeline",
+        "plot_gantt",
+    }
+    | LAST,
+    "src/ember/engine/pipeline/wire.py": {
+        "profile_layers",
+        "sweep_splits",
+        "profile_stages",
+        "summarise_pipeline",
+        "plot_pipeline",
+        "plot_gantt",
+        "summarise_rollout",
+        "plot_fig2",
+        "decide",
+    }
+    | LAST,
     "src/ember/policies/cost.py": {
         "model_cost",
         "summarise_policies",

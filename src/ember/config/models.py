@@ -147,6 +147,50 @@ class Prefix(Strict):
         return self
 
 
+class Pipeline(Strict):
+    """P1-1.2: two pipeline stages, swept over splits with and without overlap."""
+
+    split_fractions: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.25, 1 / 3, 0.5, 2 / 3, 0.75],
+        min_length=1,
+        description="layers of the first stage as fractions of the depth: 9, 12, 18, 24 and 27 of "
+        "36; splits that fall together are run once",
+    )
+    context: Count = Field(description="prompt tokens")
+    generation: Annotated[int, Field(ge=2)] = Field(description="generated tokens")
+    sequences: Count = Field(description="sequences generated together")
+    micro_batches: Count = Field(description="parts of the batch that are in flight one by one")
+    chunks: Count = Field(1, description="pieces in which a prompt is prefilled")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs a point")
+    repeats: Count = Field(description="recorded runs a point")
+    cost_repeats: Count = Field(description="recorded runs of every part of the model")
+    rollout_split: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="split of the rollout profile's two-stage modes"
+    )
+    rollout_chunks: Count = Field(
+        4, description="pieces in which their prompt is prefilled: all that overlaps in batch 1"
+    )
+    rollout_repeats: Count = Field(description="their recorded runs a point")
+    gpus: Annotated[int, Field(ge=1, le=2)] = Field(
+        1,
+        description="GPUs that a two-stage job asks for at scales with GPUs; where it sees fewer "
+        "than two its rows are skipped",
+    )
+    timeout: Positive = Field(300.0, description="seconds after which a silent stage has failed")
+    anchor: str | None = Field(
+        None, description="an earlier p1_pipeline.parquet to compare with, point by point"
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.sequences % self.micro_batches:
+            raise ValueError(
+                f"sequences {self.sequences} must be a multiple of micro_batches "
+                f"{self.micro_batches}: the prediction takes them to be equal"
+            )
+        return self
+
+
 class Speed(Strict):
     """Engine against Transformers' generate, side by side."""
 
@@ -272,6 +316,7 @@ class P1(Strict):
     prefix: Prefix
     speed: Speed
     roofline: Roofline
+    pipeline: Pipeline
     restart: Restart
     rounds: Rounds
     policies: list[Policy] = Field(min_length=1)

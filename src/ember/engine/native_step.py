@@ -79,12 +79,13 @@ class NativeStep:
             "scratch": self._threads * scratch,
         }
         buffers = {name: torch.empty(count) for name, count in floats.items()}
-        self.logits = torch.empty(batch, arch.vocab_size)
+        self.logits = torch.empty(batch, len(weights.head))
         tables = [cos.float().contiguous(), sin.float().contiguous()]
         # Whatever the code reads or writes must live as long as the step.
         self._kept = [weights, kv, prompts, layers, buffers, tables]
+        self.x = buffers["x"].view(batch, -1)  # (B, H), the residual stream behind the layers
         self._step = _Step(
-            *(arch.num_layers, arch.hidden_size, arch.intermediate_size, arch.vocab_size),
+            *(arch.num_layers, arch.hidden_size, arch.intermediate_size, len(weights.head)),
             *(arch.num_heads, arch.num_kv_heads, dim),
             *(*kv.stride()[2:4], 0 if prompts is None else prompts.stride(2)),
             arch.norm_eps,
@@ -95,7 +96,7 @@ class NativeStep:
             _address(buffers["scratch"]),
             scratch,
         )
-        self._dtype, self._vocabulary = kv.dtype, arch.vocab_size
+        self._dtype, self._vocabulary = kv.dtype, len(weights.embedding)
         self._none, self._own = torch.zeros(2, batch, dtype=torch.long)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
