@@ -29,7 +29,7 @@ from ember.engine.pipeline.run import run_first, run_last
 from ember.engine.pipeline.stage import Stage, take_layers
 from ember.engine.pipeline.timeline import DeviceTimeline, HostTimeline
 from ember.engine.pipeline.wire import DeviceWire, HostWire
-from ember.engine.sampling import SamplingParams
+from ember.engine.sampling import SamplingParams, prompt_key
 from ember.model.checkpoint import load_decoder
 from ember.records.errors import EmberError
 
@@ -116,7 +116,7 @@ class Worker:
         stages = [self._stage(order.split, number, len(g)) for number, g in enumerate(groups)]
         with torch.inference_mode():
             for stage, group in zip(stages, groups, strict=True):
-                stage.begin(order.sampling, [(number, 0) for number in group])
+                stage.begin(order.sampling, [(prompt_key(order.prompts[n]), 0) for n in group])
             units = plan_units(
                 [lengths[group[0]] for group in groups],
                 order.sampling.max_tokens,
