@@ -68,7 +68,7 @@ class Stage:
         return self._run.form
 
     def begin(self, sampling: SamplingParams, names: Sequence[tuple[int, int]]) -> None:
-        """Forgets what was run; `names`: (key of the prompt, candidate) of each row, for random numbers.
+        """Forgets what was run; `names`: (prompt key, candidate) of each row, for random numbers.
 
         Everything that is recorded or compiled on first use is, so that a run does not wait.
         """
