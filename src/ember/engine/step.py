@@ -56,12 +56,12 @@ class DecodeStep:
         self._weights = PackedDecoder(decoder)
         self.threads = torch.get_num_threads()
         self.loop = None  # a KernelStep, which can sample as well
-        reason = why_not(decoder.arch, cache) if kernels else "the caller asked for them"
+        reason = why_not(decoder.arch, kv, cache.batch) if kernels else "the caller asked for them"
         with torch.inference_mode():
             if reason is None:
                 from ember.engine.kernels.step import KernelStep  # imports Triton
 
-                self._step = self.loop = KernelStep(decoder.arch, self._weights, cache)
+                self._step = self.loop = KernelStep(decoder.arch, self._weights, kv, cache.capacity)
                 if kv.is_cuda and graph is not False:
                     self._step.capture()
                 return
