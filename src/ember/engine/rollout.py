@@ -481,7 +481,8 @@ class Rollout:
         self._marks.append((found[-1], begin, self._batch.mark()))
 
     def _close(self) -> None:
-        self._batch.clear()
+        with self._batch.running():
+            self._batch.clear()
         self._pending.clear()
         self._rows.clear()
         self._waiting.clear()
