@@ -200,7 +200,8 @@ def check_refilling(decoder: Decoder) -> None:
         engine = Engine(decoder, capacity=400, max_rows=rows, cache_bytes=token * tokens)
         found[rows] = engine.generate(prompts, params)
         stats = engine.last_stats
-        assert stats.slots == min(rows, sum(p.n for p in params)) and stats.prefills == 12
+        assert stats.slots == min(rows, sum(p.n for p in params))
+        assert stats.prefills == 12
         print(f"  {stats.steps} steps, occupied {stats.occupancy:.2f}", flush=True)
         for prompt, wanted, row in zip(prompts, params, found[rows], strict=True):
             assert len(row) == wanted.n
