@@ -102,7 +102,7 @@ def test_kernels_refuse_what_cannot_be_packed(monkeypatch):
     monkeypatch.setattr(cover, "interpreted", lambda: True)
     for arch in PRESETS.values():
         cache = ContiguousCache(arch, 1, 1)
-        reason = cover.why_not(arch, cache)
+        reason = cover.why_not(arch, cache.kv, 1)
         if arch.model_type in PACKED:
             assert why_unpacked(arch) is None
             assert reason is None or "Triton" in reason

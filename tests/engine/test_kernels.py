@@ -35,7 +35,7 @@ def test_kernels_equal_plain_operators(interpreted):
 def test_without_cuda_the_step_has_no_kernels():
     decoder = random_decoder(Architecture.make(model_type="qwen3", **SIZES), seed=0)
     cache = ContiguousCache(decoder.arch, 1, 8)
-    assert cover.why_not(decoder.arch, cache) == "the cache is not on a CUDA device"
+    assert cover.why_not(decoder.arch, cache.kv, 1) == "the cache is not on a CUDA device"
     assert DecodeStep(decoder, cache).loop is None
 
 
@@ -46,8 +46,8 @@ def test_without_cuda_the_step_has_no_kernels():
     ("fields", "batch", "dtype", "reason"),
     [
         ({}, 1, torch.bfloat16, None),
-        ({"model_type": "qwen2"}, 256, torch.float32, None),
-        ({"model_type": "llama"}, 257, torch.bfloat16, "257 rows is above 256"),
+        ({"model_type": "qwen2"}, 1024, torch.float32, None),
+        ({"model_type": "llama"}, 1025, torch.bfloat16, "1025 rows is above 1024"),
         ({"head_dim": 48}, 1, torch.bfloat16, "head dimension of 48"),
         ({"num_heads": 64, "num_kv_heads": 2}, 1, torch.bfloat16, "32 query heads share"),
         ({}, 1, torch.float64, "no kernels for torch.float64"),
@@ -56,7 +56,7 @@ def test_without_cuda_the_step_has_no_kernels():
 def test_which_cases_the_kernels_serve(fields, batch, dtype, reason, monkeypatch):
     monkeypatch.setattr(cover, "interpreted", lambda: True)  # as if there were a device
     arch = Architecture.make(**{"model_type": "qwen3"} | SIZES | fields)
-    found = cover.why_not(arch, ContiguousCache(arch, batch, 8, dtype=dtype))
+    found = cover.why_not(arch, torch.empty(1, dtype=dtype), batch)
     assert found is None if reason is None else reason in found
 
 
@@ -65,5 +65,5 @@ def test_without_triton_plain_operators_serve(monkeypatch):
     monkeypatch.setattr(cover.importlib.util, "find_spec", lambda name: None)
     decoder = random_decoder(Architecture.make(model_type="qwen3", **SIZES), seed=0)
     cache = ContiguousCache(decoder.arch, 1, 8)
-    assert cover.why_not(decoder.arch, cache) == "Triton is not installed"
+    assert cover.why_not(decoder.arch, cache.kv, 1) == "Triton is not installed"
     assert DecodeStep(decoder, cache).loop is None

@@ -8,13 +8,14 @@ machines with a GPU may have nothing but torch.
 """
 
 import argparse
+import dataclasses
 import time
 
 import torch
 
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
+from ember.engine.sampling import SamplingParams, cut_tail
 from ember.engine.step import SPLIT, DecodeStep
 from ember.measure.clock import PhaseClock, repeat, summarise
 from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak
@@ -53,6 +54,7 @@ def main() -> None:
             check_chunks(decoder)
         check_generation(decoder)
         check_shared_prompts(decoder)
+        check_refilling(decoder)
     check_weight_updates()
     arch = PRESETS[arguments.preset]
     decoder = random_decoder(arch, 0, DEVICE, torch.bfloat16)
@@ -170,6 +172,63 @@ def check_shared_prompts(decoder: Decoder) -> None:
             ours = torch.tensor(completion.logprobs, device=DEVICE)
             worst = max(worst, ((ours - eager).norm() / logits.float().norm(dim=1).mean()).item())
     report(f"{dtype}: log-probabilities of candidates", worst, TOLERANCE[dtype])
+
+
+def check_refilling(decoder: Decoder) -> None:
+    """Rows that are refilled: a few at a time, in little memory, with parameters of their own, give
+    what the eager decoder says; in float32 the tokens of many rows at once."""
+    dtype = decoder.embed_tokens.weight.dtype
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 300, (12,), generator=generator).tolist()
+    prompts = [draw(decoder, 1, n)[0].tolist() for n in lengths]
+    free = SamplingParams(n=3, max_tokens=60, temperature=1.0, seed=4)
+    whole = Engine(decoder, capacity=400).generate(prompts, free)
+    stop = whole[0][0].tokens[20]
+    params = [
+        dataclasses.replace(
+            free,
+            n=1 + number % 4,
+            max_tokens=20 + 5 * (number % 5),
+            stop_token_ids=(stop,),
+            **({}, {"top_p": 0.9}, {"temperature": 0.7, "top_k": 20}, {"logprobs": 2})[number % 4],
+        )
+        for number in range(12)
+    ]
+    token = decoder.arch.kv_bytes_per_token(decoder.embed_tokens.weight.element_size())
+    found, worst = {}, 0.0
+    for rows, tokens in ((5, 1100), (40, 10**5)):
+        engine = Engine(decoder, capacity=400, max_rows=rows, cache_bytes=token * tokens)
+        found[rows] = engine.generate(prompts, params)
+        stats = engine.last_stats
+        assert stats.slots == min(rows, sum(p.n for p in params))
+        assert stats.prefills == 12
+        print(f"  {stats.steps} steps, occupied {stats.occupancy:.2f}", flush=True)
+        for prompt, wanted, row in zip(prompts, params, found[rows], strict=True):
+            assert len(row) == wanted.n
+            for c in row:
+                stopped = c.tokens[-1] == stop
+                assert c.finish_reason == ("stop" if stopped else "length")
+                assert stopped or len(c.tokens) == wanted.max_tokens
+                ids = torch.tensor([prompt + list(c.tokens)], device=DEVICE)
+                with torch.inference_mode():
+                    logits = decoder.logits(decoder(ids))[0, len(prompt) - 1 : -1].float()
+                at = ids[0, len(prompt) :, None]
+                for ours, scores in (
+                    (c.raw_logprobs, logits.log_softmax(-1)),
+                    (c.logprobs, cut_tail(logits / wanted.temperature, wanted).log_softmax(-1)),
+                ):
+                    if ours is c.logprobs and wanted.cuts and dtype != torch.float32:
+                        continue  # which token is the last one kept may differ
+                    eager = scores.gather(1, at)[:, 0]
+                    error = (torch.tensor(ours, device=DEVICE) - eager).norm()
+                    worst = max(worst, (error / logits.norm(dim=1).mean()).item())
+                if c.alternatives is not None:
+                    assert {len(a) for a in c.alternatives} == {2}
+    if dtype == torch.float32:
+        assert [[c.tokens for c in row] for row in found[5]] == [
+            [c.tokens for c in row] for row in found[40]
+        ]
+    report(f"{dtype}: log-probabilities of refilled rows", worst, TOLERANCE[dtype])
 
 
 @torch.inference_mode()

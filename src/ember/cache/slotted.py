@@ -117,10 +117,10 @@ class SlottedCache:
         """Memory reserved, whatever is in use."""
         return self.prompts.nbytes + self.rows.nbytes
 
-    @property
-    def prompt_bytes_used(self) -> int:
-        """Bytes of the prompts that are stored now."""
-        return sum(run.length for run in self._runs) * self._token_bytes
+    def bytes_used(self, rows: int) -> int:
+        """Of the prompts that are stored now, and of the slots of so many rows."""
+        tokens = sum(run.length for run in self._runs) + rows * self.row_tokens
+        return tokens * self._token_bytes
 
     def holds(self, size: Size) -> bool:
         """Whether it is as large."""
@@ -157,6 +157,10 @@ class SlottedCache:
         """The run as a cache of one row, empty at first, over the same memory."""
         stop = run.start + run.length
         return ContiguousCache.over(self.prompts[:, :, :, run.start : stop].unsqueeze(2))
+
+    def store(self, run: Run, kv: Tensor) -> None:
+        """Copies a prompt's KV (L, 2, Hkv, length, D) into its run."""
+        self.prompts[:, :, :, run.start : run.start + run.length].copy_(kv)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copies the first `tokens` of a row's own tokens over another row's."""

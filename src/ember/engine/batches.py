@@ -189,11 +189,7 @@ class Lockstep:
         self._prompt = self._logits = None
 
     def mark(self):
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        return mark(self._device)
 
     def between(self, begin, end) -> float:
         return milliseconds(begin, end)
@@ -205,6 +201,15 @@ class Lockstep:
 def use_threads(number: int) -> None:
     if torch.get_num_threads() != number:  # setting them costs more than asking
         torch.set_num_threads(number)
+
+
+def mark(device: torch.device):
+    """A point of time in the device's work."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def milliseconds(begin, end) -> float:
@@ -289,5 +294,4 @@ class HostBatch:
         return milliseconds(begin, end)
 
     def kv_bytes(self) -> tuple[int, int]:
-        slots = self._cache.rows.nbytes * len(self._rows) // self.slots
-        return self._cache.prompt_bytes_used + slots, self._cache.bytes
+        return self._cache.bytes_used(len(self._rows)), self._cache.bytes

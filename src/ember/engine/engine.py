@@ -21,6 +21,7 @@ from ember.cache.slotted import Size, SlottedCache, size_for
 from ember.engine import native_step
 from ember.engine.batches import HostBatch, Lockstep
 from ember.engine.host_rows import HostRows
+from ember.engine.kernels.cover import why_not
 from ember.engine.native_rows import NativeRows
 from ember.engine.packing import PackedDecoder, why_unpacked
 from ember.engine.prefill import Prefill
@@ -106,7 +107,7 @@ class Engine:
         self.last_stats: RolloutStats | None = None
         self._version = weights_version
         self._slots: dict[int, _Slot] = {}
-        self._rows: HostBatch | None = None
+        self._rows = None  # the last HostBatch or DeviceBatch
         self._running = False
 
     @property
@@ -241,31 +242,55 @@ class Engine:
     def _batch(self, requests: list[Prompt]) -> Batch:
         """What the requests run on."""
         weight, rows = self.decoder.embed_tokens.weight, sum(p.candidates for p in requests)
-        compiled = self.kernels and native_step.why_not(self.decoder.arch, weight) is None
-        packed = why_unpacked(self.decoder.arch) is None
-        on_host = packed and weight.device.type == "cpu" and weight.dtype == torch.float32
-        if compiled or (on_host and (rows > 1 or self.batch_invariant)):
-            return self._host_batch(requests, rows, compiled)
+        rows = min(rows, self.max_rows or MAX_ROWS[weight.device.type])
+        arch, here = self.decoder.arch, weight.device.type == "cpu"
+        if self.kernels and why_not(arch, weight, rows) is None:
+            return self._kept(self._device_batch, requests, rows)
+        if self.kernels and native_step.why_not(arch, weight) is None:
+            return self._kept(self._native_batch, requests, rows)
+        on_host = here and weight.dtype == torch.float32 and why_unpacked(arch) is None
+        if on_host and (rows > 1 or self.batch_invariant):
+            return self._kept(self._host_batch, requests, rows)
         return Lockstep(self._lockstep, self._prefill, requests[0].candidates, weight.device)
 
     def _lockstep(self, rows: int) -> tuple[ContiguousCache, DecodeStep, Prefill]:
         slot = self._slot(rows)
         return slot.cache, slot.step, slot.prefill
 
-    def _host_batch(self, requests: list[Prompt], rows: int, compiled: bool) -> Batch:
+    def _kept(self, make, requests: list[Prompt], rows: int) -> Batch:
+        """The last batch if it is large enough, with its memory and graphs, or a new one."""
         size = self._size(requests, rows)
         if self._rows is None or not self._rows.serves(size):
             self._rows = None  # its memory goes before the new one comes
-            cache = self._slotted(size)
-            made = (self.decoder.arch, PackedDecoder(self.decoder), cache, self.capacity)
             with torch.inference_mode():
-                if compiled:
-                    step = NativeRows(*made)
-                else:
-                    step = HostRows(*made, invariant=self.batch_invariant)
-            self._rows = HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
+                self._rows = make(self._slotted(size))
         self._rows.slots = size.rows
         return self._rows
+
+    def _host_batch(self, cache: SlottedCache) -> Batch:
+        step = HostRows(
+            *(self.decoder.arch, PackedDecoder(self.decoder), cache, self.capacity),
+            invariant=self.batch_invariant,
+        )
+        return HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
+
+    def _native_batch(self, cache: SlottedCache) -> Batch:
+        weights = PackedDecoder(self.decoder)
+        step = NativeRows(self.decoder.arch, weights, cache, self.capacity)
+        return HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
+
+    def _device_batch(self, cache: SlottedCache) -> Batch:
+        from ember.engine.kernels.batch import DeviceBatch  # imports Triton
+        from ember.engine.kernels.step import KernelStep
+
+        slot = self._slot(1)
+        positions = max(self.capacity, slot.cache.capacity)
+        step = KernelStep(
+            self.decoder.arch, slot.step.weights, cache.rows, positions, cache.prompts
+        )
+        if cache.rows.is_cuda and self.graphs is not False:
+            step.capture()
+        return DeviceBatch(step, cache, slot.cache, slot.prefill, self._prefill)
 
     def _size(self, requests: list[Prompt], rows: int) -> Size:
         """Memory that the requests could use, within the budget."""
@@ -279,7 +304,7 @@ class Engine:
             [len(prompt.tokens) for prompt in requests],
             [prompt.candidates for prompt in requests],
             max(prompt.params.max_tokens for prompt in requests),
-            rows=min(rows, self.max_rows or MAX_ROWS[weight.device.type]),
+            rows=rows,
             budget_tokens=budget // token,
             token_bytes=token,
         )

@@ -22,6 +22,7 @@ from ember.engine.step import swapped_tables
 from ember.engine.threads import fastest_threads
 from ember.model.architecture import Architecture
 
+VECTOR = 64  # numbers; no processor's loop takes more at once
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
@@ -125,9 +126,10 @@ class HostRows:
             q = rotated[:, :heads].unflatten(1, (kv_heads, -1))  # (B, Hkv, G, D)
             own, own_lse = self._attend_own(index, q, rotated[:, heads:], v)
             prompt, prompt_lse = self._attend_prompts(index, q)
+            torch.sub(prompt_lse, own_lse, out=b.margin)
             # Shares of the softmax mass; see model.decoder for why both.
-            on_prompt = torch.sigmoid(prompt_lse - own_lse).unsqueeze(-1)
-            on_own = torch.sigmoid(own_lse - prompt_lse).unsqueeze(-1)
+            on_prompt = b.head_view(torch.sigmoid(b.margins))
+            on_own = b.head_view(torch.sigmoid(-b.margins))
             attended = torch.addcmul(prompt * on_prompt, own, on_own).flatten(1)
             x += self._product(attended, layer.o, b.hidden)
             if layer.o_bias is not None:
@@ -231,3 +233,11 @@ class _Buffers:
         self.x, self.hidden = torch.empty(2, rows, arch.hidden_size).unbind()
         self.qkv = torch.empty(rows, width)
         self.gate_up = torch.empty(rows, 2 * arch.intermediate_size)
+        # Whole vectors, because the library's exponential of what is left over rounds differently.
+        count, kv_heads = rows * arch.num_heads, arch.num_kv_heads
+        self.margins = torch.zeros(-(-count // VECTOR) * VECTOR)
+        self.margin = self.margins[:count].view(rows, kv_heads, -1)
+
+    def head_view(self, values: Tensor) -> Tensor:
+        """Values as long as `margins`, by row and query head: (B, Hkv, G, 1)."""
+        return values[: self.margin.numel()].view_as(self.margin).unsqueeze(-1)

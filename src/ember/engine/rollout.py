@@ -385,7 +385,8 @@ class Rollout:
         row.raw += raw[:end]
         row.versions += [version] * end
         if row.alternatives is not None:
-            row.alternatives += alternatives[:end]
+            most = row.params.logprobs  # others in the batch may have asked for more
+            row.alternatives += [found[:most] for found in alternatives[:end]]
         if row.finish is None and len(row.tokens) == row.params.max_tokens:
             row.finish = "length"
         if row.finish is not None:
@@ -480,7 +481,8 @@ class Rollout:
         self._marks.append((found[-1], begin, self._batch.mark()))
 
     def _close(self) -> None:
-        self._batch.clear()
+        with self._batch.running():
+            self._batch.clear()
         self._pending.clear()
         self._rows.clear()
         self._waiting.clear()

@@ -60,12 +60,12 @@ class DecodeStep:
             self._step, self._weights = EagerStep(decoder, cache), None
             return
         self._weights = PackedDecoder(decoder)
-        reason = why_not(decoder.arch, cache) if kernels else "the caller asked for them"
+        reason = why_not(decoder.arch, kv, cache.batch) if kernels else "the caller asked for them"
         with torch.inference_mode():
             if reason is None:
                 from ember.engine.kernels.step import KernelStep  # imports Triton
 
-                self._step = self.loop = KernelStep(decoder.arch, self._weights, cache)
+                self._step = self.loop = KernelStep(decoder.arch, self._weights, kv, cache.capacity)
                 if kv.is_cuda and graph is not False:
                     self._step.capture()
                 return

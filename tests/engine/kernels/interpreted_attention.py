@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from ember.engine.kernels.attention import Attention
+from ember.engine.kernels.attention import Attention, Sharing
 from ember.model.architecture import Architecture
-from ember.model.decoder import RMSNorm, attend, rotary_tables, rotate
+from ember.model.decoder import attend, rotary_tables, rotate
 
-S, D, EPS = 256, 32, 1e-6
+S, W, D, EPS = 256, 128, 32, 1e-6
 
 
 def arch(heads: int, kv_heads: int) -> Architecture:
@@ -24,84 +24,95 @@ def arch(heads: int, kv_heads: int) -> Architecture:
     )
 
 
+# Prompts of the arena as (start, length), and each row's prompt and tokens of its own.
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize(
-    ("batch", "prompts", "shared", "own"),
+    ("prompts", "rows"),
     [
-        (1, 1, [0], 0),  # the first token
-        (1, 1, [0], 150),
-        (1, 1, [130], 7),
-        (2, 2, [64, 3], 70),
-        (6, 2, [100, 1], 0),
-        (20, 1, [65], 3),  # more queries of a KV head than one program takes
+        ([(0, 1)], [(0, 0)]),  # the first token
+        ([(64, 130)], [(0, 7)]),
+        ([(0, 64), (100, 3)], [(0, 70), (1, 2)]),
+        ([(0, 100), (110, 1)], [(1, 0), (0, 5), (1, 66), (0, 0)]),  # in no order
+        ([(3, 65)], [(0, row) for row in range(20)]),  # more than one program takes
+        ([], [(None, 0), (None, 100)]),  # everything in the rows' own memory
     ],
 )
-def test_attention(batch, prompts, shared, own, normed):
-    heads, kv_heads = 8, 2
+def test_attention(prompts, rows, normed):
+    heads, kv_heads, batch = 8, 2, len(rows)
     shape = arch(heads, kv_heads)
     generator = torch.Generator().manual_seed(batch)
     draw = lambda *size: torch.randn(size, generator=generator)  # noqa: E731
-    kv = torch.full((1, 2, batch, kv_heads, S, D), torch.nan)
-    lengths = [shared[row % prompts] + own for row in range(batch)]
-    memory = draw(2, batch, kv_heads, S, D)
-    for row, length in enumerate(lengths):
-        prompt = row % prompts
-        memory[:, row, :, : shared[prompt]] = memory[:, prompt, :, : shared[prompt]]
-        # A candidate's own memory has what follows the prompt, and nothing else.
-        first = 0 if row < prompts else shared[prompt]
-        kv[0, :, row, :, first:length] = memory[:, row, :, first:length]
+    arena = torch.full((1, 2, kv_heads, S, D), torch.nan)
+    for start, length in prompts:
+        arena[0, :, :, start : start + length] = draw(2, kv_heads, length, D)
+    kv = torch.full((1, 2, batch + 1, kv_heads, W, D), torch.nan)  # a row that nobody uses
+    own = [tokens for _, tokens in rows]
+    shared = [0 if prompt is None else prompts[prompt][1] for prompt, _ in rows]
+    memory = []
+    for row, (prompt, tokens) in enumerate(rows):
+        kv[0, :, row, :, :tokens] = draw(2, kv_heads, tokens, D)
+        start = 0 if prompt is None else prompts[prompt][0]
+        read = arena[0, :, :, start : start + shared[row]]
+        memory.append(torch.cat([read, kv[0, :, row, :, :tokens]], 2))
+    lengths = [mine.shape[2] for mine in memory]
     qkv = draw(batch, (heads + 2 * kv_heads) * D)
     norms = 1 + 0.3 * draw(2, D)
 
     cos, sin = (t[0, :, 0] for t in rotary_tables(shape, torch.arange(S), torch.float32))
-    attention = Attention(kv, heads, prompts, cos, sin)
+    attention = Attention(kv, heads, cos, sin, arena if prompts else None)
+    members = [[row for row, (prompt, _) in enumerate(rows) if prompt == p] for p in range(9)]
+    groups = [
+        (*prompts[p], members[p][first : first + 16])
+        for p in range(len(prompts))
+        for first in range(0, len(members[p]), 16)
+    ]
+    groups += [(0, 0, [])] * bool(groups)  # a table may be larger than what is in it
+    attention.tables.fill(groups, 16)
     position = torch.tensor(lengths, dtype=torch.int32)
     out = torch.full((batch, heads * D), torch.nan)
     attention(
-        0,
-        qkv,
-        norms if normed else None,
-        position,
-        torch.tensor(shared, dtype=torch.int32),
-        out,
+        *(0, qkv, norms if normed else None, position, torch.tensor(shared, dtype=torch.int32)),
+        *(out, Sharing(len(groups), 16)),
         eps=EPS,
     )
 
     q, k, v = qkv.view(batch, 1, -1, D).split([heads, kv_heads, kv_heads], 2)
     if normed:
-        norm = RMSNorm(D, EPS)
-        with torch.no_grad():
-            q = torch.nn.functional.rms_norm(q, (D,), norms[0], norm.eps)
-            k = torch.nn.functional.rms_norm(k, (D,), norms[1], norm.eps)
+        q = torch.nn.functional.rms_norm(q, (D,), norms[0], EPS)
+        k = torch.nn.functional.rms_norm(k, (D,), norms[1], EPS)
     table = rotary_tables(shape, position[:, None], torch.float32)
     q, k = rotate(q, *table).transpose(1, 2), rotate(k, *table).transpose(1, 2)
-    for row, length in enumerate(lengths):
-        keys = torch.cat([memory[0, row, :, :length], k[row]], 1)[None]
-        values = torch.cat([memory[1, row, :, :length], v[row].transpose(0, 1)], 1)[None]
+    for row in range(batch):
+        keys = torch.cat([memory[row][0], k[row]], 1)[None]
+        values = torch.cat([memory[row][1], v[row].transpose(0, 1)], 1)[None]
         expected = attend(q[row : row + 1], keys, values).flatten()
         torch.testing.assert_close(out[row], expected, atol=2e-5, rtol=1e-4)
-        torch.testing.assert_close(kv[0, 0, row, :, length], k[row, :, 0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(kv[0, 1, row, :, length], v[row, 0], atol=0, rtol=0)
-        assert kv[0, 0, row, :, length + 1 :].isnan().all()
+        torch.testing.assert_close(kv[0, 0, row, :, own[row]], k[row, :, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(kv[0, 1, row, :, own[row]], v[row, 0], atol=0, rtol=0)
+        assert kv[0, :, row, :, own[row] + 1 :].isnan().all()
+    assert kv[0, :, batch].isnan().all()
 
 
 def test_a_row_is_the_same_in_any_batch():
-    heads, kv_heads, length = 4, 2, 90
+    heads, kv_heads = 4, 2
     generator = torch.Generator().manual_seed(0)
-    kv = torch.randn(1, 2, 3, kv_heads, S, D, generator=generator)
+    arena = torch.randn(1, 2, kv_heads, S, D, generator=generator)
+    kv = torch.randn(1, 2, 3, kv_heads, W, D, generator=generator)
     qkv = torch.randn(3, (heads + 2 * kv_heads) * D, generator=generator)
     cos, sin = (
         t[0, :, 0] for t in rotary_tables(arch(heads, kv_heads), torch.arange(S), torch.float32)
     )
-    shared = torch.tensor([70], dtype=torch.int32)
-    position = torch.full((3,), length, dtype=torch.int32)
-    together = torch.empty(3, heads * D)
-    Attention(kv, heads, 1, cos, sin)(0, qkv, None, position, shared, together, eps=EPS)
+    shared = torch.full((3,), 70, dtype=torch.int32)
+    position = torch.tensor([70, 90, 81], dtype=torch.int32)
+
+    def attend_rows(rows: list[int], groups) -> torch.Tensor:
+        out = torch.empty(len(rows), heads * D)
+        attention = Attention(kv[:, :, rows].clone(), heads, cos, sin, arena)
+        attention.tables.fill(groups, 16)
+        sharing = Sharing(len(groups), 16)
+        attention(0, qkv[rows], None, position[rows], shared, out, sharing, eps=EPS)
+        return out
+
+    together = attend_rows([0, 1, 2], [(5, 70, [0, 1, 2])])
     for row in range(3):
-        own = kv[:, :, row : row + 1].clone()
-        own[:, :, 0, :, :70] = kv[:, :, 0, :, :70]
-        alone = torch.empty(1, heads * D)
-        Attention(own, heads, 1, cos, sin)(
-            0, qkv[row : row + 1], None, position[:1], shared, alone, eps=EPS
-        )
-        assert torch.equal(alone[0], together[row])
+        assert torch.equal(attend_rows([row], [(5, 70, [0])])[0], together[row])

@@ -105,8 +105,11 @@ def test_draws_follow_the_seeds_and_the_cuts(cut, dtype):
         for row in range(2):
             token = expected_token(logits[row], seeds[row], step, params)
             assert sampler.history[step, row] == token
-            logprob = (logits[row].float() / 0.7).log_softmax(-1)[token]
+            cut_logits = cut_tail(logits[row : row + 1].float() / 0.7, params)[0]
+            logprob = cut_logits.log_softmax(-1)[token]
             assert sampler.logprobs[step, row].item() == pytest.approx(logprob.item(), abs=1e-5)
+            raw = logits[row].float().log_softmax(-1)[token]
+            assert sampler.raw_logprobs[step, row].item() == pytest.approx(raw.item(), abs=1e-5)
 
 
 def test_rows_have_parameters_of_their_own():
@@ -145,3 +148,18 @@ def test_masked_logits_are_never_drawn():
     sampler.run(noise=True, cut=True, ranked=True)
     assert sampler.history[0].tolist() == [70]
     assert sampler.logprobs[0].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_likeliest_tokens_are_noted_and_later_rows_left_alone():
+    logits = draw_logits(3)
+    sampler = make(logits)
+    for _ in range(2):
+        sampler.run(noise=False, cut=False, ranked=False, rows=2, alternatives=3)
+    expected, best = logits.log_softmax(-1).topk(3)
+    ids, values = sampler.alternatives[3]
+    for step in range(2):
+        assert torch.equal(ids[step, :2], best[:2])
+        torch.testing.assert_close(values[step, :2], expected[:2], atol=1e-5, rtol=0)
+    assert sampler.steps.tolist() == [2, 2, 0]
+    assert ids[:, 2].count_nonzero() == 0
+    assert ids[2:].count_nonzero() == 0

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ember.cache.contiguous import ContiguousCache
-from ember.engine import engine as engine_module
 from ember.engine.engine import Engine
 from ember.engine.kernels import attention, step
+from ember.engine.kernels.batch import DeviceBatch
 from ember.engine.kernels.prefill import run_packed
 from ember.engine.kernels.products import Plan
 from ember.engine.kernels.step import FEW_ROWS, KernelStep
@@ -124,7 +124,7 @@ def test_completions_are_what_the_decoder_says_and_repeat(temperature):
 
 
 def test_a_stop_token_ends_its_row_only(monkeypatch):
-    monkeypatch.setitem(engine_module.STOP_CHECK, "cuda", 3)
+    monkeypatch.setattr(DeviceBatch, "interval", 3)
     decoder = make(**SHAPES["llama"])
     free = SamplingParams(max_tokens=11, temperature=1.0, seed=5)
     engine = Engine(decoder, capacity=16)

@@ -1,17 +1,20 @@
-"""Attention of one new token a row over a static cache whose prompt several rows may share.
+"""Attention of one new token a row over its prompt, which several rows may share, and its own.
 
-Contract. `attend` norms and rotates the new queries and keys, writes the new keys and values into
-the cache, and gives what each query attends to. Row r continues the prompt of row r % P: the first
-`shared[r % P]` tokens are read from that row, once for all candidates of the prompt, what follows
-from the row's own memory. The cache is read in parts by programs of their own; a part's result and
-log-sum-exp are merged afterwards, in the order of the parts. Parts depend on lengths alone, so a
-row's result does not depend on the batch.
+Contract. `Attention` norms and rotates the new queries and keys, writes the new keys and values
+into the rows' own memory, and gives what each query attends to. Which rows share which prompt,
+where it lies in the arena and how long it is are tables on the device, so that a recorded graph
+stays valid while rows are refilled: a group is a run of the arena and the rows that read it, once
+for all of them. What follows the prompt, a row reads from its own memory. Both are read in parts by
+programs of their own; a part's result and log-sum-exp are merged afterwards, in the order of the
+parts. A row's result depends on lengths and the numbers of parts alone, not on other rows.
 
-Shapes: B rows, P prompts, C = B / P candidates, Hq and Hkv heads, G = Hq / Hkv, D head dimension,
-S capacity.
+Shapes: B rows, R rows of memory, Hq and Hkv heads, G = Hq / Hkv, D head dimension, T tokens of the
+arena, W tokens of a row's own.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -19,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it
+SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
+PROGRAMS = 256  # from which on more parts only make more to merge
 QUERIES = 64  # the most rows of queries in one program
 BLOCK, WARPS = 64, 4  # keys at a time, and warps, of one program
 
@@ -27,25 +31,29 @@ BLOCK, WARPS = 64, 4  # keys at a time, and warps, of one program
 @triton.jit
 def _attend(
     qkv_ptr,  # (B, (Hq + 2 Hkv) D)
-    kv_ptr,  # (2, B, Hkv, S, D), one layer
-    cos_ptr,  # (S, D / 2) float32
-    sin_ptr,  # (S, D / 2) float32
+    prompts_ptr,  # (2, Hkv, T, D), one layer
+    rows_ptr,  # (2, R, Hkv, W, D), one layer
+    cos_ptr,  # (positions, D / 2) float32
+    sin_ptr,  # (positions, D / 2) float32
     norms_ptr,  # (2, D): of queries and keys, where NORM
-    position_ptr,  # (B,): where the new token goes
-    shared_ptr,  # (P,): tokens of the prompt
+    position_ptr,  # (B,): of the new token in its sequence
+    shared_ptr,  # (B,): tokens of the prompt
+    members_ptr,  # (GROUPS, PER): rows of each group, -1 for none
+    starts_ptr,  # (GROUPS,): where its prompt lies in the arena
+    lengths_ptr,  # (GROUPS,): tokens of it
     out_ptr,  # (B, Hq, SHARED_PARTS + OWN_PARTS, D) float32
     lse_ptr,  # (B, Hq, SHARED_PARTS + OWN_PARTS) float32, base 2
-    P,
-    S,
+    SLOTS,  # R
+    T,
+    W,
     scale,  # log2(e) / sqrt(D)
     eps,
-    B: tl.constexpr,
+    GROUPS: tl.constexpr,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
     R: tl.constexpr,  # rows of queries, a power of 2
     PER: tl.constexpr,  # candidates of one program
-    CHUNKS: tl.constexpr,  # programs for all candidates
     BLOCK: tl.constexpr,  # keys at a time
     SHARED_PARTS: tl.constexpr,
     OWN_PARTS: tl.constexpr,
@@ -56,7 +64,8 @@ def _attend(
         gdc_launch_dependents()
     G: tl.constexpr = HQ // HKV
     HALF: tl.constexpr = D // 2
-    PARTS: tl.constexpr = SHARED_PARTS + OWN_PARTS
+    FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
+    PARTS: tl.constexpr = FIRST + OWN_PARTS
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     head = tl.program_id(0)
     task = tl.program_id(1)
@@ -66,29 +75,32 @@ def _attend(
     keys = tl.arange(0, BLOCK)
 
     # What this program reads: a part of a prompt for some candidates, or of a row for itself.
-    on_prompt = task < P * CHUNKS * SHARED_PARTS
-    own_task = task - P * CHUNKS * SHARED_PARTS
+    on_prompt = task < GROUPS * SHARED_PARTS
+    own_task = task - GROUPS * SHARED_PARTS
+    group = tl.where(on_prompt, task // SHARED_PARTS, 0)
+    source = tl.where(on_prompt, 0, own_task // OWN_PARTS)
     part = tl.where(on_prompt, task % SHARED_PARTS, own_task % OWN_PARTS)
-    chunk = (task // SHARED_PARTS) % CHUNKS
-    source = tl.where(on_prompt, task // (SHARED_PARTS * CHUNKS), own_task // OWN_PARTS)
-    candidate = chunk * PER + lane // G
-    row = tl.where(on_prompt, candidate * P + source, source)  # (R,)
-    used = tl.where(on_prompt, (lane < PER * G) & (row < B), lane < G)
+    member = tl.load(
+        members_ptr + group * PER + lane // G, mask=on_prompt & (lane < PER * G), other=-1
+    )
+    row = tl.where(on_prompt, member, source)  # (R,)
+    used = tl.where(on_prompt, member >= 0, lane < G)
     row = tl.where(used, row, source)
-    slot = tl.where(on_prompt, part, SHARED_PARTS + part)
-    # The position is that of any row that is served: all candidates of a prompt are equally long.
+    slot = tl.where(on_prompt, part, FIRST + part)
     position = tl.load(position_ptr + source).to(tl.int32)
-    shared = tl.load(shared_ptr + source % P).to(tl.int32)
-    first = tl.where(on_prompt, 0, shared)
-    length = tl.where(on_prompt, shared, position - shared)
+    own = position - tl.load(shared_ptr + source).to(tl.int32)
+    length = tl.where(on_prompt, tl.load(lengths_ptr + group).to(tl.int32), own)
     parts = tl.where(on_prompt, SHARED_PARTS, OWN_PARTS)
     size = tl.cdiv(tl.cdiv(length, parts), BLOCK) * BLOCK
-    start = first + part * size
-    stop = tl.minimum(start + size, first + length)
+    start = part * size
+    stop = tl.minimum(start + size, length)
     new = (on_prompt == 0) & (part == 0)  # this program has the new token as well
 
-    base = kv_ptr + (source * HKV + head).to(tl.int64) * S * D
-    values = base + S.to(tl.int64) * (B * HKV * D)
+    run = head.to(tl.int64) * T + tl.load(starts_ptr + group).to(tl.int64)
+    place = (source.to(tl.int64) * HKV + head) * W
+    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + place * D)
+    plane = tl.where(on_prompt, T.to(tl.int64) * HKV, SLOTS.to(tl.int64) * HKV * W)
+    values = base + plane * D
     seen = (start + keys < stop)[:, None]
     at = (start + keys)[:, None] * D
     k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
@@ -97,7 +109,7 @@ def _attend(
     if PDL:
         gdc_wait()
 
-    kind = kv_ptr.dtype.element_ty
+    kind = rows_ptr.dtype.element_ty
     cos = tl.load(
         cos_ptr + tl.load(position_ptr + row).to(tl.int64)[:, None] * HALF + dims[None, :]
     )
@@ -131,9 +143,9 @@ def _attend(
         new1 = (lower * c - upper * s).to(kind)
         new2 = (upper * c + lower * s).to(kind)
         newv = tl.load(place + HKV * D + alldims)
-        tl.store(base + position * D + dims, new1)
-        tl.store(base + position * D + HALF + dims, new2)
-        tl.store(values + position * D + alldims, newv)
+        tl.store(base + own * D + dims, new1)
+        tl.store(base + own * D + HALF + dims, new2)
+        tl.store(values + own * D + alldims, newv)
         best = tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], 1)
         best = (best + tl.sum(q2.to(tl.float32) * new2.to(tl.float32)[None, :], 1)) * scale
         mass = tl.full((R,), 1.0, tl.float32)
@@ -191,22 +203,69 @@ def _merge(
     tl.store(out_ptr + row * D + dims, out.to(out_ptr.dtype.element_ty))
 
 
-class Attention:
-    """Attention over one cache: `kv` (L, 2, B, Hkv, S, D); `rows` share the prompts of the first
-    `prompts` rows."""
+@dataclass(frozen=True)
+class Sharing:
+    """Which rows read which prompt: what a recorded graph is made for.
 
-    def __init__(self, kv: Tensor, num_heads: int, prompts: int, cos: Tensor, sin: Tensor):
-        """`cos` and `sin` (S, D / 2), in float32."""
-        _, _, batch, kv_heads, _, dim = kv.shape
-        self._kv, self._heads, self._prompts = kv, num_heads, prompts
+    `groups` of up to `per` rows each; their tables are on the device.
+    """
+
+    groups: int
+    per: int
+
+
+class Tables:
+    """The tables of groups on the device; `fill` brings those of a batch."""
+
+    def __init__(self, slots: int, device: torch.device):
+        self.members = torch.full((slots * QUERIES,), -1, dtype=torch.int32, device=device)
+        self.starts, self.lengths = torch.zeros(2, slots, dtype=torch.int32, device=device)
+
+    def fill(self, groups: Sequence[tuple[int, int, Sequence[int]]], per: int) -> None:
+        """Groups of (start, length, rows)."""
+        rows = [list(rows) + [-1] * (per - len(rows)) for _, _, rows in groups]
+        upload(self.members, [row for group in rows for row in group])
+        upload(self.starts, [start for start, _, _ in groups])
+        upload(self.lengths, [length for _, length, _ in groups])
+
+
+def upload(target: Tensor, values: Sequence) -> None:
+    """Copies numbers to the beginning of a tensor without waiting for the device."""
+    if not len(values):
+        return
+    source = torch.tensor(values, dtype=target.dtype)
+    if target.is_cuda:
+        source = source.pin_memory()
+    target[: len(values)].copy_(source, non_blocking=True)
+
+
+class Attention:
+    """Attention over `rows` (L, 2, R, Hkv, W, D), and over `prompts` (L, 2, Hkv, T, D) if given."""
+
+    def __init__(
+        self,
+        rows: Tensor,
+        num_heads: int,
+        cos: Tensor,
+        sin: Tensor,
+        prompts: Tensor | None = None,
+    ):
+        """`cos` and `sin` (positions, D / 2), in float32."""
+        self._rows, self._heads, self._prompts = rows, num_heads, prompts
         self._cos, self._sin = cos, sin
-        group, candidates = num_heads // kv_heads, batch // prompts
-        self._per = min(candidates, max(1, QUERIES // group))
-        self._chunks = triton.cdiv(candidates, self._per)
-        self._rows = max(16, triton.next_power_of_2(self._per * group))
-        parts = SHARED_PARTS + OWN_PARTS
-        self._parts = torch.zeros(batch, num_heads, parts, dim, device=kv.device)
-        self._lse = torch.zeros(batch, num_heads, parts, device=kv.device)
+        self._group = num_heads // rows.shape[3]
+        self.most = max(1, QUERIES // self._group)  # rows of a group
+        self.tables = Tables(rows.shape[2], rows.device)
+        self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
+        """Of a prompt and of a row's own: fewer where other programs keep the device busy."""
+        heads = self._heads // self._group
+        if not sharing.groups:
+            return 0, SHARED_PARTS
+        shared = max(1, min(SHARED_PARTS, PROGRAMS // (sharing.groups * heads)))
+        own = max(1, min(OWN_PARTS, PROGRAMS // (rows * heads)))
+        return _power(shared), _power(own)
 
     def __call__(
         self,
@@ -216,43 +275,63 @@ class Attention:
         position: Tensor,
         shared: Tensor,
         out: Tensor,
+        sharing: Sharing,
         *,
         eps: float,
         pdl: bool = False,
     ) -> Tensor:
-        """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose token goes to `position` (B,).
+        """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose tokens are at `position` (B,).
 
-        `norms` (2, D) are the weights of the query and key norms; `shared` (P,) see the module.
+        `norms` (2, D) are the weights of the query and key norms; `shared` (B,) is the length of
+        each row's prompt, 0 where it has none of its own.
         """
-        _, _, batch, kv_heads, capacity, dim = self._kv.shape
-        launch = {"launch_pdl": True} if pdl else {}
-        tasks = self._prompts * self._chunks * SHARED_PARTS + batch * OWN_PARTS
+        _, _, slots, kv_heads, width, dim = self._rows.shape
+        batch, launch = len(qkv), {"launch_pdl": True} if pdl else {}
+        shared_parts, own_parts = self.parts(batch, sharing)
+        partial, lse = self._buffers(batch, shared_parts + own_parts)
+        prompts = self._rows if self._prompts is None else self._prompts
+        tasks = sharing.groups * shared_parts + batch * own_parts
+        tables = self.tables
         _attend[(kv_heads, tasks)](
-            *(qkv, self._kv[layer], self._cos, self._sin, qkv if norms is None else norms),
-            *(position, shared, self._parts, self._lse, self._prompts, capacity),
-            *(math.log2(math.e) / math.sqrt(dim), eps),
-            B=batch,
+            *(qkv, prompts[layer], self._rows[layer], self._cos, self._sin),
+            *(qkv if norms is None else norms, position, shared),
+            *(tables.members, tables.starts, tables.lengths, partial, lse),
+            *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps),
+            GROUPS=sharing.groups,
             HQ=self._heads,
             HKV=kv_heads,
             D=dim,
-            R=self._rows,
-            PER=self._per,
-            CHUNKS=self._chunks,
+            R=max(16, triton.next_power_of_2(sharing.per * self._group)),
+            PER=sharing.per,
             BLOCK=BLOCK,
-            SHARED_PARTS=SHARED_PARTS,
-            OWN_PARTS=OWN_PARTS,
+            SHARED_PARTS=max(1, shared_parts),
+            OWN_PARTS=own_parts,
             NORM=norms is not None,
             PDL=pdl,
             num_warps=WARPS,
             **launch,
         )
         _merge[(batch * self._heads,)](
-            *(self._parts, self._lse, out),
+            *(partial, lse, out),
             D=dim,
-            PARTS=SHARED_PARTS + OWN_PARTS,
-            POWER=triton.next_power_of_2(SHARED_PARTS + OWN_PARTS),
+            PARTS=shared_parts + own_parts,
+            POWER=triton.next_power_of_2(shared_parts + own_parts),
             PDL=pdl,
             num_warps=1,
             **launch,
         )
         return out
+
+    def _buffers(self, batch: int, parts: int) -> tuple[Tensor, Tensor]:
+        if (batch, parts) not in self._partial:
+            shape, device = (batch, self._heads, parts), self._rows.device
+            self._partial[batch, parts] = (
+                torch.zeros(*shape, self._rows.shape[-1], device=device),
+                torch.zeros(shape, device=device),
+            )
+        return self._partial[batch, parts]
+
+
+def _power(number: int) -> int:
+    """The largest power of 2 that is not larger."""
+    return 1 << (number.bit_length() - 1)

@@ -112,10 +112,11 @@ def rotate_into(
     return q.transpose(1, 2)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     """silu(gate) · up (rows, I) of gate_up (rows, 2 I)."""
     rows, width = gate_up.shape
-    out = torch.empty(rows, width // 2, dtype=gate_up.dtype, device=gate_up.device)
+    if out is None:
+        out = torch.empty(rows, width // 2, dtype=gate_up.dtype, device=gate_up.device)
     block = min(1024, triton.next_power_of_2(width // 2))
     _silu_mul[(rows, triton.cdiv(width // 2, block))](gate_up, out, width // 2, BLOCK=block)
     return out

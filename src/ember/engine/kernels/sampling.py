@@ -1,7 +1,8 @@
 """Choosing the next tokens on the device: the semantics of `ember.engine.sampling`, no host.
 
 Contract. `Sampler.run` reads logits (B, V) and leaves each row's next token in `tokens`, writes it
-and its log-probability to row `steps[b]` of the history, and counts `steps` and `positions` up.
+and its log-probabilities (see `ember.engine.sampling.sample`) to row `ticks[b]` of the history, and
+counts `ticks`, `steps` and `positions` up.
 Every row has parameters of its own. Random numbers are a function (Philox) of the row's seed, its
 step and the token's id alone, so a row draws the same whatever else is in the batch. Top-k, top-p
 and min-p cut at a value of the logits: tokens that equal the last one kept are kept too.
@@ -22,20 +23,28 @@ def _measure(
     inverse_ptr,  # (B,): 1 / temperature
     top_ptr,  # (B, CHUNKS)
     mass_ptr,  # (B, CHUNKS)
+    raw_top_ptr,  # (B, CHUNKS)
+    raw_mass_ptr,  # (B, CHUNKS)
     V,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """Largest scaled logit of every chunk, and its sum of exp(scaled logit - largest)."""
+    """Largest scaled logit of every chunk, and its sum of exp(scaled logit - largest); raw too."""
     row, chunk = tl.program_id(0), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     x = tl.load(logits_ptr + row.to(tl.int64) * V + ids, mask=ids < V, other=-float("inf"))
-    x = x.to(tl.float32) * tl.load(inverse_ptr + row)
-    top = tl.max(x, 0)
+    x = x.to(tl.float32)
+    raw_top = tl.max(x, 0)
     # A chunk may hold nothing but -inf, which has no mass.
+    raw_mass = tl.sum(tl.exp(x - tl.where(raw_top == -float("inf"), 0.0, raw_top)), 0)
+    x = x * tl.load(inverse_ptr + row)
+    top = tl.max(x, 0)
     mass = tl.sum(tl.exp(x - tl.where(top == -float("inf"), 0.0, top)), 0)
-    tl.store(top_ptr + row * CHUNKS + chunk, top)
-    tl.store(mass_ptr + row * CHUNKS + chunk, mass)
+    spot = row * CHUNKS + chunk
+    tl.store(top_ptr + spot, top)
+    tl.store(mass_ptr + spot, mass)
+    tl.store(raw_top_ptr + spot, raw_top)
+    tl.store(raw_mass_ptr + spot, raw_mass)
 
 
 @triton.jit
@@ -117,6 +126,7 @@ def _draw(
     cut_ptr,  # (B,)
     best_ptr,  # (B, CHUNKS)
     id_ptr,  # (B, CHUNKS)
+    mass_ptr,  # (B, CHUNKS): where CUT, of what is left, relative to the row's largest
     V,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -136,6 +146,8 @@ def _draw(
         least = tl.max(tops, 0) + tl.log(tl.load(min_p_ptr + row))  # log(0) cuts nothing
         cut = tl.load(cut_ptr + row).to(tl.uint32, bitcast=True)
         score = tl.where((score >= least) & (_ordered(x) >= cut), score, -float("inf"))
+        mass = tl.sum(tl.exp(score - tl.max(tops, 0)), 0)
+        tl.store(mass_ptr + row * CHUNKS + chunk, mass)
     if NOISE:
         seed = tl.load(seed_ptr + row)
         step = tl.load(step_ptr + row)
@@ -159,17 +171,23 @@ def _finish(
     inverse_ptr,  # (B,)
     top_ptr,  # (B, CHUNKS)
     mass_ptr,  # (B, CHUNKS)
+    raw_top_ptr,  # (B, CHUNKS)
+    raw_mass_ptr,  # (B, CHUNKS)
     best_ptr,  # (B, CHUNKS)
     id_ptr,  # (B, CHUNKS)
     step_ptr,  # (B,)
+    tick_ptr,  # (B,)
     position_ptr,  # (B,)
     token_ptr,  # (B,)
-    tokens_ptr,  # (STEPS, B): history
-    logprobs_ptr,  # (STEPS, B)
+    normalizer_ptr,  # (B,): log of the sum of exp(raw logit)
+    tokens_ptr,  # (TICKS, SLOTS): history
+    logprobs_ptr,  # (TICKS, SLOTS)
+    raw_ptr,  # (TICKS, SLOTS)
     V,
-    B,
+    SLOTS,
     CHUNKS: tl.constexpr,
     POWER: tl.constexpr,
+    CUT: tl.constexpr,
 ):
     row = tl.program_id(0)
     which = tl.arange(0, POWER)
@@ -178,20 +196,31 @@ def _finish(
     masses = tl.load(mass_ptr + row * CHUNKS + which, mask=there, other=0.0)
     best = tl.load(best_ptr + row * CHUNKS + which, mask=there, other=-float("inf"))
     top = tl.max(tops, 0)
-    lse = top + tl.log(tl.sum(masses * tl.exp(tops - top), 0))
+    if CUT:  # masses of what is left are relative to the row's largest already
+        lse = top + tl.log(tl.sum(masses, 0))
+    else:
+        lse = top + tl.log(tl.sum(masses * tl.exp(tops - top), 0))
+    raw_tops = tl.load(raw_top_ptr + row * CHUNKS + which, mask=there, other=-float("inf"))
+    raw_masses = tl.load(raw_mass_ptr + row * CHUNKS + which, mask=there, other=0.0)
+    raw_top = tl.max(raw_tops, 0)
+    raw_lse = raw_top + tl.log(tl.sum(raw_masses * tl.exp(raw_tops - raw_top), 0))
     winner = tl.argmax(best, 0)
     token = tl.load(id_ptr + row * CHUNKS + winner)
     logit = tl.load(logits_ptr + row.to(tl.int64) * V + token).to(tl.float32)
-    step = tl.load(step_ptr + row)
+    tick = tl.load(tick_ptr + row)
+    spot = tick * SLOTS + row
     tl.store(token_ptr + row, token.to(tl.int64))
-    tl.store(tokens_ptr + step * B + row, token.to(tl.int64))
-    tl.store(logprobs_ptr + step * B + row, logit * tl.load(inverse_ptr + row) - lse)
-    tl.store(step_ptr + row, step + 1)
+    tl.store(normalizer_ptr + row, raw_lse)
+    tl.store(tokens_ptr + spot, token.to(tl.int64))
+    tl.store(logprobs_ptr + spot, logit * tl.load(inverse_ptr + row) - lse)
+    tl.store(raw_ptr + spot, logit - raw_lse)
+    tl.store(tick_ptr + row, tick + 1)
+    tl.store(step_ptr + row, tl.load(step_ptr + row) + 1)
     tl.store(position_ptr + row, tl.load(position_ptr + row) + 1)
 
 
 class Sampler:
-    """Samples for a batch of rows into a history of up to `length` tokens."""
+    """Samples for the first rows of up to B into a history of up to `length` tokens."""
 
     def __init__(self, logits: Tensor, tokens: Tensor, positions: Tensor, length: int):
         """`logits` (B, V) are read; `tokens` (B,) int64 and `positions` (B,) int32 are written."""
@@ -205,25 +234,38 @@ class Sampler:
         self.top_p = torch.ones(rows, device=device)
         self.top_k = torch.zeros(rows, dtype=torch.int32, device=device)
         self.seeds = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.steps = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.steps, self.ticks = torch.zeros(2, rows, dtype=torch.int32, device=device)
         self.history = torch.zeros(length, rows, dtype=torch.int64, device=device)
-        self.logprobs = torch.zeros(length, rows, device=device)
+        self.logprobs, self.raw_logprobs = torch.zeros(2, length, rows, device=device)
+        self.alternatives: dict[int, tuple[Tensor, Tensor]] = {}  # n: ids and values, with history
+        self._normalizers = torch.zeros(rows, device=device)
         self._cut = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._tops, self._masses, self._best = torch.zeros(3, rows, self._chunks, device=device)
+        chunks = torch.zeros(6, rows, self._chunks, device=device)
+        self._tops, self._masses, self._raw_tops, self._raw_masses, self._left, self._best = chunks
         self._ids = torch.zeros(rows, self._chunks, dtype=torch.int32, device=device)
 
     def keep_all(self) -> None:
         """Undoes the cut of an earlier ranked run, for runs that are not ranked."""
         self._cut.zero_()
 
-    def run(self, *, noise: bool, cut: bool, ranked: bool) -> None:
+    def run(
+        self,
+        *,
+        noise: bool,
+        cut: bool,
+        ranked: bool,
+        rows: int | None = None,
+        alternatives: int = 0,
+    ) -> None:
         """`noise`: some row is not greedy; `cut`: some has top-k, top-p or min-p; `ranked`: one of
-        the first two."""
-        rows, vocabulary = self._logits.shape
+        the first two; `alternatives`: so many of the likeliest tokens are noted as well."""
+        slots, vocabulary = self._logits.shape
+        rows = slots if rows is None else rows
         power = triton.next_power_of_2(self._chunks)
         grid = (rows, self._chunks)
         _measure[grid](
-            *(self._logits, self.inverse, self._tops, self._masses, vocabulary),
+            *(self._logits, self.inverse, self._tops, self._masses),
+            *(self._raw_tops, self._raw_masses, vocabulary),
             CHUNK=CHUNK,
             CHUNKS=self._chunks,
         )
@@ -239,7 +281,7 @@ class Sampler:
             )
         _draw[grid](
             *(self._logits, self.inverse, self.noise, self.min_p, self.seeds, self.steps),
-            *(self._tops, self._cut, self._best, self._ids, vocabulary),
+            *(self._tops, self._cut, self._best, self._ids, self._left, vocabulary),
             CHUNK=CHUNK,
             CHUNKS=self._chunks,
             POWER=power,
@@ -247,10 +289,31 @@ class Sampler:
             NOISE=noise,
         )
         _finish[(rows,)](
-            *(self._logits, self.inverse, self._tops, self._masses, self._best, self._ids),
-            *(self.steps, self._positions, self._tokens, self.history, self.logprobs),
-            *(vocabulary, rows),
+            *(self._logits, self.inverse, self._tops, self._left if cut else self._masses),
+            *(self._raw_tops, self._raw_masses, self._best, self._ids),
+            *(self.steps, self.ticks, self._positions, self._tokens, self._normalizers),
+            *(self.history, self.logprobs, self.raw_logprobs, vocabulary, slots),
             CHUNKS=self._chunks,
             POWER=power,
+            CUT=cut,
             num_warps=1,
         )
+        if alternatives:
+            self._note_alternatives(rows, alternatives)
+
+    def _note_alternatives(self, rows: int, count: int) -> None:
+        values, ids = self._logits[:rows].float().topk(count)
+        place = (self.ticks[:1] - 1).long()  # `_finish` has counted on
+        for found, kept in zip(
+            (ids, values - self._normalizers[:rows, None]), self._kept(count), strict=True
+        ):
+            kept[:, :rows].index_copy_(0, place, found[None])
+
+    def _kept(self, count: int) -> tuple[Tensor, Tensor]:
+        if count not in self.alternatives:
+            shape, device = (*self.history.shape, count), self.history.device
+            self.alternatives[count] = (
+                torch.zeros(shape, dtype=torch.int64, device=device),
+                torch.zeros(shape, device=device),
+            )
+        return self.alternatives[count]

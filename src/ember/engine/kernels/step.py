@@ -1,9 +1,10 @@
 """The decoding step in kernels of its own, and sampling behind it: no host between two tokens.
 
-Contract. As a step of `ember.engine.step` (`step(tokens, position)` gives logits), and beyond it a
-loop that lives on the device: `begin` once, then `sample` and `advance` in turn, of which each is
-one CUDA graph; `transfer` brings what was sampled to the host without making the device wait.
-Candidates read the KV of their prompt from its row, so that nothing has to be copied.
+Contract. `KernelStep` runs the first rows of its memory, as many as `arrange` names. It is a step
+of `ember.engine.step` (`step(tokens, position)` gives logits, every row on its own memory), and
+beyond it what a rollout runs on: `arrange` says where each row stands and which prompt it reads,
+then `sample` and `advance` take turns, each one CUDA graph, made for a number of rows and reused.
+Candidates read the KV of their prompt where it lies, so that nothing has to be copied.
 
 What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
 product (gate and up, SiLU · up) · product (down, + residual). Norms are part of the products. From
@@ -11,13 +12,13 @@ product (gate and up, SiLU · up) · product (down, + residual). Norms are part 
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.cache.contiguous import ContiguousCache
-from ember.engine.kernels.attention import Attention
+from ember.engine.kernels.attention import Attention, Sharing, upload
 from ember.engine.kernels.prefill import silu_mul
 from ember.engine.kernels.products import (
     NORM_TILE,
@@ -29,26 +30,44 @@ from ember.engine.kernels.products import (
 )
 from ember.engine.kernels.sampling import Sampler
 from ember.engine.packing import PackedDecoder
-from ember.engine.sampling import SamplingParams, row_seed
+from ember.engine.sampling import SamplingParams
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
 
+EXACT = 16  # up to so many rows a graph each; above, of the next multiple
+MULTIPLE = {64: 8, 1024: 32}  # up to so many rows: of what
+
+
+class Seat(NamedTuple):
+    """Where a row stands: its prompt's start in the arena and length, and tokens of its own."""
+
+    start: int
+    prompt: int
+    own: int
+
 
 class KernelStep:
-    """A step over one packed decoder and one cache; see the module."""
+    """A step over one packed decoder and one block of memory; see the module."""
 
-    def __init__(self, arch: Architecture, weights: PackedDecoder, cache: ContiguousCache):
-        kv = cache.kv
-        rows, device, dtype = cache.batch, kv.device, kv.dtype
-        self._arch, self._weights, self._kv = arch, weights, kv
-        cos, sin = rotary_tables(arch, torch.arange(cache.capacity, device=device), torch.float32)
-        self._cos, self._sin = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
-        self._position = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._shared = torch.zeros(rows, dtype=torch.int32, device=device)
-        self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
+    def __init__(
+        self,
+        arch: Architecture,
+        weights: PackedDecoder,
+        rows: Tensor,
+        positions: int,
+        prompts: Tensor | None = None,
+    ):
+        """`rows` (L, 2, R, Hkv, W, D) and `prompts` (L, 2, Hkv, T, D) are memory for KV;
+        `positions`: the most tokens of a sequence."""
+        slots, device, dtype = rows.shape[2], rows.device, rows.dtype
+        self._arch, self._weights, self._kv = arch, weights, rows
+        cos, sin = rotary_tables(arch, torch.arange(positions, device=device), torch.float32)
+        cos, sin = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+        self._position, self._shared = torch.zeros(2, slots, dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(slots, dtype=torch.long, device=device)
 
         def buffer(width: int) -> Tensor:
-            return torch.zeros(rows, width, dtype=dtype, device=device)
+            return torch.zeros(slots, width, dtype=dtype, device=device)
 
         heads, d = arch.num_heads, arch.head_dim
         self._x = buffer(arch.hidden_size)
@@ -56,69 +75,91 @@ class KernelStep:
         self._attended = buffer(heads * d)
         self._acted = buffer(arch.intermediate_size)
         self.logits = buffer(arch.vocab_size)
-        self._normed = Normed(rows, arch.hidden_size, dtype, device)
-        self._sampler = Sampler(self.logits, self._tokens, self._position, cache.capacity)
-        self._draws = {"noise": False, "cut": False, "ranked": False}
-        self._attentions: dict[int, Attention] = {}
-        self._prompts = rows
+        self._normed: dict[int, Normed] = {}
+        self._sampler = Sampler(self.logits, self._tokens, self._position, rows.shape[4])
+        self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
+        self._attention = Attention(rows, heads, cos, sin, prompts)
+        self._rows, self._sharing = slots, Sharing(0, 1)
         self._use_graphs = False
         self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._pool = None
         # Dependent launches need Hopper or newer; the kernels run without them all the same.
-        self._pdl = kv.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+        self._pdl = rows.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        """Runs tokens (B,) at a position, every row on its own memory; returns logits (B, V)."""
+        """Runs tokens (R,) at a position, every row on its own memory; returns logits (R, V)."""
         self._tokens.copy_(tokens)
-        self._position.fill_(position)
-        self._shared.zero_()
-        self._prompts = len(tokens)
+        self.stand(position)
         self.advance()
         return self.logits
+
+    def stand(self, position: int) -> None:
+        """From now on every row is at a position of its own memory and shares nothing."""
+        self._position.fill_(position)
+        self._shared.zero_()
+        self._rows, self._sharing = len(self._tokens), Sharing(0, 1)
 
     def capture(self) -> None:
         """From now on everything runs as CUDA graphs, recorded when first used."""
         self._use_graphs = True
 
-    def begin(
-        self,
-        logits: Tensor,
-        sampling: SamplingParams,
-        names: Sequence[tuple[int, int]],
-        prompts: int,
-        length: int,
-    ) -> None:
-        """Rows that have `length` tokens in the cache sample their first token from `logits`.
+    @property
+    def tokens(self) -> Tensor:
+        """(R,): what was sampled last and runs next."""
+        return self._tokens
 
-        Row r continues prompt r % prompts, whose KV lies in that row; `names` see `row_seed`.
-        """
-        sampler, rows = self._sampler, len(names)
-        self.logits.copy_(logits)
-        self.place(length, -1, prompts)  # `sample` moves on to where the new token goes
-        sampler.steps.zero_()
-        sampler.inverse.fill_(1.0 if sampling.greedy else 1 / sampling.temperature)
-        sampler.noise.fill_(0.0 if sampling.greedy else 1.0)
+    @property
+    def x(self) -> Tensor:
+        """(R, H): the residual stream behind the layers."""
+        return self._x
+
+    def arrange(self, seats: Sequence[Seat]) -> None:
+        """From now on the rows are these. Positions are those of the last token that a row has
+        sampled, which `sample` counts up from one before its first."""
+        self._rows = self._bucket(len(seats))
+        spare = self._rows - len(seats)  # they write into their own memory, which nobody reads
+        upload(self._position, [s.prompt + s.own - 1 for s in seats] + [0] * spare)
+        upload(self._shared, [s.prompt for s in seats] + [0] * spare)
+        found: dict[tuple[int, int], list[int]] = {}
+        for row, seat in enumerate(seats):
+            found.setdefault((seat.start, seat.prompt), []).append(row)
+        per = min(self._attention.most, _power(max(map(len, found.values()))))
+        groups = [
+            (*prompt, rows[first : first + per])
+            for prompt, rows in found.items()
+            for first in range(0, len(rows), per)
+        ]
+        count = min(_power(len(groups)), self._rows)
+        self._attention.tables.fill(groups + [(0, 0, ())] * (count - len(groups)), per)
+        self._sharing = Sharing(count, per)
+
+    def _bucket(self, rows: int) -> int:
+        """The number of rows of the graph that runs so many."""
+        if rows <= EXACT:
+            return rows
+        multiple = next((m for most, m in MULTIPLE.items() if rows <= most), 64)
+        return min(-(-rows // multiple) * multiple, len(self._tokens))
+
+    def draw(self, params: Sequence[SamplingParams], seeds: Sequence[int], steps: Sequence[int]):
+        """How the rows sample: their parameters, seeds, and tokens sampled so far."""
+        sampler = self._sampler
+        free = [not p.greedy for p in params]
+        upload(sampler.inverse, [1.0 if p.greedy else 1 / p.temperature for p in params])
+        upload(sampler.noise, [float(f) for f in free])
         # Greedy takes the best, which no cut removes.
-        cut = not sampling.greedy
-        ranked = cut and (sampling.top_k > 0 or sampling.top_p < 1)
-        self._draws = {
-            "noise": cut,
-            "ranked": ranked,
-            "cut": ranked or (cut and sampling.min_p > 0),
-        }
-        sampler.top_k.fill_(sampling.top_k)
-        sampler.top_p.fill_(sampling.top_p)
-        sampler.min_p.fill_(sampling.min_p)
-        if not ranked:
+        upload(sampler.top_k, [p.top_k * f for p, f in zip(params, free, strict=True)])
+        upload(sampler.top_p, [p.top_p if f else 1.0 for p, f in zip(params, free, strict=True)])
+        upload(sampler.min_p, [p.min_p * f for p, f in zip(params, free, strict=True)])
+        upload(sampler.seeds, seeds)
+        upload(sampler.steps, steps)
+        if not any(p.ranked for p in params):
             sampler.keep_all()
-        seeds = [row_seed(sampling.seed, *name) for name in names]
-        sampler.seeds.copy_(torch.tensor(seeds[:rows], dtype=torch.int64))
-
-    def place(self, prompt: int, own: int, prompts: int) -> None:
-        """Every row has `own` tokens after a prompt of `prompt`: what a step would read next."""
-        self._prompts = prompts
-        self._shared.fill_(prompt)
-        self._position.fill_(prompt + own)
+        self._draws = {
+            "noise": any(free),
+            "cut": any(p.cuts for p in params),
+            "ranked": any(p.ranked for p in params),
+            "alternatives": max(p.logprobs or 0 for p in params),
+        }
 
     @property
     def weight_bytes(self) -> dict[str, int]:
@@ -129,17 +170,30 @@ class KernelStep:
         }
         return bytes_of | {"head": self._weights.head.nbytes}
 
+    def is_current(self) -> bool:
+        """Whether the decoder's parameters still lie where this step reads them."""
+        return self._weights.is_current()
+
     def sample(self) -> None:
         """Chooses each row's next token from the logits."""
-        self._run(("sample", *self._draws.values()), lambda: self._sampler.run(**self._draws))
+        rows, draws = self._rows, self._draws
+        self._run(("sample", rows, *draws.values()), lambda: self._sampler.run(rows=rows, **draws))
 
     def advance(self) -> None:
         """Runs the chosen tokens; their logits are the next to sample from."""
-        self._run(("step", self._prompts), self._step)
+        self._run(("step", self._rows, self._sharing), self._step)
 
-    def sampled(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Tokens (stop - start, B) and log-probabilities of these steps, on the device."""
-        return self._sampler.history[start:stop], self._sampler.logprobs[start:stop]
+    def sampled(self, steps: int, rows: int) -> tuple[Tensor, ...]:
+        """Of the first rows in the first steps of the history: tokens (steps, rows), logprobs, raw
+        logprobs, and alternatives' ids and raw logprobs where they are noted. On the device."""
+        sampler, here = self._sampler, (slice(steps), slice(rows))
+        found = (sampler.history, sampler.logprobs, sampler.raw_logprobs)
+        found += sampler.alternatives.get(self._draws["alternatives"], ())
+        return tuple(tensor[here] for tensor in found)
+
+    def rewind(self) -> None:
+        """The history begins anew."""
+        self._sampler.ticks.zero_()
 
     def _run(self, name: tuple, call) -> None:
         if not self._use_graphs:
@@ -155,7 +209,8 @@ class KernelStep:
 
         What that overwrites and the replay reads is put back.
         """
-        kept = (self.logits, self._tokens, self._position, self._sampler.steps)
+        sampler = self._sampler
+        kept = (self.logits, self._tokens, self._position, sampler.steps, sampler.ticks)
         before = [tensor.clone() for tensor in kept]
         stream = torch.cuda.Stream(self._kv.device)
         stream.wait_stream(torch.cuda.current_stream(self._kv.device))
@@ -175,16 +230,22 @@ class KernelStep:
 
         Before them `embed`, after them `head`, which take no heed of the layer.
         """
-        rows = len(self._tokens)
+        rows = self._rows
         few = 1 < rows <= FEW_ROWS
-        arch, weights, x, pdl = self._arch, self._weights, self._x, self._pdl
-        layers, eps, normed = weights.layers, arch.norm_eps, self._normed
+        arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
+        layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
         norms = [layer.input_norm for layer in layers] + [weights.norm]
-        if self._prompts not in self._attentions:
-            self._attentions[self._prompts] = Attention(
-                self._kv, arch.num_heads, self._prompts, self._cos, self._sin
+        if rows not in self._normed:
+            size, like = arch.hidden_size, self._x
+            self._normed[rows] = Normed(rows, size, like.dtype, like.device)
+        normed = self._normed[rows]
+        tokens, x, qkv_out, attended, acted, logits = (
+            buffer[:rows]
+            for buffer in (
+                *(self._tokens, self._x, self._qkv),
+                *(self._attended, self._acted, self.logits),
             )
-        attention = self._attentions[self._prompts]
+        )
 
         def product(source, weight, out, *, norm=None, residual=None, feeds=None, **options):
             """`norm`: of the input; `feeds`: the norm that the output goes through next."""
@@ -201,36 +262,35 @@ class KernelStep:
 
         def embedding(_: int) -> None:
             if few:
-                embed(self._tokens, weights.embedding, x, normed, norms[0], pdl=pdl)
+                embed(tokens, weights.embedding, x, normed, norms[0], pdl=pdl)
             else:
-                torch.index_select(weights.embedding, 0, self._tokens, out=x)
+                torch.index_select(weights.embedding, 0, tokens, out=x)
 
         def qkv(index: int) -> None:
             layer = layers[index]
-            product(x, layer.qkv, self._qkv, norm=norms[index], bias=layer.qkv_bias)
+            product(x, layer.qkv, qkv_out, norm=norms[index], bias=layer.qkv_bias)
 
         def attend(index: int) -> None:
             attention(
                 index,
-                self._qkv,
+                qkv_out,
                 None if weights.qk_norms is None else weights.qk_norms[index],
                 self._position,
                 self._shared,
-                self._attended,
+                attended,
+                sharing,
                 eps=eps,
                 pdl=pdl,
             )
 
         def o(index: int) -> None:
             layer = layers[index]
-            product(
-                self._attended, layer.o, x, residual=x, bias=layer.o_bias, feeds=layer.post_norm
-            )
+            product(attended, layer.o, x, residual=x, bias=layer.o_bias, feeds=layer.post_norm)
 
         def gate_up(index: int) -> None:
             layer = layers[index]
             product(
-                *(x, layer.gate_up, self._acted),
+                *(x, layer.gate_up, acted),
                 norm=layer.post_norm,
                 bias=layer.gate_up_bias,
                 gated=True,
@@ -238,12 +298,10 @@ class KernelStep:
 
         def down(index: int) -> None:
             layer = layers[index]
-            product(
-                self._acted, layer.down, x, residual=x, bias=layer.down_bias, feeds=norms[index + 1]
-            )
+            product(acted, layer.down, x, residual=x, bias=layer.down_bias, feeds=norms[index + 1])
 
         def head(_: int) -> None:
-            product(x, weights.head, self.logits, norm=weights.norm)
+            product(x, weights.head, logits, norm=weights.norm)
 
         return {
             "embed": embedding,
@@ -310,10 +368,12 @@ def _library(
     """The same product by torch's operators."""
     if norm is not None:
         x = F.rms_norm(x, x.shape[1:], norm, eps)
-    y = F.linear(x, weight, bias)
     if gated:
-        y = silu_mul(y)
+        silu_mul(F.linear(x, weight, bias), out)
+        return
     if residual is None:
-        out.copy_(y)
+        torch.mm(x, weight.t(), out=out)
     else:
-        torch.add(residual, y, out=out)
+        torch.addmm(residual, x, weight.t(), out=out)
+    if bias is not None:
+        out += bias

@@ -23,7 +23,7 @@ from ember.engine.host_step import HostStep
 from ember.engine.kernels.cover import why_not
 from ember.engine.native_step import NativeStep
 from ember.engine.packing import PackedDecoder
-from ember.engine.sampling import SamplingParams, make_generators, sample
+from ember.engine.sampling import SamplingParams, make_generators, row_seed, sample
 from ember.engine.step import SPLIT, swapped_tables
 from ember.measure.memory import require
 from ember.model.decoder import Decoder
@@ -108,7 +108,7 @@ def _fastest(stage: Stage):
     kv = stage.cache.kv
     if kv.device.type == "cpu" and kv.dtype == torch.float32:
         return _HostRun(stage)
-    if why_not(stage.part.arch, stage.cache) is None:
+    if why_not(stage.part.arch, kv, len(stage.tokens)) is None:
         return _KernelRun(stage)
     return _EagerRun(stage)
 
@@ -175,54 +175,57 @@ class _KernelRun:
 
         self._stage, rows = stage, len(stage.tokens)
         arch, weights = _as_whole_model(stage)
-        self._loop = KernelStep(arch, weights, stage.cache)
+        self._loop = KernelStep(arch, weights, stage.cache.kv, stage.cache.capacity)
         self._rows = torch.arange(rows, device=stage.tokens.device)
         self._count = 0
         if stage.cache.kv.is_cuda:
             self._loop.capture()
 
     def begin(self, sampling: SamplingParams, names: Sequence[tuple[int, int]]) -> None:
-        loop, rows, blank = self._loop, len(self._rows), torch.zeros_like(self._loop.logits)
-        self._count, self._prompt = 0, None
+        loop, rows = self._loop, len(self._rows)
+        params, seeds = [sampling] * rows, [row_seed(sampling.seed, *name) for name in names]
         # A trial of both graphs; what it leaves in the cache at position 0 the prefill overwrites.
-        loop._tokens.zero_()
-        loop.begin(blank, sampling, names, rows, 1)
+        loop.tokens.zero_()
+        loop.stand(-1)
+        loop.draw(params, seeds, [0] * rows)
+        loop.rewind()
         if self._stage.last:
+            loop.logits.zero_()
             loop.sample()
-            loop.begin(blank, sampling, names, rows, 1)
         self._restore()
-        loop.place(1, -1, rows)
+        loop.stand(0)
         loop.advance()
+        loop.draw(params, seeds, [0] * rows)
+        loop.rewind()
+        self._count = 0
 
     def decode(self) -> Tensor:
         loop, cache, at = self._loop, self._stage.cache, self._stage.cache.length(0)
-        if self._prompt is None:
-            self._prompt = at
         if self._stage.first:
-            loop._tokens.copy_(self._stage.tokens)
+            loop.tokens.copy_(self._stage.tokens)
         if not self._stage.last:  # a last stage's sampling moves the position on
-            loop.place(self._prompt, at - self._prompt, len(self._rows))
+            loop.stand(at)
         cache.advance(1)
         loop.advance()
-        return loop.logits if self._stage.last else loop._x
+        return loop.logits if self._stage.last else loop.x
 
     def sample(self, logits: Tensor) -> None:
         loop = self._loop
         if not self._count:  # all else is as `begin` left it: seeds would make the host wait
             loop.logits.copy_(logits)
-            loop.place(self._stage.cache.length(0), -1, len(self._rows))
+            loop.stand(self._stage.cache.length(0) - 1)
         loop.sample()
         self._count += 1
-        self._stage.tokens.copy_(loop._tokens)
+        self._stage.tokens.copy_(loop.tokens)
         self._restore()
 
     def history(self) -> tuple[Tensor, Tensor]:
-        return self._loop.sampled(0, self._count)
+        return self._loop.sampled(self._count, len(self._rows))[:2]
 
     def _restore(self) -> None:
         """What a later stage "embeds": its rows' places in the inbox."""
         if not self._stage.first:
-            self._loop._tokens.copy_(self._rows)
+            self._loop.tokens.copy_(self._rows)
 
 
 def _as_whole_model(stage: Stage):
