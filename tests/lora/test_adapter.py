@@ -93,6 +93,4 @@ def test_no_change_at_all_is_refused():
 
 def test_every_matrix_of_a_layer_can_be_adapted():
     names = {name for _, name in linears(tiny_decoder())}
-    assert names == {
-        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    }
+    assert names == {*("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}

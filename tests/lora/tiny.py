@@ -52,9 +52,10 @@ def bits(decoder: Decoder) -> dict[str, torch.Tensor]:
 
 def equal_bits(decoder: Decoder, before: dict[str, torch.Tensor]) -> bool:
     """Whether no weight differs in any bit."""
+    now = dict(decoder.named_parameters())
     return all(
-        torch.equal(p.detach().view(torch.uint8), before[name].view(torch.uint8))
-        for name, p in decoder.named_parameters()
+        torch.equal(now[name].detach().view(torch.uint8), kept.view(torch.uint8))
+        for name, kept in before.items()
     )
 
 

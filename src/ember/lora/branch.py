@@ -33,9 +33,13 @@ class LoraLinear(nn.Linear):
         out = F.linear(x, self.weight, self.bias)
         if self.active not in self.scales:
             return out
-        a, b = self.lora_a[self.active], self.lora_b[self.active]
+        a, b = self.factors(self.active)
         branch = F.linear(F.linear(x.to(a.dtype), a), b) * self.scales[self.active]
         return (out + branch).to(out.dtype)
+
+    def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A (r, in) and B (out, r) of an adapter."""
+        return self.lora_a[_entry(name)], self.lora_b[_entry(name)]
 
 
 class Branches:
@@ -64,7 +68,7 @@ class Branches:
             kind = torch.float64 if linear.weight.dtype == torch.float64 else torch.float32
             for store, tensor in ((linear.lora_a, part.a), (linear.lora_b, part.b)):
                 copy = tensor.detach().to(place, kind, copy=True)
-                store[name] = nn.Parameter(copy, requires_grad=trainable)
+                store[_entry(name)] = nn.Parameter(copy, requires_grad=trainable)
             linear.scales[name] = part.scale
 
     def activate(self, name: str | None) -> None:
@@ -78,8 +82,7 @@ class Branches:
     def parameters(self, name: str) -> list[nn.Parameter]:
         """Factors of an adapter, for an optimizer: A and B of each projection in order."""
         self._check_there(name)
-        found = [self._linear(key) for key in self._keys[name]]
-        return [store[name] for linear in found for store in (linear.lora_a, linear.lora_b)]
+        return [part for key in self._keys[name] for part in self._linear(key).factors(name)]
 
     def adapter(self, name: str) -> Adapter:
         """A copy of an adapter as it is now: to save, merge, or correct KV by."""
@@ -87,7 +90,7 @@ class Branches:
         parts = {}
         for key in self._keys[name]:
             linear = self._linear(key)
-            a, b = (store[name].detach().clone() for store in (linear.lora_a, linear.lora_b))
+            a, b = (part.detach().clone() for part in linear.factors(name))
             parts[key] = LowRank(a, b, linear.scales[name])
         return Adapter(parts, name)
 
@@ -98,7 +101,7 @@ class Branches:
             self.activate(None)
         for key in self._keys.pop(name):
             linear = self._linear(key)
-            del linear.lora_a[name], linear.lora_b[name], linear.scales[name]
+            del linear.lora_a[_entry(name)], linear.lora_b[_entry(name)], linear.scales[name]
             if not linear.scales:
                 parent, attribute, base = self._wrapped.pop(key)
                 setattr(parent, attribute, base)
@@ -125,6 +128,11 @@ class Branches:
         if name not in self._keys:
             there = ", ".join(self._keys) or "none"
             raise BadAdapter(f"there is no adapter {name!r} (there are: {there}).\nLoad it first.")
+
+
+def _entry(name: str) -> str:
+    """Key in a ParameterDict, which takes no name that its own methods have."""
+    return f"adapter-{name}"
 
 
 def check_name(name: str) -> None:

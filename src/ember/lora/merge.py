@@ -181,12 +181,17 @@ class Merger:
         after = {} if new is None else new.factors
         if new is None and self.keep != "none":
             return lambda: self._copy_base(before)
+        if self.keep == "none":
+            touched = after if before.keys() <= after.keys() else {**after, **before}
+            return self._adding(touched, None, after, before, (old, new), done)
+        gone = () if before.keys() <= after.keys() else before.keys() - after.keys()
         if self.keep == "device":
-            gone = () if before.keys() == after.keys() else before.keys() - after.keys()
             add = self._adding(after, self._base, after, {}, (None, new), done)
-            return lambda: (self._copy_base(gone), add())
-        touched = after if before.keys() <= after.keys() else {**after, **before}
-        return self._adding(touched, None, after, before, (old, new), done)
+        elif before.keys() & after.keys():
+            add = self._adding(after, None, after, before, (old, new), done)
+        else:
+            add = self._adding(after, None, after, {}, (None, new), done)
+        return lambda: (self._copy_base(gone), add())
 
     def _copy_base(self, keys: Iterable[Key]) -> None:
         """Brings the base back, bit for bit."""
