@@ -7,10 +7,15 @@ P1_PRODUCTS = [
     *figure("p1_fig2"),
     *figure("p1_sec44"),
     *figure("p1_fig3"),
+    *figure("p1_lora_latency"),
+    *figure("p1_lora_layers"),
+    *figure("p1_lora_blocks"),
     *table("p1_prefill_share"),
     *table("p1_engine_speed"),
     *table("p1_prefix_savings"),
     *table("p1_policies"),
+    *table("p1_lora_latency"),
+    *table("p1_lora_alignment"),
 ]
 PAPER_PRODUCTS = [*table("decisions"), *table("readiness")]
 WORKFLOW_PRODUCTS = [*table("workflow_jobs"), *table("workflow_cost")]
