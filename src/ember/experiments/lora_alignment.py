@@ -68,10 +68,11 @@ def align(
         truth = _truth(model, truth_decoder, kinds, tokens)
         for name in settings["dtypes"]:
             pair = Pair(model, truth_decoder, getattr(torch, name), kinds)
+            bases = pair.reference(tokens, with_adapter=False), pair.ours(tokens)
             facts = {"dtype": name, **about}
             for kind, adapter in kinds.items():
                 for target in TARGETS:
-                    found = _cases(pair, kind, target, adapter, tokens, truth)
+                    found = _cases(pair, kind, target, adapter, tokens, truth, bases)
                     tables.cases += [{"adapter": kind, "target": target} | r | facts for r in found]
                 log.info("%s, %s: logits compared", name, kind)
                 labels = {"adapter": kind, **facts}
@@ -168,11 +169,11 @@ def _truth(model, decoder, kinds, tokens) -> dict:
     return found
 
 
-def _cases(pair: Pair, kind: str, target: str, adapter, tokens, truth) -> list[dict]:
+def _cases(pair: Pair, kind: str, target: str, adapter, tokens, truth, bases) -> list[dict]:
     part = adapter.only(projections=TARGETS[target])
     exact = truth[kind, target].to(tokens.device)
     pair.use(kind, target)
-    their_base, our_base = pair.reference(tokens, with_adapter=False), pair.ours(tokens)
+    their_base, our_base = bases
     theirs = {"peft_forward": pair.reference(tokens)}
     with pair.merged_by_hand(part):
         theirs["manual_merge"] = pair.reference(tokens, with_adapter=False)
