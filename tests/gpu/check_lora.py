@@ -55,7 +55,7 @@ def equal(decoder, before):
 def check_sums() -> None:
     """Every weight is the float64 sum rounded to nearest, but for ties of the float32 sum."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for rank in (1, 8, 16, 24, 64):
+        for rank in (8, 24):
             for keep in ("device", "host", "none"):
                 decoder = small(dtype)
                 before = [p.detach().clone() for p in decoder.parameters()]
@@ -75,7 +75,7 @@ def check_sums() -> None:
                     assert worst < 1e-6, worst
                 else:
                     assert min(shares) > 0.998, min(shares)
-                for seed in range(20):
+                for seed in range(5):
                     merger.swap(drawn(decoder, seed % 3, rank) if seed < 3 else adapter)
                 merger.swap(drawn(decoder, 7, 4, projections=("v_proj", "up_proj")))
                 merger.swap(None)
@@ -123,7 +123,7 @@ def timed(call, repeats=30) -> float:
 
 
 @torch.no_grad()
-def tune() -> None:
+def tune(modes=(False,)) -> None:
     decoder = random_decoder(PRESETS["qwen3-4b"], 0, "cuda", torch.bfloat16)
     adapters = [drawn(decoder, seed) for seed in (1, 2)]
     weights = [linears(decoder)[key].weight for key in adapters[0]]
@@ -153,23 +153,35 @@ def tune() -> None:
         [tuple(torch.cat([f, torch.zeros_like(f)]) for f in pair) for pair in side]
         for side in factors
     ]
-    for two in (False, True):
-        for dot in ("", "tf32x3"):
+    best = (float("inf"), TILE)
+    for two in modes:
+        for dot, shapes in (("", SUM_TILES), ("tf32x3", DOT_TILES)):
             sides = padded if dot else [list(side) for side in factors]
-            for rows, cols in ((16, 256), (32, 128), (32, 256), (64, 128), (16, 512)):
-                for warps in (4, 8):
-                    matrices = [
-                        Matrix(w, w if two else b, new, old if two else None)
-                        for w, b, new, old in zip(weights, base, *sides, strict=True)
-                    ]
-                    try:
-                        launch = Launch(matrices, Tile(rows, cols, warps), dot)
-                        ms = timed(launch.run, 10)
-                    except Exception as error:
-                        print("failed", two, dot, rows, cols, warps, str(error)[:80])
-                        continue
-                    kind = "W + new - old" if two else "base + new"
-                    print(f"{kind}, {dot or 'sum'}, {rows} x {cols}, {warps} warps: {ms:.3f} ms")
+            for tile in shapes:
+                matrices = [
+                    Matrix(w, w if two else b, new, old if two else None)
+                    for w, b, new, old in zip(weights, base, *sides, strict=True)
+                ]
+                try:
+                    launch = Launch(matrices, tile, dot)
+                    ms = timed(launch.run, 10)
+                except Exception as error:
+                    print("failed", two, dot, tile, str(error)[:80])
+                    continue
+                kind = "W + new - old" if two else "base + new"
+                print(f"{kind}, {dot or 'sum'}, {tile}, even {launch._even}: {ms:.3f} ms")
+                if not two and not dot:
+                    best = min(best, (ms, tile), key=lambda found: found[0])
+    print(f"best: TILE = {best[1]}")
+
+
+SUM_TILES = [
+    Tile(rows, cols, warps, steps, ahead)
+    for rows, cols, warps in ((16, 256, 4), (32, 256, 4), (16, 256, 2), (8, 256, 2))
+    for steps in (4, 8)
+    for ahead in (False, True)
+]
+DOT_TILES = [Tile(32, 256, 8, 4, ahead) for ahead in (False, True)]
 
 
 if __name__ == "__main__":
@@ -178,5 +190,5 @@ if __name__ == "__main__":
     if parser.parse_args().tune:
         tune()
     else:
-        check_sums()
         check_graphs()
+        check_sums()

@@ -7,7 +7,7 @@ from ember.lora.kernels import Launch, Matrix, Tile, padded_rank
 from ember.lora.merge import Merger
 from tests.lora.tiny import adapter_of, bits, equal_bits, merged_by_hand, tiny_decoder
 
-TILES = [Tile(16, 32, 4), Tile(8, 64, 4)]
+TILES = [Tile(16, 32, 4), Tile(8, 16, 4, 2), Tile(16, 16, 4, 2, ahead=True)]
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -17,10 +17,11 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("dot", ["", "ieee"])
 @pytest.mark.parametrize("sides", ["new", "old", "both"])
-def test_a_launch_over_matrices_of_many_shapes(sides, dot, tile):
+@pytest.mark.parametrize("shapes", [[(32, 48), (50, 33), (7, 100)], [(32, 64), (64, 32)]])
+def test_a_launch_over_matrices_of_many_shapes(shapes, sides, dot, tile):
     rank, old_rank = (16, 16) if dot else (5, 3)
     matrices, wanted = [], []
-    for seed, (out, width) in enumerate([(32, 48), (50, 33), (7, 100)]):
+    for seed, (out, width) in enumerate(shapes):
         source, target = draw(out, width, seed=seed), torch.empty(out, width)
         expected, factors = source.double(), {"new": None, "old": None}
         for side, r, sign in (("new", rank, 1), ("old", old_rank, -1)):

@@ -23,31 +23,44 @@ FIELDS = tl.constexpr(9)  # of a table entry
 
 @dataclass(frozen=True)
 class Tile:
-    """Shape of what a program takes, and its warps."""
+    """What a program takes, `steps` times so many rows, and its warps. `ahead`: reads early."""
 
     rows: int
     cols: int
     warps: int
+    steps: int = 1
+    ahead: bool = False
 
 
-TILE = Tile(32, 256, 4)
+TILE = Tile(16, 256, 4, 4)
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit
-def _change(a_ptr, b_ptr, row, col, rows, cols, acc, RANK: tl.constexpr, DOT: tl.constexpr):
-    """acc + b·a of a tile; a (RANK, cols) and b (RANK, rows) are float32."""
+def _product(
+    a_ptr, b_ptr, row, col, rows, cols, RANK: tl.constexpr, DOT: tl.constexpr, EVEN: tl.constexpr
+):
+    """b·a of a tile (rows, cols); a (RANK, cols) and b (RANK, rows) are float32."""
     in_rows, in_cols = row < rows, col < cols
     if DOT != "":
         k = tl.arange(0, RANK)
-        a = tl.load(a_ptr + k[:, None] * cols + col[None, :], mask=in_cols[None, :], other=0.0)
-        b = tl.load(b_ptr + k[None, :] * rows + row[:, None], mask=in_rows[:, None], other=0.0)
-        acc = tl.dot(b, a, acc, input_precision=DOT)
+        a_places = a_ptr + k[:, None] * cols + col[None, :]
+        b_places = b_ptr + k[None, :] * rows + row[:, None]
+        if EVEN:
+            a, b = tl.load(a_places), tl.load(b_places)
+        else:
+            a = tl.load(a_places, mask=in_cols[None, :], other=0.0)
+            b = tl.load(b_places, mask=in_rows[:, None], other=0.0)
+        acc = tl.dot(b, a, input_precision=DOT)
     else:
+        acc = tl.zeros((row.shape[0], col.shape[0]), dtype=tl.float32)
         for k in tl.static_range(RANK):
-            a = tl.load(a_ptr + k * cols + col, mask=in_cols, other=0.0)
-            b = tl.load(b_ptr + k * rows + row, mask=in_rows, other=0.0)
+            if EVEN:
+                a, b = tl.load(a_ptr + k * cols + col), tl.load(b_ptr + k * rows + row)
+            else:
+                a = tl.load(a_ptr + k * cols + col, mask=in_cols, other=0.0)
+                b = tl.load(b_ptr + k * rows + row, mask=in_rows, other=0.0)
             acc += b[:, None] * a[None, :]
     return acc
 
@@ -63,31 +76,53 @@ def _merge(
     OLD_DOT: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    STEPS: tl.constexpr,
+    EVEN: tl.constexpr,  # tiles divide all matrices, which are aligned: no masks, wide loads
+    AHEAD: tl.constexpr,  # where EVEN: a step's weights are read during the step before
 ):
     program = tl.program_id(0)
     entry = table_ptr + tl.load(owner_ptr + program).to(tl.int64) * FIELDS
     target_ptr = tl.load(entry).to(tl.pointer_type(TYPE))
     source_ptr = tl.load(entry + 1).to(tl.pointer_type(TYPE))
     rows, cols = tl.load(entry + 2).to(tl.int32), tl.load(entry + 3).to(tl.int32)
+    a_ptr = tl.load(entry + 5).to(tl.pointer_type(tl.float32))
+    b_ptr = tl.load(entry + 6).to(tl.pointer_type(tl.float32))
+    old_a_ptr = tl.load(entry + 7).to(tl.pointer_type(tl.float32))
+    old_b_ptr = tl.load(entry + 8).to(tl.pointer_type(tl.float32))
+    if EVEN:  # what pointers from a table do not tell the compiler
+        target_ptr, source_ptr = tl.multiple_of(target_ptr, 16), tl.multiple_of(source_ptr, 16)
+        a_ptr, old_a_ptr = tl.multiple_of(a_ptr, 16), tl.multiple_of(old_a_ptr, 16)
+        b_ptr, old_b_ptr = tl.multiple_of(b_ptr, 16), tl.multiple_of(old_b_ptr, 16)
+        rows, cols = tl.multiple_of(rows, 16), tl.multiple_of(cols, 16)
     tile = program - tl.load(entry + 4).to(tl.int32)
     across = tl.cdiv(cols, COLS)
-    row = (tile // across) * ROWS + tl.arange(0, ROWS)
+    first = (tile // across) * (ROWS * STEPS)
     col = (tile % across) * COLS + tl.arange(0, COLS)
-    there = (row < rows)[:, None] & (col < cols)[None, :]
-    places = row[:, None].to(tl.int64) * cols + col[None, :]
-    value = tl.load(source_ptr + places, mask=there, other=0.0)
-    acc = tl.zeros((ROWS, COLS), dtype=tl.float32)
-    if RANK > 0:
-        a_ptr = tl.load(entry + 5).to(tl.pointer_type(tl.float32))
-        b_ptr = tl.load(entry + 6).to(tl.pointer_type(tl.float32))
-        acc = _change(a_ptr, b_ptr, row, col, rows, cols, acc, RANK, DOT)
-    if OLD_RANK > 0:
-        a_ptr = tl.load(entry + 7).to(tl.pointer_type(tl.float32))
-        b_ptr = tl.load(entry + 8).to(tl.pointer_type(tl.float32))
-        gone = tl.zeros((ROWS, COLS), dtype=tl.float32)
-        acc -= _change(a_ptr, b_ptr, row, col, rows, cols, gone, OLD_RANK, OLD_DOT)
-    acc += value.to(tl.float32)
-    tl.store(target_ptr + places, acc.to(TYPE), mask=there)
+    inside = tl.arange(0, ROWS)[:, None] * cols + col[None, :]
+    ahead = tl.zeros((ROWS, COLS), dtype=TYPE)
+    if EVEN and AHEAD:
+        ahead = tl.load(source_ptr + first * cols + inside, eviction_policy="evict_first")
+    for step in range(STEPS):
+        begin = first + step * ROWS
+        row = begin + tl.arange(0, ROWS)
+        there = (row < rows)[:, None] & (col < cols)[None, :]
+        if EVEN and AHEAD:
+            value = ahead
+            following = first + min(step + 1, STEPS - 1) * ROWS
+            ahead = tl.load(source_ptr + following * cols + inside, eviction_policy="evict_first")
+        elif EVEN:
+            value = tl.load(source_ptr + begin * cols + inside, eviction_policy="evict_first")
+        else:
+            value = tl.load(source_ptr + begin * cols + inside, mask=there, other=0.0)
+        acc = value.to(tl.float32)
+        if RANK > 0:
+            acc += _product(a_ptr, b_ptr, row, col, rows, cols, RANK, DOT, EVEN)
+        if OLD_RANK > 0:
+            acc -= _product(old_a_ptr, old_b_ptr, row, col, rows, cols, OLD_RANK, OLD_DOT, EVEN)
+        if EVEN:
+            tl.store(target_ptr + begin * cols + inside, acc.to(TYPE))
+        else:
+            tl.store(target_ptr + begin * cols + inside, acc.to(TYPE), mask=there)
 
 
 @dataclass(frozen=True)
@@ -128,8 +163,9 @@ class Launch:
             factors = [*(m.new or (None, None)), *(m.old or (None, None))]
             pointers = [0 if f is None else f.data_ptr() for f in factors]
             table.append([m.target.data_ptr(), m.source.data_ptr(), rows, cols, begin, *pointers])
-            counts.append(triton.cdiv(rows, tile.rows) * triton.cdiv(cols, tile.cols))
+            counts.append(triton.cdiv(rows, tile.rows * tile.steps) * triton.cdiv(cols, tile.cols))
             begin += counts[-1]
+        self._even = all(_is_even(m, tile) for m in matrices)
         device = first.target.device
         self._table = torch.tensor(table, dtype=torch.int64).to(device)
         owner = torch.repeat_interleave(
@@ -149,6 +185,9 @@ class Launch:
             OLD_DOT=self._dots[1],
             ROWS=self.tile.rows,
             COLS=self.tile.cols,
+            STEPS=self.tile.steps,
+            EVEN=self._even,
+            AHEAD=self.tile.ahead,
             num_warps=self.tile.warps,
         )
 
@@ -158,11 +197,22 @@ def padded_rank(rank: int) -> int:
     return rank if rank <= SUMMED else max(16, triton.next_power_of_2(rank))
 
 
+def _is_even(m: Matrix, tile: Tile) -> bool:
+    """Whether tiles divide the matrix and all of it is aligned to 16 bytes."""
+    (rows, cols), factors = m.target.shape, [*(m.new or ()), *(m.old or ())]
+    return (
+        rows % max(16, tile.rows * tile.steps) == 0
+        and cols % max(16, tile.cols) == 0
+        and all(x.data_ptr() % 16 == 0 for x in (m.target, m.source, *factors))
+    )
+
+
 def _check(m: Matrix, like: Tensor, rank: int, old_rank: int) -> None:
     for tensor in (m.target, m.source):
         assert tensor.shape == m.target.shape, "source and target have one shape"
         assert tensor.is_contiguous(), "matrices must be contiguous"
         assert tensor.dtype == like.dtype, "a launch has one number format"
+        assert tensor.numel() < 2**31, "places within a matrix are 32-bit numbers"
         assert tensor.device == like.device, "a launch is of one device"
     out, width = m.target.shape
     for factors, wanted in ((m.new, rank), (m.old, old_rank)):
