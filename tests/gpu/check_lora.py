@@ -176,12 +176,11 @@ def tune(modes=(False,)) -> None:
 
 
 SUM_TILES = [
-    Tile(rows, cols, warps, steps, ahead)
+    Tile(rows, cols, warps, steps)
     for rows, cols, warps in ((16, 256, 4), (32, 256, 4), (16, 256, 2), (8, 256, 2))
     for steps in (4, 8)
-    for ahead in (False, True)
 ]
-DOT_TILES = [Tile(32, 256, 8, 4, ahead) for ahead in (False, True)]
+DOT_TILES = [Tile(32, 256, 8, 4), Tile(16, 256, 4, 4)]
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Adapter(Mapping[Key, LowRank]):
     """Changes of a decoder's projections, in the order of layers, with a content hash.
 
     `name` is for people; two adapters of equal content have equal hashes whatever their names.
+    `reach` bounds what each part changes a weight by.
     """
 
     def __init__(self, parts: Mapping[Key, LowRank], name: str = "adapter"):
@@ -56,7 +57,7 @@ class Adapter(Mapping[Key, LowRank]):
             raise BadAdapter(f"adapter {name}: it changes nothing.\nGive it a projection or more.")
         self.name = name
         self._parts = {key: _checked(name, key, parts[key]) for key in sorted(parts)}
-        _check_finite(name, self._parts)
+        self.reach = _reach(name, self._parts)
         self._hash: str | None = None
 
     def __getitem__(self, key: Key) -> LowRank:
@@ -138,7 +139,6 @@ def check_fits(adapter: Adapter, decoder: Decoder) -> None:
     """Raises BadAdapter unless every part is of a matrix that the decoder has, of its shape, and
     its change stays within the decoder's number format."""
     there, arch = linears(decoder), decoder.arch
-    reach = _reach(adapter)
     for (layer, name), part in adapter.items():
         if layer >= arch.num_layers:
             raise BadAdapter(
@@ -158,7 +158,7 @@ def check_fits(adapter: Adapter, decoder: Decoder) -> None:
                 f"adapter {adapter.name}: layer {layer} {name} changes a matrix of {found}, the "
                 f"model's is {wanted}.\nGive an adapter that was trained on this base model."
             )
-        _check_range(adapter.name, layer, name, reach[layer, name], linear.weight)
+        _check_range(adapter.name, layer, name, adapter.reach[layer, name], linear.weight)
 
 
 def draw_adapter(
@@ -209,28 +209,22 @@ def _checked(name: str, key: Key, part: LowRank) -> LowRank:
     return part
 
 
-def _check_finite(name: str, parts: Mapping[Key, LowRank]) -> None:
-    # One transfer for all of them: factors may lie on a device.
-    flags = torch.stack(
-        [torch.isfinite(p.a).all() & torch.isfinite(p.b).all() for p in parts.values()]
+def _reach(name: str, parts: Mapping[Key, LowRank]) -> dict[Key, float]:
+    """Bounds of |scale · b·a|, after a look at every number: NaN and infinity are refused."""
+    # The least and the greatest tell both, in one pass; one transfer, for they may be on a device.
+    ends = torch.stack(
+        [torch.stack(x.aminmax()).double() for part in parts.values() for x in (part.a, part.b)]
     )
-    for (layer, projection), part, finite in zip(
-        parts, parts.values(), flags.tolist(), strict=True
-    ):
-        if not (finite and math.isfinite(part.scale)):
+    largest = ends.abs().amax(1).tolist()  # NaN if one is
+    out = {}
+    for (key, part), a, b in zip(parts.items(), largest[::2], largest[1::2], strict=True):
+        out[key] = abs(part.scale) * part.rank * a * b
+        if not (math.isfinite(a) and math.isfinite(b) and math.isfinite(part.scale)):
             raise BadAdapter(
-                f"adapter {name}: layer {layer} {projection} holds NaN or infinity.\n"
+                f"adapter {name}: layer {key[0]} {key[1]} holds NaN or infinity.\n"
                 "The training that made it diverged; give an earlier state of it."
             )
-
-
-def _reach(adapter: "Adapter") -> dict[Key, float]:
-    """A bound of what each part changes a weight by: |b_i · a_j| <= |b_i| |a_j|."""
-    bounds = [
-        part.b.float().norm(dim=1).max() * part.a.float().norm(dim=0).max() * abs(part.scale)
-        for part in adapter.values()
-    ]
-    return dict(zip(adapter, torch.stack(bounds).tolist(), strict=True))
+    return out
 
 
 def _check_range(name: str, layer: int, projection: str, reach: float, weight: Tensor) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ember.lora.adapter import Adapter, BadAdapter, Key, check_fits, linears
@@ -102,22 +103,20 @@ class Merger:
             rank = padded_rank(rank)
         elif weight.dtype == torch.float64:
             dtype = torch.float64
-        widths = [n for part in adapter.values() for n in (part.a.shape[1], part.b.shape[0])]
-        require(
-            rank * sum(widths) * dtype.itemsize,
-            str(weight.device),
-            f"the factors of adapter {adapter.name}",
-        )
-        # One block, so one copy to the device.
-        block = torch.zeros(rank * sum(widths), dtype=dtype)
-        pieces = [piece.view(rank, -1) for piece in block.split([rank * n for n in widths])]
-        for part, a, b in zip(adapter.values(), pieces[::2], pieces[1::2], strict=True):
-            a[: part.rank] = part.a
-            b[: part.rank] = part.b.t().to(b) * part.scale
-        block = block.to(weight.device)
-        moved = [piece.view(rank, -1) for piece in block.split([rank * n for n in widths])]
-        pairs = zip(moved[::2], moved[1::2], strict=True)
-        return Prepared(adapter, dict(zip(adapter, pairs, strict=True)))
+        parts, device = list(adapter.values()), weight.device
+        needed = rank * sum(part.a.shape[1] + 2 * part.b.shape[0] for part in parts)
+        require(needed * dtype.itemsize, str(device), f"the factors of adapter {adapter.name}")
+        # One block and one copy; transposed, scaled and padded where that is fast.
+        flat = [x.detach().reshape(-1).to(dtype) for part in parts for x in (part.a, part.b)]
+        pieces = torch.cat(flat).to(device).split([len(x) for x in flat])
+        factors = {}
+        for (key, part), a, b in zip(adapter.items(), pieces[::2], pieces[1::2], strict=True):
+            a = a.view(part.a.shape)
+            b = torch.mul(b.view(part.b.shape).t(), part.scale).contiguous()
+            if part.rank < rank:
+                a, b = (F.pad(x, (0, 0, 0, rank - part.rank)) for x in (a, b))
+            factors[key] = a, b
+        return Prepared(adapter, factors)
 
     @torch.no_grad()
     def swap(self, adapter: Adapter | Prepared | None) -> None:
