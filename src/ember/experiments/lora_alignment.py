@@ -45,6 +45,7 @@ def align(
     """All tables, for the adapters in the folders below `adapters` and `settings["dtypes"]`."""
     import torch
 
+    from ember.experiments.engine_speed import load_peer
     from ember.experiments.workload import read_workload
     from ember.lora.peft import load_adapter
     from ember.model.checkpoint import load_decoder
@@ -65,9 +66,10 @@ def align(
     del about["dtype"]
     tables = Tables()
     with torch.no_grad():
-        truth = _truth(model, truth_decoder, kinds, tokens)
+        peer = _with_adapters(load_peer(model, truth_decoder), kinds, truth_decoder.arch)
+        truth = _truth(peer, kinds, tokens)
         for name in settings["dtypes"]:
-            pair = Pair(model, truth_decoder, getattr(torch, name), kinds)
+            pair = Pair(truth_decoder, peer, getattr(torch, name))
             bases = pair.reference(tokens, with_adapter=False), pair.ours(tokens)
             facts = {"dtype": name, **about}
             for kind, adapter in kinds.items():
@@ -86,18 +88,21 @@ def align(
 class Pair:
     """Our decoder and PEFT's model of the same weights in one number format."""
 
-    def __init__(self, model, source, dtype, kinds):
+    def __init__(self, decoder, peer, dtype):
+        """`decoder` and `peer` in float32, of which copies are rounded."""
         import copy
 
-        from ember.experiments.engine_speed import load_peer
         from ember.lora.branch import Branches
         from ember.lora.merge import Merger
 
-        # Rounded from one float32 set of weights, in both.
-        self.decoder = copy.deepcopy(source).to(dtype)
         self.dtype = dtype
+        self.decoder = copy.deepcopy(decoder).to(dtype)
         self.merger, self.branches = Merger(self.decoder), Branches(self.decoder)
-        self.peer = _with_adapters(load_peer(model, source).to(dtype), kinds, source.arch)
+        self.peer = copy.deepcopy(peer)
+        # As they are when loaded in this format: factors and rotary frequencies stay float32.
+        for name, parameter in self.peer.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.to(dtype)
         self.layers = self.peer.base_model.model.model.layers
 
     def use(self, kind: str, target: str) -> None:
@@ -155,11 +160,8 @@ def _with_adapters(peer, kinds, arch):
     return wrapped.eval()
 
 
-def _truth(model, decoder, kinds, tokens) -> dict:
+def _truth(peer, kinds, tokens) -> dict:
     """PEFT's float32 logits by adapter and target."""
-    from ember.experiments.engine_speed import load_peer
-
-    peer = _with_adapters(load_peer(model, decoder), kinds, decoder.arch)
     found = {}
     for kind in kinds:
         for target in TARGETS:
