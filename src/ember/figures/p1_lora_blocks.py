@@ -11,36 +11,36 @@ def draw(blocks: pd.DataFrame, spot: pd.DataFrame, scale: str):
     adapter = "trained" if "trained" in set(blocks["adapter"]) else sorted(blocks["adapter"])[0]
     dtypes = list(dict.fromkeys(blocks["dtype"]))
     rows = blocks[blocks["adapter"] == adapter]
-    values = rows["delta_max_abs_diff"]
-    floor = values[values > 0].min() / 2 if (values > 0).any() else 1e-12
     with style() as plt:
         figure, axes = plt.subplots(
-            2, len(dtypes), figsize=(PAGE, 4.2), sharex="col", squeeze=False, layout="constrained"
+            2,
+            len(dtypes),
+            figsize=(PAGE, 4.2),
+            sharex="col",
+            sharey="row",
+            squeeze=False,
+            layout="constrained",
         )
         for column, dtype in enumerate(dtypes):
             group = rows[rows["dtype"] == dtype]
-            _by_block(axes[0][column], group, floor)
-            _residual(axes[1][column], group, floor)
+            _by_block(axes[0][column], group)
+            _residual(axes[1][column], group)
             axes[0][column].set_title(dtype)
             axes[1][column].set_xlabel("layer")
             axes[1][column].xaxis.get_major_locator().set_params(integer=True)
-            if column:
-                for row in (0, 1):
-                    axes[row][column].sharey(axes[row][0])
-                    axes[row][column].tick_params(labelleft=False)
         axes[0][0].set_ylabel("difference of the effect\nby block (max)")
         axes[1][0].set_ylabel("attn_residual =\nlayer_input + attn_out")
         axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         axes[1][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        return figure, _caption(blocks, spot, adapter, scale)
+        return figure, _caption(blocks, spot, adapter, dtypes, scale)
 
 
-def _by_block(axis, rows, floor: float) -> None:
+def _by_block(axis, rows) -> None:
     for index, block in enumerate(BLOCKS):
         group = rows[rows["block"] == block].sort_values("layer")
         axis.plot(
             group["layer"],
-            group["delta_max_abs_diff"].clip(lower=floor),
+            group["delta_max_abs_diff"].where(lambda x: x > 0),
             color=COLOURS[index],
             marker=MARKERS[index],
             linestyle=LINES[index],
@@ -49,7 +49,7 @@ def _by_block(axis, rows, floor: float) -> None:
     axis.set_yscale("log")
 
 
-def _residual(axis, rows, floor: float) -> None:
+def _residual(axis, rows) -> None:
     group = rows[rows["block"] == "attn_residual"].sort_values("layer")
     parts = {
         "delta_input_max": "layer_input",
@@ -60,7 +60,7 @@ def _residual(axis, rows, floor: float) -> None:
     for index, (column, label) in enumerate(parts.items()):
         axis.plot(
             group["layer"],
-            group[column].clip(lower=floor),
+            group[column].where(lambda x: x > 0),
             color=COLOURS[index],
             marker=MARKERS[index],
             linestyle=LINES[index],
@@ -69,7 +69,7 @@ def _residual(axis, rows, floor: float) -> None:
     axis.set_yscale("log")
 
 
-def _caption(blocks, spot, adapter: str, scale: str) -> str:
+def _caption(blocks, spot, adapter: str, dtypes: list[str], scale: str) -> str:
     sentences = []
     for dtype, group in spot[spot["adapter"] == adapter].groupby("dtype", sort=False):
         found = "; ".join(
@@ -85,7 +85,7 @@ def _caption(blocks, spot, adapter: str, scale: str) -> str:
         f"adapter's effect (with - without) in the parts of each layer; adapter {adapter}, merged "
         "into q, k, v and o. Below: the residual stream after attention as the sum of what "
         "entered the layer and what attention adds, and the part that neither explains, the "
-        "addition's own rounding. Zeros are drawn at the lower edge. "
-        f"{basis(blocks, scale)}\n\nOperators on their own and on the reference's input:\n\n"
-        + "\n".join(sentences)
+        "addition's own rounding. Exact zeros are not drawn. "
+        f"{basis(blocks.assign(dtype=', '.join(dtypes)), scale)}\n\n"
+        "Operators on their own and on the reference's input:\n\n" + "\n".join(sentences)
     )

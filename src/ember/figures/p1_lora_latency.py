@@ -73,7 +73,8 @@ def _caption(latency, exact, scale: str) -> str:
         f"{first['rank']}, {first['bytes'] / 2e6:.3g} MB of weights. Dashed: the limit, every "
         f"adapted weight read and written once at the copy bandwidth of {first['copy_gb_s']:.3g} "
         f"GB/s measured in the same run ({first['limit_ms']:.3g} ms). reload reads the adapter "
-        "from a folder. cold is the first call in the process, a single one. PEFT replaces by "
+        "from a folder. cold is a single call, the first of its kind; that of the first bar is the "
+        "first of the process. PEFT replaces by "
         f"unmerging and merging. After {exact['swaps'].iloc[0]} replacements and a rollback the "
         f"weights are: {bits}. {basis(latency, scale)}\n\n" + "\n".join(sentences)
     )

@@ -16,7 +16,6 @@ def draw(layers: pd.DataFrame, freeze: pd.DataFrame, scale: str):
     dtypes = list(dict.fromkeys(layers["dtype"]))
     chosen = _adapter(layers)
     rows = layers[layers["adapter"] == chosen]
-    floor = _floor(rows)
     with style() as plt:
         figure, axes = plt.subplots(
             1, len(dtypes), figsize=(PAGE, 2.5), sharey=True, squeeze=False, layout="constrained"
@@ -26,7 +25,7 @@ def draw(layers: pd.DataFrame, freeze: pd.DataFrame, scale: str):
             for index, (column, label) in enumerate(LINES_OF.items()):
                 axis.plot(
                     group["layer"],
-                    group[column].clip(lower=floor),
+                    group[column].where(lambda x: x > 0),
                     color=COLOURS[index],
                     marker=MARKERS[index],
                     linestyle=LINES[index],
@@ -55,13 +54,6 @@ def _adapter(layers) -> str:
     return "trained" if "trained" in there else sorted(there)[0]
 
 
-def _floor(rows) -> float:
-    """Where exact zeros are drawn: half the smallest difference there is."""
-    values = rows[list(LINES_OF)].to_numpy().ravel()
-    above = values[values > 0]
-    return above.min() / 2 if len(above) else 1e-12
-
-
 def _caption(layers, freeze, chosen: str, scale: str) -> str:
     sentences = []
     for (adapter, dtype), group in layers.groupby(["adapter", "dtype"], sort=False):
@@ -78,6 +70,7 @@ def _caption(layers, freeze, chosen: str, scale: str) -> str:
             f"- {adapter}, {dtype}: effect differs by {last['delta_max_abs_diff']:.2g} after the "
             f"last layer (effect {last['effect_max_abs']:.2g}); crosses {found}."
         )
+    formats = ", ".join(dict.fromkeys(layers["dtype"]))
     frozen = freeze[freeze["freeze"] > 0]
     moved = frozen["prefix_effect_max"].max() if len(frozen) else 0.0
     depths = ", ".join(map(str, sorted(set(frozen["freeze"]))))
@@ -85,7 +78,8 @@ def _caption(layers, freeze, chosen: str, scale: str) -> str:
         "**Adapters against PEFT, by layer (P1-3.6).** Largest absolute difference of a layer's "
         "output to Transformers with PEFT on the same checkpoint: without the adapter, with it, "
         f"and of what it changes; adapter {chosen}, merged into q, k, v and o of all layers. "
-        "Zeros are drawn at the lower edge. With the first "
+        "Exact zeros are not drawn. With the first "
         f"{depths} of {layers['num_layers'].iloc[0]} layers left without the adapter, their "
-        f"outputs move by {moved:g}. {basis(layers, scale)}\n\n" + "\n".join(sentences)
+        f"outputs move by {moved:g}. {basis(layers.assign(dtype=formats), scale)}\n\n"
+        + "\n".join(sentences)
     )

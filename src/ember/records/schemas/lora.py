@@ -213,7 +213,8 @@ _WHO = (
         "phase",
         "str",
         "",
-        "cold: the first of the process, nothing prepared; steady: after warm-up",
+        "cold: the first of its kind, once (ember's first keep: the first of the process); steady: "
+        "after warm-up",
         values=("cold", "steady"),
     ),
 )
