@@ -14,6 +14,7 @@ include: "rules/p1_engine.smk"
 include: "rules/p1_pipeline.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
+include: "rules/p1_lora.smk"
 include: "rules/paper.smk"
 include: "rules/workflow.smk"
 
@@ -85,6 +86,17 @@ rule p1_policies:
         table("p1_policies"),
     message:
         "P1-5, P1-6.1: cache policies and their modelled cumulative cost"
+
+
+rule p1_lora:
+    input:
+        figure("p1_lora_latency"),
+        figure("p1_lora_layers"),
+        figure("p1_lora_blocks"),
+        table("p1_lora_latency"),
+        table("p1_lora_alignment"),
+    message:
+        "P1-3: LoRA adapters, aligned with PEFT and switched in place"
 
 
 rule p1_fig2:

@@ -92,6 +92,11 @@ def conf(*keys):
     return node
 
 
+def conf_of(path, *keys):
+    """Some values of a section, by key."""
+    return {key: conf(*path, key) for key in keys}
+
+
 def inter(path):
     """An intermediate of the current scale: results/<scale>/<path>."""
     return f"results/{SETTINGS['scale']}/{path}"

@@ -13,6 +13,10 @@ rule decide:
         share="results/p1_prefill_share.parquet",
         savings="results/p1_prefix_savings.parquet",
         speed="results/p1_engine_speed.parquet",
+        alignment="results/p1_lora_alignment.parquet",
+        weights=inter("p1/lora/weights.parquet"),
+        latency="results/p1_lora_latency.parquet",
+        exact=inter("p1/lora/exact.parquet"),
     output:
         reported_table("decisions", "Paper"),
     log:

@@ -10,6 +10,9 @@ P1_PRODUCTS = [
     *figure("p1_sec44"),
     *figure("p1_fig3"),
     *table("p1_architectures"),
+    *figure("p1_lora_latency"),
+    *figure("p1_lora_layers"),
+    *figure("p1_lora_blocks"),
     *table("p1_prefill_share"),
     *table("p1_engine_speed"),
     *figure("p1_roofline"),
@@ -17,6 +20,8 @@ P1_PRODUCTS = [
     *table("p1_pipeline"),
     *table("p1_prefix_savings"),
     *table("p1_policies"),
+    *table("p1_lora_latency"),
+    *table("p1_lora_alignment"),
 ]
 PAPER_PRODUCTS = [*table("decisions"), *table("readiness")]
 WORKFLOW_PRODUCTS = [*table("workflow_jobs"), *table("workflow_cost")]

@@ -5,6 +5,7 @@
     ember archive p1_fig3
     ember estimate results/p1_fig3.png --profile slurm
     ember doctor
+    ember check --model DIR --adapter DIR --lora-scale 0.5
     ember bench-workflow --out docs/measured/cpu/bench_workflow.parquet
 
 Errors are one clear message and exit status 1 (2 for a wrong command line).
@@ -78,6 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.set_defaults(command=_doctor)
 
+    check = commands.add_parser("check", help="export logits with and without a LoRA adapter")
+    check.add_argument("--model", type=Path, required=True, help="model directory")
+    check.add_argument("--adapter", type=Path, required=True, help="folder in PEFT's format")
+    check.add_argument("--lora-scale", type=float, default=1.0, help="over the adapter's own")
+    prompt = check.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--tokens", type=_tokens, metavar="1,2,3", help="prompt as token ids")
+    prompt.add_argument("--text", help="prompt as text, by the model's tokenizer")
+    check.add_argument(
+        "--positions", choices=("last", "all"), default="last", help="which logits (default: last)"
+    )
+    check.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    check.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    check.add_argument("--out", type=Path, default=Path("results/lora_logits.parquet"))
+    check.set_defaults(command=_check)
+
     bench = commands.add_parser("bench-workflow", help="time what a newcomer types, on a clone")
     bench.add_argument("--out", type=Path, default=Path("results/bench_workflow.parquet"))
     bench.add_argument("--repeats", type=_count, default=5, help="of the short steps (default: 5)")
@@ -95,6 +111,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1, 2, …")
     return int(text)
+
+
+def _tokens(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids such as 1,2,3")
+    return [int(part) for part in parts]
 
 
 def _show(options) -> str:
@@ -155,6 +178,22 @@ def _doctor(options) -> tuple[str, int]:
     report = examine(options.results, profile=options.profile, config=options.config, progress=say)
     text = json.dumps(report.to_dict(), indent=2) if options.json else as_text(report)
     return text, 0 if report.well else 1
+
+
+def _check(options) -> str:
+    from ember.experiments.lora_check import check_adapter
+
+    return check_adapter(
+        model=options.model,
+        adapter=options.adapter,
+        lora_scale=options.lora_scale,
+        tokens=options.tokens,
+        text=options.text,
+        positions=options.positions,
+        device=options.device,
+        dtype=options.dtype,
+        out=options.out,
+    )
 
 
 def _bench_workflow(options) -> str:

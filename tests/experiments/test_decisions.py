@@ -6,7 +6,93 @@ from ember.experiments.decisions import decide
 from ember.records.schemas.decisions import DECISIONS
 from ember.records.tables import read_table, write_table
 
-THRESHOLDS = {"low_prefill_share": 0.3, "min_prefix_savings": 0.45, "min_engine_ratio": 3.0}
+THRESHOLDS = {
+    "low_prefill_share": 0.3,
+    "min_prefix_savings": 0.45,
+    "min_engine_ratio": 3.0,
+    "max_lora_difference": 1e-4,
+    "max_lora_error_ratio": 1.0,
+    "max_lora_ulp": 1.0,
+    "max_lora_ratio_to_limit": 2.0,
+}
+
+
+def lora_tables(difference=1e-6, ratio=(0.8, 0.9), ulp=0.5, ms=1.5, exact=True):
+    """Rows of alignment, weights, latency and exactness."""
+    shared = {"adapter": "trained", "path": "merged", "reference": "peft_forward"}
+    none = dict.fromkeys(("error_ratio", "error_ratio_low", "error_ratio_high"))
+    low, high = ratio
+    half = {"error_ratio": high, "error_ratio_low": low, "error_ratio_high": high}
+    return (
+        [
+            shared | none | {"dtype": "float32", "delta_max_abs_diff": difference},
+            shared | half | {"dtype": "bfloat16", "delta_max_abs_diff": 0.1},
+        ],
+        [{"error_max_ulp": ulp}, {"error_max_ulp": 0.1}],
+        [
+            {
+                "implementation": who,
+                "keep": "device",
+                "operation": "replace",
+                "phase": phase,
+                "ms_median": ms,
+                "ms_p10": ms,
+                "ms_p90": ms,
+                "n": 5,
+                "limit_ms": 1.0,
+                "ratio_to_limit": ms,
+            }
+            for who in ("ember", "peft")
+            for phase in ("cold", "steady")
+        ],
+        [
+            {
+                "implementation": "ember",
+                "keep": "device",
+                "swaps": 100,
+                "exact": exact,
+                "max_abs_diff": 0.0 if exact else 0.1,
+                "kept_bytes": 1,
+                "model_bytes": 4,
+            }
+        ],
+    )
+
+
+def lora_verdicts(**change) -> dict:
+    gates = [{"gate": "one", "status": "ok", "passed": True}]
+    rows = decide(gates, [], [], [], *lora_tables(**change), thresholds=THRESHOLDS, scale="smoke")
+    return {
+        f"{row['decision']}: {row['subject']}": row["verdict"]
+        for row in rows
+        if row["decision"].startswith("lora_")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "verdict"),
+    [
+        ({}, "lora_alignment: float32 against peft_forward", "aligned"),
+        (
+            {"difference": 2e-4},
+            "lora_alignment: float32 against peft_forward",
+            "not aligned",
+        ),
+        ({}, "lora_alignment: bfloat16, merged", "smaller than PEFT's own error"),
+        ({"ratio": (1.1, 1.2)}, "lora_alignment: bfloat16, merged", "larger than PEFT's own error"),
+        ({"ratio": (0.9, 1.2)}, "lora_alignment: bfloat16, merged", "undecided"),
+        ({}, "lora_weights: 2 matrices, whole and by two stages", "as computed"),
+        ({"ulp": 1.5}, "lora_weights: 2 matrices, whole and by two stages", "not as computed"),
+        ({}, "lora_latency: replace, base kept: device", "near the limit"),
+        ({"ms": 3.0}, "lora_latency: replace, base kept: device", "falls short"),
+        ({}, "lora_exact: ember, base kept: device", "exact"),
+        ({"exact": False}, "lora_exact: ember, base kept: device", "drifts"),
+    ],
+)
+def test_adapters_are_judged_by_their_tables(change, subject, verdict):
+    found = lora_verdicts(**change)
+    assert found[subject].startswith(verdict)
+    assert len(found) == 5
 
 
 def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(True, True)):
@@ -41,9 +127,11 @@ def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(Tru
             for ratio in ratios
             for engine in ("ember", "transformers")
         ],
+        *lora_tables(),
         thresholds=THRESHOLDS,
         scale="smoke",
     )
+    rows = [row for row in rows if not row["decision"].startswith("lora_")]
     found = {row["decision"]: row for row in rows}
     assert len(found) == len(rows)
     return found

@@ -49,6 +49,26 @@ def test_figures_come_with_vector_caption_and_numbers(finished, name):
     assert "nan" not in caption.lower()
 
 
+@pytest.mark.parametrize("name", ["p1_lora_latency", "p1_lora_layers", "p1_lora_blocks"])
+def test_figures_of_adapters_come_whole(finished, name):
+    results = finished.path / "results"
+    assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    caption = (results / f"{name}.caption.md").read_text()
+    assert "no number here supports a claim" in caption
+    assert "nan" not in caption.lower()
+
+
+def test_adapters_are_aligned_exact_and_judged(finished):
+    rows = read_table(finished.path / "results/decisions.parquet")
+    found = {d: group for d, group in rows.groupby("decision") if d.startswith("lora_")}
+    assert set(found) == {"lora_alignment", "lora_weights", "lora_latency", "lora_exact"}
+    aligned = found["lora_alignment"].set_index("subject")["verdict"]
+    assert aligned["float32 against peft_forward"] == "aligned"
+    assert aligned["float32 against manual_merge"] == "aligned"
+    exact = found["lora_exact"].set_index("subject")["verdict"]
+    assert exact["ember, base kept: device"] == exact["ember, base kept: host"] == "exact"
+
+
 def test_every_table_is_whole_and_says_where_it_came_from(finished):
     tables = list((finished.path / "results").rglob("*.parquet"))
     assert len(tables) >= 18
@@ -85,7 +105,7 @@ def test_the_workflow_knows_what_it_cost(finished):
     )
     assert set(jobs["wall_from"]) == {"benchmark"}
     assert set(jobs["stage"]) == {
-        *("models", "p1_gates", "p1_profile", "p1_prefix", "p1_policies", "paper")
+        *("models", "p1_gates", "p1_profile", "p1_prefix", "p1_policies", "p1_lora", "paper")
     }
     assert jobs["timing"].sum() >= 5
     cost = read_table(results / "workflow_cost.parquet")

@@ -30,7 +30,9 @@ def with_comment(text: str) -> str:
 
 
 # What depends on a file: the rules that run its code, and the rules that read their products.
-FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3", "plot_pipeline", "plot_gantt"}
+LORA_FIGURES = {"plot_lora_layers", "plot_lora_blocks", "plot_lora_latency"}
+ENGINE_FIGURES = {"plot_roofline", "plot_pipeline", "plot_gantt"}
+FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"} | ENGINE_FIGURES | LORA_FIGURES
 # Behind all products: their own cost is counted anew.
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
 CASES = {
@@ -70,6 +72,13 @@ CASES = {
         "model_cost",
         "summarise_policies",
         "plot_fig3",
+        "decide",
+    }
+    | LAST,
+    "src/ember/experiments/lora_latency.py": {
+        "time_lora",
+        "summarise_lora_latency",
+        "plot_lora_latency",
         "decide",
     }
     | LAST,

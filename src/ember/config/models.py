@@ -290,6 +290,54 @@ class Decisions(Strict):
     min_engine_ratio: Positive = Field(
         3.0, description="decode speed against Transformers' generate on the same machine"
     )
+    max_lora_difference: Positive = Field(
+        1e-4, description="P1-3.4: delta_max_abs_diff of an adapter's logits in float32"
+    )
+    max_lora_error_ratio: Positive = Field(
+        1.0, description="P1-3.4: half-precision error against that of PEFT's own forward"
+    )
+    max_lora_ulp: Positive = Field(
+        1.0, description="P1-3.5: error of merged weights, in units in the last place"
+    )
+    max_lora_ratio_to_limit: Positive = Field(
+        2.0, description="P1-3.3: time of an adapter's replacement against the memory's limit"
+    )
+
+
+class Lora(Strict):
+    """P1-3: adapters, their alignment with PEFT and the latency of switching them."""
+
+    rank: Count = Field(8, description="rank of the adapters")
+    alpha: Positive = Field(16.0, description="scaling is alpha / rank")
+    b_std: Positive = Field(0.02, description="standard deviation of B where it is drawn")
+    train_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps of the trained adapter; 0 or random weights: there is none"
+    )
+    train_tokens: Count = Field(128, description="tokens of its sequences, four a step")
+    learning_rate: Positive = Field(3e-3, description="AdamW's rate for it")
+    dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(
+        ["float32", "bfloat16", "float16"], description="number formats of the alignment"
+    )
+    prompts: Count = Field(description="prompts of the alignment")
+    tokens: Count = Field(description="tokens of each")
+    profiled: list[Literal["init", "perturbed", "synthetic", "trained"]] = Field(
+        ["perturbed", "trained"], description="adapters with profiles of layers and blocks"
+    )
+    layer_fractions: list[Fraction] = Field(
+        [0.0, 0.5, 1.0], description="layers whose weights and operators are checked"
+    )
+    freeze_fractions: list[Fraction] = Field(
+        [0.5, 2 / 3, 5 / 6], description="frozen first layers: 18, 24 and 30 of 36"
+    )
+    thresholds: list[Positive] = Field(
+        [0.1, 0.25, 0.5, 1.0], description="of the first layer to deviate by as much"
+    )
+    keeps: list[Literal["device", "host", "none"]] = Field(
+        ["device", "host", "none"], description="copies of the base whose latency is compared"
+    )
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded rounds of switches")
+    repeats: Count = Field(description="recorded rounds of switches")
+    swaps: Count = Field(100, description="switches before the unload that must be exact")
 
 
 class Architectures(Strict):
@@ -319,6 +367,7 @@ class P1(Strict):
     pipeline: Pipeline
     restart: Restart
     rounds: Rounds
+    lora: Lora
     policies: list[Policy] = Field(min_length=1)
     decisions: Decisions = Decisions()
 

@@ -11,6 +11,10 @@ def decide(
     share: Rows,
     savings: Rows,
     speed: Rows,
+    alignment: Rows,
+    weights: Rows,
+    latency: Rows,
+    exact: Rows,
     *,
     thresholds: Mapping,
     scale: str,
@@ -21,6 +25,10 @@ def decide(
         *_prefill_share(share, thresholds["low_prefill_share"]),
         *_prefix_savings(savings, thresholds["min_prefix_savings"]),
         *_engine_speed(speed, thresholds["min_engine_ratio"]),
+        *_lora_alignment(alignment, thresholds),
+        *_lora_weights(weights, thresholds["max_lora_ulp"]),
+        *_lora_latency(latency, thresholds["max_lora_ratio_to_limit"]),
+        *_lora_exact(exact),
     ]
     return [{"programme": "p1", "evidence": "measured", "scale": scale} | row for row in rows]
 
@@ -103,6 +111,119 @@ def _engine_speed(speed: Rows, threshold: float) -> list[dict]:
             "verdict": _beside(min(values), max(values), threshold, "reached", "falls short"),
             "detail": f"median ratio of tokens/s, least to greatest of {len(values)} paired runs",
         }
+    ]
+
+
+def _lora_alignment(alignment: Rows, thresholds: Mapping) -> list[dict]:
+    """P1-3.4: float32 by the difference, half precision by the error against PEFT's own."""
+    rows = []
+    single = [row for row in alignment if row["dtype"] == "float32"]
+    for reference in dict.fromkeys(row["reference"] for row in single):
+        found = [row["delta_max_abs_diff"] for row in single if row["reference"] == reference]
+        threshold = thresholds["max_lora_difference"]
+        rows.append(
+            {
+                "decision": "lora_alignment",
+                "subject": f"float32 against {reference}",
+                "value": max(found),
+                "low": None,
+                "high": None,
+                "threshold": threshold,
+                "verdict": "aligned" if max(found) < threshold else "not aligned",
+                "detail": "largest delta_max_abs_diff of logits over adapters, projections and "
+                "paths",
+            }
+        )
+    for dtype in dict.fromkeys(row["dtype"] for row in alignment if row["dtype"] != "float32"):
+        threshold = thresholds["max_lora_error_ratio"]
+        for path in dict.fromkeys(row["path"] for row in alignment):
+            group = [
+                row
+                for row in alignment
+                if (row["dtype"], row["path"], row["reference"]) == (dtype, path, "peft_forward")
+            ]
+            if not group:
+                continue
+            worst = max(group, key=lambda row: row["error_ratio"])
+            rows.append(
+                {
+                    "decision": "lora_alignment",
+                    "subject": f"{dtype}, {path}",
+                    "value": worst["error_ratio"],
+                    "low": worst["error_ratio_low"],
+                    "high": worst["error_ratio_high"],
+                    "threshold": threshold,
+                    "verdict": _beside(
+                        worst["error_ratio_low"],
+                        worst["error_ratio_high"],
+                        threshold,
+                        "larger than PEFT's own error",
+                        "smaller than PEFT's own error",
+                    ),
+                    "detail": "error to PEFT's float32 forward over that of PEFT's own forward in "
+                    f"{dtype}; the worst adapter ({worst['adapter']}), 95 % interval over prompts",
+                }
+            )
+    return rows
+
+
+def _lora_weights(weights: Rows, threshold: float) -> list[dict]:
+    worst = max(row["error_max_ulp"] for row in weights)
+    return [
+        {
+            "decision": "lora_weights",
+            "subject": f"{len(weights)} matrices, whole and by two stages",
+            "value": worst,
+            "low": None,
+            "high": None,
+            "threshold": threshold,
+            "verdict": "as computed" if worst <= threshold else "not as computed",
+            "detail": "largest error of W_after - W_before against s·B·A, in units in the last "
+            "place",
+        }
+    ]
+
+
+def _lora_latency(latency: Rows, threshold: float) -> list[dict]:
+    rows = []
+    for row in latency:
+        if (row["implementation"], row["phase"]) != ("ember", "steady"):
+            continue
+        if row["operation"] not in ("apply", "replace"):
+            continue
+        scale = row["ratio_to_limit"] / row["ms_median"]
+        low, high = row["ms_p10"] * scale, row["ms_p90"] * scale
+        rows.append(
+            {
+                "decision": "lora_latency",
+                "subject": f"{row['operation']}, base kept: {row['keep']}",
+                "value": row["ratio_to_limit"],
+                "low": low,
+                "high": high,
+                "threshold": threshold,
+                "verdict": _beside(low, high, threshold, "falls short", "near the limit"),
+                "detail": f"{row['ms_median']:.3g} ms over {row['limit_ms']:.3g} ms, the adapted "
+                f"weights at the copy bandwidth; p10 to p90 of {row['n']} runs",
+            }
+        )
+    return rows
+
+
+def _lora_exact(exact: Rows) -> list[dict]:
+    return [
+        {
+            "decision": "lora_exact",
+            "subject": f"{row['implementation']}, base kept: {row['keep']}",
+            "value": row["max_abs_diff"],
+            "low": None,
+            "high": None,
+            "threshold": 0.0,
+            "verdict": "exact" if row["exact"] else "drifts",
+            "detail": f"largest difference of a weight after {row['swaps']} replacements and a "
+            f"rollback; the copy of the base takes {row['kept_bytes'] / row['model_bytes']:.1%} "
+            "of the model's memory",
+        }
+        for row in exact
     ]
 
 

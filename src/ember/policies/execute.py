@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
+from ember.lora.adapter import LowRank
 from ember.model.decoder import Decoder, rotary_tables, rotate
 from ember.policies.plan import BadPolicy, Plan, Request, Update
 from ember.policies.policy import CachePolicy
@@ -29,19 +30,6 @@ from ember.records.errors import EmberError
 
 class StaleFactors(EmberError):
     """Stored low-rank activations do not fit the adapter they are to be corrected by."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """W = W0 + scale · b·a of one projection: a (r, in), b (out, r). Not to be changed in place."""
-
-    a: Tensor
-    b: Tensor
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[0]
 
 
 Adapter = Mapping[tuple[int, str], LowRank]

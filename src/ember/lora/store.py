@@ -1,0 +1,195 @@
+"""Adapters known by name and switched by name, merged into an engine's weights or beside them.
+
+    store = AdapterStore(decoder, engine=engine)
+    store.load("round-1", "results/tiny/p1/adapters/trained")
+    store.activate("round-1")     # one pass over the weights
+    store.deactivate()            # the base, bit for bit
+
+Contract. `load` does all that takes long or can fail (reading, checking, moving to the device), so
+that `activate` only swaps. After each switch the engine is told the weights' new version, which is
+the base's and the adapter's content hash: its prefix cache forgets what other weights made, and
+every token records the version that it was sampled with.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ember.lora.adapter import Adapter, BadAdapter, check_fits
+from ember.lora.branch import Branches, check_name
+from ember.lora.merge import Merger, Prepared
+from ember.lora.peft import load_adapter
+from ember.model.decoder import Decoder
+
+HASH_DIGITS = 16  # of a version, enough to tell the adapters of any programme apart
+
+
+class Versioned(Protocol):
+    """What an engine shows of itself here."""
+
+    decoder: Decoder
+
+    @property
+    def weights_version(self) -> str: ...
+
+    def set_weights_version(self, version: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter of the store; `bytes` is the memory of its factors where the weights are."""
+
+    name: str
+    version: str
+    rank: int
+    layers: tuple[int, ...]
+    projections: tuple[str, ...]
+    bytes: int
+    active: bool
+
+
+class AdapterStore:
+    """The adapters of one decoder."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        engine: Versioned | None = None,
+        merged: bool = True,
+        keep: str = "device",
+    ):
+        """`merged`: into the weights, with `keep` as of `Merger`; else as branches beside them,
+        which the engine's packed weights do not allow. The weights are now the base's."""
+        if engine is not None and (not merged or engine.decoder is not decoder):
+            raise BadAdapter(
+                "an engine runs merged adapters of its own decoder only.\n"
+                "Leave merged=True and pass the engine's decoder, or use the decoder alone."
+            )
+        self._engine = engine
+        self._base_version = engine.weights_version if engine is not None else "base"
+        self._merger = Merger(decoder, keep=keep) if merged else None
+        self._branches = None if merged else Branches(decoder)
+        self._adapters: dict[str, Adapter] = {}
+        self._prepared: dict[str, Prepared] = {}
+        self._active: str | None = None
+
+    @property
+    def active(self) -> str | None:
+        """Name of the adapter in use."""
+        return self._active
+
+    @property
+    def version(self) -> str:
+        """Version of the weights in use."""
+        return self._version(self._active)
+
+    @property
+    def base_bytes(self) -> int:
+        """Memory of the copies that make deactivating exact."""
+        return 0 if self._merger is None else self._merger.base_bytes
+
+    def load(
+        self,
+        name: str,
+        source: str | Path | Adapter,
+        *,
+        scale: float = 1.0,
+        replace: bool = False,
+    ) -> Loaded:
+        """Reads (or takes) an adapter and keeps it under a name, ready to be activated.
+
+        `scale` multiplies its own scaling. With `replace` a name may be given again; if it is in
+        use, the new adapter takes its place in one pass. Raises BadAdapter or NotEnoughMemory and
+        changes nothing.
+        """
+        check_name(name)
+        if name in self._adapters and not replace:
+            raise BadAdapter(
+                f"an adapter {name} is loaded already.\nUnload it, or load with replace=True."
+            )
+        adapter = source if isinstance(source, Adapter) else load_adapter(source)
+        adapter = adapter.scaled(scale)
+        if self._merger is not None:
+            prepared = self._merger.prepare(adapter)
+            if name == self._active:
+                self._merger.swap(prepared)
+            self._prepared[name] = prepared
+        else:
+            self._replace_branch(name, adapter)
+        self._adapters[name] = adapter
+        self._tell()
+        return self._describe(name)
+
+    def activate(self, name: str) -> str:
+        """Switches to an adapter; returns the weights' version. Nothing has changed if it fails."""
+        self._check_there(name)
+        return self._switch(name)
+
+    def deactivate(self) -> str:
+        """Back to the base; returns its version."""
+        return self._switch(None)
+
+    def unload(self, name: str) -> None:
+        """Forgets an adapter; one in use is taken out first."""
+        self._check_there(name)
+        if name == self._active:
+            self.deactivate()
+        if self._branches is not None:
+            self._branches.detach(name)
+        self._prepared.pop(name, None)
+        del self._adapters[name]
+
+    def list(self) -> list[Loaded]:
+        """The adapters, in the order they were loaded."""
+        return [self._describe(name) for name in self._adapters]
+
+    def adapter(self, name: str) -> Adapter:
+        """An adapter by name."""
+        self._check_there(name)
+        return self._adapters[name]
+
+    def _switch(self, name: str | None) -> str:
+        if self._merger is not None:
+            self._merger.swap(None if name is None else self._prepared[name])
+        else:
+            self._branches.activate(name)
+        self._active = name
+        self._tell()
+        return self.version
+
+    def _replace_branch(self, name: str, adapter: Adapter) -> None:
+        check_fits(adapter, self._branches.decoder)
+        was_active = name == self._active
+        if name in self._adapters:
+            self._branches.detach(name)
+        self._branches.attach(name, adapter)
+        if was_active:
+            self._branches.activate(name)
+
+    def _tell(self) -> None:
+        if self._engine is not None and self._engine.weights_version != self.version:
+            self._engine.set_weights_version(self.version)
+
+    def _version(self, name: str | None) -> str:
+        if name is None:
+            return self._base_version
+        return f"{self._base_version}+{self._adapters[name].hash[:HASH_DIGITS]}"
+
+    def _describe(self, name: str) -> Loaded:
+        adapter = self._adapters[name]
+        prepared = self._prepared.get(name)
+        return Loaded(
+            name=name,
+            version=self._version(name),
+            rank=adapter.rank,
+            layers=adapter.layers,
+            projections=adapter.projections,
+            bytes=adapter.bytes if prepared is None else prepared.bytes,
+            active=name == self._active,
+        )
+
+    def _check_there(self, name: str) -> None:
+        if name not in self._adapters:
+            there = ", ".join(self._adapters) or "none"
+            raise BadAdapter(f"there is no adapter {name!r} (there are: {there}).\nLoad it first.")

@@ -1,0 +1,161 @@
+"""Adapters by name: switching, versions, the prefix cache, and packed weights."""
+
+import pytest
+import torch
+
+from ember.cache.radix import RadixCache
+from ember.engine.engine import Engine
+from ember.engine.sampling import SamplingParams
+from ember.lora import merge
+from ember.lora.adapter import BadAdapter
+from ember.lora.peft import save_adapter
+from ember.lora.store import AdapterStore
+from tests.lora.tiny import adapter_of, bits, equal_bits, logits, tiny_decoder
+
+PROMPT = [5, 9, 2, 40, 41, 3, 3, 17]
+
+
+def engine_of(decoder, **options) -> Engine:
+    cache = RadixCache(budget_bytes=1 << 20)
+    return Engine(decoder, capacity=256, prefix_cache=cache, **options)
+
+
+def tokens_of(engine: Engine):
+    [[completion]] = engine.generate(
+        [PROMPT], sampling=SamplingParams(temperature=0.0, max_tokens=6)
+    )
+    return completion
+
+
+def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
+    decoder = tiny_decoder()
+    engine = engine_of(decoder)
+    base = tokens_of(engine)  # packs the weights, makes the step
+    step = engine._slot(1).step
+    store = AdapterStore(decoder, engine=engine)
+    for seed in (1, 2):
+        store.load(f"seed-{seed}", adapter_of(decoder, seed, b_std=0.5))
+    assert engine.weights_version == "base"
+    for name, seed in (("seed-1", 1), ("seed-2", 2), ("seed-1", 1)):
+        version = store.activate(name)
+        found = tokens_of(engine)
+        other = tiny_decoder()
+        alone = AdapterStore(other)
+        alone.load("only", adapter_of(other, seed, b_std=0.5))
+        alone.activate("only")
+        wanted = tokens_of(engine_of(other))
+        assert found.tokens == wanted.tokens
+        assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
+        assert found.tokens != base.tokens
+        assert set(found.versions) == {version} == {engine.weights_version}
+        assert version == f"base+{store.adapter(name).hash[:16]}"
+        assert found.cached_tokens == 0, "the prefix cache forgot other weights' KV"
+        assert tokens_of(engine).cached_tokens > 0
+    assert engine._slot(1).step is step, "nothing was packed or captured anew"
+    assert store.deactivate() == "base"
+    assert tokens_of(engine).tokens == base.tokens
+    assert set(tokens_of(engine).versions) == {"base"}
+
+
+def test_unloading_leaves_the_base_of_a_packed_decoder_bit_for_bit():
+    decoder = tiny_decoder(dtype=torch.bfloat16)
+    before = bits(decoder)
+    engine = engine_of(decoder)
+    store = AdapterStore(decoder, engine=engine)
+    store.load("a", adapter_of(decoder, 1))
+    store.activate("a")
+    tokens_of(engine)  # packed while the adapter is merged
+    store.load("b", adapter_of(decoder, 2))
+    store.activate("b")
+    tokens_of(engine)
+    store.unload("b")
+    assert store.active is None
+    assert [loaded.name for loaded in store.list()] == ["a"]
+    assert equal_bits(decoder, before)
+
+
+def test_a_new_adapter_of_the_same_name_takes_its_place():
+    decoder = tiny_decoder()
+    engine = engine_of(decoder)
+    store = AdapterStore(decoder, engine=engine)
+    store.load("policy", adapter_of(decoder, 1))
+    first = store.activate("policy")
+    with pytest.raises(BadAdapter, match="loaded already"):
+        store.load("policy", adapter_of(decoder, 2))
+    loaded = store.load("policy", adapter_of(decoder, 2), replace=True)
+    assert loaded.active
+    assert engine.weights_version == loaded.version != first
+    other = tiny_decoder()
+    alone = AdapterStore(other)
+    alone.load("x", adapter_of(other, 2))
+    alone.activate("x")
+    assert equal_bits(decoder, bits(other))
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_load_activate_deactivate_unload_list(merged, tmp_path):
+    decoder = tiny_decoder()
+    base = logits(decoder)
+    folder = save_adapter(adapter_of(decoder), tmp_path / "saved", arch=decoder.arch)
+    store = AdapterStore(decoder, merged=merged)
+    loaded = store.load("full", folder)
+    store.load("half", folder, scale=0.5)
+    assert (loaded.rank, loaded.layers, loaded.active) == (4, (0, 1, 2), False)
+    assert loaded.bytes == 4 * 4 * 3 * (64 + 48 + 48 + 64)
+    store.activate("full")
+    full = logits(decoder)
+    store.activate("half")
+    half = logits(decoder)
+    assert [item.active for item in store.list()] == [False, True]
+    assert not torch.allclose(full, half, atol=1e-3)
+    store.load("half", folder, replace=True)
+    assert torch.allclose(logits(decoder), full, atol=1e-5)
+    store.unload("half")
+    assert torch.equal(logits(decoder), base)
+    with pytest.raises(BadAdapter, match="no adapter 'half'"):
+        store.activate("half")
+    assert (store.base_bytes > 0) == merged
+
+
+@pytest.mark.parametrize("stage", ["load", "swap"])
+def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch):
+    decoder = tiny_decoder()
+    engine = engine_of(decoder)
+    store = AdapterStore(decoder, engine=engine)
+    store.load("good", adapter_of(decoder, 1))
+    store.activate("good")
+    tokens_of(engine)
+    before = tokens_of(engine)  # with the prompt's prefix from the cache, as later
+    answer, version = logits(decoder), engine.weights_version
+    if stage == "load":
+        wide = tiny_decoder(hidden_size=64)
+        folder = save_adapter(adapter_of(wide), tmp_path / "wide", arch=wide.arch)
+        with pytest.raises(BadAdapter, match="trained on this base model"):
+            store.load("good", folder, replace=True)
+    else:
+        store.load("next", adapter_of(decoder, 2))
+        real, calls = merge._add, []
+
+        def failing(*arguments):
+            calls.append(1)
+            if len(calls) == 6:
+                raise RuntimeError("interrupted")
+            real(*arguments)
+
+        monkeypatch.setattr(merge, "_add", failing)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            store.activate("next")
+    assert torch.equal(logits(decoder), answer)
+    assert engine.weights_version == version
+    assert store.active == "good"
+    after = tokens_of(engine)
+    assert (after.tokens, after.logprobs) == (before.tokens, before.logprobs)
+    assert after.cached_tokens > 0, "what was cached is still valid"
+
+
+def test_an_engine_needs_merged_adapters_of_its_own_decoder():
+    decoder = tiny_decoder()
+    for options in ({"merged": False}, {"merged": True}):
+        other = decoder if not options["merged"] else tiny_decoder()
+        with pytest.raises(BadAdapter, match="own decoder"):
+            AdapterStore(other, engine=engine_of(decoder), **options)

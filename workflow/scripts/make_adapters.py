@@ -1,0 +1,18 @@
+"""Adapters in PEFT's format: by PEFT, drawn, trained (P1-3.4)."""
+
+from pathlib import Path
+
+from ember.experiments import job
+from ember.experiments.lora_adapters import make_adapters
+from ember.records.atomic import atomic_dir
+
+with job.start(snakemake) as run:
+    with atomic_dir(Path(run.output.adapters)) as folder:
+        make_adapters(
+            model=run.input.model,
+            workload=run.input.workload,
+            folder=folder,
+            settings=run.params.settings,
+            **run.params.runtime,
+        )
+    run.stamp(run.output.adapters)
