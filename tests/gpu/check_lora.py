@@ -93,20 +93,20 @@ def check_graphs() -> None:
     for seed in (1, 2):
         store.load(f"a{seed}", drawn(decoder, seed).scaled(8.0))
     for _ in range(3):
-        base = engine.generate(prompts, sampling=sampling)[0][0]
+        base = engine.generate(prompts, sampling)[0][0]
     step = engine._slot(1).step
     for seed in (1, 2, 1):
         store.activate(f"a{seed}")
-        found = engine.generate(prompts, sampling=sampling)[0][0]
+        found = engine.generate(prompts, sampling)[0][0]
         twin = small(torch.bfloat16)
         other = AdapterStore(twin)
         other.load("x", drawn(twin, seed).scaled(8.0))
         other.activate("x")
-        wanted = Engine(twin, capacity=256).generate(prompts, sampling=sampling)[0][0]
+        wanted = Engine(twin, capacity=256).generate(prompts, sampling)[0][0]
         assert found.tokens == wanted.tokens, (seed, found.tokens, wanted.tokens)
         assert found.tokens != base.tokens
     store.deactivate()
-    assert engine.generate(prompts, sampling=sampling)[0][0].tokens == base.tokens
+    assert engine.generate(prompts, sampling)[0][0].tokens == base.tokens
     assert engine._slot(1).step is step
     print("graphs: replayed steps and prefills see each swap")
 

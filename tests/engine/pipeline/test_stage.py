@@ -1,10 +1,5 @@
 """A stage in this process: two of them, hand to hand, are the decoder; each form is the same."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -97,21 +92,6 @@ def test_a_part_shares_the_weights_and_leaves_the_decoder_alone():
     assert part.layers[0].mlp.up_proj.weight is decoder.layers[1].mlp.up_proj.weight
 
 
-@pytest.mark.skipif(
-    "triton" not in sys.modules and not __import__("importlib").util.find_spec("triton"),
-    reason="Triton is not installed here",
-)
-def test_two_stages_in_kernels_are_the_decoder():
-    """In a process of its own: whether Triton interprets is settled when it is imported."""
-    script = Path(__file__).with_name("interpreted_stage.py")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("--import-mode=importlib", str(script)),
-        ],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+@pytest.mark.parametrize("interpreted", ["interpreted_stage.py"], indirect=True)
+def test_two_stages_in_kernels_are_the_decoder(interpreted):
+    assert interpreted.returncode == 0, interpreted.stdout
