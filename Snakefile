@@ -10,6 +10,7 @@ include: "rules/settings.smk"
 include: "rules/models.smk"
 include: "rules/p1_gates.smk"
 include: "rules/p1_profile.smk"
+include: "rules/p1_peers.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
 include: "rules/paper.smk"
@@ -59,6 +60,11 @@ rule p1_profile:
         figure("p1_fig2"),
         table("p1_prefill_share"),
         table("p1_engine_speed"),
+        figure("p1_frameworks"),
+        table("p1_frameworks"),
+        figure("p1_loading"),
+        table("p1_loading"),
+        table("p1_memory_budget"),
     message:
         "P1-1: where a rollout's time goes"
 

@@ -9,6 +9,11 @@ P1_PRODUCTS = [
     *figure("p1_fig3"),
     *table("p1_prefill_share"),
     *table("p1_engine_speed"),
+    *figure("p1_frameworks"),
+    *table("p1_frameworks"),
+    *figure("p1_loading"),
+    *table("p1_loading"),
+    *table("p1_memory_budget"),
     *table("p1_prefix_savings"),
     *table("p1_policies"),
 ]

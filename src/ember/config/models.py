@@ -168,7 +168,7 @@ class Framework(Strict):
     ] = Field(description="file of src/ember/peers/adapters")
     python: str | None = Field(
         None,
-        description="interpreter of its environment, relative to the checkout; null: this project's",
+        description="interpreter of its environment, from the checkout on; null: this project's",
     )
     arguments: dict[str, int | float | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
@@ -210,6 +210,20 @@ class Peers(Strict):
         if len({point.name for point in self.points}) < len(self.points):
             raise ValueError("two points have the same name")
         return self
+
+
+class Loading(Strict):
+    """P1-1.4: loading times, and the way to the first token."""
+
+    repeats: Count = Field(3, description="processes of each kind")
+    prompt_tokens: Count = Field(description="prompt of the first token")
+
+
+class Memory(Strict):
+    """P1-1.5: memory, predicted and measured."""
+
+    context: Count = Field(description="prompt tokens")
+    batch: Count = Field(1, description="prompts at once")
 
 
 class Restart(Strict):
@@ -293,6 +307,8 @@ class P1(Strict):
     prefix: Prefix
     speed: Speed
     peers: Peers
+    loading: Loading
+    memory: Memory
     restart: Restart
     rounds: Rounds
     policies: list[Policy] = Field(min_length=1)

@@ -5,12 +5,13 @@
         run = peer.generate(prompt, new_tokens)    # {"ttft_s", "total_s", "tokens"}
 
 A setup is plain data: `model` (directory), `weights` ("files", or "random" for a directory that
-only declares them), `gguf` (file or None), `device`, `dtype`, `threads`, `seed`, `capacity` (the most
-tokens of a prompt and its continuation), `temperature` (0) and the adapter's own `arguments`. The
-peer's Python runs `serve.py` and one file of `adapters`, and sees nothing of this project unless it
-is the project's own.
+only declares them), `gguf` (file or None), `device`, `dtype`, `threads`, `seed`, `capacity` (the
+most tokens of a prompt and its continuation), `temperature` (0) and the adapter's own `arguments`.
+The peer's Python runs `serve.py` and one file of `adapters`, and sees nothing of this project
+unless it is the project's own.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -111,11 +112,9 @@ class Peer:
         """Ends the process and what it started."""
         if self._process is None:
             return
-        try:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self._process.stdin.close()
             self._process.wait(timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            pass
         self._kill()
 
     def __enter__(self) -> "Peer":
@@ -130,11 +129,9 @@ class Peer:
         return next((line for line in reversed(self._said) if line), "nothing on stderr")
 
     def _ask(self, request: Mapping, event: str) -> dict:
-        try:
+        with contextlib.suppress(OSError):  # it has ended; what it said before says why
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        except OSError:
-            pass  # it has ended; what it said before says why
         deadline = time.monotonic() + self.timeout_s
         try:
             line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
@@ -177,10 +174,8 @@ class Peer:
             log.debug("%s: %s", self.adapter, line.rstrip())
 
     def _kill(self) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 

@@ -11,9 +11,10 @@ adapter itself imports, and Python 3.9 or newer. Every line is one JSON object.
     …                                        …
     end of input                             {"event": "done"}
 
-A setup with `probe` ends after the imports: it asks whether the peer is installed. Whatever fails is one line {"event": "error", "missing": …, "reason": …} and exit status 1; `missing`
-says that an import failed, so that the peer is not installed rather than broken. Generation is
-greedy and goes on to `new_tokens` whatever is generated.
+A setup with `probe` ends after the imports: it asks whether the peer is installed. Whatever fails
+is one line {"event": "error", "missing": …, "reason": …} and exit status 1; `missing` says that an
+import failed, so that the peer is not installed rather than broken. Generation is greedy and goes
+on to `new_tokens` whatever is generated.
 """
 
 import importlib.util

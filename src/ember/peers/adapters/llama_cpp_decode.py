@@ -49,7 +49,7 @@ def load(setup):
     params.type_k = params.type_v = KV[setup["dtype"]]
     context = c.llama_init_from_model(model, params)
     if not context:
-        raise RuntimeError("llama.cpp cannot make a context of %d tokens" % setup["capacity"])
+        raise RuntimeError(f"llama.cpp cannot make a context of {setup['capacity']} tokens")
     greedy = c.llama_sampler_init_greedy()
     memory = c.llama_get_memory(context)
 
@@ -57,7 +57,7 @@ def load(setup):
         array = (c.llama_token * len(ids))(*ids)
         status = c.llama_decode(context, c.llama_batch_get_one(array, len(ids)))
         if status:
-            raise RuntimeError("llama_decode returned %d" % status)
+            raise RuntimeError(f"llama_decode returned {status}")
         c.llama_synchronize(context)
 
     def generate(prompt, new_tokens):

@@ -1,8 +1,8 @@
 """SGLang's offline engine, streamed so that the first token can be stamped.
 
-Arguments go to `sglang.Engine` (`mem_fraction_static`, `tp_size`, `attention_backend`, …). The radix
-cache is off: every repeat pays for its prompt. A model directory without weights runs with SGLang's
-own dummy weights.
+Arguments go to `sglang.Engine` (`mem_fraction_static`, `tp_size`, `attention_backend`, …). Its
+radix cache is off: every repeat pays for its prompt. A model directory without weights runs with
+SGLang's own dummy weights.
 """
 
 import time
