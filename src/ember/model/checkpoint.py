@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ember.measure.memory import require
 from ember.measure.overhead import part
@@ -155,11 +156,25 @@ def random_decoder(
     return decoder.eval()
 
 
+class _Unfilled(TorchFunctionMode):
+    """Modules made inside keep their parameters as allocated.
+
+    On the meta device torch fills them in Python, for which it imports its compiler: seconds of
+    every process that loads a model.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
     """A decoder whose parameters are allocated but not filled."""
     needed = arch.parameter_count() * dtype.itemsize
     require(needed, str(device), f"a {arch.model_type} of {arch.parameter_count():,} parameters")
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         decoder = Decoder(arch)
     return decoder.to(dtype).to_empty(device=device)
 
