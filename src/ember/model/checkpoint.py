@@ -157,10 +157,10 @@ def random_decoder(
 
 
 class _Unfilled(TorchFunctionMode):
-    """Modules made inside keep their parameters as allocated.
+    """Modules made inside keep their parameters as allocated: they are filled from elsewhere.
 
-    On the meta device torch fills them in Python, for which it imports its compiler: seconds of
-    every process that loads a model.
+    Not made on the meta device: for that torch imports its compiler, seconds of every process that
+    loads a model.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -174,9 +174,13 @@ def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
     """A decoder whose parameters are allocated but not filled."""
     needed = arch.parameter_count() * dtype.itemsize
     require(needed, str(device), f"a {arch.model_type} of {arch.parameter_count():,} parameters")
-    with torch.device("meta"), _Unfilled():
-        decoder = Decoder(arch)
-    return decoder.to(dtype).to_empty(device=device)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), _Unfilled():
+            return Decoder(arch)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:
