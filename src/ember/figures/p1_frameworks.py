@@ -45,9 +45,7 @@ def _point(axes, rows: pd.DataFrame) -> None:
             axes.barh(
                 place,
                 row["decode_tokens_per_s_mean"],
-                xerr=0.0
-                if pd.isna(row["decode_tokens_per_s_std"])
-                else row["decode_tokens_per_s_std"],
+                xerr=0.0 if pd.isna(std) else std,
                 color=COLOURS[0] if row["framework"].startswith("ember") else COLOURS[5],
                 height=0.7,
                 error_kw={"capsize": 2, "elinewidth": 0.8},
