@@ -155,7 +155,7 @@ def test_sampling_is_refused_rather_than_ignored():
     assert "temperature" in json.loads(answered.getvalue())["reason"]
 
 
-@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"ember_engine"}) + ["serve"])
+@pytest.mark.parametrize("name", [*sorted(set(ADAPTERS) - {"ember_engine"}), "serve"])
 def test_what_runs_elsewhere_imports_nothing_of_this_project(name):
     file = Path(serve.__file__) if name == "serve" else serve.FOLDER / f"{name}.py"
     allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "llama_cpp", "vllm"}

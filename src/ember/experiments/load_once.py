@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ember.measure.overhead import process_age_s
 from ember.measure.page_cache import drop, read_through, resident_share
+from ember.records.errors import EmberError
 
 TOUCH = 1024  # elements between those that are looked at: at least one in each page
 
@@ -132,4 +133,7 @@ def _touch(tensors, device: str) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    try:
+        print(json.dumps(main(json.loads(sys.argv[1]))))
+    except EmberError as error:
+        sys.exit(str(error).splitlines()[0])
