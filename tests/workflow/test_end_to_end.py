@@ -35,7 +35,7 @@ def test_every_rule_that_exists_has_run(finished):
         assert any(name == rule or name.startswith(f"{rule}_") for name in ran), rule
 
 
-@pytest.mark.parametrize("name", ["p1_fig2", "p1_sec44", "p1_fig3"])
+@pytest.mark.parametrize("name", ["p1_fig2", "p1_frameworks", "p1_loading", "p1_sec44", "p1_fig3"])
 def test_figures_come_with_vector_caption_and_numbers(finished, name):
     results = finished.path / "results"
     assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -43,7 +43,7 @@ def test_figures_come_with_vector_caption_and_numbers(finished, name):
     caption = (results / f"{name}.caption.md").read_text()
     assert "scale smoke" in caption
     assert "no number here supports a claim" in caption
-    assert re.search(r"\d+\.\d %", caption)
+    assert re.search(r"\d+\.\d+ (%|s\b|times)", caption)
     assert "nan" not in caption.lower()
 
 
@@ -164,5 +164,5 @@ def test_the_report_holds_every_figure(finished, tmp_path):
     finished.snakemake("all", "--report", str(report), *SMOKE)
     with zipfile.ZipFile(report) as archive:
         text = " ".join(archive.namelist())
-    for name in ("p1_fig2", "p1_fig3", "p1_sec44"):
+    for name in ("p1_fig2", "p1_fig3", "p1_frameworks", "p1_loading", "p1_sec44"):
         assert f"{name}.png" in text

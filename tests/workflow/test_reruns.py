@@ -30,7 +30,7 @@ def with_comment(text: str) -> str:
 
 
 # What depends on a file: the rules that run its code, and the rules that read their products.
-FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"}
+FIGURES = {"plot_fig2", "plot_frameworks", "plot_loading", "plot_sec44", "plot_fig3"}
 # Behind all products: their own cost is counted anew.
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
 CASES = {
@@ -59,6 +59,12 @@ CASES = {
         "collect_job_cost",
         "summarise_workflow",
     },
+    "src/ember/peers/adapters/vllm_offline.py": {
+        "compare_frameworks",
+        "summarise_frameworks",
+        "plot_frameworks",
+    }
+    | LAST,
     "workflow/scripts/plot_fig2.py": {"plot_fig2"} | LAST,
 }
 
@@ -78,6 +84,7 @@ def test_editing_the_decoder_reruns_every_job_that_runs_a_model_and_no_corpus(fi
     with edited(finished, "src/ember/model/decoder.py", with_code):
         planned = set(finished.planned("all"))
     assert {"train_model", "profile_rollout", "sweep_prefix", "sweep_restart"} <= planned
+    assert {"compare_frameworks", "time_loading", "measure_memory"} <= planned
     assert not {"build_corpus", "train_tokenizer", "gate_outputs"} & planned
 
 
