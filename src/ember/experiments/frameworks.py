@@ -69,7 +69,9 @@ def compare_frameworks(
             rows += [_row(about, name) | _status("skipped", reason) for name in chosen]
             continue
         with _ground(point, model, workload, gguf, repeats + warmup, seed) as ground:
-            rows += _run_point(ground, about, chosen, repeats, warmup, timeout_s, threads, seed)
+            found = _run_point(ground, about, chosen, repeats, warmup, timeout_s, threads, seed)
+            order = list(chosen)
+            rows += sorted(found, key=lambda row: (order.index(row["framework"]), row["repeat"]))
     return rows
 
 

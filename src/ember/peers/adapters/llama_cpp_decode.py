@@ -1,12 +1,14 @@
 """llama.cpp through llama-cpp-python: the project's GGUF, decoded by the C interface.
 
-The loop is the C library's: batch, decode, greedy sampler; Python only passes tokens on. Arguments:
-`n_gpu_layers` (all on an accelerator), `n_ubatch`.
+The loop is the C library's: batch, decode, greedy sampler; Python only passes tokens on. Prompts
+run on all threads, single tokens on as many as a trial finds fastest, as Ember's do. Arguments:
+`n_gpu_layers` (all on an accelerator), `n_ubatch`, `decode_threads` (in place of the trial).
 """
 
 import time
 
 KV = {"float32": 0, "float16": 1, "bfloat16": 30}  # ggml's numbers of its types
+TRIAL_STEPS = 12
 FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
 
 
@@ -73,6 +75,22 @@ def load(setup):
             run(tokens[-1:])
         ended = time.perf_counter()
         return first - began, ended - began, tokens
+
+    def step_s(threads):
+        """Seconds of a single-token step on so many threads, median of a few."""
+        c.llama_set_n_threads(context, threads, setup["threads"])
+        c.llama_memory_clear(memory, True)
+        times = []
+        for _ in range(min(TRIAL_STEPS, setup["capacity"])):
+            began = time.perf_counter()
+            run([0])
+            times.append(time.perf_counter() - began)
+        return sorted(times)[len(times) // 2]
+
+    threads = setup["arguments"].get("decode_threads")
+    if threads is None:
+        threads = min(range(1, setup["threads"] + 1), key=step_s) if not on_gpu else 1
+    c.llama_set_n_threads(context, threads, setup["threads"])
 
     kind = ctypes.create_string_buffer(64)
     c.llama_model_meta_val_str(model, b"general.file_type", kind, 64)

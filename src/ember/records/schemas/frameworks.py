@@ -12,7 +12,7 @@ _POINT = (
 # What makes rows not like for like.
 _CAVEATS = (
     Column("versions", "str", "", "of the framework and what it rests on", nullable=True),
-    Column("threads", "int", "", "CPU threads", nullable=True),
+    Column("threads", "int", "", "CPU threads it may use", nullable=True),
     Column("weights_format", "str", "", "what the framework read", nullable=True),
     Column("gguf_sha256", "str", "", "hash of the GGUF file, where it was read", nullable=True),
     Column("kv_cache", "str", "", "kind of KV cache", nullable=True),
