@@ -45,14 +45,22 @@ def _loads(axes, loading: pd.DataFrame) -> None:
             error_kw={"capsize": 2, "elinewidth": 0.8},
         )
         for place, (_, row) in zip(places, rows.iterrows(), strict=True):
+            top = 0.0
             if row["status"] == "ok":
-                words = f"{row['mb_per_s']:.0f}"
+                top = row["load_s_median"] + (
+                    0.0 if pd.isna(row["load_s_std"]) else row["load_s_std"]
+                )
+                words = (
+                    f"{row['mb_per_s']:,.3g}"
+                    if row["mb_per_s"] < 100
+                    else f"{row['mb_per_s']:,.0f}"
+                )
             else:
                 words = str(row["status"])
             axes.annotate(
                 words,
-                (place, (row["load_s_median"] if row["n"] else 0) or 0),
-                xytext=(0, 6),
+                (place, top),
+                xytext=(0, 4),
                 textcoords="offset points",
                 ha="center",
                 fontsize=6,
@@ -60,10 +68,10 @@ def _loads(axes, loading: pd.DataFrame) -> None:
             )
     axes.set_xticks(range(len(names)), [LOADERS[name] for name in names])
     axes.set_ylabel("load without imports (s)")
-    axes.margins(y=0.15)
+    axes.margins(y=0.12)
     axes.grid(axis="x", visible=False)
-    axes.legend()
-    axes.set_title("a", loc="left", fontweight="bold")
+    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    axes.set_title("a", loc="left", fontweight="bold", y=1.1)
 
 
 def _parts(axes, first_token: pd.DataFrame) -> None:
@@ -97,7 +105,7 @@ def _caption(loading: pd.DataFrame, first_token: pd.DataFrame, scale: str) -> st
             f"{row['load_s_median']:.3f} s"
         )
         if pd.notna(row["share_of_limit"]):
-            text += f", {100 * row['share_of_limit']:.0f} % of reading the bytes alone"
+            text += f", {100 * row['share_of_limit']:.2g} % of reading the bytes alone"
         text += "."
     cold = loading[(loading["cache"] == "cold") & (loading["status"] == "ok")]
     if len(cold) and not cold["verified"].all():
