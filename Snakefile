@@ -10,6 +10,8 @@ include: "rules/settings.smk"
 include: "rules/models.smk"
 include: "rules/p1_gates.smk"
 include: "rules/p1_profile.smk"
+include: "rules/p1_engine.smk"
+include: "rules/p1_pipeline.smk"
 include: "rules/p1_peers.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
@@ -51,6 +53,7 @@ rule workflow_cost:
 rule p1_gates:
     input:
         inter("p1/gates.parquet"),
+        table("p1_architectures"),
     message:
         "P1-0: the hard gates"
 
@@ -60,13 +63,18 @@ rule p1_profile:
         figure("p1_fig2"),
         table("p1_prefill_share"),
         table("p1_engine_speed"),
+        figure("p1_roofline"),
+        table("p1_roofline"),
+        figure("p1_pipeline_splits"),
+        figure("p1_gantt"),
+        table("p1_pipeline"),
         figure("p1_frameworks"),
         table("p1_frameworks"),
         figure("p1_loading"),
         table("p1_loading"),
         table("p1_memory_budget"),
     message:
-        "P1-1: where a rollout's time goes"
+        "P1-1: where a rollout's time goes, on one device and on two"
 
 
 rule p1_prefix:

@@ -22,6 +22,7 @@ from ember.experiments.history import (
     runtime_minutes,
 )
 from ember.experiments.preflight import (
+    check_anchor,
     check_local,
     check_models,
     check_place,
@@ -70,6 +71,7 @@ def before_planning(settings):
     try:
         check_place(Path("results"))
         check_models(settings, Path.cwd())
+        check_anchor(settings, Path.cwd())
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 
@@ -180,6 +182,7 @@ def longest_prompt():
         *p1["prefix"]["prompts"],
         *cost_contexts(),
         p1["speed"]["prompt_tokens"],
+        p1["pipeline"]["context"],
         p1["loading"]["prompt_tokens"],
         *(point["prompt_tokens"] for point in p1["peers"]["points"]),
     )
@@ -215,6 +218,37 @@ def threads_for_model():
 def gpus():
     """Accelerators of a job that runs a model."""
     return 1 if SETTINGS["device"] == "cuda" else 0
+
+
+def stage_gpus():
+    """Accelerators of a job that runs two pipeline stages."""
+    return SETTINGS["p1"]["pipeline"]["gpus"] if gpus() else 0
+
+
+def stage_settings(job):
+    """The settings of `p1.pipeline` that one of its jobs uses, so that it reruns only for those."""
+    settings, profile = SETTINGS["p1"]["pipeline"], SETTINGS["p1"]["profile"]
+    shape = ["context", "generation", "sequences", "micro_batches", "chunks", "timeout"]
+    if job == "rollout":
+        return {
+            "contexts": profile["contexts"],
+            "generations": profile["generations"],
+            "warmup": profile["warmup"],
+            "repeats": settings["rollout_repeats"],
+            "split_fraction": settings["rollout_split"],
+            "chunks": settings["rollout_chunks"],
+            "timeout": settings["timeout"],
+        }
+    own = {
+        "layers": ["cost_repeats"],
+        "sweep": ["split_fractions", "warmup", "repeats"],
+    }
+    return {key: settings[key] for key in [*shape, *own[job]]}
+
+
+def anchor():
+    """An earlier pipeline table to compare with; nothing where none is set."""
+    return SETTINGS["p1"]["pipeline"]["anchor"] or []
 
 
 def grow(base):

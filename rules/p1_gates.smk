@@ -151,3 +151,26 @@ rule check_gates:
         "All gates in one table; every measuring rule waits for it"
     script:
         scripts("check_gates.py")
+
+
+rule check_architectures:
+    output:
+        reported_table("p1_architectures", "P1", "Gates"),
+    log:
+        logs("check_architectures"),
+    benchmark:
+        bench("check_architectures")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=grow(2000),
+        runtime=minutes(10),
+    params:
+        settings=conf("p1", "architectures"),
+        seed=conf("seed"),
+        code=code("check_architectures.py"),
+    message:
+        "Every architecture beside Transformers: logits, keys, values and greedy tokens"
+    script:
+        scripts("check_architectures.py")

@@ -65,6 +65,7 @@ rule profile_rollout:
 rule summarise_rollout:
     input:
         profile=inter("p1/rollout_profile.parquet"),
+        stages=inter("p1/rollout_stages.parquet"),
     output:
         reported_table("p1_prefill_share", "P1", "Profile"),
     log:

@@ -5,10 +5,16 @@ CODE = code_of_scripts()
 ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
 P1_PRODUCTS = [
     *figure("p1_fig2"),
+    *figure("p1_pipeline_splits"),
+    *figure("p1_gantt"),
     *figure("p1_sec44"),
     *figure("p1_fig3"),
+    *table("p1_architectures"),
     *table("p1_prefill_share"),
     *table("p1_engine_speed"),
+    *figure("p1_roofline"),
+    *table("p1_roofline"),
+    *table("p1_pipeline"),
     *figure("p1_frameworks"),
     *table("p1_frameworks"),
     *figure("p1_loading"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ember.cache.radix import RadixCache
 from ember.engine.engine import BadPrompt, Engine
-from ember.engine.sampling import SamplingParams, make_generators, sample
+from ember.engine.sampling import SamplingParams, make_generators, prompt_key, sample
 from ember.measure.clock import PhaseClock
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
@@ -39,13 +39,13 @@ def decoder():
 
 
 @torch.inference_mode()
-def plain_loop(decoder, prompt, sampling, name=(0, 0)):
+def plain_loop(decoder, prompt, sampling, candidate=0):
     """Tokens and log-probabilities by running the whole sequence anew for every token."""
-    generators = make_generators(sampling, [name], "cpu")
+    generators = make_generators(sampling, [(prompt_key(prompt), candidate)], "cpu")
     tokens, logprobs = [], []
     for _ in range(sampling.max_tokens):
         logits = decoder.logits(decoder(torch.tensor([prompt + tokens])))[:, -1]
-        token, logprob = sample(logits, sampling, generators)
+        token, logprob, _, _ = sample(logits, sampling, generators)
         tokens.append(token.item())
         logprobs.append(logprob.item())
         if tokens[-1] in sampling.stop_token_ids:
@@ -65,10 +65,10 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11], [12], [3, 2, 1, 0, 5]]
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_completions_equal_a_plain_loop(decoder, temperature):
     sampling = SamplingParams(max_tokens=9, temperature=temperature, top_p=0.9, seed=5)
-    found = Engine(decoder, capacity=16).generate(PROMPTS, sampling=sampling, num_candidates=2)
-    for p, (prompt, completions) in enumerate(zip(PROMPTS, found, strict=True)):
+    found = Engine(decoder, capacity=16).generate(PROMPTS, sampling, num_candidates=2)
+    for prompt, completions in zip(PROMPTS, found, strict=True):
         for c, completion in enumerate(completions):
-            assert_equals(completion, plain_loop(decoder, prompt, sampling, (p, c)))
+            assert_equals(completion, plain_loop(decoder, prompt, sampling, c))
             assert completion.finish_reason == "length"
             assert completion.prompt_tokens == len(prompt)
             assert completion.cached_tokens == 0
@@ -79,9 +79,9 @@ def test_a_stop_token_ends_its_row_only(decoder):
     free = SamplingParams(max_tokens=9, temperature=1.0, seed=5)
     stop = plain_loop(decoder, PROMPTS[0], free)[0][3]
     sampling = SamplingParams(max_tokens=9, temperature=1.0, seed=5, stop_token_ids=(stop,))
-    found = Engine(decoder, capacity=16).generate(PROMPTS, sampling=sampling)
+    found = Engine(decoder, capacity=16).generate(PROMPTS, sampling)
     for p, [completion] in enumerate(found):
-        expected = plain_loop(decoder, PROMPTS[p], sampling, (p, 0))
+        expected = plain_loop(decoder, PROMPTS[p], sampling)
         assert_equals(completion, expected)
         stopped = expected[0][-1] == stop
         assert completion.finish_reason == ("stop" if stopped else "length")
@@ -91,7 +91,7 @@ def test_a_stop_token_ends_its_row_only(decoder):
 def test_phases_are_timed_apart(decoder):
     clock = PhaseClock("cpu")
     engine = Engine(decoder, capacity=16)
-    engine.generate([PROMPTS[0]], sampling=SamplingParams(max_tokens=6), clock=clock)
+    engine.generate([PROMPTS[0]], SamplingParams(max_tokens=6), clock=clock)
     assert list(clock.times_ms()) == ["prefill", "sampling", "decode", "transfer"]
     assert all(ms > 0 for ms in clock.times_ms().values())
     assert clock.calls()["decode"] == 5  # the first token comes from the prefill
@@ -101,7 +101,7 @@ def test_phases_are_timed_apart(decoder):
 
 def test_threads_are_restored(decoder):
     threads = torch.get_num_threads()
-    Engine(decoder, capacity=16).generate(PROMPTS, sampling=SamplingParams(max_tokens=3))
+    Engine(decoder, capacity=16).generate(PROMPTS, SamplingParams(max_tokens=3))
     assert torch.get_num_threads() == threads
 
 
@@ -109,11 +109,11 @@ def test_weights_that_moved_are_packed_again(decoder):
     other = random_decoder(ARCH, seed=3)
     sampling = SamplingParams(max_tokens=6)
     engine = Engine(other, capacity=16)
-    engine.generate([PROMPTS[0]], sampling=sampling)
+    engine.generate([PROMPTS[0]], sampling)
     other.load_state_dict(
         {name: value.clone() for name, value in decoder.state_dict().items()}, assign=True
     )
-    [[completion]] = engine.generate([PROMPTS[0]], sampling=sampling)
+    [[completion]] = engine.generate([PROMPTS[0]], sampling)
     assert_equals(completion, plain_loop(decoder, PROMPTS[0], sampling))
 
 
@@ -143,8 +143,8 @@ def test_any_sequence_of_requests_is_the_same_with_the_prefix_cache(decoder, req
             plain.set_weights_version(str(number))
             cached.set_weights_version(str(number))
         sampling = SamplingParams(max_tokens=4, temperature=1.0, seed=number)
-        expected = plain.generate(prompts, sampling=sampling, num_candidates=candidates)
-        found = cached.generate(prompts, sampling=sampling, num_candidates=candidates)
+        expected = plain.generate(prompts, sampling, num_candidates=candidates)
+        found = cached.generate(prompts, sampling, num_candidates=candidates)
         for one, other in zip(flat(expected), flat(found), strict=True):
             assert other.tokens == one.tokens
             assert other.logprobs == pytest.approx(one.logprobs, abs=1e-4)
@@ -183,7 +183,7 @@ def test_bad_prompts_are_refused_before_anything_runs(decoder, prompts, candidat
     with pytest.raises(BadPrompt, match=message):
         engine.generate(
             prompts,
-            sampling=SamplingParams(max_tokens=3),
+            SamplingParams(max_tokens=3),
             num_candidates=candidates,
             clock=clock,
         )
@@ -191,4 +191,4 @@ def test_bad_prompts_are_refused_before_anything_runs(decoder, prompts, candidat
 
 
 def test_no_prompts_give_no_completions(decoder):
-    assert Engine(decoder, capacity=16).generate([], sampling=SamplingParams()) == []
+    assert Engine(decoder, capacity=16).generate([], SamplingParams()) == []

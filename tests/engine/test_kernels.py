@@ -1,10 +1,6 @@
 """Every kernel against plain PyTorch, on the CPU, and which cases the kernels serve."""
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,6 @@ from ember.engine.step import DecodeStep
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
 
-HERE = Path(__file__).parent
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -28,23 +23,13 @@ SIZES = {
 }
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed here"
+@pytest.mark.parametrize(
+    "interpreted",
+    [f"kernels/interpreted_{part}.py" for part in ("products", "attention", "sampling", "step")],
+    indirect=True,
 )
-@pytest.mark.parametrize("part", ["products", "attention", "sampling", "step"])
-def test_kernels_equal_plain_operators(part):
-    """In a process of its own: whether Triton interprets is settled when it is imported."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("--import-mode=importlib", str(HERE / "kernels" / f"interpreted_{part}.py")),
-        ],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+def test_kernels_equal_plain_operators(interpreted):
+    assert interpreted.returncode == 0, interpreted.stdout
 
 
 def test_without_cuda_the_step_has_no_kernels():

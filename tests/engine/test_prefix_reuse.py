@@ -95,8 +95,8 @@ def test_any_sequence_gives_the_same_with_and_without(steps, budget_tokens, repe
                 ):
                     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
         else:
-            mine = cached.generate(what, sampling=GREEDY, num_candidates=more)
-            theirs = plain.generate(what, sampling=GREEDY, num_candidates=more)
+            mine = cached.generate(what, GREEDY, num_candidates=more)
+            theirs = plain.generate(what, GREEDY, num_candidates=more)
             for row, other in zip(chain(*mine), chain(*theirs), strict=True):
                 assert row.tokens == other.tokens
                 assert row.logprobs == pytest.approx(other.logprobs, abs=1e-4)
@@ -135,8 +135,8 @@ def test_prompts_of_one_batch_share_their_head():
     cached, plain = engines(PLENTY)
     head = [1, 2, 3, 4, 5]
     batch = [[*head, 6], [*head, 7], [*head, 8]]
-    mine = cached.generate(batch, sampling=GREEDY, num_candidates=2)
-    theirs = plain.generate(batch, sampling=GREEDY, num_candidates=2)
+    mine = cached.generate(batch, GREEDY, num_candidates=2)
+    theirs = plain.generate(batch, GREEDY, num_candidates=2)
     assert [[c.cached_tokens for c in row] for row in mine] == [[0, 0], [5, 5], [5, 5]]
     assert [[c.tokens for c in row] for row in mine] == [[c.tokens for c in row] for row in theirs]
 

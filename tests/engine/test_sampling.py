@@ -44,9 +44,10 @@ def test_the_best_token_survives_any_cut(top_k, top_p, min_p, logits):
 
 
 def test_greedy_takes_the_best_and_its_log_probability():
-    tokens, logprobs = sample(PROBABILITIES.log().repeat(2, 1), SamplingParams())
+    tokens, logprobs, raw, _ = sample(PROBABILITIES.log().repeat(2, 1), SamplingParams())
     assert tokens.tolist() == [0, 0]
     torch.testing.assert_close(logprobs, torch.full((2,), math.log(0.5)))
+    assert torch.equal(raw, logprobs)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -55,20 +56,22 @@ def test_frequencies_follow_the_distribution(temperature):
     draws = 20_000
     [generator] = make_generators(params, [(0, 0)], "cpu")
     logits = PROBABILITIES.log().repeat(draws, 1)
-    tokens, logprobs = sample(logits, params, [generator] * draws)
+    tokens, logprobs, raw, _ = sample(logits, params, [generator] * draws)
     expected = (PROBABILITIES.log() / temperature).softmax(0)
     found = torch.bincount(tokens, minlength=5) / draws
     # Four standard deviations of a frequency.
     assert ((found - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt()).all()
     torch.testing.assert_close(logprobs, expected.log()[tokens])
+    torch.testing.assert_close(raw, PROBABILITIES.log()[tokens])
 
 
-def test_cut_tokens_are_never_drawn_but_keep_their_log_probability():
+def test_cut_tokens_are_never_drawn_and_what_is_left_sums_to_one():
     params = SamplingParams(temperature=1.0, top_k=2)
     generators = make_generators(params, [(0, 0)], "cpu") * 500
-    tokens, logprobs = sample(PROBABILITIES.log().repeat(500, 1), params, generators)
+    tokens, logprobs, raw, _ = sample(PROBABILITIES.log().repeat(500, 1), params, generators)
     assert set(tokens.tolist()) == {0, 1}
-    torch.testing.assert_close(logprobs, PROBABILITIES.log()[tokens])
+    torch.testing.assert_close(raw, PROBABILITIES.log()[tokens])
+    torch.testing.assert_close(logprobs, (PROBABILITIES / 0.75).log()[tokens])
 
 
 def test_a_row_draws_alike_alone_and_in_a_batch():
@@ -98,7 +101,10 @@ def test_seeds_and_names_give_different_draws():
         {"max_tokens": 0},
         {"temperature": -1.0},
         {"temperature": math.nan},
-        {"top_k": -1},
+        {"top_k": -2},
+        {"n": 0},
+        {"logprobs": -1},
+        {"stop": ("",)},
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"min_p": 2.0},

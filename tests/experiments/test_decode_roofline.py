@@ -2,11 +2,23 @@
 
 import pytest
 
-from ember.experiments.decode_roofline import _distinct, measure_decode
+from ember.engine.sampling import SamplingParams
+from ember.experiments.decode_roofline import (
+    _distinct,
+    describe,
+    measure_decode,
+    summarise_roofline,
+)
 from ember.experiments.fetch_model import fetch_model
+from ember.figures.p1_roofline import draw
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import read_architecture
-from ember.records.schemas.roofline import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
+from ember.records.schemas.roofline import (
+    DECODE_KERNELS,
+    DECODE_ROOFLINE,
+    PREFILL_TIMES,
+    ROOFLINE,
+)
 from ember.records.tables import read_table, write_table
 
 SIZES = {
@@ -57,6 +69,27 @@ def test_rows_fit_their_schemas_and_agree_with_themselves(model, tmp_path):
     read = read_table(tmp_path / "d.parquet", DECODE_ROOFLINE)
     assert sorted(read["sampling"].unique()) == ["greedy", "temperature=0.7, top_p=0.9"]
     write_table(tmp_path / "k.parquet", kernels, DECODE_KERNELS, {})
+    rows = summarise_roofline(tmp_path / "d.parquet")
+    write_table(tmp_path / "r.parquet", rows, ROOFLINE, {})
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert row["n"] == 2
+        assert row["limit_tokens_per_s"] > row["decode_tokens_per_s"]
+        assert row["share_p10"] <= row["share"] <= row["share_p90"]
+    figure, caption = draw(
+        read_table(tmp_path / "r.parquet", ROOFLINE),
+        read_table(tmp_path / "k.parquet", DECODE_KERNELS),
+        "smoke",
+    )
+    assert len(figure.axes) == 2
+    fastest = next(r for r in rows if r["operators"] == "kernels" and r["rows"] == 2)
+    assert f"{fastest['decode_tokens_per_s']:.4g} with 2" in caption
+
+
+def test_a_sampling_is_described_by_what_is_on():
+    assert describe(SamplingParams()) == "greedy"
+    cut = SamplingParams(temperature=0.7, top_k=50, min_p=0.0)
+    assert describe(cut) == "temperature=0.7, top_k=50"
 
 
 def test_kernels_whose_names_coincide_are_told_apart():

@@ -1,11 +1,15 @@
 """Ember and Transformers side by side: same tokens, both timed, a missing peer is a skipped row."""
 
+import json
 import sys
 
 import pytest
+import torch
 
-from ember.experiments.engine_speed import compare_engines, leading_equal
+from ember.experiments.engine_speed import compare_engines, leading_equal, load_peer
 from ember.experiments.workload import make_workload
+from ember.model.architecture import FAMILIES, SIZES, Architecture
+from ember.model.checkpoint import load_decoder
 from ember.records.schemas.speed import ENGINE_SPEED
 from ember.records.tables import write_table
 
@@ -33,6 +37,20 @@ def test_both_engines_give_the_same_tokens(random_model, tmp_path):
             assert row["ratio_to_transformers"] == 1.0
         else:
             assert row["ratio_to_transformers"] > 0
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_the_peer_of_random_weights_has_the_decoders(tmp_path, model_type):
+    sizes = dict.fromkeys(SIZES, 4) | {"vocab_size": 31, "hidden_size": 32, "head_dim": 8}
+    sizes["max_positions"] = 64
+    arch = Architecture.make(model_type=model_type, **sizes)
+    (tmp_path / "config.json").write_text(json.dumps(arch.to_hf()))
+    (tmp_path / "ember.json").write_text('{"weights": "random", "seed": 1}')
+    decoder = load_decoder(tmp_path)
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        peer = load_peer(tmp_path, decoder).eval()(tokens).logits
+        torch.testing.assert_close(peer, decoder.logits(decoder(tokens)), atol=1e-5, rtol=0)
 
 
 def test_without_transformers_its_row_is_skipped(random_model, tmp_path, monkeypatch):

@@ -127,7 +127,6 @@ def test_what_cannot_run_is_a_row_with_the_reason(ground, fake, tmp_path):
                 "uninstalled": fake("u", program=f"print('''{json.dumps(missing)}''')"),
                 "crashes": fake("crashes", program=crash),
                 "gguf": {"adapter": "llama_cpp_decode", "python": None},
-                "stages": {"adapter": "ember_engine", "python": None, "stages": 2},
             }
         ),
         tmp_path,
@@ -139,7 +138,6 @@ def test_what_cannot_run_is_a_row_with_the_reason(ground, fake, tmp_path):
     assert status["crashes"] == ("failed", "ended with exit status 1; last line: out of memory")
     assert summary["crashes"]["n"] == 1, "what was measured before the crash is kept"
     assert status["gguf"][1] == "reads GGUF, and there is none: random weights are drawn on load"
-    assert status["stages"][0] == "skipped"
 
 
 def test_a_point_that_needs_a_peer_is_skipped_without_it(ground, fake, tmp_path):

@@ -5,7 +5,13 @@ import errno
 import pytest
 
 from ember.experiments import preflight
-from ember.experiments.preflight import Unready, check_local, check_models, check_writable
+from ember.experiments.preflight import (
+    Unready,
+    check_anchor,
+    check_local,
+    check_models,
+    check_writable,
+)
 
 MODELS = {"policy": {"source": "local", "path": "weights"}}
 
@@ -27,6 +33,19 @@ def test_text_files_that_are_not_there_are_refused(tmp_path):
     check_models({"models": {}, "corpora": corpora}, tmp_path)
     absolute = {"long": {"paths": [str(tmp_path / "books" / "*.txt")]}}
     check_models({"models": {}, "corpora": absolute}, tmp_path)
+
+
+def test_an_anchor_that_is_not_there_or_is_the_product_itself_is_refused(tmp_path):
+    def settings(anchor):
+        return {"p1": {"pipeline": {"anchor": anchor}}}
+
+    check_anchor(settings(None), tmp_path)
+    with pytest.raises(Unready, match=r"anchor: old\.parquet does not exist"):
+        check_anchor(settings("old.parquet"), tmp_path)
+    (tmp_path / "old.parquet").touch()
+    check_anchor(settings("old.parquet"), tmp_path)
+    with pytest.raises(Unready, match="the table that this run makes"):
+        check_anchor(settings("results/p1_pipeline.parquet"), tmp_path)
 
 
 def test_a_gpu_is_needed_only_where_jobs_run_here(tmp_path, monkeypatch):

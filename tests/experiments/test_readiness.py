@@ -3,7 +3,7 @@
 import pytest
 
 from ember.experiments.readiness import ITEMS, Item, Part, assess
-from ember.records.schema import EVIDENCE, WEIGHTS, Column, Schema
+from ember.records.schema import EVIDENCE, REASON, STATUS, WEIGHTS, Column, Schema
 from ember.records.schemas.decisions import READINESS
 from ember.records.tables import write_table
 
@@ -59,6 +59,20 @@ def test_a_table_of_another_scale_does_not_count(tmp_path):
     row = status(tmp_path)
     assert row["status"] == "missing"
     assert "made at scale tiny, not smoke" in row["missing"]
+
+
+def test_a_table_of_skipped_rows_is_not_ready(tmp_path):
+    (tmp_path / "smoke").mkdir()
+    schema = Schema("curve", "A curve", (Column("x", "int"), EVIDENCE, WEIGHTS, STATUS, REASON))
+    row = {"x": 1, "evidence": "measured", "weights": "random"}
+    skipped = row | {"status": "skipped", "reason": "one GPU"}
+    provenance = {"config": {"scale": "smoke"}}
+    write_table(tmp_path / "smoke/curve.parquet", [skipped], schema, provenance)
+    (tmp_path / "fig9.png").touch()
+    assert status(tmp_path)["missing"] == "curve: skipped (one GPU); the loop"
+    rows = [skipped, row | {"x": 2, "status": "ok", "reason": None}]
+    write_table(tmp_path / "smoke/curve.parquet", rows, schema, provenance)
+    assert status(tmp_path)["missing"] == "the loop"
 
 
 @pytest.mark.parametrize("name", ["Fig 2", "Fig 3", "Fig 4", "Fig 5", "Table 1", "Table 2"])

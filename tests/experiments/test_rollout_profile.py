@@ -92,8 +92,5 @@ def test_profile_of_a_small_model_is_complete(random_model, tmp_path):
         assert sum(phases) <= row["total_ms"]
         assert row["tokens_per_s"] == pytest.approx(row["generation"] / row["total_ms"] * 1e3)
         assert row["weights"] == "random"
-    others = [row for row in rows if row["mode"] != "single"]
-    assert {row["mode"] for row in others} == {"two_stage_overlap", "two_stage_serial"}
-    assert {row["status"] for row in others} == {"skipped"}
-    assert all("stages" in row["reason"] for row in others)
-    assert len(prefill_share(rows)) == 4 * 3
+    assert len(single) == len(rows)  # two stages have a job of their own
+    assert len(prefill_share(rows)) == 4

@@ -3,7 +3,15 @@
 import pandas as pd
 import pytest
 
-from ember.figures import p1_fig2, p1_fig3, p1_frameworks, p1_loading, p1_sec44
+from ember.figures import (
+    p1_fig2,
+    p1_fig3,
+    p1_frameworks,
+    p1_gantt,
+    p1_loading,
+    p1_pipeline_splits,
+    p1_sec44,
+)
 from ember.figures.style import save
 from ember.records.provenance import read_figure_provenance
 
@@ -109,6 +117,98 @@ def test_fig2_says_the_range_of_shares_and_what_was_not_measured():
     assert "to 66.7 % at 1024 and 64" in caption
     assert "two_stage_overlap (one device)" in caption
     assert "scale tiny" in caption
+
+
+def test_fig2_says_what_two_stages_take():
+    share = share_table()
+    share["total_ms_median"] = 100.0
+    staged = share[share["mode"] == "single"].assign(mode="two_stage_serial")
+    staged["total_ms_median"] = [110.0, 120.0, 130.0, 140.0]
+    _, caption = p1_fig2.draw(pd.concat([share, staged]), "tiny")
+    assert "Two pipeline stages take 1.10 to 1.40 times as long without." in caption
+
+
+def pipeline_table(**changes) -> pd.DataFrame:
+    rows = []
+    for mode in ("overlap", "no_overlap", "single"):
+        for first in (1, 2) if mode != "single" else (3,):
+            speed = 100.0 * first if mode == "overlap" else 80.0
+            rows.append(
+                ABOUT
+                | {
+                    "point": f"{first}+{3 - first}-{mode}",
+                    "split": f"{first}+{3 - first}",
+                    "first_layers": first,
+                    "mode": mode,
+                    "context": 32,
+                    "generation": 8,
+                    "sequences": 4,
+                    "micro_batches": 2,
+                    "n": 5,
+                    "tokens_per_s_median": speed,
+                    "tokens_per_s_p10": speed - 1,
+                    "tokens_per_s_p90": speed + 2,
+                    "predicted_tokens_per_s": None if mode == "single" else 1.1 * speed,
+                    "predicted_best_split": "2+1" if mode == "overlap" else None,
+                    "total_ms_median": 100.0,
+                    "busy_first_ms_median": 30.0 * first,
+                    "busy_last_ms_median": 90.0 - 30.0 * first,
+                    "bubble_share_median": 0.55 if mode == "overlap" else 0.625,
+                    "standing": "best" if (mode, first) == ("overlap", 2) else "slower",
+                    "status": "ok",
+                    "reason": None,
+                    "evidence": "measured",
+                }
+                | changes
+            )
+    return pd.DataFrame(rows)
+
+
+def events_table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "split": "2+1",
+            "mode": mode,
+            "stage": stage,
+            "kind": kind,
+            "micro_batch": micro_batch,
+            "step": step,
+            "start_ms": 10.0 * step + 3 * micro_batch + stage,
+            "end_ms": 10.0 * step + 3 * micro_batch + stage + 1,
+        }
+        for mode in ("overlap", "no_overlap")
+        for stage in (0, 1)
+        for micro_batch in (0, 1)
+        for step in range(8)
+        for kind in ("decode" if step else "prefill", "send")
+    )
+
+
+def test_the_splits_are_drawn_with_the_best_the_predicted_and_one_device():
+    figure, caption = p1_pipeline_splits.draw(pipeline_table(), "tiny")
+    assert len(figure.axes) == 2
+    assert "is 2+1 (overlap) at 200 tokens/s, with a bubble of 55.0 %." in caption
+    assert "best split with overlap, of all possible, is 2+1." in caption
+    assert "One device with all 4 sequences in one batch: 80 tokens/s." in caption
+
+
+def test_the_timing_diagram_shows_the_best_split_and_its_bubbles():
+    figure, caption = p1_gantt.draw(events_table(), pipeline_table(), "tiny")
+    whole, close = figure.axes[0], figure.axes[1]
+    assert whole.get_xlim() == (0.0, 75.0)
+    # Four steps of two stages and two micro-batches from the middle of seven.
+    assert close.get_xlim() == (30.0, 65.0)
+    assert "Pipeline timing at 2+1 layers" in caption
+    assert "55.0 % overlap, 62.5 % no overlap" in caption
+
+
+def test_without_two_devices_the_pipeline_figures_say_why():
+    skipped = pipeline_table(status="skipped", reason="two GPUs are needed", n=0)
+    for _, caption in (
+        p1_pipeline_splits.draw(skipped, "gpu"),
+        p1_gantt.draw(events_table().iloc[:0], skipped, "gpu"),
+    ):
+        assert "Not measured: two GPUs are needed. Scale gpu." in caption
 
 
 def test_sec44_gives_the_interval_at_half_of_the_prompt():

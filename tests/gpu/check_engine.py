@@ -132,10 +132,10 @@ def check_generation(decoder: Decoder) -> None:
     completions = {}
     for graphs in (True, False):
         engine = Engine(decoder, capacity=100, graphs=graphs)
-        found = engine.generate(prompts, sampling=free, num_candidates=2)
+        found = engine.generate(prompts, free, num_candidates=2)
         stop = found[0][0].tokens[20]
         limited = SamplingParams(max_tokens=40, temperature=1.0, seed=1, stop_token_ids=(stop,))
-        cut = engine.generate(prompts, sampling=limited, num_candidates=2)
+        cut = engine.generate(prompts, limited, num_candidates=2)
         for whole, short in zip(sum(found, []), sum(cut, []), strict=True):  # noqa: RUF017
             assert whole.tokens[: len(short.tokens)] == short.tokens
             assert stop not in short.tokens[:-1]
@@ -154,12 +154,12 @@ def check_shared_prompts(decoder: Decoder) -> None:
     dtype = decoder.embed_tokens.weight.dtype
     if dtype == torch.float32:
         found, expected = (
-            [[c.tokens for c in row] for row in e.generate(prompts, sampling=greedy)]
+            [[c.tokens for c in row] for row in e.generate(prompts, greedy)]
             for e in (shared, copied)
         )
         assert found == expected
     worst = 0.0
-    completions = shared.generate(prompts, sampling=free, num_candidates=5)
+    completions = shared.generate(prompts, free, num_candidates=5)
     for prompt, row in zip(prompts, completions, strict=True):
         assert len({c.tokens for c in row}) > 1
         for completion in row:
@@ -203,12 +203,12 @@ def time_engine(decoder: Decoder, name: str) -> None:
         for candidates in (1, 8):
             sampling = SamplingParams(max_tokens=128, temperature=1.0)
             began = time.perf_counter()
-            engine.generate([prompt], sampling=sampling, num_candidates=candidates)
+            engine.generate([prompt], sampling, num_candidates=candidates)
             torch.cuda.synchronize()
             first = time.perf_counter() - began
             clock = PhaseClock(DEVICE)
             began = time.perf_counter()
-            engine.generate([prompt], sampling=sampling, num_candidates=candidates, clock=clock)
+            engine.generate([prompt], sampling, num_candidates=candidates, clock=clock)
             torch.cuda.synchronize()
             total = time.perf_counter() - began
             times = clock.times_ms()

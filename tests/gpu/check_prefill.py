@@ -75,8 +75,7 @@ def check_reuse(dtype: torch.dtype) -> None:
                 ):
                     worst = max(worst, (a - b).abs().max().item())
             ours, theirs = (
-                engine.generate(prompts, sampling=greedy, num_candidates=2)
-                for engine in (reusing, plain)
+                engine.generate(prompts, greedy, num_candidates=2) for engine in (reusing, plain)
             )
             if dtype == torch.float32:
                 assert [[c.tokens for c in row] for row in ours] == [

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from ember.cache.contiguous import ContiguousCache
 from ember.model.architecture import Architecture, RopeScaling
-from ember.model.decoder import Decoder, attend
+from ember.model.decoder import Decoder, attend, attend_near
+from ember.model.names import from_hf
+from tests.model.drawn import architectures, decoder_of, tokens_of
 
 TOLERANCE = 1e-4
 SIZES = {
@@ -20,6 +22,7 @@ SIZES = {
     "vocab_size": 67,
     "max_positions": 128,
 }
+NEOX = {"num_kv_heads": 4, "head_dim": 12, "rope_fraction": 0.5}
 SHAPES = {
     "qwen3-tied": ("qwen3", {"tie_embeddings": True}),
     "qwen3-untied": ("qwen3", {}),
@@ -29,6 +32,30 @@ SHAPES = {
     "qwen2-tied": ("qwen2", {"tie_embeddings": True}),
     "llama-scaled": ("llama", {"rope_scaling": RopeScaling(8.0, 1.0, 4.0, 32), "head_dim": 12}),
     "llama-mlp-bias": ("llama", {"mlp_bias": True, "norm_eps": 1e-5}),
+    "llama-linear-gelu": ("llama", {"rope_scaling": RopeScaling(4.0), "activation": "gelu"}),
+    "gemma3": ("gemma3_text", {"sliding_window": 5, "sliding_layers": (0, 2)}),
+    "gemma3-untied": (
+        "gemma3_text",
+        {
+            "sliding_window": 4,
+            "rope_scaling": RopeScaling(8.0),
+            "query_scalar": 9,
+            "tie_embeddings": False,
+            "qkv_bias": True,
+            "o_bias": True,
+        },
+    ),
+    "gemma3-wide-window": ("gemma3_text", {"head_dim": 32, "num_kv_heads": 1}),
+    "gemma3-no-window": ("gemma3_text", {"sliding_layers": (), "activation": "gelu"}),
+    "gemma3-short-window": ("gemma3_text", {"sliding_window": 2, "sliding_layers": (1,)}),
+    "neox": ("gpt_neox", NEOX),
+    "neox-serial": ("gpt_neox", NEOX | {"parallel_residual": False, "rope_fraction": 1.0}),
+    "neox-tied": (
+        "gpt_neox",
+        NEOX
+        | {"tie_embeddings": True, "qkv_bias": False, "o_bias": False, "activation": "gelu_tanh"},
+    ),
+    "neox-linear": ("gpt_neox", NEOX | {"rope_scaling": RopeScaling(2.0), "rope_theta": 5e3}),
 }
 
 
@@ -42,13 +69,20 @@ def make_pair(model_type: str, changes: dict, seed: int = 0):
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             # Larger than any initialisation, so that attention is far from uniform.
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3)
+            norm = "norm" in name and name.endswith("weight") and arch.norm != "rms_offset"
+            parameter.normal_(1.0 if norm else 0.0, 0.3)
     ours = Decoder(arch)
-    state = {name.removeprefix("model."): value for name, value in theirs.state_dict().items()}
-    if arch.tie_embeddings:
-        state.pop("lm_head.weight")
-    ours.load_state_dict(state)
+    ours.load_state_dict(our_state(arch, theirs.state_dict()))
     return theirs, ours.eval()
+
+
+def our_state(arch: Architecture, state: dict) -> dict:
+    """A Transformers state by our names."""
+    return {
+        ours: piece
+        for name, tensor in state.items()
+        for ours, piece in from_hf(arch, name, tensor).items()
+    }
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -82,9 +116,12 @@ def test_logits_and_caches_equal_transformers(pair):
     cache = new_cache(ours, batch=2)
     close(ours.logits(ours(tokens, cache=cache)), expected.logits)
     for layer, kept in enumerate(expected.past_key_values.layers):
-        k, v = cache.read(layer)
-        close(k, kept.keys)
-        close(v, kept.values)
+        window = ours.arch.window(layer)  # of whose tokens Transformers keeps all but one
+        first = 0 if window is None else max(0, 21 - window + 1)
+        k, v = cache.read(layer, first)
+        common = slice(kept.keys.shape[2] - k.shape[2], None)
+        close(k, kept.keys[:, :, common])
+        close(v, kept.values[:, :, common])
 
 
 @torch.inference_mode()
@@ -95,6 +132,31 @@ def test_decoding_token_by_token_equals_transformers(pair):
     cache = new_cache(ours, batch=2)
     steps = [ours.logits(ours(tokens[:, t : t + 1], cache=cache)) for t in range(12)]
     close(torch.cat(steps, 1), expected)
+
+
+@torch.inference_mode()
+def test_prefill_in_pieces_equals_transformers(pair):
+    """Pieces shorter and longer than the windows, over caches longer than these."""
+    theirs, ours = pair
+    tokens = draw_tokens(2, 30)
+    cache, kept, start = new_cache(ours, batch=2), None, 0
+    for stop in (3, 4, 9, 21, 30):
+        expected = theirs(tokens[:, start:stop], past_key_values=kept, use_cache=True)
+        close(ours.logits(ours(tokens[:, start:stop], cache=cache)), expected.logits)
+        kept, start = expected.past_key_values, stop
+
+
+@torch.inference_mode()
+def test_ranges_of_layers_equal_transformers(pair):
+    """Hidden states between layers, and runs that start from them or from embeddings."""
+    theirs, ours = pair
+    tokens = draw_tokens(2, 14)
+    states = theirs(tokens, output_hidden_states=True).hidden_states  # the last one is normed
+    close(ours.embed(tokens), states[0])
+    for first in range(3):
+        for stop in range(first + 1, 3):
+            close(ours(hidden=states[first], layers=range(first, stop)), states[stop])
+        close(ours.norm(ours(hidden=states[first], layers=range(first, 3))), states[3])
 
 
 @torch.inference_mode()
@@ -119,36 +181,82 @@ def test_gradients_equal_transformers(pair):
 
     loss(theirs(tokens).logits).backward()
     loss(ours.logits(ours(tokens))).backward()
-    gradients = {n.removeprefix("model."): p.grad for n, p in theirs.named_parameters()}
+    gradients = our_state(ours.arch, {n: p.grad for n, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         close(parameter.grad, gradients[name])
         parameter.grad = None
     theirs.zero_grad()
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 3))
-def test_chunked_prefill_equals_one_shot(decoder, chunks, batch):
-    tokens = draw_tokens(batch, sum(chunks))
+@settings(max_examples=60, deadline=None)
+@given(architectures(), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 3))
+def test_chunked_prefill_equals_one_shot(arch, chunks, batch):
+    decoder, tokens = decoder_of(arch), tokens_of(arch, batch, sum(chunks))
     with torch.inference_mode():
-        whole, pieces = new_cache(decoder, batch), new_cache(decoder, batch)
+        whole, pieces = (new_cache(decoder, batch, dtype=torch.float64) for _ in range(2))
         expected = decoder(tokens, cache=whole)
         found = torch.cat([decoder(c, cache=pieces) for c in tokens.split(chunks, 1)], 1)
-        close(found, expected)
-        for layer in range(decoder.arch.num_layers):
-            close(pieces.read(layer), whole.read(layer))
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(decoder(tokens), expected, atol=1e-9, rtol=1e-9)
+        for layer in range(arch.num_layers):
+            torch.testing.assert_close(pieces.read(layer), whole.read(layer), atol=1e-9, rtol=1e-9)
 
 
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 3), st.integers(0, 3))
-def test_layer_ranges_compose(decoder, a, b):
-    first, second = sorted((a, b))
-    tokens = draw_tokens(2, 8)
+@settings(max_examples=40, deadline=None)
+@given(architectures(), st.integers(0, 3), st.integers(0, 3))
+def test_layer_ranges_compose(arch, a, b):
+    decoder, tokens = decoder_of(arch), tokens_of(arch, 2, 8)
+    first, second = sorted(min(x, arch.num_layers) for x in (a, b))
     with torch.inference_mode():
         hidden = decoder.embed(tokens)
-        for part in (range(first), range(first, second), range(second, 3)):
+        for part in (range(first), range(first, second), range(second, arch.num_layers)):
             hidden = decoder(hidden=hidden, layers=part)
-        close(hidden, decoder(tokens))
+        torch.testing.assert_close(hidden, decoder(tokens), atol=0, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(architectures(), st.integers(1, 12))
+def test_a_token_changes_nothing_before_it(arch, at):
+    decoder, tokens = decoder_of(arch), tokens_of(arch, 1, 13)
+    other = tokens.clone()
+    other[0, at] = (other[0, at] + 1) % arch.vocab_size
+    with torch.inference_mode():
+        before, after = decoder(tokens), decoder(other)
+    torch.testing.assert_close(before[:, :at], after[:, :at], atol=1e-12, rtol=0)
+    assert not torch.equal(before[:, at], after[:, at])
+
+
+@settings(max_examples=40, deadline=None)
+@given(architectures())
+def test_the_parameters_of_any_architecture_are_counted(arch):
+    counted = sum(p.numel() for p in Decoder(arch).parameters())
+    assert counted == arch.parameter_count()
+
+
+@settings(max_examples=30, deadline=None)
+@given(architectures(), st.integers(1, 9))
+def test_taps_of_any_architecture_add_up(arch, count):
+    decoder, seen = decoder_of(arch), {}
+    with torch.inference_mode():
+        out = decoder(
+            tokens_of(arch, 2, count),
+            tap=lambda layer, name, tensor: seen.__setitem__((layer, name), tensor),
+        )
+    for layer in range(arch.num_layers):
+        inside = seen[layer, "layer_input"] + seen[layer, "attn_out"]
+        torch.testing.assert_close(inside, seen[layer, "attn_residual"])
+        after = seen[layer, "attn_residual"] + seen[layer, "mlp_out"]
+        last = layer == arch.num_layers - 1
+        torch.testing.assert_close(after, out if last else seen[layer + 1, "layer_input"])
+
+
+@torch.inference_mode()
+def test_gemma_in_bfloat16_rounds_where_transformers_rounds():
+    theirs, ours = (model.bfloat16() for model in make_pair(*SHAPES["gemma3"]))
+    tokens = draw_tokens(2, 20)
+    assert torch.equal(ours.embed(tokens), theirs.model.embed_tokens(tokens))
+    found, expected = ours.logits(ours(tokens)).float(), theirs(tokens).logits.float()
+    assert (found - expected).norm() / expected.norm() < 0.02
 
 
 @torch.inference_mode()
@@ -222,6 +330,27 @@ def test_attention_equals_its_definition(batch, heads, tokens, past):
     close(attend(q.requires_grad_(), k, v), expected)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(1, 1), (4, 1), (4, 2)]),
+    st.integers(1, 14),
+    st.integers(0, 9),
+    st.integers(1, 12),
+)
+def test_attention_within_a_window_equals_its_definition(heads, tokens, past, window):
+    q_heads, kv_heads = heads
+    generator = torch.Generator().manual_seed(tokens * 10 + past)
+    q = torch.randn(2, q_heads, tokens, 8, generator=generator)
+    k, v = torch.randn(2, 2, kv_heads, past + tokens, 8, generator=generator).unbind()
+    wide_k, wide_v = (x.repeat_interleave(q_heads // kv_heads, 1) for x in (k, v))
+    query, key = torch.arange(past, past + tokens)[:, None], torch.arange(past + tokens)
+    unseen = (key > query) | (key <= query - window)
+    scores = (q @ wide_k.mT / 8**0.5).masked_fill(unseen, -torch.inf)
+    expected = scores.softmax(-1) @ wide_v
+    close(attend_near(q, k, v, window), expected)
+    close(attend_near(q.requires_grad_(), k, v, window), expected)
+
+
 def test_a_small_share_of_a_large_value_is_kept_in_half_precision():
     """Of 2001 keys that score alike each has so little of the mass that 1 - share rounds it off."""
     q, k = torch.zeros(1, 1, 4, 8), torch.zeros(1, 1, 2004, 8)
@@ -232,14 +361,22 @@ def test_a_small_share_of_a_large_value_is_kept_in_half_precision():
     assert 0.49 < out[0, 0, 0, 0] < 0.51
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 8), st.integers(1, 10), st.integers(0, 3), st.integers(0, 5))
-def test_the_last_tokens_alone_are_the_same(decoder, tokens, last, first_layer, past):
+@settings(max_examples=40, deadline=None)
+@given(
+    architectures(),
+    st.integers(1, 8),
+    st.integers(1, 10),
+    st.integers(0, 3),
+    st.integers(0, 5),
+)
+def test_the_last_tokens_alone_are_the_same(arch, tokens, last, first_layer, past):
     """Outputs of the last tokens and the caches of all do not depend on what else is computed."""
-    prompt, layers = draw_tokens(2, past + tokens), range(first_layer, 3)
+    decoder, prompt = decoder_of(arch), tokens_of(arch, 2, past + tokens)
+    first_layer = min(first_layer, arch.num_layers - 1)
+    layers = range(first_layer, arch.num_layers)
     with torch.inference_mode():
         hidden = decoder(prompt, layers=range(first_layer))
-        whole, part = new_cache(decoder, 2), new_cache(decoder, 2)
+        whole, part = (new_cache(decoder, 2, dtype=torch.float64) for _ in range(2))
         for cache in (whole, part):
             decoder(hidden=hidden[:, :past], cache=cache, layers=layers)
         expected = decoder(hidden=hidden[:, past:], cache=whole, layers=layers)[:, -last:]

@@ -123,11 +123,36 @@ def test_the_engine_answers_as_it_does_without_the_protocol(random_model):
     assert serve.main(["ember_engine"], io.StringIO(asked), answered) == 0
     ready, *runs, done = map(json.loads, answered.getvalue().splitlines())
     engine = Engine(load_decoder(random_model), capacity=16)
-    [[completion]] = engine.generate([[1, 2, 3, 4]], sampling=SamplingParams(max_tokens=6))
+    [[completion]] = engine.generate([[1, 2, 3, 4]], SamplingParams(max_tokens=6))
     assert (ready["event"], done["event"]) == ("ready", "done")
     for run in runs:
         assert run["tokens"] == list(completion.tokens)
         assert 0 < run["ttft_s"] < run["total_s"]
+
+
+@pytest.mark.slow
+def test_two_stages_give_the_engines_tokens(random_model):
+    setup = SETUP | {"model": str(random_model), "weights": "random", "device": "cpu"}
+    setup |= {"dtype": "float32", "seed": 0, "capacity": 16, "threads": 2}
+    found = []
+    for adapter in ("ember_engine", "ember_pipeline"):
+        with Peer(adapter, None, setup, timeout_s=120) as stages:
+            stages.start()
+            found.append(stages.generate([1, 2, 3, 4], 6))
+    assert found[0]["tokens"] == found[1]["tokens"]
+    assert 0 < found[1]["ttft_s"] < found[1]["total_s"]
+
+
+def test_two_stages_without_two_devices_are_missing(monkeypatch):
+    from ember.engine.pipeline import pipeline
+
+    monkeypatch.setattr(pipeline, "why_no_stages", lambda device: "two stages need two GPUs")
+    answered = io.StringIO()
+    asked = io.StringIO(json.dumps(SETUP | {"device": "cuda"}) + "\n")
+    assert serve.main(["ember_pipeline"], asked, answered) == 1
+    answer = json.loads(answered.getvalue())
+    assert answer["missing"] is True
+    assert "two stages need two GPUs" in answer["reason"]
 
 
 def test_a_probe_only_imports():
@@ -155,7 +180,9 @@ def test_sampling_is_refused_rather_than_ignored():
     assert "temperature" in json.loads(answered.getvalue())["reason"]
 
 
-@pytest.mark.parametrize("name", [*sorted(set(ADAPTERS) - {"ember_engine"}), "serve"])
+@pytest.mark.parametrize(
+    "name", [*sorted(set(ADAPTERS) - {"ember_engine", "ember_pipeline"}), "serve"]
+)
 def test_what_runs_elsewhere_imports_nothing_of_this_project(name):
     file = Path(serve.__file__) if name == "serve" else serve.FOLDER / f"{name}.py"
     allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "llama_cpp", "vllm"}

@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 
 def greedy(model, dtype="float32"):
     engine = Engine(load_decoder(model, dtype=getattr(torch, dtype)), capacity=64)
-    [[completion]] = engine.generate([PROMPT], sampling=SamplingParams(max_tokens=NEW))
+    [[completion]] = engine.generate([PROMPT], SamplingParams(max_tokens=NEW))
     return list(completion.tokens)
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.model.architecture import FAMILIES
 from ember.model.decoder import Decoder
 from ember.policies.execute import (
     KvKey,
@@ -65,9 +66,10 @@ def test_a_full_plan_is_a_plain_forward(dtype):
     assert all(kv.cache.length(layer) == TOKENS for layer in range(LAYERS))
 
 
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
 @pytest.mark.parametrize("freeze", range(LAYERS + 1))
-def test_restart_equals_a_fresh_prefill_when_the_layers_below_stand(freeze):
-    decoder = make_decoder(1)
+def test_restart_equals_a_fresh_prefill_when_the_layers_below_stand(model_type, freeze):
+    decoder = make_decoder(1, model_type)
     lora = Lora(decoder, everywhere(freeze), seed=2)
     runner = PolicyRunner(decoder, UpdateLocality(LAYERS, freeze))
     tokens = prompt()
@@ -144,8 +146,8 @@ def test_layers_below_the_first_adapted_one_stay_exact(first):
     assert min(errors(old, truth)[first:]) > 1e-3
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
-@pytest.mark.parametrize("first", [0, 1, 3])
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_correction_is_exact_in_the_first_changed_layer(model_type, first):
     decoder = make_decoder(9, model_type)
     lora = Lora(decoder, everywhere(first), seed=10)

@@ -36,8 +36,8 @@ def test_exact_policies_roll_out_what_a_plain_engine_does(policy):
         if round > 1:
             lora.step()
             engine.on_update(lora.update(round))
-        done = engine.rollout(round, prompts, sampling=SAMPLING, num_candidates=2, shared_prefix=8)
-        plain = Engine(decoder, capacity=32).generate(prompts, sampling=SAMPLING, num_candidates=2)
+        done = engine.rollout(round, prompts, SAMPLING, num_candidates=2, shared_prefix=8)
+        plain = Engine(decoder, capacity=32).generate(prompts, SAMPLING, num_candidates=2)
         for mine, theirs in zip(done, plain, strict=True):
             assert [one.tokens for one in mine] == [one.tokens for one in theirs]
             for one, other in zip(mine, theirs, strict=True):
@@ -55,12 +55,12 @@ def test_stale_reuse_is_real_and_recorded():
     policy = PeriodicRefresh(LAYERS, 10)
     engine = PolicyEngine(decoder, policy, capacity=32)
     prompts = [prompt(5, 16)]
-    engine.rollout(1, prompts, sampling=SAMPLING)
+    engine.rollout(1, prompts, SAMPLING)
     lora.step()
     engine.on_update(lora.update(2))
     clock = PhaseClock("cpu")
-    [[done]] = engine.rollout(2, prompts, sampling=SAMPLING, clock=clock)
-    [[plain]] = Engine(decoder, capacity=32).generate(prompts, sampling=SAMPLING)
+    [[done]] = engine.rollout(2, prompts, SAMPLING, clock=clock)
+    [[plain]] = Engine(decoder, capacity=32).generate(prompts, SAMPLING)
     assert done.cached_tokens == 15
     assert done.logprobs[0] != pytest.approx(plain.logprobs[0], abs=1e-3)
     assert policy.stats[1].stale_cells > 0

@@ -8,6 +8,8 @@ from ember.policies.execute import LowRank, adapter_hash
 from ember.policies.plan import Update
 
 LAYERS, RANK, TOKENS = 4, 4, 24
+# Layers that slide, over fewer tokens than the prompt has, beside layers that do not.
+GEMMA = {"sliding_window": 7, "sliding_layers": (0, 1, 3), "tie_embeddings": False}
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
@@ -19,18 +21,20 @@ def make_decoder(seed: int, model_type: str = "qwen3", dtype=torch.float64) -> D
         intermediate_size=48,
         num_layers=LAYERS,
         num_heads=4,
-        num_kv_heads=2,
+        num_kv_heads=4 if model_type == "gpt_neox" else 2,
         head_dim=8,
         vocab_size=50,
         max_positions=256,
+        **GEMMA if model_type == "gemma3_text" else {},
     )
     generator = torch.Generator().manual_seed(seed)
     decoder = Decoder(arch).to(dtype)
     with torch.no_grad():
-        for parameter in decoder.parameters():
+        for name, parameter in decoder.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
             scale = 1.0 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-            parameter.copy_(1 + 0.1 * noise if parameter.ndim == 1 else scale * noise)
+            centre = 0 if arch.norm == "rms_offset" or name.endswith("bias") else 1
+            parameter.copy_(centre + 0.1 * noise if parameter.ndim == 1 else scale * noise)
     return decoder
 
 

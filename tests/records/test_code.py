@@ -121,6 +121,21 @@ def test_a_module_that_appears_counts(tree):
     assert code_hash(job, tree) != before
 
 
+def test_compiled_code_belongs_to_the_module_of_its_name(tree):
+    text = "import ember.engine.step"
+    before, other = (
+        code_hash(script(tree, text), tree),
+        code_hash(script(tree, "import ember"), tree),
+    )
+    source = tree / "ember/engine/step.c"
+    source.write_text("int x;\n")
+    assert "engine/step.c" in reached(tree, text)
+    added = code_hash(script(tree, text), tree)
+    source.write_text("int y;\n")
+    assert len({before, added, code_hash(script(tree, text), tree)}) == 3
+    assert code_hash(script(tree, "import ember"), tree) == other
+
+
 def test_the_place_of_the_checkout_does_not_count(tree, tmp_path):
     job = script(tree, "import ember.one")
     other = tmp_path / "elsewhere"

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.model.architecture import Architecture
+from ember.model.architecture import FAMILIES, SIZES, Architecture
 from ember.model.checkpoint import random_decoder
 from ember.training.lm import (
     BadTraining,
@@ -93,6 +93,21 @@ def test_learns_the_structure(optimizer):
     assert rows[-1]["step"] == 150
     assert rows[-1]["tokens"] == recipe.tokens
     assert all(row["val_bits_per_byte"] is None for row in rows)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_every_architecture_learns(model_type):
+    """All of its parameters move, and the loss falls below what the counting alone needs."""
+    sizes = {name: getattr(ARCH, name) for name in SIZES} | {"num_layers": 3, "num_kv_heads": 2}
+    gemma = {"sliding_window": 5, "sliding_layers": (0, 2)}
+    given = sizes | (gemma if model_type == "gemma3_text" else {})
+    decoder = random_decoder(Architecture.make(model_type=model_type, **given), seed=0)
+    before = weights(decoder)
+    recipe = replace(RECIPE, steps=60, batch_size=8, learning_rate=1e-2)
+    rows = train(decoder, STREAM, recipe)
+    assert rows[-1]["train_loss"] < 1.5
+    for name, after in weights(decoder).items():
+        assert not torch.equal(before[name], after), name
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

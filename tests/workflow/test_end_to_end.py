@@ -35,7 +35,18 @@ def test_every_rule_that_exists_has_run(finished):
         assert any(name == rule or name.startswith(f"{rule}_") for name in ran), rule
 
 
-@pytest.mark.parametrize("name", ["p1_fig2", "p1_frameworks", "p1_loading", "p1_sec44", "p1_fig3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "p1_fig2",
+        "p1_sec44",
+        "p1_fig3",
+        "p1_pipeline_splits",
+        "p1_gantt",
+        "p1_frameworks",
+        "p1_loading",
+    ],
+)
 def test_figures_come_with_vector_caption_and_numbers(finished, name):
     results = finished.path / "results"
     assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -30,13 +30,40 @@ def with_comment(text: str) -> str:
 
 
 # What depends on a file: the rules that run its code, and the rules that read their products.
-FIGURES = {"plot_fig2", "plot_frameworks", "plot_loading", "plot_sec44", "plot_fig3"}
+FIGURES = {
+    "plot_fig2",
+    "plot_frameworks",
+    "plot_gantt",
+    "plot_loading",
+    "plot_pipeline",
+    "plot_sec44",
+    "plot_fig3",
+}
 # Behind all products: their own cost is counted anew.
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
 CASES = {
     "src/ember/figures/p1_fig3.py": {"plot_fig3"} | LAST,
     "src/ember/figures/style.py": FIGURES | LAST,
     "src/ember/experiments/decisions.py": {"decide"} | LAST,
+    "src/ember/experiments/architectures.py": {"check_architectures"} | LAST,
+    "src/ember/experiments/pipeline_model.py": {
+        "summarise_pipeline",
+        "plot_pipeline",
+        "plot_gantt",
+    }
+    | LAST,
+    "src/ember/engine/pipeline/wire.py": {
+        "profile_layers",
+        "sweep_splits",
+        "profile_stages",
+        "summarise_pipeline",
+        "plot_pipeline",
+        "plot_gantt",
+        "summarise_rollout",
+        "plot_fig2",
+        "decide",
+    }
+    | LAST,
     "src/ember/policies/cost.py": {
         "model_cost",
         "summarise_policies",
@@ -83,6 +110,7 @@ def test_editing_a_module_reruns_exactly_its_dependants(finished, name):
 def test_editing_the_decoder_reruns_every_job_that_runs_a_model_and_no_corpus(finished):
     with edited(finished, "src/ember/model/decoder.py", with_code):
         planned = set(finished.planned("all"))
+    assert "check_architectures" in planned
     assert {"train_model", "profile_rollout", "sweep_prefix", "sweep_restart"} <= planned
     assert {"compare_frameworks", "time_loading", "measure_memory"} <= planned
     assert not {"build_corpus", "train_tokenizer", "gate_outputs"} & planned

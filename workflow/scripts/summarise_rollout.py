@@ -6,4 +6,4 @@ from ember.experiments.rollout_profile import prefill_share
 from ember.records.schemas.rollout import PREFILL_SHARE
 
 with job.start(snakemake) as run:
-    publish(run, prefill_share(run.input.profile), PREFILL_SHARE)
+    publish(run, prefill_share(run.input.profile, run.input.stages), PREFILL_SHARE)

@@ -2,8 +2,8 @@
 
 Contract. Layers fill independently (a forward may run some of them), but all rows of a layer have
 the same length. Keys are stored rotated for the positions 0, 1, …, so tokens may be appended, cut
-off at the end or overwritten, but not moved. Nothing is allocated after construction; what `append`
-and `read` return are views of the block.
+off at the end or overwritten, but not moved. Layers that slide over a window keep all tokens too.
+Nothing is allocated after construction; what `append` and `read` return are views of the block.
 """
 
 from collections.abc import Iterable
@@ -43,6 +43,13 @@ class ContiguousCache:
         shape = (len(self.layers), 2, batch, arch.num_kv_heads, capacity, arch.head_dim)
         # Zeros, not empty memory: masked attention multiplies what is beyond the length by 0.
         self._adopt(torch.zeros(shape, device=device, dtype=dtype), self.layers)
+
+    @classmethod
+    def over(cls, kv: Tensor) -> "ContiguousCache":
+        """A cache of all layers over memory that someone else owns, empty at first."""
+        view = cls.__new__(cls)
+        view._adopt(kv, tuple(range(kv.shape[0])))
+        return view
 
     def _adopt(self, kv: Tensor, layers: tuple[int, ...]) -> None:
         self.kv = kv

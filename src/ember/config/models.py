@@ -86,7 +86,7 @@ class Model(Strict):
         "a hub id"
     )
     preset: str | None = Field(None, description="a shape known to the library, such as qwen3-4b")
-    architecture: dict[str, int | float | bool | str] = Field(
+    architecture: dict[str, int | float | bool | str | list[int]] = Field(
         {}, description="fields of the architecture, over the preset's"
     )
     training: Training | None = Field(None, description="for source train")
@@ -147,6 +147,50 @@ class Prefix(Strict):
         return self
 
 
+class Pipeline(Strict):
+    """P1-1.2: two pipeline stages, swept over splits with and without overlap."""
+
+    split_fractions: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.25, 1 / 3, 0.5, 2 / 3, 0.75],
+        min_length=1,
+        description="layers of the first stage as fractions of the depth: 9, 12, 18, 24 and 27 of "
+        "36; splits that fall together are run once",
+    )
+    context: Count = Field(description="prompt tokens")
+    generation: Annotated[int, Field(ge=2)] = Field(description="generated tokens")
+    sequences: Count = Field(description="sequences generated together")
+    micro_batches: Count = Field(description="parts of the batch that are in flight one by one")
+    chunks: Count = Field(1, description="pieces in which a prompt is prefilled")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs a point")
+    repeats: Count = Field(description="recorded runs a point")
+    cost_repeats: Count = Field(description="recorded runs of every part of the model")
+    rollout_split: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="split of the rollout profile's two-stage modes"
+    )
+    rollout_chunks: Count = Field(
+        4, description="pieces in which their prompt is prefilled: all that overlaps in batch 1"
+    )
+    rollout_repeats: Count = Field(description="their recorded runs a point")
+    gpus: Annotated[int, Field(ge=1, le=2)] = Field(
+        1,
+        description="GPUs that a two-stage job asks for at scales with GPUs; where it sees fewer "
+        "than two its rows are skipped",
+    )
+    timeout: Positive = Field(300.0, description="seconds after which a silent stage has failed")
+    anchor: str | None = Field(
+        None, description="an earlier p1_pipeline.parquet to compare with, point by point"
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.sequences % self.micro_batches:
+            raise ValueError(
+                f"sequences {self.sequences} must be a multiple of micro_batches "
+                f"{self.micro_batches}: the prediction takes them to be equal"
+            )
+        return self
+
+
 class Speed(Strict):
     """Engine against Transformers' generate, side by side."""
 
@@ -156,11 +200,32 @@ class Speed(Strict):
     warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs of each engine")
 
 
+class Cut(Strict):
+    """How tokens are chosen in a measurement: fields of SamplingParams."""
+
+    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0: greedy")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="1: all")
+    min_p: Fraction = Field(0.0, description="0: all")
+
+
+class Roofline(Strict):
+    """Decoding against the memory's limit, by batch size."""
+
+    contexts: list[Count] = Field(description="prompt tokens")
+    rows: list[Count] = Field(description="candidates of one prompt: the batch of a step")
+    new_tokens: Annotated[int, Field(ge=2)] = Field(128, description="generated tokens of each")
+    samplings: list[Cut] = Field([Cut()], min_length=1, description="how tokens are chosen")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded runs a point")
+    repeats: Count = Field(description="recorded runs a point")
+
+
 class Framework(Strict):
     """One framework of the comparison: an adapter, and the Python that it runs in."""
 
     adapter: Literal[
         "ember_engine",
+        "ember_pipeline",
         "transformers_generate",
         "llama_cpp_decode",
         "vllm_offline",
@@ -173,7 +238,6 @@ class Framework(Strict):
     arguments: dict[str, int | float | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
     )
-    stages: Count = Field(1, description="devices that the model is divided among")
 
 
 class FrameworkPoint(Strict):
@@ -298,14 +362,31 @@ class Decisions(Strict):
     )
 
 
+class Architectures(Strict):
+    """The decoder against Transformers' models, with small random weights."""
+
+    presets: list[str] = Field(
+        min_length=1, description="published shapes; their features stay, their sizes shrink"
+    )
+    tokens: Count = Field(48, description="prompt tokens")
+    new_tokens: Count = Field(32, description="greedily generated tokens")
+    draws: Count = Field(2, description="times that weights and prompt are drawn")
+    tolerance: Positive = Field(
+        1e-4, description="largest absolute difference of a logit, key or value, in float32"
+    )
+
+
 class P1(Strict):
     """KV-cache policies for RL rollouts."""
 
     model: str = Field(description="name of the model the programme measures")
     gates: Gates = Gates()
+    architectures: Architectures
     profile: Profile
     prefix: Prefix
     speed: Speed
+    roofline: Roofline
+    pipeline: Pipeline
     peers: Peers
     loading: Loading
     memory: Memory

@@ -1,14 +1,14 @@
 """The engine: prompts in, completions out, with every phase timed apart.
 
-Contract. The engine knows token ids, not text. Prompts of equal length run as one batch; a prompt
-is prefilled once however many candidates it has. Prefill is the decoder itself, decoding the fast
-`DecodeStep`. With a prefix cache (`RadixCache`) the longest stored prefix of a prompt is copied
-instead of computed, and what was computed is stored; keys are never shared across weights versions.
+Contract. The engine knows token ids, not text; a `detokenize` function makes text of them. A prompt
+is prefilled once however many candidates it has, by the decoder itself; rows of the batch are
+refilled as others end (`ember.engine.rollout`). With a prefix cache (`RadixCache`) the longest
+stored prefix of a prompt is copied instead of computed, and what was computed is stored; keys are
+never shared across weights versions.
 """
 
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,38 +17,35 @@ import torch
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
+from ember.cache.slotted import Size, SlottedCache, size_for
+from ember.engine import native_step
+from ember.engine.batches import HostBatch, Lockstep
+from ember.engine.host_rows import HostRows
+from ember.engine.native_rows import NativeRows
+from ember.engine.packing import PackedDecoder, why_unpacked
 from ember.engine.prefill import Prefill
-from ember.engine.sampling import SamplingParams, make_generators, sample
-from ember.engine.step import SPLIT, DecodeStep, restored_threads
+from ember.engine.rollout import Batch, Completion, Prompt, Rollout, RolloutStats
+from ember.engine.sampling import BadSampling, SamplingParams
+from ember.engine.step import SPLIT, DecodeStep
+from ember.engine.stops import Detokenize
 from ember.measure.clock import PhaseClock
-from ember.measure.memory import require
+from ember.measure.memory import available_bytes, require
 from ember.model.decoder import Decoder
 from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
 
 KEPT_SLOTS = 3  # batch sizes whose caches and graphs stay in memory
-STOP_CHECK = {"cpu": 1, "cuda": 16}  # tokens between looks at what was sampled; each look waits
+MAX_ROWS = {"cpu": 32, "cuda": 128}  # candidates that decode together, unless told otherwise
+MEMORY_SHARE = 0.8  # of the free memory, for the KV of a rollout
 
 
 class BadPrompt(EmberError):
     """A prompt that the engine cannot run; the message says why."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One sampled continuation.
-
-    `logprobs` belong to `tokens` (see `sampling.sample`); `finish_reason` is "stop" or "length";
-    `versions` is the weights version that each token was sampled with.
-    """
-
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    versions: tuple[str, ...]
+class EngineBusy(EmberError):
+    """A call while another one has not ended."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +78,36 @@ class Engine:
         weights_version: str = "base",
         graphs: bool | None = None,
         kernels: bool = True,
+        detokenize: Detokenize | None = None,
+        max_rows: int | None = None,
+        cache_bytes: int | None = None,
+        batch_invariant: bool = False,
     ):
         """`capacity`: the most tokens of a prompt and its completion. `prefix_cache`: a RadixCache.
+        `detokenize`: text of token ids, for stop strings and the completions' text.
+
+        `max_rows`: the most candidates that decode together; `cache_bytes`: the most memory for
+        their KV (by default a share of what is free). `batch_invariant`: on the CPU without
+        compiled code, which is so anyway, make a candidate the same to the last bit whatever runs
+        beside it, at some cost in time.
 
         `graphs`: record decoding, and prefills of shapes that come back, as CUDA graphs (by default
-        on CUDA). `kernels`: use Triton's on CUDA where they cover the case, plain operators
-        elsewhere. The decoder's weights are packed in place, see `DecodeStep`; changing them later
-        needs `set_weights_version`.
+        on CUDA). `kernels`: use Triton's on CUDA, compiled code on the CPU, where they cover
+        the case, plain operators elsewhere. The decoder's weights are packed in place, see
+        `DecodeStep`; changing them later needs `set_weights_version`.
         """
         self.decoder = decoder
         self.capacity = capacity
         self.prefix_cache = prefix_cache
         self.graphs = graphs
         self.kernels = kernels
+        self.detokenize, self.max_rows = detokenize, max_rows
+        self.cache_bytes, self.batch_invariant = cache_bytes, batch_invariant
+        self.last_stats: RolloutStats | None = None
         self._version = weights_version
         self._slots: dict[int, _Slot] = {}
+        self._rows: HostBatch | None = None
+        self._running = False
 
     @property
     def weights_version(self) -> str:
@@ -110,32 +122,49 @@ class Engine:
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        num_candidates: int | None = None,
         *,
-        sampling: SamplingParams,
-        num_candidates: int = 1,
         clock: PhaseClock | None = None,
     ) -> list[list[Completion]]:
-        """`num_candidates` completions of each prompt, in the order of the prompts.
+        """Candidates of each prompt, in the order of the prompts.
 
-        The clock gets the phases prefill, decode (steps), sampling and transfer (tokens to the
-        host), and, with a prefix cache, lookup and store. What candidate c of prompt p samples
-        depends on (seed, p, c) and its logits alone. Raises `BadPrompt` before anything runs.
+        `sampling_params`: for all prompts, or one for each; `num_candidates` overrides their `n`.
+        What a candidate samples depends on its prompt, its parameters and its number alone. The
+        clock gets the phases prefill, decode (steps), sampling and transfer (tokens to the host),
+        and, with a prefix cache, lookup and store. `last_stats` tells what was done. Raises
+        `BadPrompt` and `BadSampling` before anything runs, `NotFinite` for broken weights.
         """
-        if num_candidates < 1:
-            raise BadPrompt(f"num_candidates is {num_candidates}.\nAsk for 1 or more.")
-        for prompt in prompts:
-            self._check(prompt, sampling.max_tokens)
-        phase = clock.phase if clock is not None else _untimed
-        done: list[list[Completion]] = [[] for _ in prompts]
-        lengths = sorted({len(prompt) for prompt in prompts})
-        for length in lengths:
-            group = [p for p, prompt in enumerate(prompts) if len(prompt) == length]
-            found = self._generate_group(
-                group, [prompts[p] for p in group], sampling, num_candidates, phase
-            )
-            for p, completions in zip(group, found, strict=True):
-                done[p] = completions
-        return done
+        if not prompts:
+            return []
+        return self.stream(prompts, sampling_params, num_candidates, clock=clock).run()
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        num_candidates: int | None = None,
+        *,
+        clock: PhaseClock | None = None,
+    ) -> Rollout:
+        """As `generate`, to be iterated for chunks of tokens as they come; it can be cancelled.
+
+        Nothing runs before the first chunk is asked for, and nothing else meanwhile.
+        """
+        requests = self._requests(prompts, sampling_params, num_candidates)
+        if not requests:
+            raise BadPrompt("there are no prompts.\nGive at least one.")
+        rollout = Rollout(
+            self._batch(requests),
+            requests,
+            phase=clock.phase if clock is not None else _untimed,
+            guard=self._alone,
+            version=lambda: self._version,
+            failed=self._forget,
+            decode=self.detokenize,
+        )
+        self.last_stats = rollout.stats
+        return rollout
 
     def prefill_prompt(
         self, prompt: Sequence[int], *, clock: PhaseClock | None = None
@@ -145,53 +174,12 @@ class Engine:
         The cache is the engine's own and overwritten by the next call.
         """
         self._check(prompt, 0)
-        with torch.inference_mode():
+        with self._alone(), torch.inference_mode():
             slot = self._slot(1)
             slot.cache.reset()
             phase = clock.phase if clock is not None else _untimed
             logits, [cached] = self._prefill(slot.prefill, [prompt], slot.cache, phase)
         return Prefilled(logits, cached, slot.cache)
-
-    @torch.inference_mode()
-    def _generate_group(
-        self,
-        numbers: list[int],
-        prompts: list[Sequence[int]],
-        sampling: SamplingParams,
-        candidates: int,
-        phase,
-    ) -> list[list[Completion]]:
-        """Completions of prompts of one length. Row c · P + p is candidate c of prompt p."""
-        rows, length = len(prompts) * candidates, len(prompts[0])
-        slot = self._slot(rows)
-        slot.cache.reset()
-        logits, cached = self._prefill(
-            slot.prefill, prompts, slot.cache.rows(0, len(prompts)), phase
-        )
-        names = [(number, c) for c in range(candidates) for number in numbers]
-        if slot.step.loop is not None:
-            slot.cache.share(len(prompts), length)
-            tokens, logprobs = self._decode_on_device(
-                slot, logits.repeat(candidates, 1), sampling, names, len(prompts), phase
-            )
-        else:
-            with phase("prefill"):
-                slot.cache.spread(len(prompts), length)
-                logits = logits.repeat(candidates, 1)
-            tokens, logprobs = self._decode(slot, logits, sampling, names, phase)
-        return [
-            [
-                self._completion(
-                    tokens[c * len(prompts) + p],
-                    logprobs[c * len(prompts) + p],
-                    sampling,
-                    length,
-                    cached[p],
-                )
-                for c in range(candidates)
-            ]
-            for p in range(len(prompts))
-        ]
 
     def _prefill(
         self, prefill: Prefill, prompts: list[Sequence[int]], cache: ContiguousCache, phase
@@ -226,106 +214,104 @@ class Engine:
             )
         return logits, cached
 
-    def _decode(
-        self, slot: _Slot, logits: Tensor, sampling: SamplingParams, names: list, phase
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """Samples up to max_tokens a row; rows may run past their stop token.
+    def _requests(self, prompts, sampling_params, num_candidates) -> list[Prompt]:
+        """Checked prompts with their parameters."""
+        if sampling_params is None:
+            sampling_params = SamplingParams()
+        if isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise BadPrompt(
+                f"{len(sampling_params)} sampling parameters for {len(prompts)} prompts.\n"
+                "Give one for all prompts, or one for each."
+            )
+        if num_candidates is not None and num_candidates < 1:
+            raise BadPrompt(f"num_candidates is {num_candidates}.\nAsk for 1 or more.")
+        found = []
+        for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
+            self._check(prompt, params.max_tokens)
+            if params.stop and self.detokenize is None:
+                raise BadSampling(
+                    "stop strings need the text of tokens, which the engine does not know.\n"
+                    "Make the engine with detokenize=, or use stop_token_ids."
+                )
+            found.append(Prompt(number, prompt, params, num_candidates or params.n))
+        return found
 
-        `names`: (prompt, candidate) of each row, for its random numbers.
-        """
-        device = logits.device
-        generators = [] if sampling.greedy else make_generators(sampling, names, device)
-        interval = STOP_CHECK[device.type] if sampling.stop_token_ids else sampling.max_tokens
-        running = set(range(len(names)))
-        tokens: list[list[int]] = [[] for _ in names]
-        logprobs: list[list[float]] = [[] for _ in names]
-        pending: list[tuple[Tensor, Tensor]] = []
-        with restored_threads():
-            if torch.get_num_threads() != slot.step.threads:
-                torch.set_num_threads(slot.step.threads)
-            for count in range(1, sampling.max_tokens + 1):
-                with phase("sampling"):
-                    sampled = sample(logits, sampling, generators)
-                    pending.append(sampled)
-                if count % interval == 0 or count == sampling.max_tokens:
-                    with phase("transfer"):
-                        _to_host(pending, tokens, logprobs)
-                    running -= {
-                        row
-                        for row in running
-                        if not set(sampling.stop_token_ids).isdisjoint(tokens[row][-interval:])
-                    }
-                    if not running or count == sampling.max_tokens:
-                        break
-                with phase("decode"):
-                    logits = slot.step(sampled[0])
-        return tokens, logprobs
+    def _batch(self, requests: list[Prompt]) -> Batch:
+        """What the requests run on."""
+        weight, rows = self.decoder.embed_tokens.weight, sum(p.candidates for p in requests)
+        compiled = self.kernels and native_step.why_not(self.decoder.arch, weight) is None
+        packed = why_unpacked(self.decoder.arch) is None
+        on_host = packed and weight.device.type == "cpu" and weight.dtype == torch.float32
+        if compiled or (on_host and (rows > 1 or self.batch_invariant)):
+            return self._host_batch(requests, rows, compiled)
+        return Lockstep(self._lockstep, self._prefill, requests[0].candidates, weight.device)
 
-    def _decode_on_device(
-        self,
-        slot: _Slot,
-        logits: Tensor,
-        sampling: SamplingParams,
-        names: list,
-        prompts: int,
-        phase,
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """As `_decode`, without waiting for a token: rows are `names`, row r of prompt r % prompts.
+    def _lockstep(self, rows: int) -> tuple[ContiguousCache, DecodeStep, Prefill]:
+        slot = self._slot(rows)
+        return slot.cache, slot.step, slot.prefill
 
-        What was sampled is copied while the device goes on; a stop is seen one interval late.
-        """
-        loop, length = slot.step.loop, slot.cache.length(0)
-        with phase("sampling"):
-            loop.begin(logits, sampling, names, prompts, length)
-        interval = STOP_CHECK["cuda"] if sampling.stop_token_ids else sampling.max_tokens
-        transfers: deque[Transfer] = deque()
-        tokens: list[list[int]] = [[] for _ in names]
-        logprobs: list[list[float]] = [[] for _ in names]
-        running = set(range(len(names)))
-        for count in range(1, sampling.max_tokens + 1):
-            with phase("sampling"):
-                loop.sample()
-            if count % interval == 0 or count == sampling.max_tokens:
-                first = (count - 1) // interval * interval
-                with phase("transfer"):
-                    transfers.append(Transfer(*loop.sampled(first, count)))
-                    if len(transfers) > 1:
-                        transfers.popleft().into(tokens, logprobs)
-                running -= {
-                    row
-                    for row in running
-                    if not set(sampling.stop_token_ids).isdisjoint(tokens[row][-interval:])
-                }
-                if not running or count == sampling.max_tokens:
-                    break
-            with phase("decode"):
-                slot.cache.advance(1)
-                loop.advance()
-        with phase("transfer"):
-            while transfers:
-                transfers.popleft().into(tokens, logprobs)
-        return tokens, logprobs
+    def _host_batch(self, requests: list[Prompt], rows: int, compiled: bool) -> Batch:
+        size = self._size(requests, rows)
+        if self._rows is None or not self._rows.serves(size):
+            self._rows = None  # its memory goes before the new one comes
+            cache = self._slotted(size)
+            made = (self.decoder.arch, PackedDecoder(self.decoder), cache, self.capacity)
+            with torch.inference_mode():
+                if compiled:
+                    step = NativeRows(*made)
+                else:
+                    step = HostRows(*made, invariant=self.batch_invariant)
+            self._rows = HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
+        self._rows.slots = size.rows
+        return self._rows
 
-    def _completion(
-        self,
-        tokens: list[int],
-        logprobs: list[float],
-        sampling: SamplingParams,
-        prompt_tokens: int,
-        cached_tokens: int,
-    ) -> Completion:
-        """Cuts a row behind its first stop token."""
-        stops = (at for at, token in enumerate(tokens) if token in sampling.stop_token_ids)
-        at = next(stops, None)
-        end = len(tokens) if at is None else at + 1
-        return Completion(
-            tokens=tuple(tokens[:end]),
-            logprobs=tuple(logprobs[:end]),
-            finish_reason="length" if at is None else "stop",
-            prompt_tokens=prompt_tokens,
-            cached_tokens=cached_tokens,
-            versions=(self._version,) * end,
+    def _size(self, requests: list[Prompt], rows: int) -> Size:
+        """Memory that the requests could use, within the budget."""
+        weight, arch = self.decoder.embed_tokens.weight, self.decoder.arch
+        token = arch.kv_bytes_per_token(weight.element_size())
+        budget = self.cache_bytes
+        if budget is None:
+            held = 0 if self._rows is None else self._rows.kv_bytes()[1]
+            budget = int(MEMORY_SHARE * available_bytes(str(weight.device))) + held
+        return size_for(
+            [len(prompt.tokens) for prompt in requests],
+            [prompt.candidates for prompt in requests],
+            max(prompt.params.max_tokens for prompt in requests),
+            rows=min(rows, self.max_rows or MAX_ROWS[weight.device.type]),
+            budget_tokens=budget // token,
+            token_bytes=token,
         )
+
+    def _slotted(self, size: Size) -> SlottedCache:
+        weight = self.decoder.embed_tokens.weight
+        return SlottedCache(
+            self.decoder.arch,
+            prompt_tokens=size.prompt_tokens,
+            rows=size.rows,
+            row_tokens=size.row_tokens,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """One call at a time: all share the engine's memory."""
+        if self._running:
+            raise EngineBusy(
+                "the engine is in the middle of another call.\nExhaust or close its stream first."
+            )
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = False
+
+    def _forget(self) -> None:
+        """Drops KV that broken weights may have left in the prefix cache."""
+        if self.prefix_cache is not None:
+            self.prefix_cache.invalidate(self._version)
 
     def _slot(self, rows: int) -> _Slot:
         """Cache and step for a batch; made once, and anew when the weights have moved."""
@@ -365,48 +351,12 @@ class Engine:
                 f"a prompt has token ids outside of 0 … {vocabulary - 1}.\n"
                 "Use the model's own tokenizer."
             )
-
-
-class Transfer:
-    """What was sampled, (steps, B), on its way to the host while the device goes on."""
-
-    def __init__(self, tokens: Tensor, logprobs: Tensor):
-        self._done = None
-        if not tokens.is_cuda:
-            self._tokens, self._logprobs = tokens.clone(), logprobs.clone()
-            return
-        self._tokens, self._logprobs = (
-            torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-            for x in (tokens, logprobs)
-        )
-        self._done = torch.cuda.Event()
-        self._done.record()
-
-    def into(self, tokens: list[list[int]], logprobs: list[list[float]]) -> None:
-        """Waits for the copy and appends it to the rows' lists."""
-        if self._done is not None:
-            self._done.synchronize()
-        for row, (new_tokens, new_logprobs) in enumerate(
-            zip(self._tokens.t().tolist(), self._logprobs.t().tolist(), strict=True)
-        ):
-            tokens[row] += new_tokens
-            logprobs[row] += new_logprobs
-
-
-def _to_host(
-    pending: list[tuple[Tensor, Tensor]], tokens: list[list[int]], logprobs: list[list[float]]
-) -> None:
-    """Moves what was sampled to the rows' lists, in one copy, and empties `pending`."""
-    for row, (new_tokens, new_logprobs) in enumerate(
-        zip(
-            torch.stack([t for t, _ in pending], 1).tolist(),
-            torch.stack([p for _, p in pending], 1).tolist(),
-            strict=True,
-        )
-    ):
-        tokens[row] += new_tokens
-        logprobs[row] += new_logprobs
-    pending.clear()
+        positions = self.decoder.arch.max_positions
+        if len(prompt) + new_tokens > positions:
+            raise BadPrompt(
+                f"{len(prompt)} prompt tokens and {new_tokens} new ones exceed the model's context "
+                f"of {positions} tokens.\nShorten them or use a model with a longer context."
+            )
 
 
 def _untimed(name: str):

@@ -50,7 +50,7 @@ class HostStep:
         self._keys, self._values = kv[:, 0].transpose(2, 3), kv[:, 1]
         self._cache = cache.kv.numpy()  # (L, 2, B, Hkv, S, D)
 
-        self._x, self._x_array = _buffer(batch, arch.hidden_size)
+        self.x, self._x_array = _buffer(batch, arch.hidden_size)
         self._normed, self._normed_array = _buffer(batch, arch.hidden_size)
         self._qkv, self._qkv_array = _buffer(batch, (heads + arch.num_kv_heads) * d)
         qkv = self._qkv_array.reshape(batch, -1, d)
@@ -88,7 +88,7 @@ class HostStep:
             slots[index, 1] = self._v
             scores = torch.bmm(self._q, keys[index])  # (B · Hkv, G, T)
             torch.bmm(scores.softmax(-1), values[index], out=self._attended)
-            self._x.addmm_(self._attended_rows, layer.o)
+            self.x.addmm_(self._attended_rows, layer.o)
             if layer.o_bias is not None:
                 x += layer.o_bias
             _rms_norm(x, layer.post_norm, eps, normed)
@@ -96,7 +96,7 @@ class HostStep:
             if layer.gate_up_bias is not None:
                 self._gate_up_array += layer.gate_up_bias
             torch.mul(F.silu(self._gate), self._up, out=self._acted)
-            self._x.addmm_(self._acted, layer.down)
+            self.x.addmm_(self._acted, layer.down)
             if layer.down_bias is not None:
                 x += layer.down_bias
         _rms_norm(x, self._norm, eps, normed)

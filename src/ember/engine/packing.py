@@ -8,7 +8,24 @@ changes of weights (an optimizer's, a merged adapter's) show in both. Packing tw
 import torch
 from torch import Tensor, nn
 
+from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, Layer
+
+
+def why_unpacked(arch: Architecture) -> str | None:
+    """Why the fast steps and their kernels, which do what Llama and Qwen need and no more, do not
+    serve an architecture; None if they do. The decoder itself then takes their place."""
+    reasons = {
+        "its norms are no plain RMSNorm": arch.norm != "rms",
+        "it norms what attention and MLP give": arch.post_norms,
+        "its MLP runs beside attention": arch.parallel_residual,
+        "its MLP is not gated by SiLU": not arch.gated_mlp or arch.activation != "silu",
+        "it rotates a part of each head": arch.rope_fraction != 1.0,
+        "layers slide over a window": bool(arch.sliding_layers),
+        "it scales its scores": arch.query_scalar is not None,
+        "it scales its embeddings": arch.scaled_embedding,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 class PackedLayer:

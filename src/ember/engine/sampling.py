@@ -1,13 +1,16 @@
 """Choosing the next token from logits.
 
-Contract. Every row draws from a generator of its own, so what a sequence samples depends on its
-seed and its logits, not on what runs beside it in the batch.
+Contract. Every row draws from a generator of its own, seeded by its parameters' seed, its prompt
+and its number among the prompt's candidates. So what a sequence samples depends on these and its
+logits, not on what runs beside it in the batch or where.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,74 +23,134 @@ class BadSampling(EmberError):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen and when a completion ends.
+    """How tokens are chosen and when a completion ends; names as in vLLM.
 
-    Temperature 0 is greedy. `top_k` (0: off), `top_p` and `min_p` cut the tail, in this order, of
-    the distribution at the temperature. `stop_token_ids` end a completion and belong to it.
+    `n`: candidates of each prompt. Temperature 0 (the default) is greedy. `top_k` (0 or -1: off),
+    `top_p` and `min_p` cut the tail, in this order, of the distribution at the temperature.
+    `stop_token_ids` end a completion and belong to it. `stop`: strings that end it as soon as its
+    text holds one; the tokens remain, the text ends before it (the engine needs `detokenize`).
+    `logprobs`: alternatives to report for each token. `seed` is always set: the same call gives the
+    same tokens.
     """
 
+    n: int = 1
     max_tokens: int = 128
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self):
+        def put(name, value):
+            object.__setattr__(self, name, value)  # frozen for everybody else
+
+        put("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
+        put("stop_token_ids", tuple(self.stop_token_ids or ()))
+        put("top_k", 0 if self.top_k == -1 else self.top_k)
         checks = {
+            "n": self.n >= 1,
             "max_tokens": self.max_tokens >= 1,
             "temperature": 0 <= self.temperature < float("inf"),
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
+            "logprobs": self.logprobs is None or self.logprobs >= 0,
+            "stop": all(isinstance(text, str) and text for text in self.stop),
         }
         for name, holds in checks.items():
             if not holds:
                 raise BadSampling(
-                    f"{name} is {getattr(self, name)}.\nmax_tokens is 1 or more, temperature and "
-                    "top_k 0 or more, top_p in (0, 1], min_p in [0, 1]."
+                    f"{name} is {getattr(self, name)!r}.\nn and max_tokens are 1 or more, "
+                    "temperature, top_k and logprobs 0 or more, top_p in (0, 1], min_p in [0, 1], "
+                    "stop strings not empty."
                 )
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def ranked(self) -> bool:
+        """Whether tokens are cut by rank: top-k or top-p."""
+        return not self.greedy and (self.top_k > 0 or self.top_p < 1)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether any token is cut. Greedy takes the best, which no cut removes."""
+        return self.ranked or (not self.greedy and self.min_p > 0)
+
+
+class Sampled(NamedTuple):
+    """What a step chose, (B,) each; `alternatives`: ids and raw log-probabilities (B, n)."""
+
+    tokens: Tensor
+    logprobs: Tensor
+    raw_logprobs: Tensor
+    alternatives: tuple[Tensor, Tensor] | None = None
+
+
+def prompt_key(prompt: Sequence[int]) -> int:
+    """63 bits of a prompt's token ids."""
+    return _digest(np.asarray(prompt, dtype=np.int64).tobytes())
+
+
+def row_seed(*parts: int) -> int:
+    """63 bits that any part changes: the parameters' seed, the prompt's key, the candidate."""
+    return _digest(repr(parts).encode())
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
+
 
 def make_generators(
     params: SamplingParams, names: Sequence[tuple[int, int]], device: torch.device | str
 ) -> list[torch.Generator]:
-    """A generator for each row, seeded from the parameters' seed and the row's name."""
+    """A generator for each row, seeded from the parameters' seed and the row's name: its prompt's
+    key and its number among the candidates."""
     return [
         torch.Generator(device=device).manual_seed(row_seed(params.seed, *name)) for name in names
     ]
 
 
-def row_seed(*parts: int) -> int:
-    """63 bits that any part changes: the parameters' seed, the prompt, the candidate."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 def sample(
     logits: Tensor, params: SamplingParams, generators: Sequence[torch.Generator] = ()
-) -> tuple[Tensor, Tensor]:
-    """Next tokens (B,) and their log-probabilities (B,) in float32, for logits (B, V).
+) -> Sampled:
+    """Next tokens for logits (B, V), with two log-probabilities of each in float32.
 
-    The log-probability is under the model's distribution at the temperature (1 where greedy),
-    before any cut. A generator a row is needed unless greedy.
+    `raw_logprobs`: under the model, that is at temperature 1 without cuts. `logprobs`: under the
+    distribution that was drawn from, at the temperature, cut and made to sum to 1; where greedy,
+    the raw one. A generator a row is needed unless greedy.
     """
-    logits = logits.float()
+    raw = logits.float().log_softmax(-1)
     if params.greedy:
-        logprobs, tokens = logits.log_softmax(-1).max(-1)
-        return tokens, logprobs
-    logprobs = (logits / params.temperature).log_softmax(-1)  # also logits, of the same softmax
+        logprobs, tokens = raw.max(-1)
+        return Sampled(tokens, logprobs, logprobs, _alternatives(raw, params))
+    scaled = raw
+    if params.temperature != 1:  # raw log-probabilities are logits of the same softmax
+        scaled = (raw / params.temperature).log_softmax(-1)
+    if params.cuts:
+        scaled = cut_tail(scaled, params).log_softmax(-1)
     # Gumbel's trick as a race of exponential clocks: argmax p / e draws from p.
-    clocks = torch.empty_like(logprobs)
+    clocks = torch.empty_like(scaled)
     for row, generator in zip(clocks, generators, strict=True):
         row.exponential_(generator=generator)
-    tokens = (cut_tail(logprobs, params).exp() / clocks).argmax(-1)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+    tokens = (scaled.exp() / clocks).argmax(-1)
+    at = tokens[:, None]
+    return Sampled(
+        tokens, scaled.gather(1, at)[:, 0], raw.gather(1, at)[:, 0], _alternatives(raw, params)
+    )
+
+
+def _alternatives(raw: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor] | None:
+    if not params.logprobs:
+        return None
+    values, ids = raw.topk(min(params.logprobs, raw.shape[-1]))
+    return ids, values
 
 
 def cut_tail(logits: Tensor, params: SamplingParams) -> Tensor:

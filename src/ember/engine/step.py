@@ -2,35 +2,35 @@
 
 Contract. `DecodeStep(decoder, cache)(tokens)` gives the logits of the next position for every row,
 equal to the eager decoder's (1e-4 in float32), and leaves the tokens' KV in the cache. Weights are
-packed (`ember.engine.packing`), rotary tables precomputed. On the CPU in float32 it is a
-`HostStep`; on CUDA a `KernelStep`, in Triton's kernels, where they cover the case
-(`ember.engine.kernels.cover`). Elsewhere it is the operations below, on CUDA captured as one graph:
-the position lives on the device, and attention reads the whole static cache under a mask, so that
-nothing depends on the host.
+packed (`ember.engine.packing`), rotary tables precomputed. On the CPU it is a `NativeStep`,
+compiled code, or where that cannot be had and in float32 a `HostStep`; on CUDA a `KernelStep`, in
+Triton's kernels, where they cover the case (`ember.engine.kernels.cover`). Elsewhere it is the
+operations below, on CUDA captured as one graph: the position lives on the device, and attention
+reads the whole static cache under a mask, so that nothing depends on the host. Architectures that
+cannot be packed (`why_unpacked`) decode with the decoder itself, at its speed.
 
 Shapes: B rows, H hidden, Hq and Hkv heads, G = Hq / Hkv, D head dimension, S capacity, L layers.
 """
 
-import contextlib
 import logging
-import time
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
+from ember.engine import native_step
 from ember.engine.host_step import HostStep
 from ember.engine.kernels.cover import why_not
-from ember.engine.packing import PackedDecoder
+from ember.engine.native_step import NativeStep
+from ember.engine.packing import PackedDecoder, why_unpacked
+from ember.engine.threads import fastest_threads
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
 
 log = logging.getLogger(__name__)
 
 SPLIT = 256  # cached tokens that one block of the device's attention reads
-WORTH_THREADS = 1.5  # times as fast as one thread that more of them must be
 MASKED = -30000.0  # finite, so that a part that is masked throughout is no NaN; fits bfloat16
 
 
@@ -50,12 +50,16 @@ class DecodeStep:
         kernels: bool = True,
     ):
         """`graph`: capture a CUDA graph (by default on CUDA); without, the same operations run
-        eagerly. `kernels`: use Triton's where they cover the case."""
+        eagerly. `kernels`: use Triton's, on the CPU compiled code, where they cover the case."""
         kv = cache.kv
         self._cache = cache
-        self._weights = PackedDecoder(decoder)
         self.threads = torch.get_num_threads()
         self.loop = None  # a KernelStep, which can sample as well
+        if (reason := why_unpacked(decoder.arch)) is not None:
+            log.info("decoding with the decoder itself, not the fast step: %s", reason)
+            self._step, self._weights = EagerStep(decoder, cache), None
+            return
+        self._weights = PackedDecoder(decoder)
         reason = why_not(decoder.arch, cache) if kernels else "the caller asked for them"
         with torch.inference_mode():
             if reason is None:
@@ -68,7 +72,10 @@ class DecodeStep:
             log.debug("decoding with plain operators: %s", reason)
             cos, sin = swapped_tables(decoder.arch, cache.capacity, kv.dtype, kv.device)
             first = kv[..., :1, :].clone()  # trial steps write at position 0
-            if kv.device.type == "cpu" and kv.dtype == torch.float32:
+            if kernels and native_step.why_not(decoder.arch, kv) is None:
+                self._step = NativeStep(decoder.arch, self._weights, kv, cos, sin)
+                self.threads = self._fastest_threads()
+            elif kv.device.type == "cpu" and kv.dtype == torch.float32:
                 self._step = HostStep(decoder.arch, self._weights, cache, cos, sin)
                 self.threads = self._fastest_threads()
             else:
@@ -85,34 +92,29 @@ class DecodeStep:
         return self._step(tokens, position)
 
     @property
-    def weights(self) -> PackedDecoder:
-        """The decoder's weights as the step reads them."""
+    def weights(self) -> PackedDecoder | None:
+        """The decoder's weights as the step reads them; None where it is the decoder itself."""
         return self._weights
 
     def is_current(self) -> bool:
         """Whether the decoder's parameters still lie where this step reads them."""
-        return self._weights.is_current()
+        return self._weights is None or self._weights.is_current()
 
     def _fastest_threads(self) -> int:
-        """torch's number of threads where they pay, 1 otherwise.
-
-        They must be clearly faster: small matrices gain little from a second core, and lose all
-        and more whenever another process wants it.
-        """
         tokens = torch.zeros(self._cache.batch, dtype=torch.long)
-        seconds = {}
-        with restored_threads():
-            for threads in (torch.get_num_threads(), 1):
-                torch.set_num_threads(threads)
-                times = []
-                for _ in range(4):
-                    began = time.perf_counter()
-                    self._step(tokens, 0)
-                    times.append(time.perf_counter() - began)
-                seconds[threads] = sorted(times)[1]
-        log.debug("seconds of a decoding step by threads: %s", seconds)
-        fastest = min(seconds, key=seconds.get)
-        return fastest if seconds[1] > WORTH_THREADS * seconds[fastest] else 1
+        return fastest_threads(lambda: self._step(tokens, 0))
+
+
+class EagerStep:
+    """The step as the decoder itself computes it, for architectures that cannot be packed."""
+
+    def __init__(self, decoder: Decoder, cache: ContiguousCache):
+        self._decoder, self._cache = decoder, cache
+
+    def __call__(self, tokens: Tensor, position: int) -> Tensor:
+        """Runs tokens (B,) at a position, which the cache counts already; logits (B, V)."""
+        self._cache.truncate(position)
+        return self._decoder.logits(self._decoder(tokens[:, None], cache=self._cache))[:, 0]
 
 
 class DeviceStep:
@@ -233,17 +235,6 @@ def _attention_with_lse(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[
         return out, lse[..., : q.shape[2]]  # the kernel pads the log-sum-exp
     op = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return op(q, k, v, attn_mask=bias)
-
-
-@contextlib.contextmanager
-def restored_threads() -> Iterator[None]:
-    """A block after which torch has as many threads as before."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
 
 
 def swapped_tables(

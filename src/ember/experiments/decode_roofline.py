@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ember.experiments.rows import measured_on
+from ember.experiments.progress import Progress
+from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock, repeat, summarise
-from ember.measure.device import synchronize
+from ember.measure.device import resolve, synchronize
+from ember.records.schemas.roofline import DECODE_ROOFLINE
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +40,11 @@ def measure_decode(
     import torch
 
     from ember.engine.engine import Engine
+    from ember.engine.sampling import SamplingParams
     from ember.measure.roofline import read_bandwidth_gb_s
     from ember.model.checkpoint import load_decoder
 
+    device = resolve(device)
     decoder = load_decoder(model, device, getattr(torch, dtype))
     about = {
         # Many repeats: the first come out up to a tenth low.
@@ -50,28 +54,64 @@ def measure_decode(
     }
     generator = torch.Generator().manual_seed(seed)
     found, kernels, prefills = [], [], []
+    progress = Progress(log, len(contexts) * len(rows) * len(samplings))
     for context in contexts:
-        drawn = torch.randint(decoder.arch.vocab_size, (context,), generator=generator)
-        for operators in ("plain", "kernels"):
-            engine = Engine(decoder, capacity=context + new_tokens, kernels=operators == "kernels")
-            for candidates in rows:
-                what = {"operators": operators, "context": context, "rows": candidates}
-                for sampling in samplings:
-                    found += _generations(
-                        engine,
-                        drawn.tolist(),
-                        what,
-                        new_tokens,
-                        sampling,
-                        seed,
-                        warmup,
-                        repeats,
-                        about,
-                    )
-                kernels += time_kernels(engine, what, new_tokens, about)
-            prefills += _prefills(engine, drawn.tolist(), operators, repeats, about)
-            del engine
+        drawn = torch.randint(decoder.arch.vocab_size, (context,), generator=generator).tolist()
+        engines = {
+            operators: Engine(
+                decoder, capacity=context + new_tokens, kernels=operators == "kernels"
+            )
+            for operators in ("plain", "kernels")
+        }
+        for candidates in rows:
+            what = {"context": context, "rows": candidates}
+            for settings in samplings:
+                sampling = SamplingParams(max_tokens=new_tokens, seed=seed, **settings)
+                found += _generations(engines, drawn, what, sampling, warmup, repeats, about)
+                progress.step(f"{context} tokens, {candidates} rows, {describe(sampling)}")
+            for operators, engine in engines.items():
+                kernels += time_kernels(engine, {"operators": operators} | what, new_tokens, about)
+        for operators, engine in engines.items():
+            prefills += _prefills(engine, drawn, operators, repeats, about)
+        del engines
     return found, kernels, prefills
+
+
+def summarise_roofline(table) -> list[dict]:
+    """Rows of ROOFLINE from a table DECODE_ROOFLINE."""
+    points: dict[tuple, list[dict]] = {}
+    for row in records(table, DECODE_ROOFLINE):
+        key = tuple(row[name] for name in ("context", "rows", "sampling", "operators"))
+        points.setdefault(key, []).append(row)
+    rows = {key: _summary(runs) for key, runs in points.items()}
+    for (*point, _), row in rows.items():
+        plain = rows[(*point, "plain")]["decode_tokens_per_s"]
+        row["speedup"] = row["decode_tokens_per_s"] / plain
+    return list(rows.values())
+
+
+def _summary(runs: list[dict]) -> dict:
+    first = runs[0]
+
+    def over_runs(name: str) -> dict:
+        return summarise([run[name] for run in runs])
+
+    share, speed = over_runs("share"), over_runs("decode_tokens_per_s")
+    names = ("operators", "context", "rows", "generated_tokens", "sampling", "limit_ms")
+    machine = ("read_gb_s", "device", "device_name", "dtype", "model", "weights", "evidence")
+    return {
+        **{name: first[name] for name in (*names, *machine)},
+        "n": len(runs),
+        "step_ms": over_runs("step_ms")["median"],
+        "sampling_ms": over_runs("sampling_ms")["median"],
+        "share": share["median"],
+        "share_p10": share["p10"],
+        "share_p90": share["p90"],
+        "decode_tokens_per_s": speed["median"],
+        "decode_tokens_per_s_std": speed["std"],
+        "limit_tokens_per_s": first["rows"] / first["limit_ms"] * 1e3,
+        "total_tokens_per_s": over_runs("total_tokens_per_s")["median"],
+    }
 
 
 def _prefills(engine, prompt: list[int], operators: str, repeats: int, about: dict) -> list[dict]:
@@ -91,53 +131,64 @@ def _prefills(engine, prompt: list[int], operators: str, repeats: int, about: di
     ]
 
 
-def _generations(
-    engine, prompt, what, new_tokens, settings, seed, warmup, repeats, about
-) -> list[dict]:
-    """One row a repeat: a run with a clock, and one without for the total."""
-    from ember.engine.sampling import SamplingParams
+def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> list[dict]:
+    """One row an engine and repeat: a run with a clock, and one without for the total.
 
-    sampling = SamplingParams(max_tokens=new_tokens, seed=seed, **settings)
-    candidates, device = what["rows"], about["device"]
+    The engines take turns, and which goes first alternates: drift of the machine biases neither.
+    """
+    candidates, device, new_tokens = what["rows"], about["device"], sampling.max_tokens
 
-    def run(clock: PhaseClock | None = None) -> float:
+    def run(engine, clock: PhaseClock | None = None) -> float:
         synchronize(device)
         began = time.perf_counter()
-        engine.generate([prompt], sampling=sampling, num_candidates=candidates, clock=clock)
+        engine.generate([prompt], sampling, num_candidates=candidates, clock=clock)
         synchronize(device)
         return (time.perf_counter() - began) * 1e3
 
-    for _ in range(warmup):
-        run()
-    weight_bytes, kv_bytes = _bytes_of_a_step(engine.decoder, what, new_tokens)
+    for engine in engines.values():
+        for _ in range(warmup):
+            run(engine)
+    decoder = next(iter(engines.values())).decoder
+    weight_bytes, kv_bytes = _bytes_of_a_step(decoder, what, new_tokens)
     limit = (weight_bytes + kv_bytes) / about["read_gb_s"] / 1e6
     rows = []
     for number in range(repeats):
-        clock = PhaseClock(device)
-        run(clock)
-        total, times = run(), clock.times_ms()
-        step, choose = times["decode"] / (new_tokens - 1), times["sampling"] / new_tokens
-        rows.append(
-            {
-                **what,
-                "generated_tokens": new_tokens,
-                "sampling": ", ".join(f"{k}={v}" for k, v in settings.items()) or "greedy",
-                "repeat": number,
-                "prefill_ms": times["prefill"],
-                "step_ms": step,
-                "sampling_ms": choose,
-                "total_ms": total,
-                "decode_tokens_per_s": candidates / (step + choose) * 1e3,
-                "total_tokens_per_s": candidates * new_tokens / total * 1e3,
-                "weight_bytes": weight_bytes,
-                "kv_bytes": kv_bytes,
-                "limit_ms": limit,
-                "share": limit / (step + choose),
-                **about,
-            }
-        )
-        log.info("%s %s: %.3f ms a step, %.0f %%", what, settings, step, 100 * rows[-1]["share"])
+        for operators in sorted(engines, reverse=number % 2 == 0):
+            clock = PhaseClock(device)
+            run(engines[operators], clock)
+            total, times = run(engines[operators]), clock.times_ms()
+            step, choose = times["decode"] / (new_tokens - 1), times["sampling"] / new_tokens
+            rows.append(
+                {
+                    "operators": operators,
+                    **what,
+                    "generated_tokens": new_tokens,
+                    "sampling": describe(sampling),
+                    "repeat": number,
+                    "prefill_ms": times["prefill"],
+                    "step_ms": step,
+                    "sampling_ms": choose,
+                    "total_ms": total,
+                    "decode_tokens_per_s": candidates / (step + choose) * 1e3,
+                    "total_tokens_per_s": candidates * new_tokens / total * 1e3,
+                    "weight_bytes": weight_bytes,
+                    "kv_bytes": kv_bytes,
+                    "limit_ms": limit,
+                    "share": limit / (step + choose),
+                    **about,
+                }
+            )
     return rows
+
+
+def describe(sampling) -> str:
+    """SamplingParams in words: the temperature and the cuts that are on, or greedy."""
+    if sampling.greedy:
+        return "greedy"
+    off = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    on = {name: getattr(sampling, name) for name in off if getattr(sampling, name) != off[name]}
+    chosen = {"temperature": sampling.temperature} | on
+    return ", ".join(f"{name}={value:g}" for name, value in chosen.items())
 
 
 def _bytes_of_a_step(decoder, what: dict, new_tokens: int) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def ember_run(decoder, prompt_tokens: int, new_tokens: int, device: str):
         clock = PhaseClock(device)
         synchronize(device)
         began = time.perf_counter()
-        [[completion]] = engine.generate([prompt], sampling=sampling, clock=clock)
+        [[completion]] = engine.generate([prompt], sampling, clock=clock)
         synchronize(device)
         total = (time.perf_counter() - began) * 1e3
         prefill = clock.times_ms()["prefill"]
@@ -150,6 +150,8 @@ def load_peer(model: str | Path, decoder):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from ember.model.names import to_hf
+
     weight = decoder.embed_tokens.weight
     if any(Path(model).glob("*.safetensors")):
         peer = AutoModelForCausalLM.from_pretrained(str(model), dtype=weight.dtype)
@@ -157,8 +159,10 @@ def load_peer(model: str | Path, decoder):
     with torch.device(weight.device):
         config = AutoConfig.from_pretrained(str(model))
         peer = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)
-    wanted = {name.removeprefix("model."): p for name, p in peer.named_parameters()}
-    ours = dict(decoder.named_parameters())
+    wanted = dict(peer.named_parameters())
+    ours = to_hf(decoder.arch, dict(decoder.named_parameters()))
+    if "lm_head.weight" in wanted and "embed_out.weight" in ours:
+        ours["lm_head.weight"] = ours.pop("embed_out.weight")  # GPT-NeoX's, in files alone
     assert wanted.keys() == ours.keys(), "Transformers' model of this config has other parameters"
     with torch.no_grad():
         for name, parameter in wanted.items():

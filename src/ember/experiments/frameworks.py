@@ -295,10 +295,6 @@ def _start(
     timeout_s: float,
 ) -> tuple[Peer, dict]:
     """A framework that has loaded the model, and what its rows say of it."""
-    if framework.get("stages", 1) > 1:
-        from ember.experiments.rollout_profile import why_no_stages
-
-        raise PeerMissing(f"{why_no_stages(setup['device'])}\nsee docs/peers.md")
     reads_gguf = framework["adapter"] == "llama_cpp_decode"
     if reads_gguf and ground.gguf is None:
         raise PeerMissing(f"reads GGUF, and there is none: {ground.no_gguf}\nsee docs/peers.md")
@@ -314,7 +310,7 @@ def _start(
         "versions": ", ".join(f"{name} {version}" for name, version in ready["versions"].items()),
         "weights_format": ready.get("weights_format", "safetensors" if files else "drawn"),
         "gguf_sha256": digest if reads_gguf else None,
-        "same_weights": files or framework["adapter"] == "ember_engine",
+        "same_weights": files or framework["adapter"].startswith("ember_"),
         "load_s": ready["load_s"],
         "first_run_s": None,
         **{name: ready[name] for name in ("threads", "kv_cache", "kv_dtype", "ttft_until")},

@@ -42,6 +42,23 @@ def check_models(settings: Mapping, root: Path) -> None:
                 )
 
 
+def check_anchor(settings: Mapping, root: Path) -> None:
+    """The earlier pipeline table to compare with, where one is set, is there. Raises `Unready`."""
+    anchor = settings["p1"]["pipeline"]["anchor"]
+    if anchor is None:
+        return
+    if (root / anchor).resolve() == (root / "results" / "p1_pipeline.parquet").resolve():
+        raise Unready(
+            f"p1.pipeline.anchor: {anchor} is the table that this run makes. "
+            "Copy it elsewhere and name the copy."
+        )
+    if not (root / anchor).is_file():
+        raise Unready(
+            f"p1.pipeline.anchor: {anchor} does not exist. "
+            "Set it to a p1_pipeline.parquet of an earlier run, or to null."
+        )
+
+
 def check_place(results: Path) -> None:
     """`results` is a folder, or can become one. Raises `Unready`."""
     if results.exists() and not results.is_dir():

@@ -34,7 +34,9 @@ ITEMS = (
         "P1-1.1",
         (
             Part("one device", "p1_prefill_share.parquet", "p1_fig2.png"),
-            Part("two stages with and without overlap (P1-1.2)"),
+            Part("two stages", "{scale}/p1/rollout_stages.parquet", "p1_fig2.png"),
+            Part("pipeline splits", "p1_pipeline.parquet", "p1_pipeline_splits.png"),
+            Part("pipeline timing", "p1_pipeline.parquet", "p1_gantt.png"),
         ),
     ),
     Item(
@@ -111,7 +113,12 @@ def _lack(part: Part, results: Path, scale: str) -> str | None:
         if not path.exists():
             return f"{part.what}: results/{path.relative_to(results)} is not made"
     made = (table_provenance(table).get("config") or {}).get("scale")
-    return None if made == scale else f"{part.what}: made at scale {made}, not {scale}"
+    if made != scale:
+        return f"{part.what}: made at scale {made}, not {scale}"
+    rows = read_rows(table)
+    if rows and all(row.get("status") == "skipped" for row in rows):
+        return f"{part.what}: skipped ({'; '.join(sorted({row['reason'] for row in rows}))})"
+    return None
 
 
 def _basis(table: Path) -> str:

@@ -15,7 +15,7 @@ from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock, summarise
 from ember.measure.device import resolve, synchronize
-from ember.records.schemas.rollout import MODES, PHASES, PREFILL_SHARE, ROLLOUT_PROFILE
+from ember.records.schemas.rollout import PHASES, PREFILL_SHARE, ROLLOUT_PROFILE
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ def profile_rollout(
 
     Every rollout prefills one prompt of the workload and samples (temperature 1) exactly
     `generation` tokens, the first of them from the prefill. Phases are timed by PhaseClock: device
-    events on CUDA, wall clock on CPU. Two-stage modes give one skipped row each, with the reason.
+    events on CUDA, wall clock on CPU. Two-stage modes
+    are measured by `pipeline_sweep.profile_stages`.
     """
     import torch
 
@@ -61,9 +62,9 @@ def profile_rollout(
             note = " (warm-up)" if turn < 0 else ""
             progress.step(f"context {context}, generation {generation}{note}")
             if turn >= 0:
-                rows.append(_row("single", context, generation, turn, **times, **about))
+                rows.append(profile_row("single", context, generation, turn, **times, **about))
     rows.sort(key=lambda row: (row["context"], row["generation"], row["repeat"]))
-    return rows + _skipped(points, device, about)
+    return rows
 
 
 def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: str) -> dict:
@@ -74,7 +75,7 @@ def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: 
     clock = PhaseClock(device)
     synchronize(device)
     began = time.perf_counter()
-    [[completion]] = engine.generate([prompt], sampling=sampling, clock=clock)
+    [[completion]] = engine.generate([prompt], sampling, clock=clock)
     synchronize(device)
     total = (time.perf_counter() - began) * 1e3
     assert len(completion.tokens) == generation, "a profiled rollout must not stop early"
@@ -83,14 +84,15 @@ def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: 
     return times | {"total_ms": total, "tokens_per_s": generation / total * 1e3}
 
 
-def prefill_share(profile) -> list[dict]:
-    """Rows of PREFILL_SHARE from a ROLLOUT_PROFILE table: its path, a data frame or rows.
+def prefill_share(*profiles) -> list[dict]:
+    """Rows of PREFILL_SHARE from ROLLOUT_PROFILE tables: their paths, data frames or rows.
 
     The share is taken within each rollout, then summarised, so that its spread is that of rollouts.
     """
     points: dict[str, list[dict]] = {}
-    for row in records(profile, ROLLOUT_PROFILE):
-        points.setdefault(row["point"], []).append(row)
+    for profile in profiles:
+        for row in records(profile, ROLLOUT_PROFILE):
+            points.setdefault(row["point"], []).append(row)
     rows = []
     for repeats in points.values():
         first = repeats[0]
@@ -114,27 +116,9 @@ def _summary(phase: str, found: dict) -> dict:
     return {f"{phase}_ms_{name}": found[name] for name in names}
 
 
-def _row(mode: str, context: int, generation: int, repeat: int, **values) -> dict:
+def profile_row(mode: str, context: int, generation: int, repeat: int, **values) -> dict:
+    """A row of ROLLOUT_PROFILE; what `values` do not give is null, the status ok."""
     point = {"point": f"{mode}-{context}-{generation}", "mode": mode}
     size = {"context": context, "generation": generation, "batch": 1, "repeat": repeat}
     times = {f"{phase}_ms": None for phase in PHASES} | {"tokens_per_s": None}
     return point | size | times | {"status": "ok", "reason": None} | values
-
-
-def _skipped(points, device: str, about: dict) -> list[dict]:
-    reason = why_no_stages(device)
-    return [
-        _row(mode, context, generation, 0, **about, status="skipped", reason=reason)
-        for mode in MODES
-        if mode != "single"
-        for context, generation in points
-    ]
-
-
-def why_no_stages(device: str) -> str:
-    """Why a rollout cannot run as two pipeline stages here."""
-    import torch
-
-    if device.startswith("cuda") and torch.cuda.device_count() > 1:
-        return "the engine has no pipeline stages yet"
-    return "one device; and the engine has no pipeline stages yet"

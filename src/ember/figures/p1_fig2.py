@@ -90,9 +90,22 @@ def _caption(rows, share, scale: str) -> str:
         f"of context and {low['generation']} generated to {100 * high['prefill_share']:.1f} % at "
         f"{high['context']} and {high['generation']}. Batch 1, one device. {basis(rows, scale)}"
     )
+    text += _two_stages(rows, share)
     if len(skipped):
         text += f" Not measured here: {', '.join(skipped)} ({_reasons(share)})."
     return text
+
+
+def _two_stages(rows, share) -> str:
+    """What the same rollouts take on two pipeline stages, as ratios of medians; or nothing."""
+    staged = share[(share["status"] == "ok") & (share["mode"] != "single")]
+    names = {"two_stage_overlap": "with overlap", "two_stage_serial": "without"}
+    said = []
+    for mode, group in staged.groupby("mode"):
+        both = group.merge(rows, on=["context", "generation"], suffixes=("", "_single"))
+        ratio = both["total_ms_median"] / both["total_ms_median_single"]
+        said.append(f"{ratio.min():.2f} to {ratio.max():.2f} times as long {names[mode]}")
+    return f" Two pipeline stages take {', '.join(said)}." if said else ""
 
 
 def _reasons(share) -> str:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from ember.measure.memory import require
 from ember.measure.overhead import part
+from ember.model import names
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
 from ember.model.folder import (
@@ -69,27 +70,24 @@ def load_decoder(
     wanted = dict(decoder.named_parameters())
     with torch.no_grad():
         for file, name, tensor in _tensors(files):
-            ours = name.removeprefix("model.")
-            if ours == "lm_head.weight" and arch.tie_embeddings:
-                continue  # some checkpoints keep a copy of the tied head
-            if name.endswith("rotary_emb.inv_freq"):
-                continue  # old checkpoints keep this constant
-            parameter = wanted.pop(ours, None)
-            if parameter is None:
-                raise BadCheckpoint(
-                    f"{file} holds an unexpected tensor {name!r}: it repeats one, or "
-                    f"{folder / CONFIG} describes another model.\nGive matching files."
-                )
-            if tensor.shape != parameter.shape:
-                raise BadCheckpoint(
-                    f"{name!r} in {file} has shape {tuple(tensor.shape)}, but {folder / CONFIG} "
-                    f"asks for {tuple(parameter.shape)}.\nGive matching files."
-                )
-            if check_finite and not torch.isfinite(tensor).all():
+            pieces = names.from_hf(arch, name, tensor)
+            if check_finite and pieces and not torch.isfinite(tensor).all():
                 raise BadCheckpoint(
                     f"{name!r} in {file} holds NaN or infinity.\nTrain or download the model again."
                 )
-            parameter.copy_(tensor)
+            for ours, piece in pieces.items():
+                parameter = wanted.pop(ours, None)
+                if parameter is None:
+                    raise BadCheckpoint(
+                        f"{file} holds an unexpected tensor {name!r}: it repeats one, or "
+                        f"{folder / CONFIG} describes another model.\nGive matching files."
+                    )
+                if piece.shape != parameter.shape:
+                    raise BadCheckpoint(
+                        f"{name!r} in {file} has shape {tuple(piece.shape)}, but {folder / CONFIG} "
+                        f"asks for {tuple(parameter.shape)}.\nGive matching files."
+                    )
+                parameter.copy_(piece)
     if wanted:
         raise BadCheckpoint(
             f"{folder} lacks {len(wanted)} tensors, among them {min(wanted)!r}.\n"
@@ -118,10 +116,8 @@ def save_decoder(
         raise ValueError(f"weights must be one of {KINDS}, got {weights!r}")
     folder = Path(folder)
     # Clones, because a packed decoder's parameters share memory, which the format refuses.
-    state = {
-        name if name == "lm_head.weight" else f"model.{name}": p.detach().cpu().clone()
-        for name, p in decoder.named_parameters()
-    }
+    parameters = {name: p.detach().cpu().clone() for name, p in decoder.named_parameters()}
+    state = names.to_hf(decoder.arch, parameters)
     dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
     with atomic_dir(folder) as part:
         _write_json(part / CONFIG, decoder.arch.to_hf() | {"dtype": dtype, "torch_dtype": dtype})
@@ -141,14 +137,16 @@ def random_decoder(
     """A decoder with seeded random weights, drawn on the device; training starts from these.
 
     Matrices are normal with std 0.02, those that write to the residual stream smaller by
-    sqrt(2 · layers) (GPT-2), norms are 1, biases 0. CPU and CUDA draw different numbers.
+    sqrt(2 · layers) (GPT-2), norms multiply by 1, biases are 0. CPU and CUDA draw
+    different numbers.
     """
     decoder = _empty_decoder(arch, device, dtype)
     generator = torch.Generator(device=device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                none = name.endswith("bias") or arch.norm == "rms_offset"
+                parameter.fill_(0.0 if none else 1.0)
                 continue
             writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             shrink = math.sqrt(2 * arch.num_layers) if writes_residual else 1.0

@@ -6,9 +6,10 @@ any positions, with or without a cache. It holds weights and nothing else: no ca
 no tokenizer. Without a cache it can be trained through.
 
 Shapes: B batch, T tokens of this call, S tokens already cached, H hidden size, Hq and Hkv query and
-KV heads, D head dimension, V vocabulary.
+KV heads, D head dimension, R its rotated dimensions, V vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Protocol
@@ -25,8 +26,9 @@ Tap = Callable[[int, str, Tensor], None]
 """Called as tap(layer, name, tensor) while a forward runs, in this order:
 
 layer_input (B, T, H) · attn_in (B, T, H), normed · k_raw and v (B, T, Hkv, D), keys before norm and
-rotation · attn_out (B, T, H), after o_proj · attn_residual (B, T, H) · mlp_in (B, T, H), normed ·
-mlp_out (B, T, H). The next layer's input is attn_residual + mlp_out.
+rotation · attn_out (B, T, H), what attention adds · attn_residual (B, T, H), layer_input +
+attn_out · mlp_in (B, T, H), normed · mlp_out (B, T, H), what the MLP adds. The next layer's input
+is attn_residual + mlp_out, also where the MLP reads layer_input instead (parallel residual).
 """
 
 
@@ -47,8 +49,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.arch = arch
         self.embed_tokens = nn.Embedding(arch.vocab_size, arch.hidden_size)
-        self.layers = nn.ModuleList(Layer(arch) for _ in range(arch.num_layers))
-        self.norm = RMSNorm(arch.hidden_size, arch.norm_eps)
+        self.layers = nn.ModuleList(Layer(arch, index) for index in range(arch.num_layers))
+        self.norm = make_norm(arch, arch.hidden_size)
         self.lm_head = (
             None
             if arch.tie_embeddings
@@ -57,7 +59,11 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) to hidden states (B, T, H)."""
-        return self.embed_tokens(tokens)
+        x = self.embed_tokens(tokens)
+        if self.arch.scaled_embedding:
+            # Gemma's factor is rounded to the weights' format before it is used.
+            x = x * torch.tensor(self.arch.hidden_size**0.5, dtype=x.dtype).item()
+        return x
 
     def forward(
         self,
@@ -75,7 +81,7 @@ class Decoder(nn.Module):
         Starts from `tokens` (B, T) or from `hidden` (B, T, H), the input of the first layer run.
         `positions` (T,) or (B, T) rotate queries and keys; by default they follow the tokens that
         the first layer run has in the cache. Each token attends to all that is cached and to the
-        tokens of this call up to itself.
+        tokens of this call up to itself, in sliding layers to the last `sliding_window` of these.
 
         With `last` only that many tokens' outputs are wanted, (B, last, H): the last layer then
         computes keys and values of all tokens, but attention and MLP of those alone.
@@ -87,9 +93,13 @@ class Decoder(nn.Module):
         if positions is None:
             start = cache.length(layers[0]) if cache is not None and len(layers) else 0
             positions = torch.arange(start, start + x.shape[1], device=x.device)
-        rotation = rotary_tables(self.arch, positions, x.dtype)
+        rotations = {
+            local: rotary_tables(self.arch, positions, x.dtype, local=local)
+            for local in {self.arch.rope_is_local(index) for index in layers}
+        }
         for index in layers:
             wanted = last if last is not None and index == layers[-1] else x.shape[1]
+            rotation = rotations[self.arch.rope_is_local(index)]
             x = self.layers[index](x, rotation, index, cache, tap, wanted)
         return x if last is None else x[:, -last:]
 
@@ -100,14 +110,20 @@ class Decoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); both of the same x with a parallel residual.
 
-    def __init__(self, arch: Architecture):
+    With `post_norms` what is added is normed as well.
+    """
+
+    def __init__(self, arch: Architecture, index: int):
         super().__init__()
-        self.input_layernorm = RMSNorm(arch.hidden_size, arch.norm_eps)
-        self.self_attn = Attention(arch)
-        self.post_attention_layernorm = RMSNorm(arch.hidden_size, arch.norm_eps)
+        self.parallel = arch.parallel_residual
+        self.input_layernorm = make_norm(arch, arch.hidden_size)
+        self.self_attn = Attention(arch, arch.window(index))
+        self.attn_out_norm = make_norm(arch, arch.hidden_size) if arch.post_norms else None
+        self.post_attention_layernorm = make_norm(arch, arch.hidden_size)
         self.mlp = MLP(arch)
+        self.mlp_out_norm = make_norm(arch, arch.hidden_size) if arch.post_norms else None
 
     def forward(
         self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap | None, last: int
@@ -117,20 +133,28 @@ class Layer(nn.Module):
         normed = self.input_layernorm(x)
         tap(index, "attn_in", normed)
         attended = self.self_attn(normed, rotation, index, cache, tap, last)  # (B, last, H)
+        if self.attn_out_norm is not None:
+            attended = self.attn_out_norm(attended)
         tap(index, "attn_out", attended)
-        x = x[:, -last:] + attended
+        entered = x[:, -last:]
+        x = entered + attended
         tap(index, "attn_residual", x)
-        normed = self.post_attention_layernorm(x)
+        normed = self.post_attention_layernorm(entered if self.parallel else x)
         tap(index, "mlp_in", normed)
         fed = self.mlp(normed)
+        if self.mlp_out_norm is not None:
+            fed = self.mlp_out_norm(fed)
         tap(index, "mlp_out", fed)
         return x + fed
 
 
 class Attention(nn.Module):
-    """Rotary grouped-query attention, with optional norms over each query and key head."""
+    """Rotary grouped-query attention, with optional norms over each query and key head.
 
-    def __init__(self, arch: Architecture):
+    `window`: see `attend`.
+    """
+
+    def __init__(self, arch: Architecture, window: int | None):
         super().__init__()
         h, d = arch.hidden_size, arch.head_dim
         self.head_dim = d
@@ -138,8 +162,11 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(h, arch.num_kv_heads * d, bias=arch.qkv_bias)
         self.v_proj = nn.Linear(h, arch.num_kv_heads * d, bias=arch.qkv_bias)
         self.o_proj = nn.Linear(arch.num_heads * d, h, bias=arch.o_bias)
-        self.q_norm = RMSNorm(d, arch.norm_eps) if arch.qk_norm else None
-        self.k_norm = RMSNorm(d, arch.norm_eps) if arch.qk_norm else None
+        self.q_norm = make_norm(arch, d) if arch.qk_norm else None
+        self.k_norm = make_norm(arch, d) if arch.qk_norm else None
+        self.window = window
+        # `attend` divides scores by sqrt(D); what else they are to be divided by goes to q.
+        self.q_factor = None if arch.query_scalar is None else math.sqrt(d / arch.query_scalar)
 
     def forward(
         self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap, last: int
@@ -151,26 +178,39 @@ class Attention(nn.Module):
         tap(index, "v", v)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.q_factor is not None:
+            q = q * self.q_factor
         q = rotate(q, *(table[:, -last:] for table in rotation)).transpose(1, 2)  # (B, Hq, last, D)
         k = rotate(k, *rotation).transpose(1, 2)  # (B, Hkv, T, D)
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.append(index, k, v)  # (B, Hkv, S + T, D)
-        return self.o_proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        attended = attend(q, k, v) if self.window is None else attend_near(q, k, v, self.window)
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) · up(x))."""
+    """down(act(gate(x)) · up(x)), or down(act(up(x))) where there is no gate."""
 
     def __init__(self, arch: Architecture):
         super().__init__()
         h, i = arch.hidden_size, arch.intermediate_size
-        self.gate_proj = nn.Linear(h, i, bias=arch.mlp_bias)
+        self.gate_proj = nn.Linear(h, i, bias=arch.mlp_bias) if arch.gated_mlp else None
         self.up_proj = nn.Linear(h, i, bias=arch.mlp_bias)
         self.down_proj = nn.Linear(i, h, bias=arch.mlp_bias)
+        self.act = ACTIVATION_FUNCTIONS[arch.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_proj is None:
+            return self.down_proj(self.act(self.up_proj(x)))
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+ACTIVATION_FUNCTIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
 
 
 class RMSNorm(nn.Module):
@@ -185,21 +225,52 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_tables(arch: Architecture, positions: Tensor, dtype: torch.dtype):
-    """cos and sin of positions (T,) or (B, T): (1 or B, T, 1, D/2), computed in float32."""
-    angles = positions[..., None].float() * rotary_frequencies(arch, positions.device)
+class OffsetRMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · (1 + weight), rounded once at the end, as Gemma does it."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = 1.0 + self.weight.to(wide)
+        return F.rms_norm(x.to(wide), weight.shape, weight, self.eps).to(x.dtype)
+
+
+def make_norm(arch: Architecture, size: int) -> nn.Module:
+    """A norm over the last dimension, of the architecture's kind."""
+    kinds = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
+    return kinds[arch.norm](size, arch.norm_eps)
+
+
+def rotary_tables(
+    arch: Architecture, positions: Tensor, dtype: torch.dtype, *, local: bool = False
+):
+    """cos and sin of positions (T,) or (B, T): (1 or B, T, 1, R/2), computed in float32.
+
+    R is `arch.rotary_dim`. `local`: those of layers where `arch.rope_is_local`.
+    """
+    frequencies = rotary_frequencies(arch, positions.device, local=local)
+    angles = positions[..., None].float() * frequencies
     if positions.ndim == 1:
         angles = angles[None]
     angles = angles.unsqueeze(-2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotary_frequencies(arch: Architecture, device: torch.device) -> Tensor:
-    """Angle per position of each rotated pair of dimensions, (D/2,) in float32."""
-    exponents = torch.arange(0, arch.head_dim, 2, device=device).float() / arch.head_dim
+def rotary_frequencies(arch: Architecture, device: torch.device, *, local: bool = False) -> Tensor:
+    """Angle per position of each rotated pair of dimensions, (R/2,) in float32."""
+    rotated = arch.rotary_dim
+    exponents = torch.arange(0, rotated, 2, device=device).float() / rotated
+    if local:
+        return 1.0 / arch.rope_local_theta**exponents
     frequencies = 1.0 / arch.rope_theta**exponents
     if (scaling := arch.rope_scaling) is None:
         return frequencies
+    if not scaling.is_llama3:
+        return frequencies / scaling.factor
     # Llama 3: wavelengths beyond the original context are stretched by `factor`, short ones kept,
     # those between interpolated.
     wavelengths = 2 * math.pi / frequencies
@@ -209,9 +280,11 @@ def rotary_frequencies(arch: Architecture, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (B, T, heads, D); dimension i pairs with i + D/2."""
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    """Rotary embedding of the first R dimensions of x (B, T, heads, D); i pairs with i + R/2."""
+    half = cos.shape[-1]
+    a, b, kept = x.split((half, half, x.shape[-1] - 2 * half), -1)
+    parts = (a * cos - b * sin, b * cos + a * sin)
+    return torch.cat(parts if not kept.shape[-1] else (*parts, kept), -1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -240,6 +313,36 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return _attend_in_two(q, k, v, past)
+
+
+def attend_near(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """As `attend`, but each query sees only the last `window` keys up to its own.
+
+    Runs `window` queries at a time over the fewer than 2 · window keys that they can see, so that
+    time and memory grow with the tokens, not with their square.
+    """
+    past = k.shape[2] - q.shape[2]
+    outs = []
+    for block in q.split(window, 2):
+        stop = past + block.shape[2]
+        seen = slice(max(0, past - window + 1), stop)
+        near_k, near_v = k[:, :, seen], v[:, :, seen]
+        if near_k.shape[2] <= window:  # no key is too old for any of these queries
+            outs.append(attend(block, near_k, near_v))
+        else:
+            outs.append(_attend_banded(block, near_k, near_v, window))
+        past = stop
+    return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+
+
+def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Attention under a mask of `window` keys up to each query's own."""
+    tokens, keys = q.shape[2], k.shape[2]
+    if q.shape[1] != k.shape[1]:  # masks and grouped heads together are slow, or refused
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    mask = torch.ones(tokens, keys, dtype=torch.bool, device=q.device)
+    mask = mask.tril(keys - tokens).triu(keys - tokens - window + 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _attend_in_two(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:

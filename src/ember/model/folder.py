@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ember.model.architecture import Architecture
+from ember.model.names import is_constant
 from ember.records.errors import EmberError
 
 CONFIG, KIND, WEIGHTS = "config.json", "ember.json", "model.safetensors"
@@ -103,8 +104,7 @@ def _shapes(files: list[Path], arch: Architecture) -> Iterator[tuple[str, list[i
     for file in files:
         with open_weights(file) as stream:
             for name in stream.keys():  # noqa: SIM118 (not a dict)
-                copy_of_head = name == "lm_head.weight" and arch.tie_embeddings
-                if not copy_of_head and not name.endswith("rotary_emb.inv_freq"):
+                if not is_constant(arch, name):
                     yield name, stream.get_slice(name).get_shape()
 
 

@@ -1,25 +1,37 @@
 """The same weights as a GGUF file, which llama.cpp and its relatives read (P1-0.3).
 
-Contract. `export_gguf` writes one file with architecture, tokenizer and every tensor of a Qwen3
-model; `check_gguf` reads it back and compares all of that with the model directory. F32 keeps
-float32, bfloat16 and float16 weights exactly; F16 rounds matrices and keeps vectors in F32.
+Contract. `export_gguf` writes one file with architecture, tokenizer and every tensor of a model;
+`check_gguf` reads it back and compares all of that with the model directory. F32 keeps float32,
+bfloat16 and float16 weights exactly (but for Gemma's norms, to which 1 is added); F16 rounds
+matrices and keeps vectors in F32. What llama.cpp would compute otherwise is refused, save that its
+GELU is the tanh form: a Pythia's exact one is approximated.
 """
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from ember.model.architecture import Architecture
+from ember.model.architecture import Architecture, sliding_but_every
 from ember.model.checkpoint import load_decoder
-from ember.model.decoder import Decoder
+from ember.model.decoder import Decoder, rotary_frequencies
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
 
-# Our names (without ".weight") and GGUF's; {} is the layer.
+# What GGUF calls a model type.
+NAMES = {
+    "qwen3": "qwen3",
+    "qwen2": "qwen2",
+    "llama": "llama",
+    "gemma3_text": "gemma3",
+    "gpt_neox": "gptneox",
+}
+# Our names (without ".weight" or ".bias") and GGUF's; {} is the layer.
 TENSORS = {
     "embed_tokens": "token_embd",
     "norm": "output_norm",
@@ -31,6 +43,9 @@ TENSORS = {
     "layers.{}.self_attn.o_proj": "blk.{}.attn_output",
     "layers.{}.self_attn.q_norm": "blk.{}.attn_q_norm",
     "layers.{}.self_attn.k_norm": "blk.{}.attn_k_norm",
+    "layers.{}.self_attn.qkv": "blk.{}.attn_qkv",
+    "layers.{}.attn_out_norm": "blk.{}.post_attention_norm",
+    "layers.{}.mlp_out_norm": "blk.{}.post_ffw_norm",
     "layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
     "layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
     "layers.{}.mlp.up_proj": "blk.{}.ffn_up",
@@ -51,7 +66,7 @@ def export_gguf(
     *,
     dtype: str = "F32",
 ) -> Path:
-    """Writes a Qwen3 model directory and its byte-level BPE tokenizer as one GGUF file.
+    """Writes a model directory and its byte-level BPE tokenizer as one GGUF file.
 
     `dtype` is F32 or F16. Without a tokenizer (None) the file has no vocabulary, only its size:
     llama.cpp then runs it on token ids. Raises `BadGguf` for what the file could not express.
@@ -64,7 +79,7 @@ def export_gguf(
     tokenizer = tokenizer_dir and _read_tokenizer(Path(tokenizer_dir), decoder.arch.vocab_size)
     tensors = _tensors(decoder, dtype)
     with atomic_file(path) as part:
-        writer = GGUFWriter(part, "qwen3")
+        writer = GGUFWriter(part, NAMES[decoder.arch.model_type])
         writer.add_name(Path(model_dir).name)
         _add_architecture(writer, decoder.arch, dtype)
         if tokenizer:
@@ -101,9 +116,10 @@ def check_gguf(path: str | Path, model_dir: str | Path) -> int:
     found = {tensor.name: tensor for tensor in reader.tensors}
     dtype = "F16" if any(tensor.tensor_type.name == "F16" for tensor in reader.tensors) else "F32"
     for key, value in _metadata(decoder.arch).items():
-        field = reader.get_field(f"qwen3.{key}")
-        if field is None or not np.isclose(field.contents(), value, rtol=1e-6):
-            raise _differs(path, f"qwen3.{key}")
+        full = f"{NAMES[decoder.arch.model_type]}.{key}"
+        field = reader.get_field(full)
+        if field is None or not _same(field.contents(), value):
+            raise _differs(path, full)
     expected = _tensors(decoder, dtype)
     if different := sorted(found.keys() ^ expected.keys()):
         raise _differs(path, different[0])
@@ -120,17 +136,41 @@ def _differs(path: Path, what: str) -> BadGguf:
     )
 
 
+def _same(found, value) -> bool:
+    if isinstance(value, str | bool):
+        return found == value
+    return bool(np.isclose(found, value, rtol=1e-6))
+
+
 def _refuse(arch: Architecture) -> None:
-    if arch.model_type != "qwen3" or arch.qkv_bias or arch.o_bias or arch.rope_scaling:
+    """What the file could not say, or llama.cpp computes otherwise whatever the file says."""
+    kind, gemma = arch.model_type, arch.model_type == "gemma3_text"
+    activations = {"gemma3_text": ("gelu_tanh",), "gpt_neox": ("gelu", "gelu_tanh")}
+    llama3 = arch.rope_scaling is not None and arch.rope_scaling.is_llama3
+    faults = {
+        "attention biases": (arch.qkv_bias, arch.o_bias)
+        != {"qwen2": (True, False), "gpt_neox": (True, True)}.get(kind, (False, False)),
+        "MLP biases": kind != "gpt_neox" and arch.mlp_bias,
+        f"activation {arch.activation}": arch.activation not in activations.get(kind, ("silu",)),
+        "llama3 rotary scaling": llama3 and kind != "llama",
+        "linear rotary scaling": arch.rope_scaling is not None and not llama3 and not gemma,
+        "query_scalar": arch.query_scalar is not None,
+        "these sliding layers": gemma
+        and arch.sliding_layers != sliding_but_every(6, arch.num_layers),
+        "this rotary base of sliding layers": gemma and arch.rope_local_theta != 1e4,
+    }
+    fault = next((name for name, holds in faults.items() if holds), None)
+    if fault is not None:
         raise BadGguf(
-            f"GGUF export supports qwen3 without attention biases and rotary scaling, not this "
-            f"{arch.model_type}.\nConvert it with llama.cpp's convert_hf_to_gguf.py."
+            f"GGUF export does not support {fault} of this {kind}.\n"
+            "Try llama.cpp's convert_hf_to_gguf.py, and compare logits."
         )
 
 
-def _metadata(arch: Architecture) -> dict[str, float]:
-    """Metadata keys (below `qwen3.`) that fix the computation."""
-    return {
+def _metadata(arch: Architecture) -> dict[str, float | str | bool]:
+    """Metadata keys (below the architecture's name) that fix the computation."""
+    eps = "layer_norm_epsilon" if arch.norm == "layer" else "layer_norm_rms_epsilon"
+    known = {
         "context_length": arch.max_positions,
         "embedding_length": arch.hidden_size,
         "block_count": arch.num_layers,
@@ -139,18 +179,35 @@ def _metadata(arch: Architecture) -> dict[str, float]:
         "attention.head_count_kv": arch.num_kv_heads,
         "attention.key_length": arch.head_dim,
         "attention.value_length": arch.head_dim,
-        "attention.layer_norm_rms_epsilon": arch.norm_eps,
+        f"attention.{eps}": arch.norm_eps,
         "rope.freq_base": arch.rope_theta,
         "vocab_size": arch.vocab_size,
     }
+    if arch.model_type in ("llama", "gpt_neox"):
+        known["rope.dimension_count"] = arch.rotary_dim
+    if arch.model_type == "gpt_neox":
+        known["use_parallel_residual"] = arch.parallel_residual
+    if arch.model_type == "gemma3_text":
+        known["attention.sliding_window"] = arch.sliding_window
+        if arch.rope_scaling is not None:
+            known |= {
+                "rope.scaling.type": "linear",
+                "rope.scaling.factor": arch.rope_scaling.factor,
+            }
+    return known
 
 
 def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
     from gguf import LlamaFileType
 
+    adders = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+    }
     for key, value in _metadata(arch).items():
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        add(f"qwen3.{key}", value)
+        adders[type(value)](f"{NAMES[arch.model_type]}.{key}", value)
     writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
 
 
@@ -159,18 +216,42 @@ def _tensors(decoder: Decoder, dtype: str) -> dict[str, np.ndarray]:
     if dtype not in ("F32", "F16"):
         raise BadGguf(f"number format {dtype!r} is not known.\nChoose F32 or F16.")
     arrays = {}
-    for name, parameter in decoder.named_parameters():
-        stem = name.removesuffix(".weight")
+    for name, array in _laid_out(decoder).items():
+        stem, _, kind = name.rpartition(".")
         parts = stem.split(".")
         layer = parts[1] if parts[0] == "layers" else ""
         pattern = ".".join(["layers", "{}", *parts[2:]]) if layer else stem
-        array = parameter.detach().float().numpy()
         if dtype == "F16" and array.ndim > 1:
             with np.errstate(over="ignore"):
                 array = array.astype(np.float16)
             if not np.isfinite(array).all():
                 raise BadGguf(f"{name} is too large for F16.\nExport it as F32.")
-        arrays[TENSORS[pattern].format(layer) + ".weight"] = array
+        arrays[f"{TENSORS[pattern].format(layer)}.{kind}"] = array
+    arch = decoder.arch
+    if arch.model_type == "llama" and arch.rope_scaling is not None:
+        unscaled = rotary_frequencies(replace(arch, rope_scaling=None), torch.device("cpu"))
+        factors = unscaled / rotary_frequencies(arch, torch.device("cpu"))
+        arrays["rope_freqs.weight"] = factors.numpy()
+    return arrays
+
+
+def _laid_out(decoder: Decoder) -> dict[str, np.ndarray]:
+    """The decoder's parameters as llama.cpp wants their elements, by our names."""
+    arch, arrays = decoder.arch, {}
+    for name, parameter in decoder.named_parameters():
+        array = parameter.detach().float().numpy()
+        stem, _, kind = name.rpartition(".")
+        if arch.norm == "rms_offset" and stem.endswith("norm"):
+            array = array + np.float32(1)  # its norms multiply by the weight alone
+        if arch.model_type == "llama" and stem.endswith((".q_proj", ".k_proj")):
+            # There dimension 2 i of a head pairs with 2 i + 1, here i with i + D/2.
+            halves = array.reshape(-1, 2, arch.head_dim // 2, array.shape[1])
+            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
+        if arch.model_type == "gpt_neox" and stem.endswith((".q_proj", ".k_proj", ".v_proj")):
+            whole = f"{stem[: -len('.q_proj')]}.qkv.{kind}"  # one block; q, k, v come in order
+            array = np.concatenate([arrays[whole], array]) if whole in arrays else array
+            name = whole
+        arrays[name] = array
     return arrays
 
 

@@ -30,6 +30,7 @@ from ember.peers import serve
 # Imported so that a job's code hash covers what the peers run; their own imports come later.
 from ember.peers.adapters import (
     ember_engine,
+    ember_pipeline,
     llama_cpp_decode,
     sglang_offline,
     transformers_generate,
@@ -43,6 +44,7 @@ ADAPTERS = {
     Path(module.__file__).stem: module
     for module in (
         ember_engine,
+        ember_pipeline,
         llama_cpp_decode,
         sglang_offline,
         transformers_generate,

@@ -151,10 +151,14 @@ def correct(
     stop = kv.length if stop_token is None else stop_token
     weight = decoder.embed_tokens.weight
     positions = torch.arange(stop, device=weight.device)
-    rotation = rotary_tables(decoder.arch, positions, weight.dtype)
+    rotations = {
+        local: rotary_tables(decoder.arch, positions, weight.dtype, local=local)
+        for local in {decoder.arch.rope_is_local(n) for n in range(decoder.arch.num_layers)}
+    }
     corrected = 0
     for layer in range(first_layer, decoder.arch.num_layers):
         attention = decoder.layers[layer].self_attn
+        rotation = rotations[decoder.arch.rope_is_local(layer)]
         keys, values = kv.cache.read(layer, 0, stop)  # (1, Hkv, stop, D)
         for name, where in (("k_proj", keys), ("v_proj", values)):
             moved = _moved(kv.adapter.get((layer, name)), adapter.get((layer, name)))

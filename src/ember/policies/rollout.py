@@ -45,15 +45,15 @@ class PolicyEngine(Engine):
         self,
         round: int,
         prompts: Sequence[Sequence[int]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        num_candidates: int | None = None,
         *,
-        sampling: SamplingParams,
-        num_candidates: int = 1,
         shared_prefix: int = 0,
         clock: PhaseClock | None = None,
     ) -> list[list[Completion]]:
         """As `generate`, in a round of the policy. The clock's phase prefill is the plans' work."""
         self._round, self._shared_prefix = round, shared_prefix
-        return self.generate(prompts, sampling=sampling, num_candidates=num_candidates, clock=clock)
+        return self.generate(prompts, sampling_params, num_candidates, clock=clock)
 
     def _prefill(
         self, prefill: Prefill, prompts: list[Sequence[int]], cache: ContiguousCache, phase

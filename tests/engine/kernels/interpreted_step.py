@@ -109,15 +109,15 @@ def test_completions_are_what_the_decoder_says_and_repeat(temperature):
     decoder = make(**SHAPES["llama"])
     sampling = SamplingParams(max_tokens=4, temperature=temperature, seed=3)
     engine = Engine(decoder, capacity=12)
-    first = engine.generate(PROMPTS, sampling=sampling, num_candidates=2)
+    first = engine.generate(PROMPTS, sampling, num_candidates=2)
     for prompt, completions in zip(PROMPTS, first, strict=True):
         for completion in completions:
             expected = log_probabilities(decoder, prompt, completion.tokens, temperature or 1.0)
             assert completion.logprobs == pytest.approx(expected, abs=1e-3)
-    again = engine.generate(PROMPTS, sampling=sampling, num_candidates=2)
+    again = engine.generate(PROMPTS, sampling, num_candidates=2)
     assert [[c.tokens for c in row] for row in again] == [[c.tokens for c in row] for row in first]
     # What a candidate draws depends on its name and its logits, not on what runs beside it.
-    fewer = engine.generate(PROMPTS[:2], sampling=sampling, num_candidates=1)
+    fewer = engine.generate(PROMPTS[:2], sampling, num_candidates=1)
     assert [row[0].tokens for row in fewer] == [row[0].tokens for row in first[:2]]
     if temperature:
         assert len({c.tokens for c in first[0]}) > 1
@@ -128,11 +128,11 @@ def test_a_stop_token_ends_its_row_only(monkeypatch):
     decoder = make(**SHAPES["llama"])
     free = SamplingParams(max_tokens=11, temperature=1.0, seed=5)
     engine = Engine(decoder, capacity=16)
-    whole = engine.generate(PROMPTS[:1], sampling=free, num_candidates=2)[0]
+    whole = engine.generate(PROMPTS[:1], free, num_candidates=2)[0]
     stop = whole[0].tokens[4]
     limited = SamplingParams(max_tokens=11, temperature=1.0, seed=5, stop_token_ids=(stop,))
     for full, cut in zip(
-        whole, engine.generate(PROMPTS[:1], sampling=limited, num_candidates=2)[0], strict=True
+        whole, engine.generate(PROMPTS[:1], limited, num_candidates=2)[0], strict=True
     ):
         assert cut.tokens == full.tokens[: len(cut.tokens)]
         assert stop not in cut.tokens[:-1]
@@ -143,12 +143,12 @@ def test_changed_weights_show_at_once():
     decoder = make(**SHAPES["qwen3-tied"])
     engine = Engine(decoder, capacity=12)
     greedy = SamplingParams(max_tokens=3)
-    engine.generate(PROMPTS[:1], sampling=greedy)
+    engine.generate(PROMPTS[:1], greedy)
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.mul_(-1.1)
     engine.set_weights_version("next")
-    [[completion]] = engine.generate(PROMPTS[:1], sampling=greedy)
+    [[completion]] = engine.generate(PROMPTS[:1], greedy)
     expected = log_probabilities(decoder, PROMPTS[0], completion.tokens)
     assert completion.logprobs == pytest.approx(expected, abs=1e-3)
 

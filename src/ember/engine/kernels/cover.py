@@ -6,6 +6,7 @@ import os
 import torch
 
 from ember.cache.contiguous import ContiguousCache
+from ember.engine.packing import why_unpacked
 from ember.model.architecture import Architecture
 
 ROWS = 256  # the most rows of a batch that was measured
@@ -14,6 +15,8 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def why_not(arch: Architecture, cache: ContiguousCache) -> str | None:
     """Why a step over this cache must use plain operators, or None if the kernels serve it."""
+    if (reason := why_unpacked(arch)) is not None:
+        return reason
     if not cache.kv.is_cuda and not interpreted():
         return "the cache is not on a CUDA device"
     if importlib.util.find_spec("triton") is None:

@@ -32,7 +32,7 @@ def load(setup):
         clock = PhaseClock(device)
         synchronize(device)
         began = time.perf_counter()
-        [[completion]] = engine.generate([prompt], sampling=sampling, clock=clock)
+        [[completion]] = engine.generate([prompt], sampling, clock=clock)
         synchronize(device)
         total_s = time.perf_counter() - began
         return clock.times_ms()["prefill"] / 1e3, total_s, list(completion.tokens)

@@ -16,7 +16,8 @@ _WHAT = (
         "operators",
         "str",
         "",
-        "kernels: Triton's; plain: torch operators in one CUDA graph",
+        "kernels: Triton's on CUDA, compiled code on the CPU; plain: torch operators, on CUDA in "
+        "one graph",
         values=("kernels", "plain"),
     ),
     Column("context", "int", "tokens", "prompt length"),
@@ -44,6 +45,30 @@ DECODE_ROOFLINE = Schema(
         *_MACHINE,
     ),
     key=("operators", "context", "rows", "sampling", "repeat"),
+)
+
+ROOFLINE = Schema(
+    "roofline",
+    "Decoding against the memory's limit, by batch size: medians over the repeats",
+    (
+        *_WHAT,
+        Column("generated_tokens", "int", "tokens", "of each candidate"),
+        Column("sampling", "str", "", "greedy, or temperature=… and cuts"),
+        Column("n", "int", "", "recorded runs"),
+        Column("step_ms", "float", "ms", "one step of decoding"),
+        Column("sampling_ms", "float", "ms", "choosing one step's tokens"),
+        Column("limit_ms", "float", "ms", "weights and KV of a step at read_gb_s"),
+        Column("share", "float", "fraction", "limit_ms / (step_ms + sampling_ms)"),
+        Column("share_p10", "float", "fraction", "10th percentile of the share"),
+        Column("share_p90", "float", "fraction", "90th percentile of the share"),
+        Column("decode_tokens_per_s", "float", "tokens/s", "rows / (step_ms + sampling_ms)"),
+        Column("decode_tokens_per_s_std", "float", "tokens/s", "over the runs", nullable=True),
+        Column("limit_tokens_per_s", "float", "tokens/s", "rows / limit_ms"),
+        Column("total_tokens_per_s", "float", "tokens/s", "with prefill and everything else"),
+        Column("speedup", "float", "", "decode_tokens_per_s over that of plain operators"),
+        *_MACHINE,
+    ),
+    key=("operators", "context", "rows", "sampling"),
 )
 
 DECODE_KERNELS = Schema(

@@ -1,0 +1,15 @@
+"""What both stages did when: the pipeline's timing diagram (P1-1.2)."""
+
+from ember.experiments import job
+from ember.figures.p1_gantt import draw
+from ember.figures.style import save
+from ember.records.schemas.pipeline import PIPELINE, PIPELINE_EVENTS
+from ember.records.tables import read_table
+
+with job.start(snakemake) as run:
+    drawing, caption = draw(
+        read_table(run.input.events, PIPELINE_EVENTS),
+        read_table(run.input.pipeline, PIPELINE),
+        run.params.scale,
+    )
+    save(drawing, run.stem, caption, run.provenance())

@@ -1,0 +1,14 @@
+"""A rollout's phases on two stages, over context x generation (P1-1.1)."""
+
+from ember.experiments import job
+from ember.experiments.pipeline_sweep import profile_stages
+from ember.records.schemas.rollout import ROLLOUT_PROFILE
+
+with job.start(snakemake) as run:
+    rows = profile_stages(
+        model=run.input.model,
+        workload=run.input.workload,
+        **run.params.settings,
+        **run.params.runtime,
+    )
+    run.table(rows, ROLLOUT_PROFILE)
