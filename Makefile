@@ -1,7 +1,8 @@
-# Three commands:
+# Four commands:
 #   make results/p1_fig3.png   (or any other file below results/)
 #   make test
 #   make test-slurm            (as root: starts a one-node SLURM here, installs it where missing)
+#   make peers                 (llama.cpp, compiled for this machine: minutes; docs/peers.md)
 # All create the virtual environment on first use.
 PYTHON ?= python3
 # Where torch's CPU build is on the index or in a folder of wheels, it is taken.
@@ -10,7 +11,7 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 
-.PHONY: test test-slurm FORCE
+.PHONY: test test-slurm peers FORCE
 .DELETE_ON_ERROR:
 
 results/%: .venv/installed FORCE
@@ -27,6 +28,19 @@ test: .venv/installed
 test-slurm: .venv/installed
 	tests/slurm/cluster.sh start
 	EMBER_SLURM=1 $(BIN)/pytest tests/slurm
+
+# Compiled once and kept, so that another checkout need not compile again.
+PEER_WHEELS ?= $(HOME)/.cache/ember/wheels
+
+peers: .venv-llama/installed
+
+.venv-llama/installed: constraints-llama.txt
+	$(PYTHON) -m venv .venv-llama
+	.venv-llama/bin/pip wheel --quiet --disable-pip-version-check --find-links "$(PEER_WHEELS)" \
+	  --prefer-binary -c constraints-llama.txt -w "$(PEER_WHEELS)" llama-cpp-python
+	.venv-llama/bin/pip install --quiet --disable-pip-version-check --no-index \
+	  --find-links "$(PEER_WHEELS)" -c constraints-llama.txt llama-cpp-python
+	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

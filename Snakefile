@@ -12,6 +12,7 @@ include: "rules/p1_gates.smk"
 include: "rules/p1_profile.smk"
 include: "rules/p1_engine.smk"
 include: "rules/p1_pipeline.smk"
+include: "rules/p1_peers.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
 include: "rules/p1_lora.smk"
@@ -68,6 +69,11 @@ rule p1_profile:
         figure("p1_pipeline_splits"),
         figure("p1_gantt"),
         table("p1_pipeline"),
+        figure("p1_frameworks"),
+        table("p1_frameworks"),
+        figure("p1_loading"),
+        table("p1_loading"),
+        table("p1_memory_budget"),
     message:
         "P1-1: where a rollout's time goes, on one device and on two"
 

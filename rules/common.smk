@@ -188,7 +188,16 @@ def longest_prompt():
         *cost_contexts(),
         p1["speed"]["prompt_tokens"],
         p1["pipeline"]["context"],
+        p1["loading"]["prompt_tokens"],
+        *(point["prompt_tokens"] for point in p1["peers"]["points"]),
     )
+
+
+def peer_environments():
+    """Peers whose own Python is there: the comparison runs again when one is installed."""
+    frameworks = SETTINGS["p1"]["peers"]["frameworks"]
+    own = {name: peer["python"] for name, peer in frameworks.items() if peer["python"]}
+    return [name for name, python in own.items() if (ROOT / python).is_file()]
 
 
 def models_from(*sources):

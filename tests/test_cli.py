@@ -10,6 +10,7 @@ from ember.cli import main
 from ember.records.provenance import collect
 from ember.records.schema import EVIDENCE, Column, Schema
 from ember.records.tables import write_table
+from tests.experiments.conftest import random_model as random_model
 
 TIMES = Schema(
     "times",
@@ -107,3 +108,37 @@ def test_looking_at_a_table_imports_neither_torch_nor_pandas(table):
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+MEASUREMENTS = {
+    "profile-rollout": ["--contexts", "8", "12", "--generations", "2", "--repeats", "2"],
+    "cache-sweep": ["--prompts", "12", "--prefix-fractions", "0.5", "--documents", "2"],
+    "memory-budget": ["--context", "16", "--batch", "2"],
+}
+SHOWN = {
+    "profile-rollout": ("prefill_share [fraction]", "single-12-2"),
+    "cache-sweep": ("savings_low", "documents"),
+    "memory-budget": ("predicted_bytes [bytes]", "kv_per_token"),
+}
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_measurements_of_a_model_are_shown_and_kept(name, random_model, tmp_path, capsys):
+    out = tmp_path / "kept.parquet"
+    arguments = [name, str(random_model), "--device", "cpu", "--out", str(out)]
+    assert main(arguments + MEASUREMENTS[name]) == 0
+    text = capsys.readouterr().out
+    for words in (*SHOWN[name], f"rule: ember {name}", "seeds: {'seed': 0}"):
+        assert words in text
+    assert out.is_file()
+
+
+def test_a_measurement_of_no_model_is_one_message(tmp_path, capsys):
+    assert main(["memory-budget", str(tmp_path / "none")]) == 1
+    assert "there is no model directory" in capsys.readouterr().err
+
+
+def test_a_prefix_must_be_a_share(random_model, capsys):
+    with pytest.raises(SystemExit):
+        main(["cache-sweep", str(random_model), "--prefix-fractions", "1.5"])
+    assert "not between 0 and 1" in capsys.readouterr().err

@@ -6,6 +6,9 @@
     ember estimate results/p1_fig3.png --profile slurm
     ember doctor
     ember check --model DIR --adapter DIR --lora-scale 0.5
+    ember profile-rollout results/tiny/models/policy --contexts 512 2048
+    ember cache-sweep results/tiny/models/policy --prompts 2048
+    ember memory-budget results/tiny/models/policy --context 2048 --batch 4
     ember bench-workflow --out docs/measured/cpu/bench_workflow.parquet
 
 Errors are one clear message and exit status 1 (2 for a wrong command line).
@@ -98,7 +101,47 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", type=Path, default=Path("results/bench_workflow.parquet"))
     bench.add_argument("--repeats", type=_count, default=5, help="of the short steps (default: 5)")
     bench.set_defaults(command=_bench_workflow)
+    _add_measurements(commands)
     return parser
+
+
+def _add_measurements(commands) -> None:
+    """The commands that measure a model directory (P1-1.5)."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("model", type=Path, metavar="MODEL", help="directory with config.json")
+    shared.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    shared.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(float32)"
+    )
+    shared.add_argument("--seed", type=_count, default=0)
+    shared.add_argument("--out", type=Path, help="where the table goes (default: results/…)")
+
+    profile = commands.add_parser(
+        "profile-rollout", parents=[shared], help="time prefill, decode, sampling and transfer"
+    )
+    profile.add_argument("--contexts", type=_positive, nargs="+", default=[512, 2048])
+    profile.add_argument("--generations", type=_positive, nargs="+", default=[64, 128])
+    profile.add_argument("--repeats", type=_positive, default=3)
+    profile.add_argument("--warmup", type=_count, default=1)
+    profile.set_defaults(command=_measure, tool="rollout_times", name="profile-rollout")
+
+    sweep = commands.add_parser(
+        "cache-sweep", parents=[shared], help="time prefills with and without the prefix cache"
+    )
+    sweep.add_argument("--prompts", type=_positive, nargs="+", default=[512, 2048])
+    sweep.add_argument("--prefix-fractions", type=_share, nargs="+", default=[0.25, 0.5, 0.75])
+    sweep.add_argument("--documents", type=_positive, default=5)
+    sweep.add_argument("--warmup", type=_count, default=1)
+    sweep.add_argument("--budget-mb", type=float, default=1024.0, help="of the prefix cache")
+    sweep.add_argument("--tolerance", type=float, default=1e-3, help="of logits (0.001)")
+    sweep.set_defaults(command=_measure, tool="cache_savings", name="cache-sweep")
+
+    budget = commands.add_parser(
+        "memory-budget", parents=[shared], help="memory by part, predicted and measured"
+    )
+    budget.add_argument("--context", type=_positive, default=2048)
+    budget.add_argument("--batch", type=_positive, default=1)
+    budget.set_defaults(command=_measure, tool="memory_parts", name="memory-budget")
 
 
 def _count(text: str) -> int:
@@ -118,6 +161,16 @@ def _tokens(text: str) -> list[int]:
     if not all(part.strip().isdigit() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of token ids such as 1,2,3")
     return [int(part) for part in parts]
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+    return value
 
 
 def _show(options) -> str:
@@ -197,35 +250,70 @@ def _check(options) -> str:
 
 
 def _bench_workflow(options) -> str:
+    from ember.experiments.workflow_cost import time_workflow
+    from ember.records.provenance import source_root
+    from ember.records.schemas.workflow_cost import WORKFLOW_STEPS
+
+    params = {"repeats": options.repeats}
+    return _kept(
+        options.out,
+        "bench-workflow",
+        lambda: (time_workflow(source_root(), repeats=options.repeats), WORKFLOW_STEPS),
+        params,
+        scale="tiny",
+    )
+
+
+def _measure(options) -> str:
+    from ember.experiments import tools
+    from ember.measure.device import resolve
+    from ember.model.folder import read_architecture
+
+    read_architecture(options.model)  # before the seconds that torch takes
+    outer = ("command", "tool", "name", "out")
+    params = {key: value for key, value in vars(options).items() if key not in outer}
+    params["device"] = resolve(options.device)
+    out = options.out or Path("results") / f"{options.name.replace('-', '_')}.parquet"
+    measure = getattr(tools, options.tool)
+    return _kept(
+        out,
+        options.name,
+        lambda: measure(**params),
+        params | {"model": str(options.model)},
+        inputs=[str(options.model)],
+        seeds={"seed": options.seed},
+    )
+
+
+def _kept(out: Path, name: str, measure, params: dict, *, inputs=(), seeds=None, scale=None) -> str:
+    """Rows and schema of `measure`, written with provenance and shown."""
     import logging
     import time
     from datetime import UTC, datetime
 
-    from ember.experiments.workflow_cost import time_workflow
     from ember.measure.system import hardware
-    from ember.records.provenance import collect, source_root
-    from ember.records.schemas.workflow_cost import WORKFLOW_STEPS
+    from ember.records.provenance import collect
     from ember.records.show import show
     from ember.records.tables import write_table
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
-    rows = time_workflow(source_root(), repeats=options.repeats)
+    rows, schema = measure()
     provenance = collect(
-        rule="ember bench-workflow",
-        inputs=[],
-        outputs=[options.out],
-        params={"repeats": options.repeats},
-        config={"scale": "tiny"},
-        seeds={},
+        rule=f"ember {name}",
+        inputs=list(inputs),
+        outputs=[out],
+        params=params,
+        config={"scale": scale} if scale else {},
+        seeds=seeds or {},
         code=None,
         threads=hardware()["cores"],
         started=started,
         seconds=time.perf_counter() - began,
         hardware=hardware(),
     )
-    write_table(options.out, rows, WORKFLOW_STEPS, provenance)
-    return show(options.out, len(rows))
+    write_table(out, rows, schema, provenance)
+    return show(out, len(rows))
 
 
 if __name__ == "__main__":

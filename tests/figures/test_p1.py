@@ -3,7 +3,15 @@
 import pandas as pd
 import pytest
 
-from ember.figures import p1_fig2, p1_fig3, p1_gantt, p1_pipeline_splits, p1_sec44
+from ember.figures import (
+    p1_fig2,
+    p1_fig3,
+    p1_frameworks,
+    p1_gantt,
+    p1_loading,
+    p1_pipeline_splits,
+    p1_sec44,
+)
 from ember.figures.style import save
 from ember.records.provenance import read_figure_provenance
 
@@ -230,3 +238,73 @@ def test_a_figure_carries_its_provenance(tmp_path, ending):
     save(figure, tmp_path / "fig", caption, provenance)
     assert read_figure_provenance(tmp_path / f"fig.{ending}")["rule"] == "plot_sec44"
     assert (tmp_path / "fig.caption.md").read_text().startswith("**Sec 4.4")
+
+
+def frameworks_table() -> pd.DataFrame:
+    base = ABOUT | {"evidence": "measured", "prompt_tokens": 32, "generated_tokens": 16}
+    rows = []
+    for point, limit in (("small", None), ("large", 10.0)):
+        for place, (name, speed) in enumerate((("ember", 8.0), ("llama_cpp", 6.4), ("vllm", None))):
+            rows.append(
+                base
+                | {
+                    "point": point,
+                    "framework": name,
+                    "n": 3 if speed else 0,
+                    "decode_tokens_per_s_mean": speed,
+                    "decode_tokens_per_s_std": 0.1 * place if speed else None,
+                    "ember_ratio": 8.0 / speed if speed else None,
+                    "ember_ratio_min": 1.2 if speed else None,
+                    "ember_ratio_max": 1.3 if speed else None,
+                    "caveats": "weights GGUF F32, not safetensors" if place == 1 else None,
+                    "limit_tokens_per_s": limit,
+                    "read_gb_s": 24.0,
+                    "status": "ok" if speed else "skipped",
+                    "reason": None if speed else "ModuleNotFoundError: No module named 'vllm'",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def test_frameworks_caption_compares_and_names_what_did_not_run(tmp_path):
+    drawing, caption = p1_frameworks.draw(frameworks_table(), "tiny")
+    save(drawing, tmp_path / "p1_frameworks", caption, {"rule": "plot_frameworks"})
+    assert "Ember is 1.25 times (1.20 to 1.30) as fast as llama.cpp" in caption
+    assert "weights GGUF F32, not safetensors" in caption
+    assert "24.0 GB/s" in caption
+    assert "Ember reaches 80 % of it" in caption
+    assert "Without a line: the model fits into the processor's cache." in caption
+    assert "Not measured everywhere: vLLM" in caption
+    assert "nan" not in caption.lower()
+
+
+def test_loading_caption_has_the_numbers_of_both_tables(tmp_path):
+    rows = []
+    for loader, seconds in (("read", 0.01), ("ember", 0.05), ("gguf", None)):
+        for cache in ("cold", "warm"):
+            rows.append(
+                ABOUT
+                | {
+                    "loader": loader,
+                    "cache": cache,
+                    "n": 3 if seconds else 0,
+                    "load_s_median": seconds,
+                    "load_s_std": 0.001 if seconds else None,
+                    "mb_per_s": 1.0 / seconds if seconds else None,
+                    "share_of_limit": 0.01 / seconds if seconds else None,
+                    "verified": cache == "warm",
+                    "evidence": "measured",
+                    "status": "ok" if seconds else "skipped",
+                    "reason": None if seconds else "no checkpoint to export",
+                }
+            )
+    parts = {"start_s": 0.1, "import_s": 2.0, "load_s": 0.2, "prefill_s": 0.1, "rest_s": 0.1}
+    tokens = pd.DataFrame(
+        [parts | {"repeat": i, "prompt_tokens": 32, "total_s": 2.5 + i} for i in range(3)]
+    )
+    drawing, caption = p1_loading.draw(pd.DataFrame(rows), tokens, "tiny")
+    save(drawing, tmp_path / "p1_loading", caption, {"rule": "plot_loading"})
+    assert "Ember (safetensors), cold: 0.050 s, 20 % of reading the bytes alone." in caption
+    assert "median 3.50 s (2.50 to 4.50)" in caption
+    assert "Skipped: gguf (no checkpoint to export)." in caption
+    assert "could not be verified" in caption

@@ -1,6 +1,8 @@
 """Model directories: round trips with Transformers, and what is wrong with bad ones."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -239,3 +241,15 @@ def test_a_model_beyond_the_memory_is_refused_before_it_is_made():
     arch = Architecture.make("qwen3-8b", num_layers=100_000)
     with pytest.raises(NotEnoughMemory, match="qwen3 of"):
         random_decoder(arch)
+
+
+def test_loading_does_not_import_torchs_compiler(folder):
+    program = (
+        "import sys, torch; before = set(sys.modules); "
+        "from ember.model.checkpoint import load_decoder; load_decoder(sys.argv[1]); "
+        "print(sorted({'sympy', 'torch._dynamo'} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

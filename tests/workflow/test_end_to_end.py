@@ -36,7 +36,16 @@ def test_every_rule_that_exists_has_run(finished):
 
 
 @pytest.mark.parametrize(
-    "name", ["p1_fig2", "p1_sec44", "p1_fig3", "p1_pipeline_splits", "p1_gantt"]
+    "name",
+    [
+        "p1_fig2",
+        "p1_sec44",
+        "p1_fig3",
+        "p1_pipeline_splits",
+        "p1_gantt",
+        "p1_frameworks",
+        "p1_loading",
+    ],
 )
 def test_figures_come_with_vector_caption_and_numbers(finished, name):
     results = finished.path / "results"
@@ -45,7 +54,7 @@ def test_figures_come_with_vector_caption_and_numbers(finished, name):
     caption = (results / f"{name}.caption.md").read_text()
     assert "scale smoke" in caption
     assert "no number here supports a claim" in caption
-    assert re.search(r"\d+\.\d %", caption)
+    assert re.search(r"\d+\.\d+ (%|s\b|times)", caption)
     assert "nan" not in caption.lower()
 
 
@@ -186,5 +195,5 @@ def test_the_report_holds_every_figure(finished, tmp_path):
     finished.snakemake("all", "--report", str(report), *SMOKE)
     with zipfile.ZipFile(report) as archive:
         text = " ".join(archive.namelist())
-    for name in ("p1_fig2", "p1_fig3", "p1_sec44"):
+    for name in ("p1_fig2", "p1_fig3", "p1_frameworks", "p1_loading", "p1_sec44"):
         assert f"{name}.png" in text

@@ -31,7 +31,9 @@ def with_comment(text: str) -> str:
 
 # What depends on a file: the rules that run its code, and the rules that read their products.
 LORA_FIGURES = {"plot_lora_layers", "plot_lora_blocks", "plot_lora_latency"}
-ENGINE_FIGURES = {"plot_roofline", "plot_pipeline", "plot_gantt"}
+ENGINE_FIGURES = {
+    *("plot_roofline", "plot_pipeline", "plot_gantt", "plot_frameworks", "plot_loading")
+}
 FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"} | ENGINE_FIGURES | LORA_FIGURES
 # Behind all products: their own cost is counted anew.
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
@@ -87,6 +89,12 @@ CASES = {
         "collect_job_cost",
         "summarise_workflow",
     },
+    "src/ember/peers/adapters/vllm_offline.py": {
+        "compare_frameworks",
+        "summarise_frameworks",
+        "plot_frameworks",
+    }
+    | LAST,
     "workflow/scripts/plot_fig2.py": {"plot_fig2"} | LAST,
 }
 
@@ -107,6 +115,7 @@ def test_editing_the_decoder_reruns_every_job_that_runs_a_model_and_no_corpus(fi
         planned = set(finished.planned("all"))
     assert "check_architectures" in planned
     assert {"train_model", "profile_rollout", "sweep_prefix", "sweep_restart"} <= planned
+    assert {"compare_frameworks", "time_loading", "measure_memory"} <= planned
     assert not {"build_corpus", "train_tokenizer", "gate_outputs"} & planned
 
 

@@ -220,6 +220,76 @@ class Roofline(Strict):
     repeats: Count = Field(description="recorded runs a point")
 
 
+class Framework(Strict):
+    """One framework of the comparison: an adapter, and the Python that it runs in."""
+
+    adapter: Literal[
+        "ember_engine",
+        "ember_pipeline",
+        "transformers_generate",
+        "llama_cpp_decode",
+        "vllm_offline",
+        "sglang_offline",
+    ] = Field(description="file of src/ember/peers/adapters")
+    python: str | None = Field(
+        None,
+        description="interpreter of its environment, from the checkout on; null: this project's",
+    )
+    arguments: dict[str, int | float | bool | str] = Field(
+        {}, description="what the adapter hands on to the framework"
+    )
+
+
+class FrameworkPoint(Strict):
+    """One model and pair of lengths that frameworks are compared at."""
+
+    name: str = Field(description="name of the point in the tables")
+    prompt_tokens: Count = Field(description="prompt tokens")
+    new_tokens: Annotated[int, Field(ge=2)] = Field(description="generated tokens")
+    preset: str | None = Field(
+        None, description="a shape with random weights, written for the comparison, not p1.model"
+    )
+    frameworks: list[str] = Field([], description="only these (empty: all)")
+    needs: str | None = Field(None, description="skip the point where this one is not installed")
+
+
+class Peers(Strict):
+    """P1-1.3: this engine beside other frameworks."""
+
+    frameworks: dict[str, Framework] = Field(description="by the name that the tables use")
+    points: list[FrameworkPoint] = Field(min_length=1)
+    repeats: Count = Field(3, description="recorded rounds: each framework once a round")
+    warmup: Count = Field(1, description="unrecorded rounds; the first one may compile")
+    timeout_s: Positive = Field(300.0, description="for starting, and for each generation")
+    mem_mb: Count = Field(description="memory of the job: every framework holds the model, in MB")
+
+    @model_validator(mode="after")
+    def _known(self):
+        for point in self.points:
+            for name in [*point.frameworks, *filter(None, [point.needs])]:
+                if name not in self.frameworks:
+                    raise ValueError(
+                        f"point {point.name}: {name!r} is not one of {', '.join(self.frameworks)}"
+                    )
+        if len({point.name for point in self.points}) < len(self.points):
+            raise ValueError("two points have the same name")
+        return self
+
+
+class Loading(Strict):
+    """P1-1.4: loading times, and the way to the first token."""
+
+    repeats: Count = Field(3, description="processes of each kind")
+    prompt_tokens: Count = Field(description="prompt of the first token")
+
+
+class Memory(Strict):
+    """P1-1.5: memory, predicted and measured."""
+
+    context: Count = Field(description="prompt tokens")
+    batch: Count = Field(1, description="prompts at once")
+
+
 class Restart(Strict):
     """Prefill restarted at a layer, and the low-rank correction of stale KV."""
 
@@ -365,6 +435,9 @@ class P1(Strict):
     speed: Speed
     roofline: Roofline
     pipeline: Pipeline
+    peers: Peers
+    loading: Loading
+    memory: Memory
     restart: Restart
     rounds: Rounds
     lora: Lora

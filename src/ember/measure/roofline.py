@@ -4,6 +4,8 @@ Every figure is measured where it is asked for. Buffers are far larger than the 
 holds 60 MB in its L2), or the cache's speed would be reported.
 """
 
+from pathlib import Path
+
 from ember.measure.clock import repeat, summarise
 from ember.measure.memory import require
 
@@ -50,6 +52,20 @@ def matmul_tflops(
     out = torch.empty_like(left)
     times = repeat(lambda: torch.mm(left, right, out=out), warmup=2, repeats=repeats, device=device)
     return 2 * side**3 / _seconds(times) / 1e12
+
+
+def last_cache_bytes(device: str) -> int | None:
+    """Bytes of the last cache before the device's memory; None where the system does not tell."""
+    if _kind(device) == "cuda":
+        import torch
+
+        return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text().strip()
+        if text[:-1].isdigit() and text[-1] in "KMG":
+            sizes.append(int(text[:-1]) << {"K": 10, "M": 20, "G": 30}[text[-1]])
+    return max(sizes, default=None)
 
 
 def _seconds(times_ms: list[float]) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ember.measure.memory import require
 from ember.measure.overhead import part
@@ -153,13 +154,31 @@ def random_decoder(
     return decoder.eval()
 
 
+class _Unfilled(TorchFunctionMode):
+    """Modules made inside keep their parameters as allocated: they are filled from elsewhere.
+
+    Not made on the meta device: for that torch imports its compiler, seconds of every process that
+    loads a model.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
     """A decoder whose parameters are allocated but not filled."""
     needed = arch.parameter_count() * dtype.itemsize
     require(needed, str(device), f"a {arch.model_type} of {arch.parameter_count():,} parameters")
-    with torch.device("meta"):
-        decoder = Decoder(arch)
-    return decoder.to(dtype).to_empty(device=device)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), _Unfilled():
+            return Decoder(arch)
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:

@@ -60,24 +60,32 @@ class BadGguf(EmberError):
 
 
 def export_gguf(
-    model_dir: str | Path, tokenizer_dir: str | Path, path: str | Path, *, dtype: str = "F32"
+    model_dir: str | Path,
+    tokenizer_dir: str | Path | None,
+    path: str | Path,
+    *,
+    dtype: str = "F32",
 ) -> Path:
     """Writes a model directory and its byte-level BPE tokenizer as one GGUF file.
 
-    `dtype` is F32 or F16. Raises `BadGguf` for what the file could not express.
+    `dtype` is F32 or F16. Without a tokenizer (None) the file has no vocabulary, only its size:
+    llama.cpp then runs it on token ids. Raises `BadGguf` for what the file could not express.
     """
     from gguf import GGUFWriter
 
     path = Path(path)
     decoder = load_decoder(model_dir)
     _refuse(decoder.arch)
-    tokenizer = _read_tokenizer(Path(tokenizer_dir), decoder.arch.vocab_size)
+    tokenizer = tokenizer_dir and _read_tokenizer(Path(tokenizer_dir), decoder.arch.vocab_size)
     tensors = _tensors(decoder, dtype)
     with atomic_file(path) as part:
         writer = GGUFWriter(part, NAMES[decoder.arch.model_type])
         writer.add_name(Path(model_dir).name)
         _add_architecture(writer, decoder.arch, dtype)
-        _add_tokenizer(writer, decoder.arch, tokenizer)
+        if tokenizer:
+            _add_tokenizer(writer, decoder.arch, tokenizer)
+        else:
+            writer.add_tokenizer_model("no_vocab")
         for name, array in tensors.items():
             writer.add_tensor(name, array)
         writer.write_header_to_file()

@@ -1,0 +1,59 @@
+"""This engine as two pipeline stages, each a process of its own.
+
+Arguments: `split_fraction` (of the layers in the first stage, half), `chunks` (pieces in which a
+prompt is prefilled, so that the stages overlap). On a CPU the stages share the threads.
+"""
+
+
+def imports(setup):
+    """Import the engine; two stages that cannot run here count as not installed."""
+    from ember.engine.pipeline.pipeline import why_no_stages
+
+    if reason := why_no_stages(setup.get("device", "cpu")):
+        raise ImportError(reason)
+
+
+def load(setup):
+    """(generate, about) for the setup's model."""
+    import atexit
+
+    import torch
+
+    from ember.engine.pipeline.pipeline import Pipeline
+    from ember.engine.pipeline.plan import splits_of
+    from ember.engine.sampling import SamplingParams
+    from ember.model.folder import read_architecture
+    from ember.records.provenance import ember_version
+
+    given = setup["arguments"]
+    layers = read_architecture(setup["model"]).num_layers
+    [split] = splits_of(layers, [given.get("split_fraction", 0.5)])
+    pipeline = Pipeline(
+        setup["model"],
+        splits=[split],
+        capacity=setup["capacity"],
+        device=setup["device"],
+        dtype=setup["dtype"],
+        threads=max(1, setup["threads"] // 2),
+    )
+    pipeline.__enter__()
+    atexit.register(pipeline.close)
+
+    def generate(prompt, new_tokens):
+        run = pipeline.generate(
+            [prompt],
+            SamplingParams(temperature=0.0, max_tokens=new_tokens),
+            split=split,
+            micro_batches=1,
+            chunks=given.get("chunks", 1),
+        )
+        prefilled = max(event.end_ms for event in run.events if event.kind == "prefill")
+        return prefilled / 1e3, run.total_ms / 1e3, list(run.tokens[0])
+
+    return generate, {
+        "versions": {"ember": ember_version(), "torch": torch.__version__},
+        "threads": setup["threads"],
+        "kv_cache": f"static, {split}+{layers - split} layers",
+        "kv_dtype": setup["dtype"],
+        "ttft_until": "logits",
+    }

@@ -1,0 +1,193 @@
+"""The project's side of a comparison: a peer as a process that answers one line per request.
+
+    with Peer("llama_cpp_decode", python, setup, timeout_s=300) as peer:
+        ready = peer.start()                       # what the adapter says of itself
+        run = peer.generate(prompt, new_tokens)    # {"ttft_s", "total_s", "tokens"}
+
+A setup is plain data: `model` (directory), `weights` ("files", or "random" for a directory that
+only declares them), `gguf` (file or None), `device`, `dtype`, `threads`, `seed`, `capacity` (the
+most tokens of a prompt and its continuation), `temperature` (0) and the adapter's own `arguments`.
+The peer's Python runs `serve.py` and one file of `adapters`, and sees nothing of this project
+unless it is the project's own.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from ember.peers import serve
+
+# Imported so that a job's code hash covers what the peers run; their own imports come later.
+from ember.peers.adapters import (
+    ember_engine,
+    ember_pipeline,
+    llama_cpp_decode,
+    sglang_offline,
+    transformers_generate,
+    vllm_offline,
+)
+from ember.records.errors import EmberError
+
+log = logging.getLogger(__name__)
+
+ADAPTERS = {
+    Path(module.__file__).stem: module
+    for module in (
+        ember_engine,
+        ember_pipeline,
+        llama_cpp_decode,
+        sglang_offline,
+        transformers_generate,
+        vllm_offline,
+    )
+}
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class PeerMissing(EmberError):
+    """A peer that is not installed; the message is its environment's reason."""
+
+
+class PeerFailed(EmberError):
+    """A peer that crashed, answered nonsense or ran out of time; with its last line on stderr."""
+
+
+class Peer:
+    """One adapter in a process of its own. Raises `PeerMissing` and `PeerFailed`."""
+
+    def __init__(
+        self, adapter: str, python: str | Path | None, setup: Mapping, *, timeout_s: float
+    ):
+        """`python`: the peer's interpreter; None: this one. `timeout_s`: for each answer."""
+        assert adapter in ADAPTERS, f"no adapter {adapter!r} among {sorted(ADAPTERS)}"
+        self.adapter, self.timeout_s = adapter, timeout_s
+        self.python = Path(python) if python is not None else Path(sys.executable)
+        self.own = python is None
+        self.setup = dict(setup)
+        self._process: subprocess.Popen | None = None
+        self._answers: queue.Queue[str | None] = queue.Queue()
+        self._said: deque[str] = deque(maxlen=50)
+
+    def start(self) -> dict:
+        """Starts the process and waits until it has loaded the model; its "ready" line."""
+        if not self.python.is_file():
+            raise PeerMissing(
+                f"{self.python} is not there\ninstall the peer's environment (docs/peers.md)"
+            )
+        self._process = subprocess.Popen(
+            [str(self.python), serve.__file__, self.adapter],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=_environment(self.own, self.setup["threads"]),
+            start_new_session=True,  # workers of the peer end with it
+        )
+        self._readers = [
+            threading.Thread(target=self._read_answers, daemon=True),
+            threading.Thread(target=self._read_log, daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+        return self._ask(self.setup, "ready")
+
+    def probe(self) -> dict:
+        """Starts the process for its imports alone; raises `PeerMissing` where they fail."""
+        self.setup["probe"] = True
+        return self.start()
+
+    def generate(self, prompt: list[int], new_tokens: int) -> dict:
+        """One timed greedy generation."""
+        return self._ask({"prompt": prompt, "new_tokens": new_tokens}, "run")
+
+    def close(self) -> None:
+        """Ends the process and what it started."""
+        if self._process is None:
+            return
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            self._process.stdin.close()
+            self._process.wait(timeout=10)
+        self._kill()
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    @property
+    def last_words(self) -> str:
+        """The last line that the peer wrote on stderr."""
+        return next((line for line in reversed(self._said) if line), "nothing on stderr")
+
+    def _ask(self, request: Mapping, event: str) -> dict:
+        with contextlib.suppress(OSError):  # it has ended; what it said before says why
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        deadline = time.monotonic() + self.timeout_s
+        try:
+            line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            self._kill()
+            raise PeerFailed(
+                f"no answer within {self.timeout_s:g} s; last line: {self.last_words}\n"
+                "raise p1.peers.timeout_s, or choose a smaller point"
+            ) from None
+        if line is None:
+            status = self._process.wait()
+            self._readers[1].join(timeout=5)
+            raise PeerFailed(
+                f"ended with {_ending(status)}; last line: {self.last_words}\n"
+                "run the adapter by hand (docs/peers.md)"
+            )
+        try:
+            answer = json.loads(line)
+            found = answer["event"]
+        except (ValueError, KeyError, TypeError):
+            self._kill()
+            raise PeerFailed(f"no answer but {line[:200]!r}\nsee docs/peers.md") from None
+        if found == "error":
+            self._process.wait()
+            kind = PeerMissing if answer["missing"] else PeerFailed
+            raise kind(f"{answer['reason']}\nsee docs/peers.md")
+        if found != event:
+            self._kill()
+            raise PeerFailed(f"answered {found!r} where {event!r} was due\nsee docs/peers.md")
+        return answer
+
+    def _read_answers(self) -> None:
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put(None)
+
+    def _read_log(self) -> None:
+        for line in self._process.stderr:
+            self._said.append(line.strip())
+            log.debug("%s: %s", self.adapter, line.rstrip())
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _environment(own: bool, threads: int) -> dict[str, str]:
+    """The process's environment: another Python must not see this one's packages."""
+    hidden = () if own else ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return env | offline | {name: str(threads) for name in THREAD_LIMITS}
+
+
+def _ending(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

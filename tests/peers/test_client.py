@@ -1,0 +1,195 @@
+"""The protocol: what a peer answers, and what becomes of one that crashes, stalls or is missing."""
+
+import ast
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ember.engine.engine import Engine
+from ember.engine.sampling import SamplingParams
+from ember.model.checkpoint import load_decoder
+from ember.peers import serve
+from ember.peers.client import ADAPTERS, Peer, PeerFailed, PeerMissing
+
+SETUP = {"threads": 1, "arguments": {}, "temperature": 0}
+READY = {"event": "ready", "import_s": 0.1, "load_s": 0.2}
+RUN = {"event": "run", "ttft_s": 0.1, "total_s": 0.3, "tokens": [1, 2]}
+
+
+@pytest.fixture
+def interpreter(tmp_path):
+    """Makes an executable that stands where a peer's Python would, with a program of its own."""
+
+    def make(program: str) -> Path:
+        file = tmp_path / f"python{len(list(tmp_path.iterdir()))}"
+        file.write_text(f"#!{sys.executable}\nimport json, os, sys, time\n{program}\n")
+        file.chmod(0o755)
+        return file
+
+    return make
+
+
+def answers(*events: dict) -> str:
+    """A program that reads a line and answers the next of the events."""
+    return (
+        f"for event in {list(events)!r}:\n"
+        "    sys.stdin.readline(); print(json.dumps(event), flush=True)"
+    )
+
+
+def peer(python, timeout_s=20.0):
+    return Peer("llama_cpp_decode", python, SETUP, timeout_s=timeout_s)
+
+
+def test_a_dialogue(interpreter):
+    with peer(interpreter(answers(READY, RUN))) as running:
+        assert running.start() == READY
+        assert running.generate([5, 6], 2) == RUN
+
+
+def test_the_setup_and_the_adapter_reach_the_process(interpreter):
+    program = (
+        "setup = json.loads(sys.stdin.readline())\n"
+        "print(json.dumps({'event': 'ready', 'setup': setup, 'arguments': sys.argv[1:], "
+        "'path': os.environ.get('PYTHONPATH'), 'threads': os.environ['OMP_NUM_THREADS']}))"
+    )
+    with peer(interpreter(program)) as running:
+        ready = running.start()
+    assert ready["setup"] == SETUP
+    assert ready["arguments"] == [serve.__file__, "llama_cpp_decode"]
+    assert ready["path"] is None, "another environment must not see this one's packages"
+    assert ready["threads"] == "1"
+
+
+def test_a_missing_interpreter_and_a_missing_package_are_missing(interpreter, tmp_path):
+    with pytest.raises(PeerMissing, match="is not there"), peer(tmp_path / "none") as running:
+        running.start()
+    reason = "ModuleNotFoundError: No module named 'llama_cpp'"
+    error = {"event": "error", "missing": True, "reason": reason}
+    with pytest.raises(PeerMissing, match=reason), peer(interpreter(answers(error))) as running:
+        running.start()
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("print('boom', file=sys.stderr); sys.exit(3)", "exit status 3; last line: boom"),
+        ("os.kill(os.getpid(), 9)", "signal SIGKILL; last line: nothing on stderr"),
+        ("print('hello')", "no answer but 'hello"),
+        (answers(RUN), "answered 'run' where 'ready' was due"),
+        (answers({"event": "error", "missing": False, "reason": "bad file"}), "bad file"),
+    ],
+)
+def test_a_broken_peer_fails_with_its_last_words(interpreter, program, message):
+    with pytest.raises(PeerFailed, match=message), peer(interpreter(program)) as running:
+        running.start()
+
+
+def test_a_peer_that_says_nothing_is_ended_with_its_children(interpreter, tmp_path):
+    program = (
+        "import subprocess\n"
+        "child = subprocess.Popen(['sleep', '60'])\n"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+        "print('still compiling', file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    with pytest.raises(PeerFailed, match="no answer within 3 s; last line: still compiling"):
+        peer(interpreter(program), timeout_s=3.0).start()
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        if not running(child):
+            return
+        time.sleep(0.05)
+    pytest.fail("the peer's worker outlived it")
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_the_engine_answers_as_it_does_without_the_protocol(random_model):
+    setup = SETUP | {"model": str(random_model), "weights": "random", "device": "cpu"}
+    setup |= {"dtype": "float32", "seed": 0, "capacity": 16}
+    request = {"prompt": [1, 2, 3, 4], "new_tokens": 6}
+    asked = "".join(json.dumps(line) + "\n" for line in (setup, request, request))
+    answered = io.StringIO()
+    assert serve.main(["ember_engine"], io.StringIO(asked), answered) == 0
+    ready, *runs, done = map(json.loads, answered.getvalue().splitlines())
+    engine = Engine(load_decoder(random_model), capacity=16)
+    [[completion]] = engine.generate([[1, 2, 3, 4]], SamplingParams(max_tokens=6))
+    assert (ready["event"], done["event"]) == ("ready", "done")
+    for run in runs:
+        assert run["tokens"] == list(completion.tokens)
+        assert 0 < run["ttft_s"] < run["total_s"]
+
+
+@pytest.mark.slow
+def test_two_stages_give_the_engines_tokens(random_model):
+    setup = SETUP | {"model": str(random_model), "weights": "random", "device": "cpu"}
+    setup |= {"dtype": "float32", "seed": 0, "capacity": 16, "threads": 2}
+    found = []
+    for adapter in ("ember_engine", "ember_pipeline"):
+        with Peer(adapter, None, setup, timeout_s=120) as stages:
+            stages.start()
+            found.append(stages.generate([1, 2, 3, 4], 6))
+    assert found[0]["tokens"] == found[1]["tokens"]
+    assert 0 < found[1]["ttft_s"] < found[1]["total_s"]
+
+
+def test_two_stages_without_two_devices_are_missing(monkeypatch):
+    from ember.engine.pipeline import pipeline
+
+    monkeypatch.setattr(pipeline, "why_no_stages", lambda device: "two stages need two GPUs")
+    answered = io.StringIO()
+    asked = io.StringIO(json.dumps(SETUP | {"device": "cuda"}) + "\n")
+    assert serve.main(["ember_pipeline"], asked, answered) == 1
+    answer = json.loads(answered.getvalue())
+    assert answer["missing"] is True
+    assert "two stages need two GPUs" in answer["reason"]
+
+
+def test_a_probe_only_imports():
+    answered = io.StringIO()
+    asked = io.StringIO(json.dumps({"threads": 1, "arguments": {}, "probe": True}) + "\n")
+    assert serve.main(["ember_engine"], asked, answered) == 0
+    assert json.loads(answered.getvalue())["event"] == "ready"
+
+
+@pytest.mark.parametrize("adapter", ["vllm_offline", "sglang_offline"])
+def test_what_is_not_installed_says_so(adapter, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, adapter.split("_")[0], None)
+    answered = io.StringIO()
+    assert serve.main([adapter], io.StringIO(json.dumps(SETUP) + "\n"), answered) == 1
+    answer = json.loads(answered.getvalue())
+    assert answer["missing"] is True
+    assert "ModuleNotFoundError" in answer["reason"]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_sampling_is_refused_rather_than_ignored():
+    answered = io.StringIO()
+    asked = io.StringIO(json.dumps(SETUP | {"temperature": 0.7}) + "\n")
+    assert serve.main(["ember_engine"], asked, answered) == 1
+    assert "temperature" in json.loads(answered.getvalue())["reason"]
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(set(ADAPTERS) - {"ember_engine", "ember_pipeline"}), "serve"]
+)
+def test_what_runs_elsewhere_imports_nothing_of_this_project(name):
+    file = Path(serve.__file__) if name == "serve" else serve.FOLDER / f"{name}.py"
+    allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "llama_cpp", "vllm"}
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names = [node.module]
+        assert {module.split(".")[0] for module in names} <= allowed | {"sglang"}
+    assert not os.path.exists(serve.FOLDER / "llama_cpp.py"), "it would shadow the package"
