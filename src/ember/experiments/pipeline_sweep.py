@@ -69,14 +69,12 @@ def profile_layers(
         )
         shapes = {"prefill": (rows, tokens, hidden), "decode": (rows, hidden)}
         timing = {"count": MESSAGES, "repeats": cost_repeats}
-        back = pipeline.ping((rows,), (rows,), **timing)
         for phase, shape in shapes.items():
-            there = pipeline.ping(shape, (rows,), **timing)
-            for repeat, (round_trip, tokens_twice) in enumerate(zip(there, back, strict=True)):
-                one_way = tokens_twice * 1e3 / 2
+            for part, message in (("hidden", shape), ("tokens", (rows,))):
+                both_ways = pipeline.ping(message, message, **timing)
                 costs += [
-                    _cost(phase, "tokens", repeat, one_way),
-                    _cost(phase, "hidden", repeat, round_trip * 1e3 - one_way),
+                    _cost(phase, part, repeat, seconds * 1e3 / 2)
+                    for repeat, seconds in enumerate(both_ways)
                 ]
     log.info("%d costs of parts measured", len(costs))
     found = {"status": "ok", "reason": None} | about

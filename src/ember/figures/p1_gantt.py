@@ -88,7 +88,7 @@ def _legend(figure, events: pd.DataFrame, plt) -> None:
         Patch(label="decode", **grey),
         Patch(label="sampling", **grey | {"alpha": 0.55}),
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=min(7, len(entries)))
+    figure.legend(handles=entries, loc="outside lower center", ncols=4 if len(entries) > 5 else 5)
 
 
 def _caption(runs, best, pipeline, scale: str) -> str:
