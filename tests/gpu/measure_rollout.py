@@ -8,6 +8,7 @@ prints what `rollout_speed` summarises. The workflow's rules make the same table
 
 import argparse
 import logging
+import re
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ from ember.records.schemas.rollout_core import (
 )
 from ember.records.tables import write_table
 
+POINTS = "4x8:8 16x8:32 100x8:64 100x8:128 100x8:256 64x1:64 24x16:64".split()
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -33,18 +36,15 @@ def main() -> None:
     parser.add_argument("--preset", default="qwen3-4b")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--generation", type=int, default=128)
-    parser.add_argument("--prompts", type=int, default=100)
-    parser.add_argument("--candidates", type=int, nargs="+", default=[8])
-    parser.add_argument("--rows", type=int, nargs="+", default=[8, 32, 64, 128, 256])
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--warmup", type=int, default=0)
+    parser.add_argument("--points", nargs="+", default=POINTS, metavar="PROMPTSxCANDIDATES:ROWS")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=1)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     points = [
-        {"prompts": max(1, min(arguments.prompts, 8 * rows // n)), "candidates": n, "rows": rows}
-        for rows in arguments.rows
-        for n in arguments.candidates
+        dict(zip(("prompts", "candidates", "rows"), map(int, re.split("[x:]", point)), strict=True))
+        for point in arguments.points
     ]
     runtime = {"device": "cuda", "dtype": "bfloat16", "seed": 0}
     settings = {
@@ -56,7 +56,11 @@ def main() -> None:
         "repeats": arguments.repeats,
     }
     consistency = {
-        **{"prompts": 6, "candidates": 4, "prompt_tokens": 600, "new_tokens": 48, "rows": 16},
+        "prompts": 6,
+        "candidates": 4,
+        "prompt_tokens": 600,
+        "new_tokens": 48,
+        "rows": 16,
         "tolerance": 0.5,
     }
     tables = {}
@@ -66,7 +70,10 @@ def main() -> None:
             {"source": "random", "preset": arguments.preset, "architecture": {}}, model, seed=0
         )
         workload = make_workload(
-            model=model, documents=arguments.prompts, tokens=arguments.context, seed=0
+            model=model,
+            documents=max(point["prompts"] for point in points),
+            tokens=arguments.context,
+            seed=0,
         )
         about = {"model": model, "workload": workload, **runtime}
         for schema, measure, what in (

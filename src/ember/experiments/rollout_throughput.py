@@ -59,11 +59,14 @@ def measure_rollouts(
     progress = Progress(log, len(order) * (warmup + repeats))
     for point in order:
         prompts = [streams.prompt(p, context, prefix) for p in range(point["prompts"])]
+        candidates = point["candidates"]
         engine = make_engine(decoder, point["rows"], context, generation, prefix)
         for repeat in range(-warmup, repeats):
             if engine.prefix_cache is not None:
                 engine.prefix_cache.invalidate()
-            row = time_rollout(engine, prompts, point, repeat, seed, about)
+            # A warm-up needs the batches of a full run, not their number.
+            some = prompts if repeat >= 0 else prompts[: 1 + 2 * point["rows"] // candidates]
+            row = time_rollout(engine, some, point, repeat, seed, about)
             progress.step(f"{row['point']}: {row['tokens_per_s']:.0f} tokens/s")
             if repeat >= 0:
                 rows.append(row)
