@@ -27,7 +27,7 @@ from ember.records.schemas.rollout_core import (
 )
 from ember.records.tables import write_table
 
-POINTS = "4x8:8 16x8:32 100x8:64 100x8:128 100x8:256 64x1:64 24x16:64".split()
+POINTS = ["4x8:8", "16x8:32", "100x8:64", "100x8:128", "100x8:256", "64x1:64", "24x16:64"]
 
 
 def main() -> None:
