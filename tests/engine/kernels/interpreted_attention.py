@@ -33,7 +33,7 @@ def arch(heads: int, kv_heads: int) -> Architecture:
         ([(64, 130)], [(0, 7)]),
         ([(0, 64), (100, 3)], [(0, 70), (1, 2)]),
         ([(0, 100), (110, 1)], [(1, 0), (0, 5), (1, 66), (0, 0)]),  # in no order
-        ([(3, 65)], [(0, row) for row in range(20)]),  # more than one program takes
+        ([(3, 65)], [(0, row) for row in range(34)]),  # more than one program takes
         ([], [(None, 0), (None, 100)]),  # everything in the rows' own memory
     ],
 )

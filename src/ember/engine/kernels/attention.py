@@ -15,6 +15,7 @@ arena, W tokens of a row's own.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -23,9 +24,23 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
-PROGRAMS = 256  # from which on more parts only make more to merge
 QUERIES = 64  # the most rows of queries in one program
-BLOCK, WARPS = 64, 4  # keys at a time, and warps, of one program
+
+
+class Cut(NamedTuple):
+    """How programs read: `block` keys at a time, `stages` of them on their way by the compiler's
+    doing (0: the next one in registers); from `programs` on more parts only make more to merge."""
+
+    block: int
+    stages: int
+    warps: int
+    programs: int
+
+
+# Few programs must each have much on their way, and early; of many, more fit beside each other if
+# they hold less. Measured on an H200 (docs/rollout.md).
+FEW, MANY = Cut(64, 0, 4, 256), Cut(64, 2, 4, 512)
+FEW_ROWS = 32
 
 
 @triton.jit
@@ -57,6 +72,7 @@ def _attend(
     BLOCK: tl.constexpr,  # keys at a time
     SHARED_PARTS: tl.constexpr,
     OWN_PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -97,15 +113,16 @@ def _attend(
     new = (on_prompt == 0) & (part == 0)  # this program has the new token as well
 
     run = head.to(tl.int64) * T + tl.load(starts_ptr + group).to(tl.int64)
-    place = (source.to(tl.int64) * HKV + head) * W
-    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + place * D)
-    plane = tl.where(on_prompt, T.to(tl.int64) * HKV, SLOTS.to(tl.int64) * HKV * W)
+    memory = (source.to(tl.int64) * HKV + head) * W
+    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
+    plane = tl.where(on_prompt, T.to(tl.int64) * HKV, W.to(tl.int64) * (HKV * SLOTS))
     values = base + plane * D
-    seen = (start + keys < stop)[:, None]
-    at = (start + keys)[:, None] * D
-    k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
-    k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
-    v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)  # (BLOCK, D)
+    if not STAGES:  # the first keys and values are asked for before the queries are there
+        seen = (start + keys < stop)[:, None]
+        at = (start + keys)[:, None] * D
+        k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
+        k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
+        v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)  # (BLOCK, D)
     if PDL:
         gdc_wait()
 
@@ -151,13 +168,19 @@ def _attend(
         mass = tl.full((R,), 1.0, tl.float32)
         acc = tl.zeros((R, D), tl.float32) + newv.to(tl.float32)[None, :]
 
-    for begin in range(start, stop, BLOCK):
-        # The next keys and values are on their way while these are used.
-        coming = (begin + BLOCK + keys < stop)[:, None]
-        at = (begin + BLOCK + keys)[:, None] * D
-        next1 = tl.load(base + at + dims[None, :], mask=coming, other=0.0)
-        next2 = tl.load(base + at + HALF + dims[None, :], mask=coming, other=0.0)
-        next_v = tl.load(values + at + alldims[None, :], mask=coming, other=0.0)
+    for begin in tl.range(start, stop, BLOCK, num_stages=STAGES if STAGES else None):
+        if STAGES:  # the compiler keeps so many blocks on their way
+            seen = (begin + keys < stop)[:, None]
+            at = (begin + keys)[:, None] * D
+            k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)
+            k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
+            v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)
+        else:  # the next keys and values are on their way while these are used
+            coming = (begin + BLOCK + keys < stop)[:, None]
+            at = (begin + BLOCK + keys)[:, None] * D
+            next1 = tl.load(base + at + dims[None, :], mask=coming, other=0.0)
+            next2 = tl.load(base + at + HALF + dims[None, :], mask=coming, other=0.0)
+            next_v = tl.load(values + at + alldims[None, :], mask=coming, other=0.0)
         scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
         scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale  # (R, BLOCK)
         scores = tl.where((begin + keys < stop)[None, :], scores, -float("inf"))
@@ -167,7 +190,8 @@ def _attend(
         mass = mass * kept + tl.sum(shares, 1)
         acc = tl.dot(shares.to(kind), v, acc * kept[:, None], input_precision="ieee")
         best = top
-        k1, k2, v = next1, next2, next_v
+        if not STAGES:
+            k1, k2, v = next1, next2, next_v
 
     spots = (row * HQ + head * G + lane % G) * PARTS + slot  # (R,)
     lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
@@ -258,13 +282,17 @@ class Attention:
         self.tables = Tables(rows.shape[2], rows.device)
         self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
 
+    @staticmethod
+    def cut(rows: int) -> Cut:
+        return FEW if rows <= FEW_ROWS else MANY
+
     def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
         """Of a prompt and of a row's own: fewer where other programs keep the device busy."""
-        heads = self._heads // self._group
+        heads, programs = self._heads // self._group, self.cut(rows).programs
         if not sharing.groups:
             return 0, SHARED_PARTS
-        shared = max(1, min(SHARED_PARTS, PROGRAMS // (sharing.groups * heads)))
-        own = max(1, min(OWN_PARTS, PROGRAMS // (rows * heads)))
+        shared = max(1, min(SHARED_PARTS, programs // (sharing.groups * heads)))
+        own = max(1, min(OWN_PARTS, programs // (rows * heads)))
         return _power(shared), _power(own)
 
     def __call__(
@@ -287,7 +315,7 @@ class Attention:
         """
         _, _, slots, kv_heads, width, dim = self._rows.shape
         batch, launch = len(qkv), {"launch_pdl": True} if pdl else {}
-        shared_parts, own_parts = self.parts(batch, sharing)
+        cut, (shared_parts, own_parts) = self.cut(batch), self.parts(batch, sharing)
         partial, lse = self._buffers(batch, shared_parts + own_parts)
         prompts = self._rows if self._prompts is None else self._prompts
         tasks = sharing.groups * shared_parts + batch * own_parts
@@ -303,12 +331,13 @@ class Attention:
             D=dim,
             R=max(16, triton.next_power_of_2(sharing.per * self._group)),
             PER=sharing.per,
-            BLOCK=BLOCK,
+            BLOCK=cut.block,
+            STAGES=cut.stages,
             SHARED_PARTS=max(1, shared_parts),
             OWN_PARTS=own_parts,
             NORM=norms is not None,
             PDL=pdl,
-            num_warps=WARPS,
+            num_warps=cut.warps,
             **launch,
         )
         _merge[(batch * self._heads,)](

@@ -86,9 +86,10 @@ class DeviceBatch:
         return received
 
     def leave(self, rows: Sequence[int]) -> None:
+        before = list(self._rows)
         for source, target in compact(self._rows, rows):
-            # The last token sampled has no KV yet.
-            self._cache.move(source, target, self._rows[target].issued - 1)
+            before[target] = before[source]
+            self._cache.move(source, target, before[source].issued)
             for state in (self.step.tokens, self.step.logits):
                 state[target] = state[source]
         self._moved = True
