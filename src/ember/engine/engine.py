@@ -292,6 +292,11 @@ class Engine:
             step.capture()
         return DeviceBatch(step, cache, slot.cache, slot.prefill, self._prefill)
 
+    @property
+    def device_step(self):
+        """The kernels' step that the last rollout ran on, if it did."""
+        return getattr(self._rows, "step", None)
+
     def _size(self, requests: list[Prompt], rows: int) -> Size:
         """Memory that the requests could use, within the budget."""
         weight, arch = self.decoder.embed_tokens.weight, self.decoder.arch

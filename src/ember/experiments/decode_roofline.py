@@ -203,23 +203,24 @@ def _bytes_of_a_step(decoder, what: dict, new_tokens: int) -> tuple[int, int]:
 
 
 def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]:
-    """Rows of DECODE_KERNELS for the slot that a generation of this size has left behind."""
+    """Rows of DECODE_KERNELS for the memory that a generation of this size has left behind."""
     import torch
 
-    slot = engine._slot(what["rows"])
-    if not slot.cache.kv.is_cuda:
+    if not engine.decoder.embed_tokens.weight.is_cuda:
         return []
     with torch.inference_mode():
-        if slot.step.loop is not None:
-            rows = _alone(engine.decoder.arch, slot.step.loop, what, new_tokens, about)
+        if (loop := engine.device_step) is not None:
+            rows = _alone(engine.decoder.arch, loop, what, new_tokens, about)
         else:
-            rows = _profiled(slot.step, what)
+            rows = _profiled(engine._slot(what["rows"]).step, what)
     return [{**what, **row, **about} for row in rows]
 
 
 def _alone(arch, loop, what: dict, new_tokens: int, about: dict) -> list[dict]:
     """Every part of the step in a graph of its own, over all layers: all weights, from memory."""
-    loop.place(what["context"], new_tokens // 2, 1)
+    from ember.engine.kernels.step import Seat
+
+    loop.arrange([Seat(0, what["context"], new_tokens // 2)] * what["rows"])
     kv = _kv_bytes(arch, what, new_tokens, loop.logits.element_size())
     rows = []
     for name, call in loop.parts().items():
