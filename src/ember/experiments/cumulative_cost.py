@@ -21,7 +21,8 @@ def model_cost(
     """Rows of CUMULATIVE_COST from five tables: their paths, data frames or rows.
 
     profile: ROLLOUT_PROFILE. prefix: PREFIX_SWEEP. restart: RESTART_SWEEP. latency: LORA_LATENCY.
-    policy_rounds: POLICY_ROUNDS. rounds: prompts, candidates, points and bootstrap (resamples of the intervals).
+    policy_rounds: POLICY_ROUNDS. rounds: prompts, candidates, points and bootstrap (resamples of
+    the intervals).
     Raises MissingMeasurement naming table, point and rule where a table lacks what a policy needs.
     """
     tables = [
@@ -83,7 +84,8 @@ def _machine(*tables) -> dict:
     if len(found) != 1:
         raise MissingMeasurement(
             "cumulative cost: the tables rollout_profile, prefix_sweep, restart_sweep and "
-            f"lora_latency were measured on different things: {'; '.join(', '.join(row) for row in sorted(found))}; "
+            "lora_latency were measured on different things: "
+            f"{'; '.join(', '.join(row) for row in sorted(found))}; "
             "run rules profile_rollout, sweep_prefix, sweep_restart and time_lora on one model and "
             "machine"
         )

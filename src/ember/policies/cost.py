@@ -4,9 +4,10 @@ A prefill costs its measured time at (context, generation) in the rollout profil
 measured ratio of what the plan runs to a full prefill: by document in the prefix sweep for a shared
 prefix, by repeat in the restart sweep for a restart at a layer, a lone last token or a correction.
 From the second round on the adapter is replaced once a round, for every policy alike, at the time
-measured with the base's copy on the device. Ratios are taken within a table, where both sides were timed alternately. Decode, sampling and
-transfer are the profile's, for every candidate on its own. Everything measured is resampled for the
-intervals; nothing is assumed: a missing measurement is an error that names the table and the rule.
+measured with the base's copy on the device. Ratios are taken within a table, where both sides were
+timed alternately. Decode, sampling and transfer are the profile's, for every candidate on its own.
+Everything measured is resampled for the intervals; nothing is assumed: a missing measurement is an
+error that names the table and the rule.
 """
 
 from collections.abc import Mapping, Sequence
