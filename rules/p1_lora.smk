@@ -31,7 +31,14 @@ rule make_adapters:
     params:
         settings=conf_of(
             ["p1", "lora"],
-            *("rank", "alpha", "b_std", "train_steps", "train_tokens", "learning_rate"),
+            *(
+                "rank",
+                "alpha",
+                "b_std",
+                "train_steps",
+                "train_tokens",
+                "learning_rate",
+            ),
         ),
         runtime=runtime_settings(),
         code=code("make_adapters.py"),

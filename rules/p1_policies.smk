@@ -70,6 +70,7 @@ rule model_cost:
         profile=inter("p1/rollout_profile.parquet"),
         prefix=inter("p1/prefix_sweep.parquet"),
         restart=inter("p1/restart_sweep.parquet"),
+        latency=inter("p1/lora/latency.parquet"),
         rounds=inter("p1/policy_rounds.parquet"),
     output:
         cost=inter("p1/cumulative_cost.parquet"),

@@ -8,6 +8,7 @@ from ember.experiments.cumulative_cost import model_cost
 from ember.experiments.policy_rounds import layers_of, simulate_policies
 from ember.policies.cost import MissingMeasurement
 from ember.records.errors import EmberError
+from ember.records.schemas.lora import LORA_LATENCY
 from ember.records.schemas.policies import CUMULATIVE_COST, POLICY_ROUNDS
 from ember.records.schemas.prefix import PREFIX_SWEEP
 from ember.records.schemas.restart import RESTART_SWEEP
@@ -137,12 +138,37 @@ def test_rounds_reproduce_the_anchors_in_the_table(model, tmp_path):
     assert set(table["evidence"]) == {"modelled"}
 
 
+def latency():
+    """Replacements that take no time, so that savings have a closed form."""
+    return [
+        {
+            "implementation": "ember",
+            "keep": "device",
+            "operation": "replace",
+            "phase": "steady",
+            "repeat": repeat,
+            "ms": 0.0,
+            "matrices": 144,
+            "passes": 144,
+            "rank": 8,
+            "bytes": 8,
+            "copy_gb_s": 1.0,
+            "limit_ms": 1.0,
+            "status": "ok",
+            "reason": None,
+            **ABOUT,
+        }
+        for repeat in range(3)
+    ]
+
+
 def test_savings_follow_from_ratios_and_shares(model, tmp_path):
     """With prefill half of a rollout, savings are half of what the recompute ratios save."""
     tables = {
         "profile": (profile(), ROLLOUT_PROFILE),
         "prefix": (prefix(), PREFIX_SWEEP),
         "restart": (restart(), RESTART_SWEEP),
+        "latency": (latency(), LORA_LATENCY),
         "policy_rounds": (
             simulate_policies(model=model, policies=POLICIES, rounds=ROUNDS),
             POLICY_ROUNDS,
@@ -177,6 +203,7 @@ def test_tables_of_different_machines_are_not_mixed(model):
             profile=profile(),
             prefix=prefix(),
             restart=restart(device="cuda"),
+            latency=latency(),
             policy_rounds=simulate_policies(model=model, policies=POLICIES, rounds=ROUNDS),
             rounds=ROUNDS,
             seed=0,
@@ -190,6 +217,7 @@ def test_a_policy_without_measurements_is_an_error(model):
             profile=profile(),
             prefix=prefix(),
             restart=restart(),
+            latency=latency(),
             policy_rounds=simulate_policies(model=model, policies=policies, rounds=ROUNDS),
             rounds=ROUNDS,
             seed=0,

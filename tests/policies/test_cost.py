@@ -74,8 +74,16 @@ def restart():
     )
 
 
+def latency(ms=0.0, **change):
+    steady = {"implementation": "ember", "keep": "device", "operation": "replace"}
+    steady |= {"phase": "steady", "status": "ok", "ms": ms}
+    others = [{"keep": "host"}, {"operation": "apply"}, {"implementation": "peft"}]
+    return pd.DataFrame([steady | change] + [steady | {"ms": 9e9} | other for other in others])
+
+
 def prices(resamples=50, point=POINT, **tables):
-    tables = {"profile": profile(), "prefix": prefix(), "restart": restart()} | tables
+    measured = {"profile": profile(), "prefix": prefix(), "restart": restart()}
+    tables = measured | {"latency": latency()} | tables
     return Prices(Measured(**tables, num_layers=LAYERS), point, resamples, seed=0)
 
 
@@ -134,6 +142,15 @@ def test_a_round_is_the_sum_of_its_parts():
     assert first["savings_vs_naive"] < 0  # keeping factors costs before it pays
 
 
+def test_every_round_but_the_first_replaces_the_adapter():
+    rounds = [row(n, {FULL: 1}) for n in (1, 2, 3)]
+    plain = policy_cost(prices(), rounds, rollouts=2)
+    found = policy_cost(prices(latency=latency(250.0)), rounds, rollouts=2)
+    assert [cost["update_s"] for cost in found] == [0.0, 0.25, 0.25]
+    assert found[2]["cumulative_s"] == pytest.approx(plain[2]["cumulative_s"] + 0.5)
+    assert found[2]["savings_vs_naive"] == 0, "naive replaces it too"
+
+
 def test_naive_saves_exactly_nothing_in_every_resample():
     rounds = [row(n, {FULL: 3}) for n in (1, 2, 3)]
     tables = prices(profile=profile([900.0, 1000.0, 1300.0]))
@@ -178,6 +195,7 @@ def test_plans_survive_the_table():
             "rollout_profile.* profile_rollout",
         ),
         ({"profile": profile(status="skipped")}, FULL, "context 100 and generation 10"),
+        ({"latency": latency(status="skipped")}, FULL, "lora_latency.* time_lora"),
         ({"prefix": prefix()[:0]}, Plan(0, 4, 50, prefix_tokens=50), "prefix_sweep.*sweep_prefix"),
         ({}, Plan(0, 4, 25, prefix_tokens=25), "shared prefix of 25"),
         ({}, Plan.restart(4, 3), "layer 3 of 4 .* restart_sweep.* sweep_restart"),

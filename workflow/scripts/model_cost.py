@@ -9,6 +9,7 @@ with job.start(snakemake) as run:
         profile=run.input.profile,
         prefix=run.input.prefix,
         restart=run.input.restart,
+        latency=run.input.latency,
         policy_rounds=run.input.rounds,
         rounds=run.params.rounds,
         seed=run.params.seed,

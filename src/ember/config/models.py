@@ -384,7 +384,7 @@ class Lora(Strict):
         0, description="steps of the trained adapter; 0 or random weights: there is none"
     )
     train_tokens: Count = Field(128, description="tokens of its sequences, four a step")
-    learning_rate: Positive = Field(3e-3, description="AdamW's rate for it")
+    learning_rate: Positive = Field(1e-3, description="AdamW's rate for it")
     dtypes: list[Literal["float32", "bfloat16", "float16"]] = Field(
         ["float32", "bfloat16", "float16"], description="number formats of the alignment"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ember.policies.cost import Measured, MissingMeasurement, Point, Prices, policy_cost
 from ember.records.schema import Schema
+from ember.records.schemas.lora import LORA_LATENCY
 from ember.records.schemas.policies import POLICY_ROUNDS
 from ember.records.schemas.prefix import PREFIX_SWEEP
 from ember.records.schemas.restart import RESTART_SWEEP
@@ -15,18 +16,20 @@ log = logging.getLogger(__name__)
 
 
 def model_cost(
-    *, profile, prefix, restart, policy_rounds, rounds: Mapping, seed: int
+    *, profile, prefix, restart, latency, policy_rounds, rounds: Mapping, seed: int
 ) -> list[dict]:
-    """Rows of CUMULATIVE_COST from four tables: their paths, data frames or rows.
+    """Rows of CUMULATIVE_COST from five tables: their paths, data frames or rows.
 
-    profile: ROLLOUT_PROFILE. prefix: PREFIX_SWEEP. restart: RESTART_SWEEP. policy_rounds:
-    POLICY_ROUNDS. rounds: prompts, candidates, points and bootstrap (resamples of the intervals).
+    profile: ROLLOUT_PROFILE. prefix: PREFIX_SWEEP. restart: RESTART_SWEEP. latency: LORA_LATENCY.
+    policy_rounds: POLICY_ROUNDS. rounds: prompts, candidates, points and bootstrap (resamples of
+    the intervals).
     Raises MissingMeasurement naming table, point and rule where a table lacks what a policy needs.
     """
     tables = [
         _frame(profile, ROLLOUT_PROFILE),
         _frame(prefix, PREFIX_SWEEP),
         _frame(restart, RESTART_SWEEP),
+        _frame(latency, LORA_LATENCY),
     ]
     simulated = _frame(policy_rounds, POLICY_ROUNDS)
     machine = _machine(*tables)
@@ -80,8 +83,10 @@ def _machine(*tables) -> dict:
     found = {tuple(row) for table in tables for row in table[columns].itertuples(index=False)}
     if len(found) != 1:
         raise MissingMeasurement(
-            "cumulative cost: the tables rollout_profile, prefix_sweep and restart_sweep were "
-            f"measured on different things: {'; '.join(', '.join(row) for row in sorted(found))}; "
-            "run rules profile_rollout, sweep_prefix and sweep_restart on one model and machine"
+            "cumulative cost: the tables rollout_profile, prefix_sweep, restart_sweep and "
+            "lora_latency were measured on different things: "
+            f"{'; '.join(', '.join(row) for row in sorted(found))}; "
+            "run rules profile_rollout, sweep_prefix, sweep_restart and time_lora on one model and "
+            "machine"
         )
     return dict(zip(columns, found.pop(), strict=True))

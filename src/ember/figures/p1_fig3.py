@@ -133,8 +133,9 @@ def _caption(cost, points, rounds: Mapping, scale: str) -> str:
         f"{rounds['prompts']} prompts × {rounds['candidates']} candidates (modelled).** Top: "
         "cumulative time if every candidate prefills its prompt. Bottom: time saved against Naive "
         "at the last round, with 95 % bootstrap intervals over the measured repeats. Composed from "
-        "the measured rollout profile, prefix sweep and restart sweep; no constant enters. "
-        "Training and adapter updates are not in it, and it says nothing about quality: stale KV "
+        "the measured rollout profile, prefix sweep, restart sweep and replacement of the "
+        "adapter (from the second round on, the same for all policies); no constant enters. "
+        "Training is not in it, and it says nothing about quality: stale KV "
         f"costs nothing here. {basis(cost, scale)}\n\nSaved against Naive:\n\n"
         + "\n".join(sentences)
     )

@@ -3,9 +3,11 @@
 A prefill costs its measured time at (context, generation) in the rollout profile, times the
 measured ratio of what the plan runs to a full prefill: by document in the prefix sweep for a shared
 prefix, by repeat in the restart sweep for a restart at a layer, a lone last token or a correction.
-Ratios are taken within a table, where both sides were timed alternately. Decode, sampling and
-transfer are the profile's, for every candidate on its own. Everything measured is resampled for the
-intervals; nothing is assumed: a missing measurement is an error that names the table and the rule.
+From the second round on the adapter is replaced once a round, for every policy alike, at the time
+measured with the base's copy on the device. Ratios are taken within a table, where both sides were
+timed alternately. Decode, sampling and transfer are the profile's, for every candidate on its own.
+Everything measured is resampled for the intervals; nothing is assumed: a missing measurement is an
+error that names the table and the rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ class Measured:
     profile: object  # rows of ROLLOUT_PROFILE
     prefix: object  # rows of PREFIX_SWEEP
     restart: object  # rows of RESTART_SWEEP
+    latency: object  # rows of LORA_LATENCY
     num_layers: int
 
 
@@ -57,6 +60,7 @@ class Prices:
         self._rng = np.random.default_rng([seed, point.context, point.generation])
         self._ratios: dict[tuple, np.ndarray] = {}
         self.phases = dict(zip(PHASES, self._profile(), strict=True))
+        self.update = self._update()
 
     def prefill(self, plan: Plan, rank: int = 0) -> np.ndarray:
         """Seconds of one prefill by `plan`; `rank`: the policy keeps factors of that rank."""
@@ -93,6 +97,24 @@ class Prices:
             )
         times = rows[[f"{phase}_ms" for phase in PHASES]].to_numpy(float) / 1000
         return self._median(times / rows["batch"].to_numpy(float)[:, None]).T
+
+    def _update(self) -> np.ndarray:
+        """Seconds of replacing the adapter in the weights."""
+        table = self.measured.latency
+        rows = table[
+            (table["implementation"] == "ember")
+            & (table["keep"] == "device")
+            & (table["operation"] == "replace")
+            & (table["phase"] == "steady")
+            & (table["status"] == "ok")
+        ]
+        if rows.empty:
+            raise MissingMeasurement(
+                f"cost at {self.point}: no steady replacement of an adapter with the base kept on "
+                "the device in the table lora_latency; add device to p1.lora.keeps and run rule "
+                "time_lora"
+            )
+        return self._median(rows["ms"].to_numpy(float)[:, None] / 1000)[:, 0]
 
     def _prefix_ratio(self, prefix: int) -> np.ndarray:
         key = ("prefix", prefix)
@@ -167,7 +189,8 @@ def policy_cost(
     out = []
     for number, row in enumerate(rounds):
         prefill, correction = _round_prefill(prices, row)
-        total = prefill + correction + sum(decoded.values())
+        update = prices.update * (number > 0)
+        total = prefill + correction + update + sum(decoded.values())
         cumulative = cumulative + total
         savings = 1 - cumulative / naive[number]
         low, high = interval(cumulative)
@@ -178,6 +201,7 @@ def policy_cost(
                 "prefill_s": float(prefill[0]),
                 **{f"{phase}_s": float(seconds[0]) for phase, seconds in decoded.items()},
                 "correction_s": float(correction[0]),
+                "update_s": float(update[0]),
                 "round_s": float(total[0]),
                 "cumulative_s": float(cumulative[0]),
                 "cumulative_low_s": low,
@@ -193,7 +217,10 @@ def policy_cost(
 def naive_cost(prices: Prices, rounds: Sequence[Mapping], rollouts: int) -> np.ndarray:
     """Cumulative seconds (rounds, 1 + resamples) of recomputing every prompt of every round."""
     decoded = sum(_decoded(prices, rollouts).values())
-    each = [row["prompts"] * prices.phases["prefill"] + decoded for row in rounds]
+    each = [
+        row["prompts"] * prices.phases["prefill"] + decoded + prices.update * (number > 0)
+        for number, row in enumerate(rounds)
+    ]
     return np.cumsum(each, axis=0)
 
 

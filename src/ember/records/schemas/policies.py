@@ -91,6 +91,7 @@ CUMULATIVE_COST = Schema(
         _seconds("sampling_s", "choosing tokens"),
         _seconds("transfer_s", "copies between host and device"),
         _seconds("correction_s", "low-rank corrections of stale KV"),
+        _seconds("update_s", "replacing the adapter in the weights, from the second round on"),
         _seconds("round_s", "the round, sum of the above"),
         _seconds("cumulative_s", "rounds up to this one"),
         _seconds("cumulative_low_s", "2.5 % bound of cumulative_s, bootstrap over repeats"),
