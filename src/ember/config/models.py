@@ -367,7 +367,7 @@ class Decisions(Strict):
         1.0, description="P1-3.4: half-precision error against that of PEFT's own forward"
     )
     max_lora_ulp: Positive = Field(
-        1.0, description="P1-3.5: error of merged weights, in units in the last place"
+        2.0, description="P1-3.5: error of merged weights, in units in the last place"
     )
     max_lora_ratio_to_limit: Positive = Field(
         2.0, description="P1-3.3: time of an adapter's replacement against the memory's limit"

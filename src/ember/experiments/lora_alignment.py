@@ -248,18 +248,21 @@ def _weights(pair: Pair, adapter, settings: Mapping) -> list[dict]:
         before = {key: there[key].weight.detach().clone() for key in keys}
         merger.swap(part)
         for key in keys:
-            row = _weight_row(before[key], there[key].weight, part[key].delta())
+            row = _weight_row(before[key], there[key].weight, part[key])
             rows.append({"stage": stage, "layer": key[0], "projection": key[1]} | row)
         merger.swap(None)
     return rows
 
 
-def _weight_row(before, after, delta) -> dict:
+def _weight_row(before, after, part) -> dict:
+    """Errors of one matrix; their unit is that of the largest term: a weight, or |s| |b| |a|, of
+    which s·b·a may be a small difference."""
     import torch
 
-    delta = delta.to(before.device)
+    delta = part.delta().to(before.device)
+    terms = abs(part.scale) * (part.b.double().abs() @ part.a.double().abs()).to(before.device)
     error = (after.double() - before.double() - delta).abs()
-    largest = torch.stack([before.double().abs(), after.double().abs(), delta.abs()]).amax(0)
+    largest = torch.maximum(torch.maximum(before.double().abs(), after.double().abs()), terms)
     tiny = torch.finfo(before.dtype).tiny
     ulp = torch.exp2(largest.clamp(min=tiny).log2().floor()) * torch.finfo(before.dtype).eps
     return {

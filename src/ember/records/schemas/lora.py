@@ -119,7 +119,10 @@ LORA_WEIGHTS = Schema(
         Column("projection", "str", "", "the matrix"),
         _float("delta_max_abs", "largest element of s·B·A"),
         _float("error_max_abs", "largest |(W_after - W_before) - s·B·A|"),
-        _float("error_max_ulp", "the same in units in the last place of the largest term"),
+        _float(
+            "error_max_ulp",
+            "the same in units in the last place of the largest of |W|, |s| |B| |A|",
+        ),
         *_MODEL,
     ),
     key=("adapter", "dtype", "stage", "layer", "projection"),
