@@ -12,6 +12,7 @@ include: "rules/p1_gates.smk"
 include: "rules/p1_profile.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
+include: "rules/p1_rollout.smk"
 include: "rules/paper.smk"
 include: "rules/workflow.smk"
 
@@ -77,6 +78,15 @@ rule p1_policies:
         table("p1_policies"),
     message:
         "P1-5, P1-6.1: cache policies and their modelled cumulative cost"
+
+
+rule p1_rollout:
+    input:
+        figure("p1_rollout"),
+        table("p1_rollout_speed"),
+        table("p1_rollout_consistency"),
+    message:
+        "P1-4: the batched rollout, its speed and its consistency"
 
 
 rule p1_fig2:

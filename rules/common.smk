@@ -180,7 +180,15 @@ def longest_prompt():
         *p1["prefix"]["prompts"],
         *cost_contexts(),
         p1["speed"]["prompt_tokens"],
+        p1["rollouts"]["context"],
+        p1["rollouts"]["checks"]["prompt_tokens"],
     )
+
+
+def rollout_settings():
+    """The calls that are timed, without the checks, which are another rule's."""
+    settings = SETTINGS["p1"]["rollouts"]
+    return {key: settings[key] for key in settings if key != "checks"}
 
 
 def models_from(*sources):

@@ -11,6 +11,9 @@ P1_PRODUCTS = [
     *table("p1_engine_speed"),
     *table("p1_prefix_savings"),
     *table("p1_policies"),
+    *figure("p1_rollout"),
+    *table("p1_rollout_speed"),
+    *table("p1_rollout_consistency"),
 ]
 PAPER_PRODUCTS = [*table("decisions"), *table("readiness")]
 WORKFLOW_PRODUCTS = [*table("workflow_jobs"), *table("workflow_cost")]

@@ -94,7 +94,7 @@ def _add_generate(commands) -> None:
     sample.add_argument(
         "prompts",
         type=Path,
-        help='text, one prompt a line; or .jsonl or .parquet with "prompt" (text) or "tokens" (ids)',
+        help='one prompt a line; or .jsonl or .parquet with "prompt" (text) or "tokens" (ids)',
     )
     sample.add_argument("--out", type=Path, default=Path("completions.parquet"))
     sample.add_argument("--jsonl", type=Path, help="write JSON lines there as well")
