@@ -16,6 +16,7 @@ include: "rules/p1_peers.smk"
 include: "rules/p1_prefix.smk"
 include: "rules/p1_policies.smk"
 include: "rules/p1_lora.smk"
+include: "rules/p1_rollout.smk"
 include: "rules/paper.smk"
 include: "rules/workflow.smk"
 
@@ -103,6 +104,15 @@ rule p1_lora:
         table("p1_lora_alignment"),
     message:
         "P1-3: LoRA adapters, aligned with PEFT and switched in place"
+
+
+rule p1_rollout:
+    input:
+        figure("p1_rollout"),
+        table("p1_rollout_speed"),
+        table("p1_rollout_consistency"),
+    message:
+        "P1-4: the batched rollout, its speed and its consistency"
 
 
 rule p1_fig2:

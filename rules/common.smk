@@ -190,6 +190,8 @@ def longest_prompt():
         p1["pipeline"]["context"],
         p1["loading"]["prompt_tokens"],
         *(point["prompt_tokens"] for point in p1["peers"]["points"]),
+        p1["rollouts"]["context"],
+        p1["rollouts"]["checks"]["prompt_tokens"],
     )
 
 
@@ -198,6 +200,12 @@ def peer_environments():
     frameworks = SETTINGS["p1"]["peers"]["frameworks"]
     own = {name: peer["python"] for name, peer in frameworks.items() if peer["python"]}
     return [name for name, python in own.items() if (ROOT / python).is_file()]
+
+
+def rollout_settings():
+    """The calls that are timed, without the checks, which are another rule's."""
+    settings = SETTINGS["p1"]["rollouts"]
+    return {key: settings[key] for key in settings if key != "checks"}
 
 
 def models_from(*sources):

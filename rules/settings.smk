@@ -27,6 +27,9 @@ P1_PRODUCTS = [
     *table("p1_policies"),
     *table("p1_lora_latency"),
     *table("p1_lora_alignment"),
+    *figure("p1_rollout"),
+    *table("p1_rollout_speed"),
+    *table("p1_rollout_consistency"),
 ]
 PAPER_PRODUCTS = [*table("decisions"), *table("readiness")]
 WORKFLOW_PRODUCTS = [*table("workflow_jobs"), *table("workflow_cost")]

@@ -3,6 +3,7 @@
     ember show results/p1_prefill_share.parquet
     ember why results/p1_fig3.png
     ember archive p1_fig3
+    ember generate results/tiny/models/policy prompts.txt --n 8 --temperature 1
     ember estimate results/p1_fig3.png --profile slurm
     ember doctor
     ember check --model DIR --adapter DIR --lora-scale 0.5
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     keep.add_argument("--results", type=Path, default=Path("results"))
     keep.add_argument("--reports", type=Path, default=Path("reports"))
     keep.set_defaults(command=_archive)
+
+    _add_generate(commands)
 
     ahead = commands.add_parser("estimate", help="what a run will take, by earlier jobs")
     ahead.add_argument("targets", nargs="*", default=["all"], metavar="TARGET")
@@ -144,6 +147,32 @@ def _add_measurements(commands) -> None:
     budget.set_defaults(command=_measure, tool="memory_parts", name="memory-budget")
 
 
+def _add_generate(commands) -> None:
+    sample = commands.add_parser("generate", help="sample completions of prompts from a file")
+    sample.add_argument("model", type=Path, help="model directory in Hugging Face format")
+    sample.add_argument(
+        "prompts",
+        type=Path,
+        help='one prompt a line; or .jsonl or .parquet with "prompt" (text) or "tokens" (ids)',
+    )
+    sample.add_argument("--out", type=Path, default=Path("completions.parquet"))
+    sample.add_argument("--jsonl", type=Path, help="write JSON lines there as well")
+    sample.add_argument("--n", type=_positive, default=1, help="candidates of each prompt")
+    sample.add_argument("--max-tokens", type=_positive, default=128)
+    sample.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default: 1)")
+    sample.add_argument("--top-k", type=int, default=0)
+    sample.add_argument("--top-p", type=float, default=1.0)
+    sample.add_argument("--min-p", type=float, default=0.0)
+    sample.add_argument("--stop", nargs="+", default=[], metavar="TEXT")
+    sample.add_argument("--stop-token-ids", nargs="+", type=int, default=[], metavar="ID")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    sample.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    sample.add_argument("--max-rows", type=_positive, help="candidates that decode together")
+    sample.add_argument("--prefix-cache-mb", type=float, default=0.0, help="0: none (default)")
+    sample.set_defaults(command=_generate)
+
+
 def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows (0, 1, 2, …)")
@@ -200,6 +229,50 @@ def _archive(options) -> str:
     from ember.experiments.archive import archive
 
     return f"kept in {archive(options.experiment, options.results, options.reports)}"
+
+
+def _generate(options) -> str:
+    import json
+    import logging
+    import time
+    from datetime import UTC, datetime
+
+    from ember.engine.sampling import SamplingParams
+    from ember.experiments.generate import generate, read_prompts, write_jsonl
+    from ember.measure.system import hardware
+    from ember.records.provenance import collect
+    from ember.records.schemas.completions import COMPLETIONS
+    from ember.records.tables import write_table
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    fields = ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "seed")
+    given = {name: getattr(options, name) for name in (*fields, "stop_token_ids")}
+    runtime = {name: getattr(options, name) for name in ("device", "dtype", "max_rows")}
+    runtime["prefix_cache_mb"] = options.prefix_cache_mb
+    rows, stats = generate(
+        model=options.model,
+        prompts=read_prompts(options.prompts),
+        sampling=SamplingParams(**given),
+        **runtime,
+    )
+    provenance = collect(
+        rule="ember generate",
+        inputs=[options.model, options.prompts],
+        outputs=[options.out],
+        params=given | runtime,
+        config={},
+        seeds={"seed": options.seed},
+        code=None,
+        threads=hardware()["cores"],
+        started=started,
+        seconds=time.perf_counter() - began,
+        hardware=hardware(),
+    )
+    write_table(options.out, rows, COMPLETIONS, provenance)
+    if options.jsonl is not None:
+        write_jsonl(options.jsonl, rows)
+    return f"{options.out}: {len(rows)} completions\n{json.dumps(stats)}"
 
 
 def _estimate(options) -> str:

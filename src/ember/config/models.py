@@ -322,6 +322,47 @@ class Rounds(Strict):
     bootstrap: Annotated[int, Field(ge=100)] = Field(1000, description="resamples of an interval")
 
 
+class RolloutPoint(Strict):
+    """One call of the batched rollout."""
+
+    prompts: Count = Field(description="prompts of the call, each a document of the workload")
+    candidates: Count = Field(description="candidates of each prompt")
+    rows: Count = Field(description="the most candidates that decode together")
+
+
+class RolloutChecks(Strict):
+    """P1-4.3: a rollout again, in other company, and by other means."""
+
+    prompts: Count = Field(description="prompts, of different lengths")
+    candidates: Count = Field(description="candidates of each prompt")
+    prompt_tokens: Count = Field(description="tokens of the longest prompt")
+    new_tokens: Count = Field(description="generated tokens a candidate")
+    rows: Count = Field(description="candidates that decode together")
+    tolerance: Positive = Field(
+        1e-4, description="largest log-probability difference where bits may differ"
+    )
+
+
+class Rollouts(Strict):
+    """P1-4: continuous batching against the read bandwidth of its batches."""
+
+    context: Count = Field(description="prompt tokens")
+    prefix: Annotated[int, Field(ge=0)] = Field(
+        0, description="of them shared by all prompts; above 0 the prefix cache is on"
+    )
+    generation: Annotated[int, Field(ge=2)] = Field(description="generated tokens a candidate")
+    warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded calls a point")
+    repeats: Count = Field(description="recorded calls a point")
+    points: list[RolloutPoint] = Field(min_length=1, description="calls")
+    checks: RolloutChecks
+
+    @model_validator(mode="after")
+    def _inside(self):
+        if self.prefix >= self.context:
+            raise ValueError(f"prefix {self.prefix} must be below context {self.context}")
+        return self
+
+
 class Policy(Strict):
     """P1-5: a cache policy and its parameters."""
 
@@ -441,8 +482,19 @@ class P1(Strict):
     restart: Restart
     rounds: Rounds
     lora: Lora
+    rollouts: Rollouts
     policies: list[Policy] = Field(min_length=1)
     decisions: Decisions = Decisions()
+
+    @model_validator(mode="after")
+    def _documents_suffice(self):
+        wanted = max([p.prompts for p in self.rollouts.points] + [self.rollouts.checks.prompts])
+        if wanted > self.prefix.documents:
+            raise ValueError(
+                f"rollouts take {wanted} prompts, the workload has {self.prefix.documents} "
+                "documents: raise prefix.documents or lower prompts"
+            )
+        return self
 
 
 class Resources(Strict):

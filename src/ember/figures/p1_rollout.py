@@ -1,0 +1,133 @@
+"""Speed of the batched rollout against its batch size, with the limit by reading (P1-4)."""
+
+import pandas as pd
+
+from ember.figures.style import COLOURS, LINES, MARKERS, PAGE, basis, style
+
+
+def draw(speed: pd.DataFrame, scale: str):
+    """Figure and caption from the table `p1_rollout_speed`."""
+    usual = speed["candidates"].mode().max()  # the number of candidates that most points have
+    sweep = speed[speed["candidates"] == usual].sort_values("batch")
+    fixed = speed["rows"].mode().max()  # and the rows over which candidates vary
+    others = speed[speed["rows"] == fixed].sort_values("candidates")
+    with style() as plt:
+        figure, (curves, shares, bars) = plt.subplots(
+            1, 3, figsize=(PAGE, 2.4), width_ratios=(1.3, 1, 1), layout="constrained"
+        )
+        _curves(curves, sweep)
+        _shares(shares, sweep)
+        _bars(bars, others)
+        return figure, _caption(speed, sweep, others, scale)
+
+
+def _curves(axes, rows) -> None:
+    series = (
+        ("limit: reading weights and KV", "limit_tokens_per_s", None),
+        ("decoding steps", "decode_tokens_per_s_median", "decode_tokens_per_s"),
+        ("whole call, with prefills", "tokens_per_s_median", "tokens_per_s"),
+    )
+    for index, (label, column, spread) in enumerate(series):
+        axes.errorbar(
+            rows["batch"],
+            rows[column],
+            yerr=None if spread is None else _error(rows, column, spread),
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            linestyle=LINES[index],
+            capsize=2,
+            label=label,
+        )
+    _batches(axes, rows)
+    axes.set_yscale("log")
+    axes.set_ylabel("tokens/s")
+    axes.legend(loc="upper left")
+    axes.set_ylim(top=axes.get_ylim()[1] * 4)  # room for the legend
+    axes.set_title("a", loc="left", fontweight="bold")
+
+
+def _shares(axes, rows) -> None:
+    axes.errorbar(
+        rows["batch"],
+        100 * rows["share_median"],
+        yerr=[100 * part for part in _error(rows, "share_median", "share")],
+        color=COLOURS[0],
+        marker=MARKERS[0],
+        linestyle=LINES[0],
+        capsize=2,
+        label="of the limit",
+    )
+    axes.plot(
+        rows["batch"],
+        100 * rows["occupancy"],
+        color=COLOURS[1],
+        marker=MARKERS[1],
+        linestyle=LINES[1],
+        label="of the rows occupied",
+    )
+    _batches(axes, rows)
+    axes.set_ylim(0, 135)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("share (%)")
+    axes.legend(loc="upper left")
+    axes.set_title("b", loc="left", fontweight="bold")
+
+
+def _bars(axes, rows) -> None:
+    places = range(len(rows))
+    for index, (label, column) in enumerate(
+        (("decoding", "decode_tokens_per_s_median"), ("whole call", "tokens_per_s_median"))
+    ):
+        axes.bar(
+            [place + 0.4 * index - 0.2 for place in places],
+            rows[column],
+            width=0.4,
+            color=COLOURS[1 + index],
+            label=label,
+        )
+    axes.set_xticks(places, [str(n) for n in rows["candidates"]])
+    axes.set_ylim(top=1.3 * rows[["decode_tokens_per_s_median", "tokens_per_s_median"]].max().max())
+    axes.set_xlabel(f"candidates a prompt, {rows['rows'].iloc[0]} rows")
+    axes.set_ylabel("tokens/s")
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", ncols=2, columnspacing=1.0, handlelength=1.2)
+    axes.set_title("c", loc="left", fontweight="bold")
+
+
+def _batches(axes, rows) -> None:
+    axes.set_xscale("log", base=2)
+    ticks = sorted({round(batch) for batch in rows["batch"]})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("batch (mean rows of a step)")
+
+
+def _error(rows, middle: str, name: str):
+    low = (rows[middle] - rows[f"{name}_p10"]).clip(lower=0)
+    high = (rows[f"{name}_p90"] - rows[middle]).clip(lower=0)
+    return low, high
+
+
+def _caption(speed, sweep, others, scale: str) -> str:
+    first, best = sweep.iloc[0], sweep.loc[sweep["tokens_per_s_median"].idxmax()]
+    repeats = "-".join(str(n) for n in sorted(speed["n"].unique()))
+    text = (
+        f"**Batched rollout.** Prompts of {first['context']} tokens, {first['generation']} generated at "
+        f"temperature 1, {first['candidates']} candidates a prompt in a and b; medians "
+        f"of n = {repeats} calls a point, bars span p10 to p90. (a) Speed against the batch. The "
+        f"limit is the time to read every weight and the KV that each step needs, a prompt's once "
+        f"for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the same run; prefills "
+        "are outside of it. (b) Share of that limit, and of the rows that steps had in use. (c) "
+        f"Candidates a prompt. Fastest: {best['point']} rows (prompts x candidates in rows), "
+        f"{best['tokens_per_s_median']:.0f} tokens/s with prefills, "
+        f"{best['decode_tokens_per_s_median']:.0f} in steps, "
+        f"{100 * best['share_median']:.0f} % of its limit. "
+    )
+    if first["device"] == "cpu":
+        text += (
+            "Here the weights may fit into the processor's cache and arithmetic, not memory, takes "
+            "the time: the limit is no goal. "
+        )
+    if (speed["cached_tokens"] > 0).any():
+        text += f"Prompts share their first {first['prefix']} tokens through the prefix cache. "
+    return text + basis(speed, scale)
