@@ -159,7 +159,7 @@ def test_ember_and_transformers_give_the_same_tokens(ground, trained_model, tmp_
     known = {"ember": {"adapter": "ember_engine"}, "hf": {"adapter": "transformers_generate"}}
     rows = frameworks._run_point(
         frameworks.Ground(trained_model, None, "none", [[1, 2, 3, 4]] * 2),
-        frameworks._about(POINT, trained_model, "cpu", "float32", 10.0)[1],
+        frameworks._about(POINT, trained_model, "cpu", "float32")[1],
         known,
         1,
         1,
@@ -189,6 +189,15 @@ def test_a_step_reads_every_weight_once_but_not_an_untied_embedding():
     kv = 10 * 2 * 2 * 4 * 2  # tokens x layers x (keys, values) x dimension x bytes
     assert bytes_of_a_step(tied, 2, 10) == 2 * tied.parameter_count() + kv
     assert bytes_of_a_step(untied, 2, 10) == bytes_of_a_step(tied, 2, 10)
+
+
+def test_the_limit_is_the_best_bandwidth_found_and_none_within_the_cache(monkeypatch):
+    from ember.measure import roofline
+
+    monkeypatch.setattr(roofline, "last_cache_bytes", lambda device: 10**8)
+    large = frameworks._limit(2 * 10**9, "cpu", [8.0, 10.0, 9.0])
+    assert large == {"read_gb_s": 10.0, "limit_tokens_per_s": 5.0}
+    assert frameworks._limit(10**7, "cpu", [8.0])["limit_tokens_per_s"] is None
 
 
 def test_leading_equal_counts_up_to_the_first_difference():

@@ -59,11 +59,10 @@ def compare_frameworks(
     unless that framework runs. `gguf` is the directory that the GGUF gate left.
     """
     device = resolve(device)
-    read_gb_s = _read_bandwidth(device)
     rows = []
     for point in points:
         chosen = {name: frameworks[name] for name in point.get("frameworks") or frameworks}
-        arch, about = _about(point, model, device, dtype, read_gb_s)
+        arch, about = _about(point, model, device, dtype)
         reason = _why_not(point, arch, frameworks, about, threads, timeout_s)
         if reason:
             rows += [_row(about, name) | _status("skipped", reason) for name in chosen]
@@ -105,11 +104,10 @@ def _cause(error: EmberError) -> str:
     return str(error).splitlines()[0]
 
 
-def _about(point: Mapping, model, device: str, dtype: str, read_gb_s: float):
+def _about(point: Mapping, model, device: str, dtype: str):
     """Architecture of a point's model, and the columns that all of its rows share."""
     import torch
 
-    from ember.measure.roofline import last_cache_bytes
     from ember.model.architecture import Architecture
     from ember.model.folder import read_architecture
 
@@ -122,16 +120,14 @@ def _about(point: Mapping, model, device: str, dtype: str, read_gb_s: float):
     step_bytes = bytes_of_a_step(
         arch, getattr(torch, dtype).itemsize, point["prompt_tokens"] + point["new_tokens"] // 2
     )
-    cache = last_cache_bytes(device)
-    bound = cache is None or step_bytes > cache
     return arch, {
         "point": point["name"],
         "prompt_tokens": point["prompt_tokens"],
         "generated_tokens": point["new_tokens"],
         "batch": 1,
         "step_bytes": step_bytes,
-        "read_gb_s": read_gb_s,
-        "limit_tokens_per_s": read_gb_s * 1e9 / step_bytes if bound else None,
+        "read_gb_s": None,
+        "limit_tokens_per_s": None,
         **about,
         "evidence": "measured",
     }
@@ -149,15 +145,27 @@ def bytes_of_a_step(arch, dtype_bytes: int, context: int) -> int:
 
 
 def _read_bandwidth(device: str) -> float:
-    """GB/s; the buffer is given back, so that the frameworks find the device empty."""
+    """GB/s; the buffers are given back, so that the frameworks find the device empty."""
     import torch
 
-    from ember.measure.roofline import read_bandwidth_gb_s
+    from ember.measure.roofline import matvec_bandwidth_gb_s, read_bandwidth_gb_s
 
-    found = read_bandwidth_gb_s(device)
+    found = max(
+        measure(device, repeats=5) for measure in (read_bandwidth_gb_s, matvec_bandwidth_gb_s)
+    )
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return found
+
+
+def _limit(step_bytes: int, device: str, bandwidths: Sequence[float]) -> dict:
+    """Columns of the read bandwidth: the best found, since others may have been at work too."""
+    from ember.measure.roofline import last_cache_bytes
+
+    best, cache = max(bandwidths), last_cache_bytes(device)
+    bound = cache is None or step_bytes > cache
+    limit = best * 1e9 / step_bytes if bound else None
+    return {"read_gb_s": best, "limit_tokens_per_s": limit}
 
 
 def _why_not(
@@ -250,7 +258,7 @@ def _run_point(
         "capacity": about["prompt_tokens"] + about["generated_tokens"],
         "temperature": 0,
     }
-    rows, facts = [], {}
+    rows, facts, bandwidths = [], {}, [_read_bandwidth(about["device"])]
     with ExitStack() as stack:
         running: dict[str, Peer] = {}
         for name, framework in chosen.items():
@@ -283,7 +291,9 @@ def _run_point(
                 progress.step(f"{about['point']}: {name}")
             if turn >= 0:
                 rows += _round(about, facts, timed, turn)
-    return rows
+                bandwidths.append(_read_bandwidth(about["device"]))
+    limit = _limit(about["step_bytes"], about["device"], bandwidths)
+    return [row | limit for row in rows]
 
 
 def _start(
@@ -310,6 +320,7 @@ def _start(
         "versions": ", ".join(f"{name} {version}" for name, version in ready["versions"].items()),
         "weights_format": ready.get("weights_format", "safetensors" if files else "drawn"),
         "gguf_sha256": digest if reads_gguf else None,
+        "decode_threads": ready.get("decode_threads"),
         "same_weights": files or framework["adapter"].startswith("ember_"),
         "load_s": ready["load_s"],
         "first_run_s": None,

@@ -13,6 +13,13 @@ _POINT = (
 _CAVEATS = (
     Column("versions", "str", "", "of the framework and what it rests on", nullable=True),
     Column("threads", "int", "", "CPU threads it may use", nullable=True),
+    Column(
+        "decode_threads",
+        "int",
+        "",
+        "threads of single-token steps, where the framework says so",
+        nullable=True,
+    ),
     Column("weights_format", "str", "", "what the framework read", nullable=True),
     Column("gguf_sha256", "str", "", "hash of the GGUF file, where it was read", nullable=True),
     Column("kv_cache", "str", "", "kind of KV cache", nullable=True),
@@ -39,7 +46,13 @@ _MACHINE = (
     Column("dtype", "str", "", "number format asked for"),
     Column("model", "str", "", "name of the model"),
     Column("step_bytes", "int", "bytes", "weights and mean KV that one decoding step reads"),
-    Column("read_gb_s", "float", "GB/s", "read bandwidth, measured in the same job", nullable=True),
+    Column(
+        "read_gb_s",
+        "float",
+        "GB/s",
+        "read bandwidth: best of sums and matrix-vector products before and between the rounds",
+        nullable=True,
+    ),
     Column(
         "limit_tokens_per_s",
         "float",
