@@ -112,8 +112,8 @@ def _caption(speed, sweep, others, scale: str) -> str:
     first, best = sweep.iloc[0], sweep.loc[sweep["tokens_per_s_median"].idxmax()]
     repeats = "-".join(str(n) for n in sorted(speed["n"].unique()))
     text = (
-        f"**Batched rollout.** Prompts of {first['context']} tokens, {first['generation']} generated "
-        f"at temperature 1, {first['candidates']} candidates a prompt in a and b; medians "
+        f"**Batched rollout.** Prompts of {first['context']} tokens, {first['generation']} generated"
+        f" at temperature 1, {first['candidates']} candidates a prompt in a and b; medians "
         f"of n = {repeats} calls a point, bars span p10 to p90. (a) Speed against the batch. The "
         f"limit is the time to read every weight and the KV that each step needs, a prompt's once "
         f"for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the same run; prefills "
