@@ -110,6 +110,7 @@ def test_looking_at_a_table_imports_neither_torch_nor_pandas(table):
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+<<<<<<< HEAD
 MEASUREMENTS = {
     "profile-rollout": ["--contexts", "8", "12", "--generations", "2", "--repeats", "2"],
     "cache-sweep": ["--prompts", "12", "--prefix-fractions", "0.5", "--documents", "2"],
@@ -142,3 +143,24 @@ def test_a_prefix_must_be_a_share(random_model, capsys):
     with pytest.raises(SystemExit):
         main(["cache-sweep", str(random_model), "--prefix-fractions", "1.5"])
     assert "not between 0 and 1" in capsys.readouterr().err
+=======
+def test_generate_writes_completions_of_a_file(tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    arch = {"model_type": "qwen3", "hidden_size": 8, "intermediate_size": 8, "vocab_size": 11}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    more = {"head_dim": 4, "max_position_embeddings": 32, "rms_norm_eps": 1e-6, "rope_theta": 1e4}
+    (model / "config.json").write_text(json.dumps(arch | heads | more))
+    (model / "ember.json").write_text('{"weights": "random", "seed": 1}')
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"tokens": [1, 2]}\n{"tokens": [3]}\n')
+    out, lines = tmp_path / "completions.parquet", tmp_path / "completions.jsonl"
+    words = ["generate", str(model), str(prompts), "--out", str(out), "--jsonl", str(lines)]
+    assert main([*words, "--n", "2", "--max-tokens", "3"]) == 0
+    assert "4 completions" in capsys.readouterr().out
+    assert len(lines.read_text().splitlines()) == 4
+    assert main(["show", str(out)]) == 0
+    assert "ember generate" in capsys.readouterr().out
+    assert main([*words, "--stop", "x"]) == 1
+    assert "error:" in capsys.readouterr().err
+>>>>>>> rollout

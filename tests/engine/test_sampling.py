@@ -95,6 +95,30 @@ def test_seeds_and_names_give_different_draws():
     assert len(draws) == 9
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 7},
+        {"top_p": 0.8},
+        {"min_p": 0.05},
+        {"temperature": 1.7, "top_k": 30, "top_p": 0.9, "min_p": 0.01},
+    ],
+)
+def test_distributions_are_those_of_transformers_processors(cuts):
+    """Where no two logits are equal; ties at the cut Transformers breaks by position."""
+    from ember.experiments.rollout_consistency import processors
+
+    params = SamplingParams(**{"temperature": 1.0} | cuts)
+    logits = 3 * torch.randn(64, 101, generator=torch.Generator().manual_seed(0))
+    ours = cut_tail((logits.log_softmax(-1) / params.temperature).log_softmax(-1), params)
+    theirs = processors(params)(logits.clone())
+    assert torch.equal(ours.isfinite(), theirs.isfinite())
+    torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1), atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "bad",
     [

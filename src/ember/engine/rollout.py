@@ -306,12 +306,12 @@ class Rollout:
         with self._phase("transfer"):
             self._pending.append((batch.receive(), list(self._rows), steps, self._version()))
             changed |= self._receive(batch.lag)
+        self._say()
         self._leave()
         if self._rows:
             begin = batch.mark()
             self._advance()
             self._note(begin, 1, sum(row.issued for row in self._rows))
-        self._say()
         return changed, True
 
     def _advance(self) -> None:
@@ -499,11 +499,11 @@ class Rollout:
             return
         self._said = now
         done = sum(None not in row for row in self._found)
-        speed = stats.generated_tokens / (now - self._began)
+        speed = stats.generated_tokens / (now - self._began) or math.nan
         left = self._to_come - self._settled - sum(len(row.tokens) for row in self._rows)
         log.info(
             "%d of %d prompts done, %d rows running, %.0f tokens/s, at most %.0f s left",
-            *(done, stats.prompts, len(self._rows), speed, left / speed if speed else math.inf),
+            *(done, stats.prompts, len(self._rows), speed, left / speed),
         )
 
     def _summary(self) -> str:

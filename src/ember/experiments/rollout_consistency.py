@@ -1,6 +1,7 @@
 """A rollout again, in other company, and by other means: tokens and log-probabilities (P1-4.3)."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -176,11 +177,14 @@ def forced(base, prompts, params, logits_of, device, process=None) -> dict:
                 mismatches += int((logits.argmax(-1) != at[:, 0]).sum())
                 continue
             found = scores(logits).log_softmax(-1).gather(1, at)[:, 0].tolist()
-            sampled_worst = max(sampled_worst, _largest(found, one.logprobs, len(found)))
+            # What the other side cuts away could not have been sampled there.
+            kept = [pair for pair in zip(found, one.logprobs, strict=True) if pair[0] > -math.inf]
+            mismatches += len(found) - len(kept)
+            sampled_worst = max([sampled_worst, *(abs(a - b) for a, b in kept)])
     return {
         "candidates": count,
         "tokens": tokens,
-        "token_mismatches": mismatches if params.greedy else None,
+        "token_mismatches": mismatches,
         "max_logprob_diff": raw_worst,
         "max_sampled_logprob_diff": None if params.greedy else sampled_worst,
     }

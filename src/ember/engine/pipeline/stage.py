@@ -36,7 +36,8 @@ def take_layers(decoder: Decoder, layers: range) -> Decoder:
     part = copy.copy(decoder)
     part._modules = dict(decoder._modules)  # a module's copy shares the table of its children
     part.layers = nn.ModuleList(decoder.layers[index] for index in layers)
-    part.arch = replace(decoder.arch, num_layers=len(layers))
+    sliding = tuple(n - layers.start for n in decoder.arch.sliding_layers if n in layers)
+    part.arch = replace(decoder.arch, num_layers=len(layers), sliding_layers=sliding)
     return part
 
 

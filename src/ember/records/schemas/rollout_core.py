@@ -104,7 +104,7 @@ ROLLOUT_CONSISTENCY = Schema(
             "token_mismatches",
             "int",
             "tokens",
-            "places where the tokens differ, or are not the most likely ones if greedy",
+            "tokens that differ; by a forward: that are not the likeliest (greedy), or cut there",
             nullable=True,
         ),
         Column(
