@@ -110,7 +110,6 @@ def test_looking_at_a_table_imports_neither_torch_nor_pandas(table):
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-<<<<<<< HEAD
 MEASUREMENTS = {
     "profile-rollout": ["--contexts", "8", "12", "--generations", "2", "--repeats", "2"],
     "cache-sweep": ["--prompts", "12", "--prefix-fractions", "0.5", "--documents", "2"],
@@ -143,7 +142,8 @@ def test_a_prefix_must_be_a_share(random_model, capsys):
     with pytest.raises(SystemExit):
         main(["cache-sweep", str(random_model), "--prefix-fractions", "1.5"])
     assert "not between 0 and 1" in capsys.readouterr().err
-=======
+
+
 def test_generate_writes_completions_of_a_file(tmp_path, capsys):
     model = tmp_path / "model"
     model.mkdir()
@@ -163,4 +163,3 @@ def test_generate_writes_completions_of_a_file(tmp_path, capsys):
     assert "ember generate" in capsys.readouterr().out
     assert main([*words, "--stop", "x"]) == 1
     assert "error:" in capsys.readouterr().err
->>>>>>> rollout

@@ -113,20 +113,12 @@ def _caption(speed, sweep, others, scale: str) -> str:
     first, best = sweep.iloc[0], sweep.loc[sweep["tokens_per_s_median"].idxmax()]
     repeats = "-".join(str(n) for n in sorted(speed["n"].unique()))
     text = (
-<<<<<<< HEAD
-        f"**Batched rollout.** Prompts of {first['context']} tokens, {first['generation']} "
-        f"generated at temperature 1, {first['candidates']} candidates a prompt in a and b; medians "
-        f"of n = {repeats} calls a point, bars span p10 to p90. (a) Speed against the batch. The "
-        f"limit is the time to read every weight and the KV that each step needs, a prompt's once "
-        f"for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the same run; prefills "
-=======
         f"**Batched rollout.** Prompts of {first['context']} tokens, {first['generation']} "
         f"generated at temperature 1, {first['candidates']} candidates a prompt in a and b; "
         f"medians of n = {repeats} calls a point, bars span p10 to p90. (a) Speed against the "
         f"batch; the limit is the time to read every weight and the KV that each step needs, a "
         f"prompt's once for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the "
         "same run; prefills "
->>>>>>> rollout
         "are outside of it. (b) Share of that limit, and of the rows that steps had in use. (c) "
         f"Candidates a prompt. Fastest: {best['point']} rows (prompts x candidates in rows), "
         f"{best['tokens_per_s_median']:.0f} tokens/s with prefills, "
