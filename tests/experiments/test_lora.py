@@ -104,7 +104,7 @@ def test_merged_weights_are_rounded_to_nearest(tables):
     half = [row for row in tables.weights if row["dtype"] == "bfloat16"]
     assert max(row["error_max_ulp"] for row in half) < 0.51
     single = [row for row in tables.weights if row["dtype"] == "float32"]
-    assert max(row["error_max_ulp"] for row in single) < 2
+    assert max(row["error_max_ulp"] for row in single) < 3
     moved = [row for row in tables.weights if row["adapter"] != "init"]
     assert min(row["delta_max_abs"] for row in moved) > 0
     assert {row["stage"] for row in tables.weights} == {"whole", "0", "1"}

@@ -81,6 +81,9 @@ CASES = {
         "time_lora",
         "summarise_lora_latency",
         "plot_lora_latency",
+        "model_cost",
+        "summarise_policies",
+        "plot_fig3",
         "decide",
     }
     | LAST,

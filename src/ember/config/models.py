@@ -408,7 +408,10 @@ class Decisions(Strict):
         1.0, description="P1-3.4: half-precision error against that of PEFT's own forward"
     )
     max_lora_ulp: Positive = Field(
-        2.0, description="P1-3.5: error of merged weights, in units in the last place"
+        0.51, description="P1-3.5: error of merged 16-bit weights, in units in the last place"
+    )
+    max_lora_ulp_float32: Positive = Field(
+        5.0, description="the same of float32 weights, whose sums round too: (rank + 2) / 2"
     )
     max_lora_ratio_to_limit: Positive = Field(
         2.0, description="P1-3.3: time of an adapter's replacement against the memory's limit"

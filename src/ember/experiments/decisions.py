@@ -26,7 +26,7 @@ def decide(
         *_prefix_savings(savings, thresholds["min_prefix_savings"]),
         *_engine_speed(speed, thresholds["min_engine_ratio"]),
         *_lora_alignment(alignment, thresholds),
-        *_lora_weights(weights, thresholds["max_lora_ulp"]),
+        *_lora_weights(weights, thresholds),
         *_lora_latency(latency, thresholds["max_lora_ratio_to_limit"]),
         *_lora_exact(exact),
     ]
@@ -167,21 +167,25 @@ def _lora_alignment(alignment: Rows, thresholds: Mapping) -> list[dict]:
     return rows
 
 
-def _lora_weights(weights: Rows, threshold: float) -> list[dict]:
-    worst = max(row["error_max_ulp"] for row in weights)
-    return [
-        {
-            "decision": "lora_weights",
-            "subject": f"{len(weights)} matrices, whole and by two stages",
-            "value": worst,
-            "low": None,
-            "high": None,
-            "threshold": threshold,
-            "verdict": "as computed" if worst <= threshold else "not as computed",
-            "detail": "largest error of W_after - W_before against s·B·A, in units in the last "
-            "place",
-        }
-    ]
+def _lora_weights(weights: Rows, thresholds: Mapping) -> list[dict]:
+    rows = []
+    for dtype in dict.fromkeys(row["dtype"] for row in weights):
+        found = [row["error_max_ulp"] for row in weights if row["dtype"] == dtype]
+        name = "max_lora_ulp_float32" if dtype == "float32" else "max_lora_ulp"
+        rows.append(
+            {
+                "decision": "lora_weights",
+                "subject": dtype,
+                "value": max(found),
+                "low": None,
+                "high": None,
+                "threshold": thresholds[name],
+                "verdict": "as computed" if max(found) <= thresholds[name] else "not as computed",
+                "detail": "largest error of W_after - W_before against s·B·A, in units in the "
+                f"last place, of {len(found)} matrices, whole and by two stages",
+            }
+        )
+    return rows
 
 
 def _lora_latency(latency: Rows, threshold: float) -> list[dict]:
