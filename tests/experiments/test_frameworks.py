@@ -94,7 +94,7 @@ def test_every_framework_runs_once_a_round_beginning_with_another_one(ground, fa
 
 def test_ratios_and_speeds_follow_from_the_times(ground, fake, tmp_path):
     ember = fake("ember", ttft_s=0.1, total_s=0.5)
-    other = fake("other", ttft_s=0.2, total_s=1.0, kv_dtype="float16")
+    other = fake("other", ttft_s=0.2, total_s=1.0, kv_dtype="float16", threads=2, decode_threads=1)
     summary = check(ground({"ember": ember, "other": other}), tmp_path)
     row = summary["other"]
     assert row["decode_tokens_per_s_mean"] == pytest.approx(4 / 0.8)
@@ -104,7 +104,10 @@ def test_ratios_and_speeds_follow_from_the_times(ground, fake, tmp_path):
     assert row["ember_ratio"] == pytest.approx(2.0)
     assert row["decode_tokens_per_s_cv"] == pytest.approx(0.0, abs=1e-9)
     assert row["first_run_s"] == 1.0
-    assert row["caveats"] == "KV number format float16, not float32; other random weights"
+    assert row["caveats"] == (
+        "KV number format float16, not float32; threads 2, not 1; decodes on 1 of 2 threads; "
+        "other random weights"
+    )
     assert row["tokens_equal_share"] is None, "other random weights give other tokens"
     assert summary["ember"]["ember_ratio"] == 1.0
     assert summary["ember"]["tokens_equal_share"] == 1.0

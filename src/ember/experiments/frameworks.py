@@ -8,6 +8,7 @@ installed is a skipped row, what crashes or runs out of time a failed one.
 
 import hashlib
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -258,7 +259,9 @@ def _run_point(
         "capacity": about["prompt_tokens"] + about["generated_tokens"],
         "temperature": 0,
     }
-    rows, facts, bandwidths = [], {}, [_read_bandwidth(about["device"])]
+    rows, facts = [], {}
+    about = about | {"load_before": os.getloadavg()[0]}
+    bandwidths = [_read_bandwidth(about["device"])]
     with ExitStack() as stack:
         running: dict[str, Peer] = {}
         for name, framework in chosen.items():

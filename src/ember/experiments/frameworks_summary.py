@@ -56,6 +56,8 @@ def _caveats(row: dict, embers: list[dict] | None) -> str | None:
         for name, words in COMPARED.items()
         if row[name] != ember[name]
     ]
+    if (row["decode_threads"] or row["threads"]) != row["threads"]:
+        found.append(f"decodes on {row['decode_threads']} of {row['threads']} threads")
     if not row["same_weights"]:
         found.append("other random weights")
     return "; ".join(found) or None

@@ -69,6 +69,7 @@ def _loads(axes, loading: pd.DataFrame) -> None:
     axes.set_xticks(range(len(names)), [LOADERS[name] for name in names])
     axes.set_ylabel("load without imports (s)")
     axes.margins(y=0.12)
+    axes.set_ylim(bottom=0)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
     axes.set_title("a", loc="left", fontweight="bold", y=1.1)

@@ -60,6 +60,13 @@ _MACHINE = (
         "read_gb_s / step_bytes; null where these fit into the last cache: memory is no limit then",
         nullable=True,
     ),
+    Column(
+        "load_before",
+        "float",
+        "",
+        "load average of the machine before the frameworks started: above 0, others were at work",
+        nullable=True,
+    ),
     WEIGHTS,
     EVIDENCE,
     STATUS,
