@@ -500,7 +500,11 @@ class Rollout:
         self._said = now
         done = sum(None not in row for row in self._found)
         speed = stats.generated_tokens / (now - self._began) or math.nan
-        left = self._to_come - self._settled - sum(len(row.tokens) for row in self._rows)
+        left = (
+            self._to_come
+            - self._settled
+            - sum(len(row.tokens) for row in self._rows if row.finish is None)
+        )
         log.info(
             "%d of %d prompts done, %d rows running, %.0f tokens/s, at most %.0f s left",
             *(done, stats.prompts, len(self._rows), speed, left / speed),
