@@ -59,7 +59,8 @@ def _shares(axes, rows) -> None:
             capsize=2,
             label=f"{NAMES[operators]}, {context}",
         )
-    axes.set_ylim(0, max(100, 105 * rows["share_p90"].max()))
+    axes.set_ylim(0, 150)  # room for the legend
+    axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("share of the memory's limit (%)")
     axes.legend()
     _batch_axis(axes, rows, "b")
