@@ -35,7 +35,7 @@ FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"}
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
 CASES = {
     "src/ember/figures/p1_fig3.py": {"plot_fig3"} | LAST,
-    "src/ember/figures/style.py": FIGURES | LAST,
+    "src/ember/figures/style.py": FIGURES | {"plot_rollout"} | LAST,
     "src/ember/experiments/decisions.py": {"decide"} | LAST,
     "src/ember/policies/cost.py": {
         "model_cost",
