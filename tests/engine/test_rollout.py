@@ -123,6 +123,13 @@ def test_steps_are_counted_with_what_they_read(decoder):
     assert all(b.ms > 0 for b in stats.batches)
 
 
+def test_one_row_at_a_time(decoder):
+    engine = Engine(decoder, capacity=16, max_rows=1)
+    found = engine.generate(PROMPTS[:2], FREE)
+    assert {b.rows for b in engine.last_stats.batches} == {1}
+    assert tokens_of(found) == tokens_of(Engine(decoder, capacity=16).generate(PROMPTS[:2], FREE))
+
+
 def test_streamed_chunks_make_the_completions(decoder):
     engine = Engine(decoder, capacity=16, max_rows=4, detokenize=letters)
     expected = engine.generate(PROMPTS, FREE)

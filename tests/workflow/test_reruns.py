@@ -58,6 +58,10 @@ CASES = {
         "summarise_rollout",
         "plot_fig2",
         "decide",
+        # The two stages are one of the frameworks compared.
+        "compare_frameworks",
+        "summarise_frameworks",
+        "plot_frameworks",
     }
     | LAST,
     "src/ember/policies/cost.py": {

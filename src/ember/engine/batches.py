@@ -220,29 +220,17 @@ def milliseconds(begin, end) -> float:
     return begin.elapsed_time(end)
 
 
-class HostBatch:
-    """Rows of any prompts and lengths over a `SlottedCache`, on the CPU."""
-
-    interval, lag = LOOK_EVERY["cpu"], 0
+class SlottedBatch:
+    """Prompts and their places in a `SlottedCache`: what batches of any prompts share."""
 
     def __init__(self, step, cache: SlottedCache, run: Prefill, prefill: PrefillInto):
-        """`step`: a `NativeRows` or a `HostRows` over the cache."""
-        self.slots = cache.slots
-        self._step, self._cache, self._run, self._prefill = step, cache, run, prefill
-        self._sampler = RowSampler(torch.device("cpu"))
-        self._rows: list[Prompt] = []
+        self.step, self.slots = step, cache.slots
+        self._cache, self._run, self._prefill = cache, run, prefill
         self._prompts: list[Prompt] = []
 
     def serves(self, size: Size) -> bool:
         """Whether the memory is there and the weights still lie where the step reads them."""
-        return self._cache.holds(size) and self._step.is_current()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        self._threads = torch.get_num_threads()
-        with torch.inference_mode(), restored_threads():
-            use_threads(self._step.threads)
-            yield
+        return self._cache.holds(size) and self.step.is_current()
 
     def reserve(self, prompt: Prompt) -> bool:
         prompt.place = self._cache.reserve(len(prompt.tokens))
@@ -251,47 +239,66 @@ class HostBatch:
         self._prompts.append(prompt)
         return True
 
+    def release(self, prompt: Prompt) -> None:
+        self._cache.free(prompt.place)
+        self._prompts.remove(prompt)
+
+    def between(self, begin, end) -> float:
+        return milliseconds(begin, end)
+
+
+class HostBatch(SlottedBatch):
+    """Rows of any prompts and lengths over a `SlottedCache`, on the CPU."""
+
+    interval, lag = LOOK_EVERY["cpu"], 0
+
+    def __init__(self, step, cache: SlottedCache, run: Prefill, prefill: PrefillInto):
+        """`step`: a `NativeRows` or a `HostRows` over the cache."""
+        super().__init__(step, cache, run, prefill)
+        self._sampler = RowSampler(torch.device("cpu"))
+        self._rows: list[Prompt] = []
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self._threads = torch.get_num_threads()
+        with torch.inference_mode(), restored_threads():
+            use_threads(self.step.threads)
+            yield
+
     def prefill(self, prompt: Prompt, phase) -> tuple[Tensor, int]:
         use_threads(self._threads)
         view = self._cache.view(prompt.place)
         logits, [cached] = self._prefill(self._run, [prompt.tokens], view, phase)
-        use_threads(self._step.threads)
+        use_threads(self.step.threads)
         return logits, cached
 
     def join(self, prompt: Prompt, rows: Sequence[Row], logits: Tensor) -> None:
         self._sampler.join(rows)
         self._rows += [prompt] * len(rows)
-        self._step.join(prompt.place, len(rows), logits)
+        self.step.join(prompt.place, len(rows), logits)
 
     def sample(self) -> None:
-        self._step.tokens.copy_(self._sampler(self._step.logits))
+        self.step.tokens.copy_(self._sampler(self.step.logits))
 
     def advance(self) -> None:
-        self._step.advance()
+        self.step.advance()
 
     def receive(self) -> HostReceived:
         return self._sampler.receive()
 
     def leave(self, rows: Sequence[int]) -> None:
-        self._step.leave(compact(self._rows, rows), len(self._rows))
+        self.step.leave(compact(self._rows, rows), len(self._rows))
         self._sampler.leave(rows)
-
-    def release(self, prompt: Prompt) -> None:
-        self._cache.free(prompt.place)
-        self._prompts.remove(prompt)
 
     def clear(self) -> None:
         for prompt in list(self._prompts):
             self.release(prompt)
         self._rows.clear()
         self._sampler.clear()
-        self._step.leave([], 0)
+        self.step.leave([], 0)
 
     def mark(self) -> float:
         return time.perf_counter()
-
-    def between(self, begin: float, end: float) -> float:
-        return milliseconds(begin, end)
 
     def kv_bytes(self) -> tuple[int, int]:
         return self._cache.bytes_used(len(self._rows)), self._cache.bytes

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 KEPT_SLOTS = 3  # batch sizes whose caches and graphs stay in memory
 MAX_ROWS = {"cpu": 32, "cuda": 128}  # candidates that decode together, unless told otherwise
+COPIES_PAY = 4096  # prompt tokens; above, the CPU reads a prompt once for all its candidates
 MEMORY_SHARE = 0.8  # of the free memory, for the KV of a rollout
 
 
@@ -241,15 +242,18 @@ class Engine:
 
     def _batch(self, requests: list[Prompt]) -> Batch:
         """What the requests run on."""
-        weight, rows = self.decoder.embed_tokens.weight, sum(p.candidates for p in requests)
-        rows = min(rows, self.max_rows or MAX_ROWS[weight.device.type])
+        weight, total = self.decoder.embed_tokens.weight, sum(p.candidates for p in requests)
+        rows = min(total, self.max_rows or MAX_ROWS[weight.device.type])
         arch, here = self.decoder.arch, weight.device.type == "cpu"
         if self.kernels and why_not(arch, weight, rows) is None:
             return self._kept(self._device_batch, requests, rows)
         if self.kernels and native_step.why_not(arch, weight) is None:
             return self._kept(self._native_batch, requests, rows)
         on_host = here and weight.dtype == torch.float32 and why_unpacked(arch) is None
-        if on_host and (rows > 1 or self.batch_invariant):
+        # One prompt's few candidates are fastest in step, each on a copy of a short prompt.
+        copied = sum(len(p.tokens) * (p.candidates - 1) for p in requests)
+        in_step = len(requests) == 1 and total == rows and copied <= COPIES_PAY
+        if on_host and (not in_step or self.batch_invariant):
             return self._kept(self._host_batch, requests, rows)
         return Lockstep(self._lockstep, self._prefill, requests[0].candidates, weight.device)
 

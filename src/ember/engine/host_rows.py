@@ -12,6 +12,7 @@ I intermediate, V vocabulary, L layers, T tokens of a prompt, W tokens of a slot
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,10 +45,12 @@ class HostRows:
     ):
         """`positions`: the most tokens of a sequence. `invariant`: see the module."""
         self._arch, self._weights, self._cache, self._invariant = arch, weights, cache, invariant
-        self._cos, self._sin = swapped_tables(arch, positions, torch.float32, torch.device("cpu"))
-        self._swap = torch.arange(arch.head_dim).roll(arch.head_dim // 2)
-        kinds = [0] * arch.num_heads + [1] * arch.num_kv_heads
-        self._kinds = torch.tensor(kinds)
+        tables = swapped_tables(arch, positions, torch.float32, torch.device("cpu"))
+        self._cos, self._sin = (table.numpy() for table in tables)
+        self._swap = np.roll(np.arange(arch.head_dim), arch.head_dim // 2)
+        self._kinds = np.repeat([0, 1], [arch.num_heads, arch.num_kv_heads])  # query or key
+        self._norms = weights.qk_norms  # (L, 2, D)
+        self._memory = cache.rows.numpy()  # (L, 2, R, Hkv, W, D)
         self._tokens = torch.zeros(cache.slots, dtype=torch.long)
         self._logits = torch.zeros(cache.slots, arch.vocab_size)
         self._buffers: dict[int, _Buffers] = {}
@@ -113,37 +116,37 @@ class HostRows:
         arch, weights = self._arch, self._weights
         heads, kv_heads, d, eps = arch.num_heads, arch.num_kv_heads, arch.head_dim, arch.norm_eps
         cos, sin = self._rotation()
-        x = torch.index_select(weights.embedding, 0, self.tokens, out=b.x)
-        qkv = b.qkv.view(-1, heads + 2 * kv_heads, d)
+        torch.index_select(weights.embedding, 0, self.tokens, out=b.x)
+        qkv = b.qkv.numpy().reshape(-1, heads + 2 * kv_heads, d)
         qk, v = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+        k = b.rotated.numpy()[:, heads:]
+        q = b.rotated[:, :heads].unflatten(1, (kv_heads, -1))  # (B, Hkv, G, D)
         for index, layer in enumerate(weights.layers):
-            self._product(F.rms_norm(x, x.shape[1:], layer.input_norm, eps), layer.qkv, b.qkv)
+            _norm(b.x_array, layer.input_norm, eps, b.normed_array)
+            self._product(b.normed, layer.qkv, b.qkv)
             if layer.qkv_bias is not None:
                 b.qkv += layer.qkv_bias
-            normed = F.rms_norm(qk, (d,), None, eps) if arch.qk_norm else qk
-            crossed = normed.index_select(2, self._swap)
-            rotated = torch.addcmul(normed * cos[index], crossed, sin[index])  # (B, N, D)
-            q = rotated[:, :heads].unflatten(1, (kv_heads, -1))  # (B, Hkv, G, D)
-            own, own_lse = self._attend_own(index, q, rotated[:, heads:], v)
+            self._rotate(qk, cos[index], sin[index], b.rotated.numpy())
+            own, own_lse = self._attend_own(index, q, k, v)
             prompt, prompt_lse = self._attend_prompts(index, q)
             torch.sub(prompt_lse, own_lse, out=b.margin)
             # Shares of the softmax mass; see model.decoder for why both.
             on_prompt = b.head_view(torch.sigmoid(b.margins))
             on_own = b.head_view(torch.sigmoid(-b.margins))
             attended = torch.addcmul(prompt * on_prompt, own, on_own).flatten(1)
-            x += self._product(attended, layer.o, b.hidden)
+            b.x += self._product(attended, layer.o, b.hidden)
             if layer.o_bias is not None:
-                x += layer.o_bias
-            normed = F.rms_norm(x, x.shape[1:], layer.post_norm, eps)
-            self._product(normed, layer.gate_up, b.gate_up)
+                b.x += layer.o_bias
+            _norm(b.x_array, layer.post_norm, eps, b.normed_array)
+            self._product(b.normed, layer.gate_up, b.gate_up)
             if layer.gate_up_bias is not None:
                 b.gate_up += layer.gate_up_bias
-            gate, up = b.gate_up.chunk(2, 1)
-            x += self._product(F.silu(gate).mul_(up), layer.down, b.hidden)
+            acted = torch.mul(F.silu(b.gate), b.up, out=b.acted)
+            b.x += self._product(acted, layer.down, b.hidden)
             if layer.down_bias is not None:
-                x += layer.down_bias
-        normed = F.rms_norm(x, x.shape[1:], weights.norm, eps)
-        self._product(normed, weights.head, self.logits)
+                b.x += layer.down_bias
+        _norm(b.x_array, weights.norm, eps, b.normed_array)
+        self._product(b.normed, weights.head, self.logits)
 
     def _product(self, x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         """x (B, K) · weightᵀ (K, N)."""
@@ -153,26 +156,39 @@ class HostRows:
             torch.mm(x[row : row + 1], weight.t(), out=out[row : row + 1])
         return out
 
-    def _rotation(self) -> tuple[Tensor, Tensor]:
+    def _rotation(self) -> tuple[np.ndarray, np.ndarray]:
         """cos and sin (L, B, N or 1, D) at the rows' positions, times query and key norms."""
-        places = [run.length + own for run, own in zip(self._runs, self._own, strict=True)]
-        at = torch.tensor(places)
-        cos, sin = (t.index_select(0, at).unsqueeze(1) for t in (self._cos, self._sin))
-        norms = self._weights.qk_norms  # (L, 2, D)
-        if norms is None:
-            layers = self._arch.num_layers
-            return cos.expand(layers, -1, -1, -1), sin.expand(layers, -1, -1, -1)
-        straight = norms.index_select(1, self._kinds).unsqueeze(1)  # (L, 1, N, D)
-        return straight * cos, straight.index_select(3, self._swap) * sin
+        at = [run.length + own for run, own in zip(self._runs, self._own, strict=True)]
+        cos, sin = self._cos[at, None], self._sin[at, None]  # (B, 1, D)
+        if self._norms is None:
+            shape = (self._arch.num_layers, *cos.shape)
+            return np.broadcast_to(cos, shape), np.broadcast_to(sin, shape)
+        straight = self._norms.numpy()[:, self._kinds][:, None]  # (L, 1, N, D)
+        return straight * cos, np.take(straight, self._swap, axis=3) * sin
 
-    def _attend_own(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotate(self, qk: np.ndarray, cos: np.ndarray, sin: np.ndarray, out: np.ndarray) -> None:
+        """Norms and rotates queries and keys (B, N, D)."""
+        np.multiply(qk, cos, out=out)
+        out += np.take(qk, self._swap, axis=2) * sin
+        if self._norms is not None:  # the norm is one number a head, so it may come last
+            square = np.vecdot(qk, qk) / qk.shape[2] + self._arch.norm_eps
+            out /= np.sqrt(square)[:, :, None]
+
+    def _attend_own(
+        self, index: int, q: Tensor, k: np.ndarray, v: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
         """Stores the new k and v (B, Hkv, D), and attends to each row's slot as far as it goes."""
         keys, values = self._cache.rows[index].unbind(0)  # (R, Hkv, W, D)
-        found = []
+        memory, found = self._memory[index], []
         for first, last in self._spans:
-            here, own = slice(first, last), self._own[first]
-            keys[here, :, own], values[here, :, own] = k[here], v[here]
-            found.append(_attend(q[here], keys[here, :, : own + 1], values[here, :, : own + 1]))
+            own, stop = self._own[first], self._own[first] + 1
+            memory[0, first:last, :, own], memory[1, first:last, :, own] = (
+                k[first:last],
+                v[first:last],
+            )
+            found.append(
+                _attend(q[first:last], keys[first:last, :, :stop], values[first:last, :, :stop])
+            )
         return _joined(found, 0)
 
     def _attend_prompts(self, index: int, q: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,6 +214,7 @@ class HostRows:
         run = Run(0, max(1, min(64, len(self._cos) - 1)))
         # On memory of its own: others' KV must not be written to.
         trial._cache = SlottedCache(self._arch, prompt_tokens=run.length, rows=2, row_tokens=1)
+        trial._memory = trial._cache.rows.numpy()
         rows = min(2, self._cache.slots)
         trial._runs, trial._own = [run] * rows, [0] * rows
         trial._sort()
@@ -207,6 +224,12 @@ class HostRows:
             trial.advance()
 
         return fastest_threads(step)
+
+
+def _norm(x: np.ndarray, weight: Tensor, eps: float, out: np.ndarray) -> None:
+    """x (B, H) / sqrt(mean(x²) + eps) · weight."""
+    np.multiply(x, weight.numpy(), out=out)
+    out *= (1 / np.sqrt(np.vecdot(x, x) / x.shape[1] + eps))[:, None]
 
 
 def _pieces(items: list, key: Callable) -> list[tuple[int, int]]:
@@ -233,6 +256,12 @@ class _Buffers:
         self.x, self.hidden = torch.empty(2, rows, arch.hidden_size).unbind()
         self.qkv = torch.empty(rows, width)
         self.gate_up = torch.empty(rows, 2 * arch.intermediate_size)
+        self.gate, self.up = self.gate_up.chunk(2, 1)
+        self.acted = torch.empty(rows, arch.intermediate_size)
+        self.rotated = torch.empty(rows, arch.num_heads + arch.num_kv_heads, arch.head_dim)
+        self.normed = torch.empty(rows, arch.hidden_size)
+        # The same memory for NumPy, whose calls cost less on little data.
+        self.x_array, self.normed_array = self.x.numpy(), self.normed.numpy()
         # Whole vectors, because the library's exponential of what is left over rounds differently.
         count, kv_heads = rows * arch.num_heads, arch.num_kv_heads
         self.margins = torch.zeros(-(-count // VECTOR) * VECTOR)

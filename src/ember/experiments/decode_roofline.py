@@ -207,13 +207,19 @@ def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]
     import torch
 
     if not engine.decoder.embed_tokens.weight.is_cuda:
-        return []
+        return [_no_kernels() | what | about]
     with torch.inference_mode():
         if (loop := engine.device_step) is not None:
             rows = _alone(engine.decoder.arch, loop, what, new_tokens, about)
         else:
             rows = _profiled(engine._slot(what["rows"]).step, what)
-    return [{**what, **row, **about} for row in rows]
+    return [{**what, **row, **about, "status": "ok", "reason": None} for row in rows]
+
+
+def _no_kernels() -> dict:
+    nothing = dict.fromkeys(("method", "launches", "us", "step_us", "bytes", "share"))
+    reason = "no GPU: a step on the CPU is one call, whose parts have no times of their own"
+    return {"kernel": "step", **nothing, "status": "skipped", "reason": reason}
 
 
 def _alone(arch, loop, what: dict, new_tokens: int, about: dict) -> list[dict]:

@@ -8,7 +8,7 @@ NAMES = {"kernels": "the engine's kernels", "plain": "plain operators"}
 
 
 def draw(roofline: pd.DataFrame, kernels: pd.DataFrame, scale: str):
-    """Figure and caption from the tables `p1_roofline` and `decode_kernels` (may be empty)."""
+    """Figure and caption from the tables `p1_roofline` and `decode_kernels`."""
     sampling = roofline["sampling"].iloc[0]
     rows = roofline[roofline["sampling"] == sampling].sort_values("rows")
     context = int(rows["context"].min())

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ember.cache.contiguous import ContiguousCache
-from ember.cache.slotted import Size, SlottedCache
-from ember.engine.batches import LOOK_EVERY, PrefillInto, mark, milliseconds
+from ember.cache.slotted import SlottedCache
+from ember.engine.batches import LOOK_EVERY, PrefillInto, SlottedBatch, mark
 from ember.engine.kernels.step import KernelStep, Seat
 from ember.engine.prefill import Prefill
 from ember.engine.rollout import Prompt, Row, compact
 
 
-class DeviceBatch:
+class DeviceBatch(SlottedBatch):
     """Rows of any prompts and lengths over a `SlottedCache`, on CUDA."""
 
     interval, lag = LOOK_EVERY["cuda"], 1
@@ -34,28 +34,16 @@ class DeviceBatch:
     ):
         """`staging`: where prompts are prefilled, always at the same place, so that the graphs of
         `run` come back; the arena gets a copy."""
-        self.slots, self.step = cache.slots, step
-        self._cache, self._staging, self._run, self._prefill = cache, staging, run, prefill
+        super().__init__(step, cache, run, prefill)
+        self._staging = staging
         self._rows: list[Row] = []
-        self._prompts: list[Prompt] = []
         self._moved = False
         self._ticks = 0
-
-    def serves(self, size: Size) -> bool:
-        """Whether the memory is there and the weights still lie where the step reads them."""
-        return self._cache.holds(size) and self.step.is_current()
 
     @contextmanager
     def running(self) -> Iterator[None]:
         with torch.inference_mode():
             yield
-
-    def reserve(self, prompt: Prompt) -> bool:
-        prompt.place = self._cache.reserve(len(prompt.tokens))
-        if prompt.place is None:
-            return False
-        self._prompts.append(prompt)
-        return True
 
     def prefill(self, prompt: Prompt, phase) -> tuple[Tensor, int]:
         self._staging.reset()
@@ -94,10 +82,6 @@ class DeviceBatch:
                 state[target] = state[source]
         self._moved = True
 
-    def release(self, prompt: Prompt) -> None:
-        self._cache.free(prompt.place)
-        self._prompts.remove(prompt)
-
     def clear(self) -> None:
         for prompt in list(self._prompts):
             self.release(prompt)
@@ -107,9 +91,6 @@ class DeviceBatch:
 
     def mark(self):
         return mark(self.step.logits.device)
-
-    def between(self, begin, end) -> float:
-        return milliseconds(begin, end)
 
     def kv_bytes(self) -> tuple[int, int]:
         return self._cache.bytes_used(len(self._rows)), self._cache.bytes + self._staging.bytes

@@ -1,6 +1,6 @@
 """Tables of decoding against the read bandwidth: whole steps, and the kernels they consist of."""
 
-from ember.records.schema import EVIDENCE, WEIGHTS, Column, Schema
+from ember.records.schema import EVIDENCE, REASON, STATUS, WEIGHTS, Column, Schema
 
 _MACHINE = (
     Column("read_gb_s", "float", "GB/s", "read bandwidth of the device, measured in the same run"),
@@ -76,21 +76,29 @@ DECODE_KERNELS = Schema(
     "Time of each kind of kernel in one decoding step",
     (
         *_WHAT,
-        Column("kernel", "str", "", "part of a layer, head, embed; or the operator's kernel"),
+        Column(
+            "kernel",
+            "str",
+            "",
+            "part of a layer, head, embed; or the operator's kernel; step where skipped",
+        ),
         Column(
             "method",
             "str",
             "",
             "alone: a graph of this part of all layers and no other, by events; "
             "profiler: durations of a whole step",
+            nullable=True,
             values=("alone", "profiler"),
         ),
-        Column("launches", "int", "", "in one step"),
-        Column("us", "float", "us", "of one launch"),
-        Column("step_us", "float", "us", "of all launches in one step"),
+        Column("launches", "int", "", "in one step", nullable=True),
+        Column("us", "float", "us", "of one launch", nullable=True),
+        Column("step_us", "float", "us", "of all launches in one step", nullable=True),
         Column("bytes", "int", "bytes", "weights or KV that one step reads in it", nullable=True),
         Column("share", "float", "fraction", "bytes at read_gb_s / step_us", nullable=True),
         *_MACHINE,
+        STATUS,
+        REASON,
     ),
     key=("operators", "context", "rows", "kernel"),
 )
