@@ -23,7 +23,7 @@ test: .venv/installed
 	$(BIN)/snakefmt --check Snakefile rules workflow/Snakefile
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/snakemake --lint --quiet
-	$(BIN)/pytest -m "not slurm"
+	$(BIN)/pytest -m "not slurm" -n 2 --maxschedchunk 1
 
 test-slurm: .venv/installed
 	tests/slurm/cluster.sh start

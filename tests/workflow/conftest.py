@@ -1,5 +1,6 @@
 """A checkout of the working tree, and one run of the whole workflow at scale smoke in it."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -78,7 +79,24 @@ def fresh(tmp_path) -> Checkout:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Checkout:
-    """A checkout in which everything has run at scale smoke. Tests must leave it as it was."""
-    made = checkout(tmp_path_factory.mktemp("finished") / "ember")
+    """A checkout in which everything has run at scale smoke. Tests must leave it as it was.
+
+    Where several processes run tests, one makes it and each gets a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _finish(base / "finished")
+    made = base.parent / "finished"
+    with open(base.parent / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            _finish(base.parent / "finishing")
+            (base.parent / "finishing").rename(made)
+    shutil.copytree(made, base / "finished", symlinks=True)
+    return Checkout(base / "finished")
+
+
+def _finish(path: Path) -> Checkout:
+    made = checkout(path)
     made.snakemake("all", *SMOKE)
     return made

@@ -224,13 +224,13 @@ class SlottedBatch:
     """Prompts and their places in a `SlottedCache`: what batches of any prompts share."""
 
     def __init__(self, step, cache: SlottedCache, run: Prefill, prefill: PrefillInto):
-        self.step, self.slots = step, cache.slots
+        self._step, self.slots = step, cache.slots
         self._cache, self._run, self._prefill = cache, run, prefill
         self._prompts: list[Prompt] = []
 
     def serves(self, size: Size) -> bool:
         """Whether the memory is there and the weights still lie where the step reads them."""
-        return self._cache.holds(size) and self.step.is_current()
+        return self._cache.holds(size) and self._step.is_current()
 
     def reserve(self, prompt: Prompt) -> bool:
         prompt.place = self._cache.reserve(len(prompt.tokens))
@@ -258,36 +258,41 @@ class HostBatch(SlottedBatch):
         self._sampler = RowSampler(torch.device("cpu"))
         self._rows: list[Prompt] = []
 
+    @property
+    def threads(self) -> int:
+        """Threads of a decoding step."""
+        return self._step.threads
+
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         self._threads = torch.get_num_threads()
         with torch.inference_mode(), restored_threads():
-            use_threads(self.step.threads)
+            use_threads(self._step.threads)
             yield
 
     def prefill(self, prompt: Prompt, phase) -> tuple[Tensor, int]:
         use_threads(self._threads)
         view = self._cache.view(prompt.place)
         logits, [cached] = self._prefill(self._run, [prompt.tokens], view, phase)
-        use_threads(self.step.threads)
+        use_threads(self._step.threads)
         return logits, cached
 
     def join(self, prompt: Prompt, rows: Sequence[Row], logits: Tensor) -> None:
         self._sampler.join(rows)
         self._rows += [prompt] * len(rows)
-        self.step.join(prompt.place, len(rows), logits)
+        self._step.join(prompt.place, len(rows), logits)
 
     def sample(self) -> None:
-        self.step.tokens.copy_(self._sampler(self.step.logits))
+        self._step.tokens.copy_(self._sampler(self._step.logits))
 
     def advance(self) -> None:
-        self.step.advance()
+        self._step.advance()
 
     def receive(self) -> HostReceived:
         return self._sampler.receive()
 
     def leave(self, rows: Sequence[int]) -> None:
-        self.step.leave(compact(self._rows, rows), len(self._rows))
+        self._step.leave(compact(self._rows, rows), len(self._rows))
         self._sampler.leave(rows)
 
     def clear(self) -> None:
@@ -295,7 +300,7 @@ class HostBatch(SlottedBatch):
             self.release(prompt)
         self._rows.clear()
         self._sampler.clear()
-        self.step.leave([], 0)
+        self._step.leave([], 0)
 
     def mark(self) -> float:
         return time.perf_counter()

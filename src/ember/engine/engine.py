@@ -301,6 +301,11 @@ class Engine:
         """The kernels' step that the last rollout ran on, if it did."""
         return getattr(self._rows, "step", None)
 
+    @property
+    def decode_threads(self) -> int | None:
+        """The CPU threads that steps of the last batch ran on; None on a GPU."""
+        return getattr(self._rows, "threads", None)
+
     def _size(self, requests: list[Prompt], rows: int) -> Size:
         """Memory that the requests could use, within the budget."""
         weight, arch = self.decoder.embed_tokens.weight, self.decoder.arch

@@ -10,6 +10,7 @@ import torch
 log = logging.getLogger(__name__)
 
 WORTH_THREADS = 1.5  # times as fast as one thread that more of them must be
+TURNS = 4
 
 
 @contextlib.contextmanager
@@ -27,18 +28,21 @@ def fastest_threads(step: Callable[[], object]) -> int:
     """torch's number of threads where they pay, 1 otherwise.
 
     They must be clearly faster: small matrices gain little from a second core, and lose all and
-    more whenever another process wants it.
+    more whenever another process wants it. Both take turns, and the least of their times counts: a
+    short disturbance of either must not decide.
     """
-    seconds = {}
+    all_threads = torch.get_num_threads()
+    if all_threads == 1:
+        return 1
+    seconds = {all_threads: [], 1: []}
     with restored_threads():
-        for threads in (torch.get_num_threads(), 1):
-            torch.set_num_threads(threads)
-            times = []
-            for _ in range(4):
-                began = time.perf_counter()
-                step()
-                times.append(time.perf_counter() - began)
-            seconds[threads] = sorted(times)[1]
-    log.debug("seconds of a decoding step by threads: %s", seconds)
-    fastest = min(seconds, key=seconds.get)
-    return fastest if seconds[1] > WORTH_THREADS * seconds[fastest] else 1
+        for _ in range(TURNS):
+            for threads, times in seconds.items():
+                torch.set_num_threads(threads)
+                for _ in range(2):
+                    began = time.perf_counter()
+                    step()
+                    times.append(time.perf_counter() - began)
+    least = {threads: min(times) for threads, times in seconds.items()}
+    log.debug("seconds of a decoding step by threads: %s", least)
+    return all_threads if least[1] > WORTH_THREADS * least[all_threads] else 1

@@ -336,6 +336,7 @@ def _round(about: dict, facts: dict, timed: dict[str, dict], turn: int) -> list[
     ember, rows = timed.get(EMBER), []
     for name, run in timed.items():
         row = _row(about, name) | facts[name] | {"repeat": turn}
+        row["decode_threads"] = run.get("decode_threads", row["decode_threads"])
         decode_s, steps = run["total_s"] - run["ttft_s"], about["generated_tokens"] - 1
         row["ttft_ms"], row["decode_ms"] = run["ttft_s"] * 1e3, decode_s * 1e3
         row["total_ms"], row["tpot_ms"] = run["total_s"] * 1e3, decode_s * 1e3 / steps

@@ -25,7 +25,7 @@ def draw(frameworks: pd.DataFrame, scale: str):
         figure, panels = plt.subplots(
             len(points),
             1,
-            figsize=(PAGE * 0.75, 0.5 * len(points) + 0.26 * sum(counts)),
+            figsize=(PAGE * 0.75, 0.65 * len(points) + 0.26 * sum(counts)),
             height_ratios=counts,
             layout="constrained",
             squeeze=False,
@@ -51,7 +51,7 @@ def _point(axes, rows: pd.DataFrame) -> None:
                 error_kw={"capsize": 2, "elinewidth": 0.8},
             )
         if row["status"] != "ok":
-            words = textwrap.shorten(f"{row['status']}: {row['reason']}", 75, placeholder=" …")
+            words = textwrap.shorten(f"{row['status']}: {row['reason']}", 66, placeholder=" …")
             colour = "#777777" if row["status"] == "skipped" else COLOURS[1]
             axes.annotate(
                 words,
@@ -81,7 +81,7 @@ def _point(axes, rows: pd.DataFrame) -> None:
     axes.grid(axis="y", visible=False)
     first = rows.iloc[0]
     axes.set_title(
-        f"{first['model']} ({first['weights']} weights), "
+        f"{first['model']} ({first['weights']} weights),\n"
         f"{first['prompt_tokens']} prompt + {first['generated_tokens']} new tokens",
         loc="left",
     )

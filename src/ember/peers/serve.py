@@ -14,7 +14,8 @@ adapter itself imports, and Python 3.9 or newer. Every line is one JSON object.
 A setup with `probe` ends after the imports: it asks whether the peer is installed. Whatever fails
 is one line {"event": "error", "missing": …, "reason": …} and exit status 1; `missing` says that an
 import failed, so that the peer is not installed rather than broken. Generation is greedy and goes
-on to `new_tokens` whatever is generated.
+on to `new_tokens` whatever is generated. What an adapter knows only then is a
+fourth item of what its `generate` returns, a dict that goes into the "run" line.
 """
 
 import importlib.util
@@ -50,8 +51,8 @@ def main(arguments, stdin, answers) -> int:
         answer("ready", import_s=imported - began, load_s=loaded - imported, **about)
         for line in stdin:
             request = json.loads(line)
-            ttft_s, total_s, tokens = generate(request["prompt"], request["new_tokens"])
-            answer("run", ttft_s=ttft_s, total_s=total_s, tokens=tokens)
+            ttft_s, total_s, tokens, *more = generate(request["prompt"], request["new_tokens"])
+            answer("run", ttft_s=ttft_s, total_s=total_s, tokens=tokens, **dict(*more))
         answer("done")
     except Exception as error:
         import traceback

@@ -35,7 +35,7 @@ class DeviceBatch(SlottedBatch):
         """`staging`: where prompts are prefilled, always at the same place, so that the graphs of
         `run` come back; the arena gets a copy."""
         super().__init__(step, cache, run, prefill)
-        self._staging = staging
+        self.step, self._staging = step, staging
         self._rows: list[Row] = []
         self._moved = False
         self._ticks = 0

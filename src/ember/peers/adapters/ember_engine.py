@@ -35,7 +35,8 @@ def load(setup):
         [[completion]] = engine.generate([prompt], sampling, clock=clock)
         synchronize(device)
         total_s = time.perf_counter() - began
-        return clock.times_ms()["prefill"] / 1e3, total_s, list(completion.tokens)
+        ttft_s = clock.times_ms()["prefill"] / 1e3
+        return ttft_s, total_s, list(completion.tokens), {"decode_threads": engine.decode_threads}
 
     return generate, {
         "versions": {"ember": ember_version(), "torch": torch.__version__},
