@@ -87,7 +87,7 @@ def cost_table() -> pd.DataFrame:
         for sharing in ("independent", "shared"):
             for policy, saved in (("naive", 0.0), ("prefix_only", 0.12)):
                 for turn in (1, 2, 3):
-                    total = 10.0 * turn * (1 - saved)
+                    total = context / 200 * turn * (1 - saved)
                     rows.append(
                         ABOUT
                         | {
@@ -222,6 +222,8 @@ def test_fig3_says_that_it_is_modelled_and_what_each_policy_saves():
     figure, caption = p1_fig3.draw(cost_table(), rounds, "tiny")
     assert len(figure.axes) == 4
     assert "(modelled)" in caption
+    highest = cost_table()["cumulative_high_s"].max()
+    assert all(axes.get_ylim()[1] >= highest for axes in figure.axes[:2]), "curves are cut off"
     assert "Prefix_Only 12.0 % [11.0, 13.0]" in caption
     assert "evidence: modelled" in caption
 
