@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ember.cache.slotted import Run, SlottedCache
-from ember.engine.native_step import NativeStep
+from ember.engine.native_step import WORTH_THREADS, NativeStep
 from ember.engine.packing import PackedDecoder
 from ember.engine.step import swapped_tables
 from ember.engine.threads import fastest_threads
@@ -39,7 +39,7 @@ class NativeRows:
         own = torch.zeros_like(cache.rows[:, :, :, :, :1])
         trial = NativeStep(arch, weights, own, *tables, prompts=cache.prompts)
         with torch.inference_mode():
-            self.threads = fastest_threads(lambda: trial(self._tokens, 0))
+            self.threads = fastest_threads(lambda: trial(self._tokens, 0), WORTH_THREADS)
 
     @property
     def tokens(self) -> Tensor:

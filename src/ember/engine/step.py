@@ -24,7 +24,7 @@ from ember.engine.host_step import HostStep
 from ember.engine.kernels.cover import why_not
 from ember.engine.native_step import NativeStep
 from ember.engine.packing import PackedDecoder, why_unpacked
-from ember.engine.threads import fastest_threads
+from ember.engine.threads import WORTH_THREADS, fastest_threads
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
 
@@ -74,7 +74,7 @@ class DecodeStep:
             first = kv[..., :1, :].clone()  # trial steps write at position 0
             if kernels and native_step.why_not(decoder.arch, kv) is None:
                 self._step = NativeStep(decoder.arch, self._weights, kv, cos, sin)
-                self.threads = self._fastest_threads()
+                self.threads = self._fastest_threads(native_step.WORTH_THREADS)
             elif kv.device.type == "cpu" and kv.dtype == torch.float32:
                 self._step = HostStep(decoder.arch, self._weights, cache, cos, sin)
                 self.threads = self._fastest_threads()
@@ -100,9 +100,9 @@ class DecodeStep:
         """Whether the decoder's parameters still lie where this step reads them."""
         return self._weights is None or self._weights.is_current()
 
-    def _fastest_threads(self) -> int:
+    def _fastest_threads(self, worth: float = WORTH_THREADS) -> int:
         tokens = torch.zeros(self._cache.batch, dtype=torch.long)
-        return fastest_threads(lambda: self._step(tokens, 0))
+        return fastest_threads(lambda: self._step(tokens, 0), worth)
 
 
 class EagerStep:

@@ -24,8 +24,8 @@ def restored_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def fastest_threads(step: Callable[[], object]) -> int:
-    """torch's number of threads where they pay, 1 otherwise.
+def fastest_threads(step: Callable[[], object], worth: float = WORTH_THREADS) -> int:
+    """torch's number of threads where they are `worth` times as fast as one, 1 otherwise.
 
     They must be clearly faster: small matrices gain little from a second core, and lose all and
     more whenever another process wants it. Both take turns, and the least of their times counts: a
@@ -45,4 +45,4 @@ def fastest_threads(step: Callable[[], object]) -> int:
                     times.append(time.perf_counter() - began)
     least = {threads: min(times) for threads, times in seconds.items()}
     log.debug("seconds of a decoding step by threads: %s", least)
-    return all_threads if least[1] > WORTH_THREADS * least[all_threads] else 1
+    return all_threads if least[1] > worth * least[all_threads] else 1
