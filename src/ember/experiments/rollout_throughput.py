@@ -64,8 +64,10 @@ def measure_rollouts(
         for repeat in range(-warmup, repeats):
             if engine.prefix_cache is not None:
                 engine.prefix_cache.invalidate()
-            # A warm-up needs the batches of a full run, not their number.
-            some = prompts if repeat >= 0 else prompts[: 1 + 2 * point["rows"] // candidates]
+            # A warm-up needs the batches of a full run, the last one too, not their number.
+            whole = max(1, point["rows"] // candidates)
+            warm = prompts[: whole + len(prompts) % whole]
+            some = prompts if repeat >= 0 else warm
             row = time_rollout(engine, some, point, repeat, seed, about)
             progress.step(f"{row['point']}: {row['tokens_per_s']:.0f} tokens/s")
             if repeat >= 0:

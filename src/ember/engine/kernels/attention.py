@@ -4,9 +4,10 @@ Contract. `Attention` norms and rotates the new queries and keys, writes the new
 into the rows' own memory, and gives what each query attends to. Which rows share which prompt,
 where it lies in the arena and how long it is are tables on the device, so that a recorded graph
 stays valid while rows are refilled: a group is a run of the arena and the rows that read it, once
-for all of them. What follows the prompt, a row reads from its own memory. Both are read in parts by
-programs of their own; a part's result and log-sum-exp are merged afterwards, in the order of the
-parts. A row's result depends on lengths and the numbers of parts alone, not on other rows.
+for all of them. What follows the prompt, a row reads from its own memory. Few rows read both in
+parts by programs of their own, which all start at once; many in one loop, see `group_attention`. A
+part's result and log-sum-exp are merged afterwards, in the order of the parts. A row's result
+depends on lengths, the numbers of parts and its place in its group alone, not on other rows.
 
 Shapes: B rows, R rows of memory, Hq and Hkv heads, G = Hq / Hkv, D head dimension, T tokens of the
 arena, W tokens of a row's own.
@@ -23,24 +24,23 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ember.engine.kernels.group_attention import NEW, attend_groups, normed, rotated
+
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
 QUERIES = 64  # the most rows of queries in one program
+FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to merge
 
 
 class Cut(NamedTuple):
-    """How programs read: `block` keys at a time, `stages` of them on their way by the compiler's
-    doing (0: the next one in registers); from `programs` on more parts only make more to merge."""
+    """How programs read in groups: `block` keys at a time, `stages` of them on their way."""
 
     block: int
     stages: int
     warps: int
-    programs: int
 
 
-# Few programs must each have much on their way, and early; of many, more fit beside each other if
-# they hold less. Measured on an H200 (docs/rollout.md).
-FEW, MANY = Cut(64, 0, 4, 256), Cut(64, 2, 4, 512)
-FEW_ROWS = 32
+# Two such programs fit on a multiprocessor, and 256 are what an H200 runs at once (docs/engine.md).
+SHORT, LONG, PROGRAMS = Cut(32, 3, 4), Cut(64, 3, 4), 256
 
 
 @triton.jit
@@ -72,7 +72,6 @@ def _attend(
     BLOCK: tl.constexpr,  # keys at a time
     SHARED_PARTS: tl.constexpr,
     OWN_PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -117,31 +116,23 @@ def _attend(
     base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
     plane = tl.where(on_prompt, T.to(tl.int64) * HKV, W.to(tl.int64) * (HKV * SLOTS))
     values = base + plane * D
-    if not STAGES:  # the first keys and values are asked for before the queries are there
-        seen = (start + keys < stop)[:, None]
-        at = (start + keys)[:, None] * D
-        k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
-        k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
-        v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)  # (BLOCK, D)
+    # The first keys and values are asked for before the queries are there.
+    seen = (start + keys < stop)[:, None]
+    at = (start + keys)[:, None] * D
+    k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
+    k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
+    v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)  # (BLOCK, D)
     if PDL:
         gdc_wait()
 
     kind = rows_ptr.dtype.element_ty
-    cos = tl.load(
-        cos_ptr + tl.load(position_ptr + row).to(tl.int64)[:, None] * HALF + dims[None, :]
-    )
-    sin = tl.load(
-        sin_ptr + tl.load(position_ptr + row).to(tl.int64)[:, None] * HALF + dims[None, :]
-    )
     places = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D + dims[None, :]
     a = tl.load(places).to(tl.float32)  # (R, D / 2)
     b = tl.load(places + HALF).to(tl.float32)
     if NORM:
-        factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
-        a *= factor * tl.load(norms_ptr + dims).to(tl.float32)[None, :]
-        b *= factor * tl.load(norms_ptr + HALF + dims).to(tl.float32)[None, :]
-    q1 = (a * cos - b * sin).to(kind)
-    q2 = (b * cos + a * sin).to(kind)
+        a, b = normed(a, b, norms_ptr, dims, HALF, D, eps)
+    a, b = rotated(a, b, cos_ptr, sin_ptr, tl.load(position_ptr + row), dims, HALF)
+    q1, q2 = a.to(kind), b.to(kind)
 
     best = tl.full((R,), -float("inf"), tl.float32)
     mass = tl.zeros((R,), tl.float32)
@@ -168,19 +159,13 @@ def _attend(
         mass = tl.full((R,), 1.0, tl.float32)
         acc = tl.zeros((R, D), tl.float32) + newv.to(tl.float32)[None, :]
 
-    for begin in tl.range(start, stop, BLOCK, num_stages=STAGES if STAGES else None):
-        if STAGES:  # the compiler keeps so many blocks on their way
-            seen = (begin + keys < stop)[:, None]
-            at = (begin + keys)[:, None] * D
-            k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)
-            k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
-            v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)
-        else:  # the next keys and values are on their way while these are used
-            coming = (begin + BLOCK + keys < stop)[:, None]
-            at = (begin + BLOCK + keys)[:, None] * D
-            next1 = tl.load(base + at + dims[None, :], mask=coming, other=0.0)
-            next2 = tl.load(base + at + HALF + dims[None, :], mask=coming, other=0.0)
-            next_v = tl.load(values + at + alldims[None, :], mask=coming, other=0.0)
+    for begin in range(start, stop, BLOCK):
+        # The next keys and values are on their way while these are used.
+        coming = (begin + BLOCK + keys < stop)[:, None]
+        at = (begin + BLOCK + keys)[:, None] * D
+        next1 = tl.load(base + at + dims[None, :], mask=coming, other=0.0)
+        next2 = tl.load(base + at + HALF + dims[None, :], mask=coming, other=0.0)
+        next_v = tl.load(values + at + alldims[None, :], mask=coming, other=0.0)
         scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
         scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale  # (R, BLOCK)
         scores = tl.where((begin + keys < stop)[None, :], scores, -float("inf"))
@@ -190,8 +175,7 @@ def _attend(
         mass = mass * kept + tl.sum(shares, 1)
         acc = tl.dot(shares.to(kind), v, acc * kept[:, None], input_precision="ieee")
         best = top
-        if not STAGES:
-            k1, k2, v = next1, next2, next_v
+        k1, k2, v = next1, next2, next_v
 
     spots = (row * HQ + head * G + lane % G) * PARTS + slot  # (R,)
     lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
@@ -203,28 +187,33 @@ def _attend(
 
 @triton.jit
 def _merge(
-    parts_ptr,  # (B · Hq, PARTS, D) float32
-    lse_ptr,  # (B · Hq, PARTS) float32, base 2
-    out_ptr,  # (B · Hq, D)
+    parts_ptr,  # (N, PARTS, D) float32
+    lse_ptr,  # (N, PARTS) float32, base 2
+    out_ptr,  # (N, D)
+    N,  # B · Hq
     D: tl.constexpr,
     PARTS: tl.constexpr,
     POWER: tl.constexpr,
+    HEADS: tl.constexpr,  # of one program
     PDL: tl.constexpr,
 ):
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    row = tl.program_id(0)
+    head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
     part = tl.arange(0, POWER)
     dims = tl.arange(0, D)
-    lse = tl.load(lse_ptr + row * PARTS + part, mask=part < PARTS, other=-float("inf"))
-    shares = tl.exp2(lse - tl.max(lse, 0))
+    places = head[:, None] * PARTS + part[None, :]
+    there = (head < N)[:, None] & (part < PARTS)[None, :]
+    lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"))  # (HEADS, POWER)
+    top = tl.max(lse, 1)
+    shares = tl.exp2(lse - tl.where(top == -float("inf"), 0.0, top)[:, None])
     # Empty parts have written nothing: what lies in their memory must not be read.
-    seen = (shares > 0)[:, None]
-    places = parts_ptr + (row * PARTS + part)[:, None] * D + dims[None, :]
-    found = tl.load(places, mask=seen, other=0.0)
-    out = tl.sum(found * shares[:, None], 0) / tl.sum(shares, 0)
-    tl.store(out_ptr + row * D + dims, out.to(out_ptr.dtype.element_ty))
+    seen = (shares > 0)[:, :, None]
+    found = tl.load(parts_ptr + places[:, :, None] * D + dims[None, None, :], mask=seen, other=0.0)
+    out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
+    spots = out_ptr + head[:, None] * D + dims[None, :]
+    tl.store(spots, out.to(out_ptr.dtype.element_ty), mask=(head < N)[:, None])
 
 
 @dataclass(frozen=True)
@@ -282,18 +271,19 @@ class Attention:
         self.tables = Tables(rows.shape[2], rows.device)
         self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
 
-    @staticmethod
-    def cut(rows: int) -> Cut:
-        return FEW if rows <= FEW_ROWS else MANY
-
     def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
-        """Of a prompt and of a row's own: fewer where other programs keep the device busy."""
-        heads, programs = self._heads // self._group, self.cut(rows).programs
+        """Of a prompt and of a row's own, where rows are few."""
+        heads = self._heads // self._group
         if not sharing.groups:
             return 0, SHARED_PARTS
-        shared = max(1, min(SHARED_PARTS, programs // (sharing.groups * heads)))
-        own = max(1, min(OWN_PARTS, programs // (rows * heads)))
+        shared = max(1, min(SHARED_PARTS, FEW_PROGRAMS // (sharing.groups * heads)))
+        own = max(1, min(OWN_PARTS, FEW_PROGRAMS // (rows * heads)))
         return _power(shared), _power(own)
+
+    def group_parts(self, sharing: Sharing) -> int:
+        """Of what a group reads: as many as keep the device busy."""
+        pairs = sharing.groups * (self._heads // self._group)
+        return _power(max(1, min(SHARED_PARTS, PROGRAMS // pairs)))
 
     def __call__(
         self,
@@ -314,42 +304,54 @@ class Attention:
         each row's prompt, 0 where it has none of its own.
         """
         _, _, slots, kv_heads, width, dim = self._rows.shape
-        batch, launch = len(qkv), {"launch_pdl": True} if pdl else {}
-        cut, (shared_parts, own_parts) = self.cut(batch), self.parts(batch, sharing)
-        partial, lse = self._buffers(batch, shared_parts + own_parts)
+        batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
         prompts = self._rows if self._prompts is None else self._prompts
-        tasks = sharing.groups * shared_parts + batch * own_parts
-        tables = self.tables
-        _attend[(kv_heads, tasks)](
+        in_groups = sharing.groups > 0 and batch > FEW_ROWS
+        if in_groups:
+            parts = self.group_parts(sharing)
+            tasks, cut = sharing.groups * parts, SHORT if parts > 8 else LONG
+            kernel, warps = attend_groups, cut.warps
+            options = {"BLOCK": cut.block, "STAGES": cut.stages, "PARTS": parts, "NEW": NEW}
+        else:
+            shared_parts, own_parts = self.parts(batch, sharing)
+            tasks = sharing.groups * shared_parts + batch * own_parts
+            kernel, warps, parts = _attend, 4, shared_parts + own_parts
+            options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
+            options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
+        partial, lse = self._buffers(batch, parts)
+        kernel[(kv_heads, tasks)](
             *(qkv, prompts[layer], self._rows[layer], self._cos, self._sin),
             *(qkv if norms is None else norms, position, shared),
             *(tables.members, tables.starts, tables.lengths, partial, lse),
             *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps),
-            GROUPS=sharing.groups,
             HQ=self._heads,
             HKV=kv_heads,
             D=dim,
             R=max(16, triton.next_power_of_2(sharing.per * self._group)),
             PER=sharing.per,
-            BLOCK=cut.block,
-            STAGES=cut.stages,
-            SHARED_PARTS=max(1, shared_parts),
-            OWN_PARTS=own_parts,
             NORM=norms is not None,
             PDL=pdl,
-            num_warps=cut.warps,
+            num_warps=warps,
+            **options,
             **launch,
         )
-        _merge[(batch * self._heads,)](
-            *(partial, lse, out),
-            D=dim,
-            PARTS=shared_parts + own_parts,
-            POWER=triton.next_power_of_2(shared_parts + own_parts),
-            PDL=pdl,
-            num_warps=1,
-            **launch,
-        )
+        self._merged(partial, lse, out, pdl)
         return out
+
+    def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, pdl: bool) -> None:
+        """The parts together, (B, Hq D)."""
+        (batch, heads, parts), launch = lse.shape, {"launch_pdl": True} if pdl else {}
+        each, warps = (1, 1) if batch <= FEW_ROWS else (4, 4)
+        _merge[(triton.cdiv(batch * heads, each),)](
+            *(partial, lse, out, batch * heads),
+            D=out.shape[1] // heads,
+            PARTS=parts,
+            POWER=triton.next_power_of_2(parts),
+            HEADS=each,
+            PDL=pdl,
+            num_warps=warps,
+            **launch,
+        )
 
     def _buffers(self, batch: int, parts: int) -> tuple[Tensor, Tensor]:
         if (batch, parts) not in self._partial:

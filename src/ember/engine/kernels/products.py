@@ -234,6 +234,102 @@ def _skinny(
         tl.store(squares_out_ptr + tile * M + batch, tl.sum(wide * wide, 0), mask=batch < M)
 
 
+@triton.jit
+def _wide(
+    x_ptr,  # (M, K)
+    w_ptr,  # (N, K), or (2 N, K) where GATED
+    out_ptr,  # (M, N), or (SPLITS, M, N) float32 where SPLITS > 1
+    bias_ptr,  # (N,), or (2 N,) where GATED
+    M,
+    N,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SPLITS: tl.constexpr,  # of the columns, each for other programs
+    STAGES: tl.constexpr,  # tiles in flight
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    STEPS: tl.constexpr = (K + BK - 1) // BK
+    EACH: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
+    WHOLE: tl.constexpr = K % BK == 0
+    batch = tl.program_id(0) * BM + tl.arange(0, BM)
+    rows = tl.program_id(1) * BN + tl.arange(0, BN)
+    split = tl.program_id(2)
+    columns = tl.arange(0, BK)[None, :]
+    inside, present = (rows < N)[:, None], (batch < M)[:, None]
+    weights = w_ptr + rows.to(tl.int64)[:, None] * K + columns
+    ups = weights + N.to(tl.int64) * K
+    inputs = x_ptr + batch[:, None] * K + columns
+    if PDL:
+        gdc_wait()
+    acc = tl.zeros((BN, BM), tl.float32)
+    up = tl.zeros((BN, BM), tl.float32)
+    begin = split * EACH
+    for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
+        left = columns < K - step * BK
+        x = tl.load(inputs + step * BK, mask=present if WHOLE else present & left, other=0.0)
+        w = _read_once(weights + step * BK, inside if WHOLE else inside & left)
+        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+        if GATED:
+            w = _read_once(ups + step * BK, inside if WHOLE else inside & left)
+            up = tl.dot(w, tl.trans(x), up, input_precision="ieee")
+    if PDL:
+        gdc_launch_dependents()
+    if BIAS:
+        acc += tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
+        if GATED:
+            offset = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
+            up += offset.to(tl.float32)[:, None]
+    if GATED:
+        acc = _silu_mul(acc, up)
+    spots = (split * M + batch).to(tl.int64)[None, :] * N + rows[:, None]
+    there = (batch < M)[None, :] & (rows < N)[:, None]
+    tl.store(out_ptr + spots, acc.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _add_normed(
+    parts_ptr,  # (SPLITS, M, H) float32
+    x_ptr,  # (M, H)
+    bias_ptr,  # (H,)
+    norm_ptr,  # (H,)
+    normed_ptr,  # (M, H)
+    M,
+    eps,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,  # a power of 2 no smaller than H
+    SPLITS: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """x += parts (and bias); normed = RMSNorm(x)."""
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    there = columns < H
+    norm = tl.load(norm_ptr + columns, mask=there, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    x = tl.load(x_ptr + row * H + columns, mask=there, other=0.0)
+    kind = x.dtype
+    if SPLITS > 0:
+        total = x.to(tl.float32)
+        for split in tl.static_range(SPLITS):
+            places = parts_ptr + (split * M + row) * H + columns
+            total += tl.load(places, mask=there, other=0.0)
+        if BIAS:
+            total += tl.load(bias_ptr + columns, mask=there, other=0.0).to(tl.float32)
+        x = total.to(kind)
+        tl.store(x_ptr + row * H + columns, x, mask=there)
+    wide = x.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
+    tl.store(normed_ptr + row * H + columns, (wide * factor * norm).to(kind), mask=there)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a product is cut into programs and tiles; `ahead` tiles are in flight."""
@@ -353,6 +449,77 @@ def skinny(
         **_launch(pdl),
     )
     return out
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product of many rows is cut: tiles of `rows` of the weight, `columns` at a time,
+    `ahead` of them in flight, for up to `batch` rows of x; `splits` programs share the columns."""
+
+    batch: int
+    rows: int
+    columns: int
+    ahead: int
+    warps: int
+    splits: int = 1
+
+
+def wide(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    tiling: Tiling,
+    bias: Tensor | None = None,
+    gated: bool = False,
+    pdl: bool = False,
+) -> Tensor:
+    """out (M, N) = x (M, K) · weightᵀ; where columns are split, out (splits, M, N) in float32 are
+    their sums, without bias, for `add_normed`."""
+    if tiling.splits > 1 and (gated or bias is not None or out.dtype != torch.float32):
+        raise ValueError("sums of split columns are in float32, without gate and bias")
+    (m, n), k = out.shape[-2:], weight.shape[1]
+    _wide[(triton.cdiv(m, tiling.batch), triton.cdiv(n, tiling.rows), tiling.splits)](
+        *(x, weight, out, weight if bias is None else bias, m, n),
+        K=k,
+        BM=tiling.batch,
+        BN=tiling.rows,
+        BK=tiling.columns,
+        SPLITS=tiling.splits,
+        STAGES=tiling.ahead,
+        GATED=gated,
+        BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=tiling.warps,
+        **_launch(pdl),
+    )
+    return out
+
+
+def add_normed(
+    x: Tensor,
+    norm: Tensor,
+    normed: Tensor,
+    *,
+    eps: float,
+    parts: Tensor | None = None,
+    bias: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """normed (M, H) = RMSNorm of x (M, H), to which `parts` (splits, M, H) and a bias are added
+    before, in place."""
+    m, h = x.shape
+    _add_normed[(m,)](
+        *(x if parts is None else parts, x, norm if bias is None else bias, norm, normed, m, eps),
+        H=h,
+        BLOCK=triton.next_power_of_2(h),
+        SPLITS=0 if parts is None else len(parts),
+        BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=8 if h > 1024 else 4,
+        **_launch(pdl),
+    )
+    return normed
 
 
 def _launch(pdl: bool) -> dict:

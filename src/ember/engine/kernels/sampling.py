@@ -33,18 +33,28 @@ def _measure(
     row, chunk = tl.program_id(0), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     x = tl.load(logits_ptr + row.to(tl.int64) * V + ids, mask=ids < V, other=-float("inf"))
-    x = x.to(tl.float32)
-    raw_top = tl.max(x, 0)
-    # A chunk may hold nothing but -inf, which has no mass.
-    raw_mass = tl.sum(tl.exp(x - tl.where(raw_top == -float("inf"), 0.0, raw_top)), 0)
-    x = x * tl.load(inverse_ptr + row)
-    top = tl.max(x, 0)
-    mass = tl.sum(tl.exp(x - tl.where(top == -float("inf"), 0.0, top)), 0)
     spot = row * CHUNKS + chunk
+    inverse = tl.load(inverse_ptr + row)
+    _note_mass(x.to(tl.float32), inverse, spot, top_ptr, mass_ptr, raw_top_ptr, raw_mass_ptr)
+
+
+@triton.jit
+def _mass(x):
+    """The largest of x, and the sum of exp(x - largest)."""
+    top = tl.max(x, 0)
+    # A chunk may hold nothing but -inf, which has no mass.
+    return top, tl.sum(tl.exp(x - tl.where(top == -float("inf"), 0.0, top)), 0)
+
+
+@triton.jit
+def _note_mass(x, inverse, spot, top_ptr, mass_ptr, raw_top_ptr, raw_mass_ptr):
+    top, mass = _mass(x)
+    tl.store(raw_top_ptr + spot, top)
+    tl.store(raw_mass_ptr + spot, mass)
+    if inverse != 1.0:
+        top, mass = _mass(x * inverse)
     tl.store(top_ptr + spot, top)
     tl.store(mass_ptr + spot, mass)
-    tl.store(raw_top_ptr + spot, raw_top)
-    tl.store(raw_mass_ptr + spot, raw_mass)
 
 
 @triton.jit
@@ -126,7 +136,10 @@ def _draw(
     cut_ptr,  # (B,)
     best_ptr,  # (B, CHUNKS)
     id_ptr,  # (B, CHUNKS)
-    mass_ptr,  # (B, CHUNKS): where CUT, of what is left, relative to the row's largest
+    left_ptr,  # (B, CHUNKS): where CUT, the mass of what is left, relative to the row's largest
+    mass_ptr,  # (B, CHUNKS): as the next two where not CUT, what `_measure` finds
+    raw_top_ptr,  # (B, CHUNKS)
+    raw_mass_ptr,  # (B, CHUNKS)
     V,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -139,22 +152,28 @@ def _draw(
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     raw = tl.load(logits_ptr + row.to(tl.int64) * V + ids, mask=ids < V, other=-float("inf"))
     x = raw.to(tl.float32)
-    score = x * tl.load(inverse_ptr + row)
+    inverse = tl.load(inverse_ptr + row)
+    score = x * inverse
     if CUT:
         which = tl.arange(0, POWER)
         tops = tl.load(top_ptr + row * CHUNKS + which, mask=which < CHUNKS, other=-float("inf"))
         least = tl.max(tops, 0) + tl.log(tl.load(min_p_ptr + row))  # log(0) cuts nothing
         cut = tl.load(cut_ptr + row).to(tl.uint32, bitcast=True)
         score = tl.where((score >= least) & (_ordered(x) >= cut), score, -float("inf"))
-        mass = tl.sum(tl.exp(score - tl.max(tops, 0)), 0)
-        tl.store(mass_ptr + row * CHUNKS + chunk, mass)
+        left = tl.sum(tl.exp(score - tl.max(tops, 0)), 0)
+        tl.store(left_ptr + row * CHUNKS + chunk, left)
+    else:  # one look at the logits is enough
+        spot = row * CHUNKS + chunk
+        _note_mass(x, inverse, spot, top_ptr, mass_ptr, raw_top_ptr, raw_mass_ptr)
     if NOISE:
         seed = tl.load(seed_ptr + row)
         step = tl.load(step_ptr + row)
-        zero = tl.zeros((CHUNK,), tl.uint32)
-        counter = ids.to(tl.uint32, bitcast=True)
+        # One number of the generator's four for each of four tokens.
+        fours = chunk * (CHUNK // 4) + tl.arange(0, CHUNK // 4)
+        zero = tl.zeros((CHUNK // 4,), tl.uint32)
         step = step.to(tl.uint32, bitcast=True)
-        random, _, _, _ = tl.philox(seed, counter, zero + step, zero, zero)
+        r0, r1, r2, r3 = tl.philox(seed, fours.to(tl.uint32), zero + step, zero, zero)
+        random = tl.join(tl.join(r0, r2), tl.join(r1, r3)).reshape(CHUNK)
         # In (0, 1], fine near 0, where the winners' clocks are: log1p by its series there.
         unit = (random.to(tl.float32) + 0.5) * 2.3283064365386963e-10
         small = unit * (1.0 + unit * (0.5 + unit * (0.3333333333 + unit * 0.25)))
@@ -263,12 +282,13 @@ class Sampler:
         rows = slots if rows is None else rows
         power = triton.next_power_of_2(self._chunks)
         grid = (rows, self._chunks)
-        _measure[grid](
-            *(self._logits, self.inverse, self._tops, self._masses),
-            *(self._raw_tops, self._raw_masses, vocabulary),
-            CHUNK=CHUNK,
-            CHUNKS=self._chunks,
-        )
+        if cut:
+            _measure[grid](
+                *(self._logits, self.inverse, self._tops, self._masses),
+                *(self._raw_tops, self._raw_masses, vocabulary),
+                CHUNK=CHUNK,
+                CHUNKS=self._chunks,
+            )
         if ranked:
             _find_cut[(rows,)](
                 *(self._logits, self.inverse, self._tops, self.top_k, self.top_p, self._cut),
@@ -281,7 +301,8 @@ class Sampler:
             )
         _draw[grid](
             *(self._logits, self.inverse, self.noise, self.min_p, self.seeds, self.steps),
-            *(self._tops, self._cut, self._best, self._ids, self._left, vocabulary),
+            *(self._tops, self._cut, self._best, self._ids, self._left),
+            *(self._masses, self._raw_tops, self._raw_masses, vocabulary),
             CHUNK=CHUNK,
             CHUNKS=self._chunks,
             POWER=power,

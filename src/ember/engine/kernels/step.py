@@ -8,7 +8,8 @@ Candidates read the KV of their prompt where it lies, so that nothing has to be 
 
 What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
 product (gate and up, SiLU · up) · product (down, + residual). Norms are part of the products. From
-17 rows on the products are the library's.
+9 rows on a product that adds to the residual stream splits its columns, and who sums them norms,
+too; above 128 rows the products are the library's.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.engine.kernels.attention import Attention, Sharing, upload
+from ember.engine.kernels.attention import FEW_ROWS, Attention, Sharing, upload
 from ember.engine.kernels.prefill import silu_mul
 from ember.engine.kernels.products import (
     NORM_TILE,
     Normed,
     Plan,
+    Tiling,
+    add_normed,
     embed,
     matvec,
     skinny,
+    wide,
 )
 from ember.engine.kernels.sampling import Sampler
 from ember.engine.packing import PackedDecoder
@@ -76,6 +80,13 @@ class KernelStep:
         self._acted = buffer(arch.intermediate_size)
         self.logits = buffer(arch.vocab_size)
         self._normed: dict[int, Normed] = {}
+        self._plain_normed = buffer(arch.hidden_size)
+        tilings = [
+            many_tiling(min(slots, MANY_ROWS), arch.hidden_size, k, gated=False, summed=True)
+            for k in (heads * d, arch.intermediate_size)
+        ]
+        most = max(tiling.splits for tiling in tilings) * min(slots, MANY_ROWS)
+        self._sums = torch.zeros(most * arch.hidden_size, device=device)
         self._sampler = Sampler(self.logits, self._tokens, self._position, rows.shape[4])
         self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
         self._attention = Attention(rows, heads, cos, sin, prompts)
@@ -231,14 +242,14 @@ class KernelStep:
         Before them `embed`, after them `head`, which take no heed of the layer.
         """
         rows = self._rows
-        few = 1 < rows <= FEW_ROWS
+        few, many = 1 < rows <= FEW_ROWS, rows > FEW_ROWS
         arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
         layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
         norms = [layer.input_norm for layer in layers] + [weights.norm]
-        if rows not in self._normed:
+        if few and rows not in self._normed:
             size, like = arch.hidden_size, self._x
             self._normed[rows] = Normed(rows, size, like.dtype, like.device)
-        normed = self._normed[rows]
+        normed = self._normed[rows] if few else self._plain_normed[:rows]
         tokens, x, qkv_out, attended, acted, logits = (
             buffer[:rows]
             for buffer in (
@@ -258,13 +269,16 @@ class KernelStep:
                     options |= {"normed": normed, "next_norm": feeds}
                 _skinny(source, weight, out, pdl=pdl, **options)
             else:
-                _library(source, weight, out, norm=norm, **options)
+                source = source if norm is None else normed
+                self._many(source, weight, out, feeds=feeds, **options)
 
         def embedding(_: int) -> None:
             if few:
                 embed(tokens, weights.embedding, x, normed, norms[0], pdl=pdl)
             else:
                 torch.index_select(weights.embedding, 0, tokens, out=x)
+            if many:
+                add_normed(x, norms[0], normed, eps=eps)
 
         def qkv(index: int) -> None:
             layer = layers[index]
@@ -313,6 +327,33 @@ class KernelStep:
             "head": head,
         }
 
+    def _many(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        *,
+        eps: float,
+        residual: Tensor | None = None,
+        feeds: Tensor | None = None,
+        bias: Tensor | None = None,
+        gated: bool = False,
+    ) -> None:
+        """A product of many rows; what is added to the residual stream leaves it normed, too."""
+        rows, pdl, sums = len(x), self._pdl, None
+        tiling = many_tiling(rows, *weight.shape, gated=gated, summed=residual is not None)
+        if tiling is None:
+            _library(x, weight, out, bias=bias, residual=residual, gated=gated)
+            bias = None
+        elif residual is None:
+            wide(x, weight, out, tiling=tiling, bias=bias, gated=gated, pdl=pdl)
+        else:
+            sums = self._sums[: tiling.splits * rows * len(weight)].view(tiling.splits, rows, -1)
+            wide(x, weight, sums, tiling=tiling, pdl=pdl)
+        if residual is not None:
+            normed = self._plain_normed[:rows]
+            add_normed(out, feeds, normed, eps=eps, parts=sums, bias=bias, pdl=pdl)
+
     def _step(self) -> None:
         parts = self.parts()
         embedding, head = parts.pop("embed"), parts.pop("head")
@@ -323,7 +364,8 @@ class KernelStep:
         head(0)
 
 
-FEW_ROWS = 16  # above, the library's products read the weights as fast
+MANY_ROWS = 128  # above, the library's products read the weights as fast
+PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 
 
 def matvec_plan(columns: int, *, gated: bool) -> Plan:
@@ -339,6 +381,22 @@ def skinny_plan(columns: int, *, gated: bool) -> Plan:
     warps = 2 if gated else 4
     width = min(128, max(16, _power(columns) // warps))
     return Plan(rows=NORM_TILE, columns=width, ahead=3 if gated else 4, warps=warps)
+
+
+def many_tiling(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling | None:
+    """How a product of many rows is cut; `summed`: someone adds up split columns. None: the
+    library is as fast. Measured on an H200 (docs/engine.md)."""
+    if rows > MANY_ROWS:
+        return None
+    batch, tiles = max(16, _power(rows)), -(-out // 64)
+    if gated:
+        return Tiling(min(batch, 64), rows=64, columns=64, ahead=4 if batch <= 64 else 3, warps=4)
+    if summed:
+        splits = min(-(-columns // 128), max(1, PROGRAMS // tiles))
+        return Tiling(batch, rows=64, columns=128, ahead=4, warps=4, splits=splits)
+    if batch > 64:
+        return None
+    return Tiling(batch, rows=64, columns=64 if tiles > 2 * PROGRAMS else 128, ahead=4, warps=4)
 
 
 def _power(number: int) -> int:
@@ -359,15 +417,11 @@ def _library(
     weight: Tensor,
     out: Tensor,
     *,
-    norm: Tensor | None,
-    eps: float,
     residual: Tensor | None,
-    bias: Tensor | None = None,
-    gated: bool = False,
+    bias: Tensor | None,
+    gated: bool,
 ) -> None:
     """The same product by torch's operators."""
-    if norm is not None:
-        x = F.rms_norm(x, x.shape[1:], norm, eps)
     if gated:
         silu_mul(F.linear(x, weight, bias), out)
         return

@@ -1,0 +1,171 @@
+"""Attention of many rows in groups: one pass over what a group of rows reads together and alone.
+
+Contract. As `attention`, whose launcher chooses it where many rows keep the device busy. A program
+has all query heads of a KV head for all rows of a group, and a part of the group's work: so many
+keys of the prompt, and what some of its rows have of their own, in one loop, so that neither part
+waits for the memory twice. A row's result depends on its place in the group, not on other rows.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+NEW = 16  # the fewest keys of a product of the tensor cores
+
+
+@triton.jit
+def normed(a, b, norm_ptr, dims, HALF: tl.constexpr, D: tl.constexpr, eps):
+    """RMSNorm of rows in two halves (R, D / 2)."""
+    factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
+    a *= factor * tl.load(norm_ptr + dims).to(tl.float32)[None, :]
+    b *= factor * tl.load(norm_ptr + HALF + dims).to(tl.float32)[None, :]
+    return a, b
+
+
+@triton.jit
+def rotated(a, b, cos_ptr, sin_ptr, position, dims, HALF: tl.constexpr):
+    """Rows in two halves, turned to their positions (R,)."""
+    turn = position.to(tl.int64)[:, None] * HALF + dims[None, :]
+    cos, sin = tl.load(cos_ptr + turn), tl.load(sin_ptr + turn)
+    return a * cos - b * sin, b * cos + a * sin
+
+
+@triton.jit
+def attend_groups(
+    qkv_ptr,  # (B, (Hq + 2 Hkv) D)
+    prompts_ptr,  # (2, Hkv, T, D), one layer
+    rows_ptr,  # (2, SLOTS, Hkv, W, D), one layer
+    cos_ptr,  # (positions, D / 2) float32
+    sin_ptr,  # (positions, D / 2) float32
+    norms_ptr,  # (2, D): of queries and keys, where NORM
+    position_ptr,  # (B,): of the new token in its sequence
+    shared_ptr,  # (B,): tokens of the prompt
+    members_ptr,  # (groups, PER): rows of each group, -1 for none
+    starts_ptr,  # (groups,): where its prompt lies in the arena
+    lengths_ptr,  # (groups,): tokens of it
+    out_ptr,  # (B, Hq, PARTS, D) float32
+    lse_ptr,  # (B, Hq, PARTS) float32, base 2
+    SLOTS,
+    T,
+    W,
+    scale,  # log2(e) / sqrt(D)
+    eps,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,  # rows of queries, a power of 2
+    PER: tl.constexpr,  # rows of a group, a power of 2
+    BLOCK: tl.constexpr,  # keys at a time
+    PARTS: tl.constexpr,  # a power of 2
+    NEW: tl.constexpr,  # new keys at a time
+    STAGES: tl.constexpr,
+    NORM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_launch_dependents()
+    G: tl.constexpr = HQ // HKV
+    HALF: tl.constexpr = D // 2
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
+    MINE: tl.constexpr = PER // PARTS if PARTS < PER else 1  # rows whose own tokens are read here
+    SHARE: tl.constexpr = PARTS // PER if PARTS > PER else 1  # programs that a row's own are for
+    head, task = tl.program_id(0), tl.program_id(1)
+    group, part = task // PARTS, task % PARTS
+    lane, dims = tl.arange(0, R), tl.arange(0, HALF)
+    alldims, keys = tl.arange(0, D), tl.arange(0, BLOCK)
+    kind = rows_ptr.dtype.element_ty
+
+    member = tl.load(members_ptr + group * PER + lane // G, mask=lane < PER * G, other=-1)
+    used = member >= 0
+    if tl.max(member, 0) < 0:  # no such group
+        return
+    row = tl.where(used, member, 0)
+    place, first = tl.arange(0, NEW), part // SHARE * MINE
+    mine = tl.load(members_ptr + group * PER + first + place, mask=place < MINE, other=-1)
+    here = mine >= 0
+    mine = tl.where(here, mine, 0)
+    if PDL:
+        gdc_wait()
+    position = tl.load(position_ptr + mine).to(tl.int32)
+    own = position - tl.load(shared_ptr + mine).to(tl.int32)
+
+    # Keys: a part of the prompt, and some rows' own before the new one.
+    length = tl.load(lengths_ptr + group).to(tl.int32)
+    size = tl.cdiv(tl.cdiv(length, PARTS), BLOCK) * BLOCK
+    start = part * size
+    stop = tl.minimum(start + size, length)
+    prompt_blocks = tl.cdiv(tl.maximum(stop - start, 0), BLOCK)
+    own_size = tl.cdiv(tl.cdiv(own, SHARE), BLOCK) * BLOCK
+    own_start = part % SHARE * own_size
+    own_stop = tl.where(here, tl.minimum(own_start + own_size, own), 0)
+    own_blocks = tl.cdiv(tl.max(tl.maximum(own_stop - own_start, 0), 0), BLOCK)
+
+    spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D + dims[None, :]
+    a, b = tl.load(spots).to(tl.float32), tl.load(spots + HALF).to(tl.float32)  # (R, D / 2)
+    if NORM:
+        a, b = normed(a, b, norms_ptr, dims, HALF, D, eps)
+    a, b = rotated(a, b, cos_ptr, sin_ptr, tl.load(position_ptr + row), dims, HALF)
+    q1, q2 = a.to(kind), b.to(kind)
+
+    best = tl.full((R,), -float("inf"), tl.float32)
+    mass = tl.zeros((R,), tl.float32)
+    acc = tl.zeros((R, D), tl.float32)
+    plane = SLOTS.to(tl.int64) * HKV * W * D
+    if part % SHARE == 0:  # the new tokens of these rows
+        source = qkv_ptr + mine[:, None] * WIDTH + (HQ + head) * D + dims[None, :]
+        there = here[:, None]
+        c = tl.load(source, mask=there, other=0.0).to(tl.float32)  # (NEW, D / 2)
+        d = tl.load(source + HALF, mask=there, other=0.0).to(tl.float32)
+        if NORM:
+            c, d = normed(c, d, norms_ptr + D, dims, HALF, D, eps)
+        c, d = rotated(c, d, cos_ptr, sin_ptr, position, dims, HALF)
+        new1, new2 = c.to(kind), d.to(kind)
+        lower = qkv_ptr + mine[:, None] * WIDTH + (HQ + HKV + head) * D + alldims[None, :]
+        newv = tl.load(lower, mask=there, other=0.0)
+        target = rows_ptr + ((mine.to(tl.int64) * HKV + head) * W + own)[:, None] * D
+        tl.store(target + dims[None, :], new1, mask=there)
+        tl.store(target + HALF + dims[None, :], new2, mask=there)
+        tl.store(target + plane + alldims[None, :], newv, mask=there)
+        fresh = tl.dot(q1, tl.trans(new1), input_precision="ieee")
+        fresh = tl.dot(q2, tl.trans(new2), fresh, input_precision="ieee") * scale  # (R, NEW)
+        its = (lane // G)[:, None] == first + place[None, :]
+        fresh = tl.where(its & here[None, :], fresh, -float("inf"))
+        best = tl.max(fresh, 1)
+        given = tl.exp2(fresh - tl.where(best == -float("inf"), 0.0, best)[:, None])
+        mass = tl.sum(given, 1)
+        acc = tl.dot(given.to(kind), newv, input_precision="ieee")
+
+    run = head.to(tl.int64) * T + tl.load(starts_ptr + group).to(tl.int64)
+    for step in tl.range(0, prompt_blocks + MINE * own_blocks, num_stages=STAGES):
+        on_prompt = step < prompt_blocks
+        late = step - prompt_blocks
+        which = tl.where(on_prompt, 0, late // tl.maximum(own_blocks, 1))
+        block = tl.where(on_prompt, step, late - which * own_blocks)
+        chosen = place == which
+        slot = tl.sum(tl.where(chosen, mine, 0), 0).to(tl.int64)
+        begin = tl.where(on_prompt, start, tl.sum(tl.where(chosen, own_start, 0), 0))
+        end = tl.where(on_prompt, stop, tl.sum(tl.where(chosen, own_stop, 0), 0))
+        at = begin + block * BLOCK + keys
+        seen = at < end
+        base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + (slot * HKV + head) * W * D)
+        values = base + tl.where(on_prompt, T.to(tl.int64) * HKV * D, plane)
+        k1 = tl.load(base + at[:, None] * D + dims[None, :], mask=seen[:, None], other=0.0)
+        k2 = tl.load(base + at[:, None] * D + HALF + dims[None, :], mask=seen[:, None], other=0.0)
+        v = tl.load(values + at[:, None] * D + alldims[None, :], mask=seen[:, None], other=0.0)
+        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale  # (R, BLOCK)
+        allowed = seen[None, :] & (on_prompt | (lane // G == first + which))[:, None]
+        scores = tl.where(allowed, scores, -float("inf"))
+        top = tl.maximum(best, tl.max(scores, 1))
+        level = tl.where(top == -float("inf"), 0.0, top)
+        shares = tl.exp2(scores - level[:, None])
+        kept = tl.exp2(best - level)
+        mass = mass * kept + tl.sum(shares, 1)
+        acc = tl.dot(shares.to(kind), v, acc * kept[:, None], input_precision="ieee")
+        best = top
+
+    spots = (row * HQ + head * G + lane % G) * PARTS + part  # (R,)
+    lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
+    tl.store(lse_ptr + spots, lse, mask=used)
+    some = (used & (mass > 0))[:, None]
+    tl.store(out_ptr + spots[:, None] * D + alldims[None, :], acc / mass[:, None], mask=some)
