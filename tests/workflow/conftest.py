@@ -59,14 +59,23 @@ SMOKE = ("--profile", "local", "--config", "scale=smoke")
 
 
 def checkout(path: Path) -> Checkout:
-    """Copy what git tracks, and what it would track, to `path`."""
+    """Copy what git tracks, and what it would track, to `path`.
+
+    And what is remembered of the library's files, compiled or parsed: it holds for equal files, and
+    to make it anew takes Snakemake's start longer than all else.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,
         check=True,
         capture_output=True,
     ).stdout.decode()
-    for name in filter(None, listed.split("\0")):
+    remembered = [
+        file.relative_to(ROOT).as_posix()
+        for kind in ("*.pyc", "*.json")
+        for file in (ROOT / "src").rglob(f"__pycache__/{kind}")
+    ]
+    for name in filter(None, [*listed.split("\0"), *remembered]):
         source = ROOT / name
         if source.is_symlink() or source.exists():
             target = path / name
