@@ -49,7 +49,7 @@ class Checkout:
         env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "OMP_NUM_THREADS")}
         env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
         # Other tests want the cores: a thread that waits for another sleeps. Spinning took a
-        # quarter of the CPU time of a job with two.
+        # quarter of the CPU time of a small training on two.
         env["OMP_WAIT_POLICY"] = "passive"
         return env | (extra or {})
 
