@@ -5,12 +5,19 @@ import sys
 
 import pytest
 
+from ember.engine.rollout import RolloutStats, StepBatch
 from ember.engine.sampling import SamplingParams
 from ember.experiments.generate import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.experiments.rollout_consistency import check_consistency, compare
-from ember.experiments.rollout_throughput import measure_rollouts, summarise_rollouts
+from ember.experiments.rollout_throughput import (
+    measure_rollouts,
+    parameters_read,
+    roofline_ms,
+    summarise_rollouts,
+)
 from ember.experiments.workload import make_workload
 from ember.figures.p1_rollout import draw
+from ember.model.checkpoint import load_decoder
 from ember.records.schemas.completions import COMPLETIONS
 from ember.records.schemas.rollout_core import (
     ROLLOUT_CONSISTENCY,
@@ -51,9 +58,29 @@ def test_every_call_is_a_row_with_its_limit(throughput, tmp_path):
         assert row["decode_ms"] < row["total_ms"]
         read = row["steps"] * (row["weight_bytes"] + row["kv_bytes"])
         assert row["limit_ms"] == pytest.approx(read / row["read_gb_s"] / 1e6)
+        assert row["roofline_ms"] >= row["limit_ms"] * (1 - 1e-9)
+        assert row["roofline_share"] == pytest.approx(row["roofline_ms"] / row["decode_ms"])
     token = 2 * 2 * 2 * 8 * 4
     assert few["kv_bytes"] == (12 + 2 * 2.5) * token  # one prompt, two rows with 1 … 4 tokens
     assert many["kv_bytes"] == (3 * 12 + 6 * 2.5) * token
+
+
+@pytest.mark.parametrize(
+    ("rows", "tflops"),
+    [(1, 1.0), (1000, 0.45), (1000, 0.01)],  # reads; the products' operations; all operations
+)
+def test_the_longer_of_reads_and_operations_is_the_limit(random_model, rows, tflops):
+    decoder = load_decoder(random_model)
+    weights, steps, prompt, own = parameters_read(decoder), 3, 10, 7
+    stats = RolloutStats(batches=[StepBatch(rows, 2, prompt, steps=steps, own_tokens=own)])
+    # At 1 GB/s; of two layers, two KV heads of dimension 8 and four heads, in float32.
+    reads = steps * weights * 4 / 1e6, (steps * prompt + own) * 2 * 2 * 2 * 8 * 4 / 1e6
+    attended = steps * rows * prompt / 2 + own
+    operations = 2 * steps * rows * weights, attended * 2 * 2 * 2 * 4 * 8
+    times = (max(r, o / tflops / 1e9) for r, o in zip(reads, operations, strict=True))
+    assert roofline_ms(decoder, stats, 1.0, tflops) == pytest.approx(sum(times))
+    longer = [o / tflops / 1e9 > r for r, o in zip(reads, operations, strict=True)]
+    assert longer == [tflops < 1, tflops < 0.1]
 
 
 def test_the_summary_and_its_figure(throughput, tmp_path):
@@ -62,6 +89,7 @@ def test_the_summary_and_its_figure(throughput, tmp_path):
     assert [(row["point"], row["n"]) for row in rows] == [("3x2 in 2", 2), ("3x2 in 6", 2)]
     for row in rows:
         assert row["decode_tokens_per_s_median"] < row["limit_tokens_per_s"] / row["share_p10"]
+        assert row["roofline_tokens_per_s"] <= row["limit_tokens_per_s"] * (1 + 1e-9)
     figure, caption = draw(read_table(path, ROLLOUT_SPEED), "smoke")
     assert len(figure.axes) == 3
     assert "3x2 in" in caption

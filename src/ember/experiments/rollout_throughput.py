@@ -1,8 +1,10 @@
-"""Speed of continuous batching against the read bandwidth of the batches that really ran (P1-4).
+"""Speed of continuous batching against the limits of the batches that really ran (P1-4).
 
 A step reads every weight once, each running prompt's KV once, and what each row has of its own. At
 the read bandwidth measured in the same run that takes a time below which no step can be, except
-where all of it fits into a cache. Prefills count in the total, not in the steps.
+where all of it fits into a cache. With many rows the operations of the products take longer than
+their reads; `roofline_ms` counts the longer of the two, for products and for attention. Prefills
+count in the total, not in the steps.
 """
 
 import logging
@@ -42,7 +44,7 @@ def measure_rollouts(
     import torch
 
     from ember.experiments.workload import read_workload
-    from ember.measure.roofline import read_bandwidth_gb_s
+    from ember.measure.roofline import matmul_tflops, read_bandwidth_gb_s
     from ember.model.checkpoint import load_decoder
 
     device = resolve(device)
@@ -50,6 +52,7 @@ def measure_rollouts(
     decoder = load_decoder(model, device, getattr(torch, dtype))
     about = {
         "read_gb_s": read_bandwidth_gb_s(device, repeats=50 if device != "cpu" else 7),
+        "matmul_tflops": matmul_tflops(device, dtype, repeats=20 if device != "cpu" else 7),
         **machine(device),
         **measured_on(model, device, dtype),
     }
@@ -102,6 +105,7 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
     decode = sum(batch.ms for batch in stats.batches)
     weights, kv = bytes_read(engine.decoder, stats)
     limit = (weights * stats.steps + kv) / about["read_gb_s"] / 1e6
+    roofline = roofline_ms(engine.decoder, stats, about["read_gb_s"], about["matmul_tflops"])
     return {
         "point": f"{point['prompts']}x{point['candidates']} in {point['rows']}",
         **{name: point[name] for name in ("prompts", "candidates", "rows")},
@@ -116,6 +120,8 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
         "kv_bytes": kv / stats.steps,
         "limit_ms": limit,
         "share": limit / decode,
+        "roofline_ms": roofline,
+        "roofline_share": roofline / decode,
         **about,
     }
 
@@ -128,13 +134,33 @@ _COUNTS = (
 
 def bytes_read(decoder, stats) -> tuple[int, int]:
     """Bytes of weights that one step reads, and of KV that all steps of a rollout have read."""
-    arch, head = decoder.arch, decoder.embed_tokens.weight
-    size = head.element_size()
-    parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    if not arch.tie_embeddings:  # of an embedding that is not the head only rows are read
-        parameters -= head.numel()
+    size = decoder.embed_tokens.weight.element_size()
     tokens = sum(b.steps * b.prompt_tokens + b.own_tokens for b in stats.batches)
-    return parameters * size, tokens * arch.kv_bytes_per_token(size)
+    return parameters_read(decoder) * size, tokens * decoder.arch.kv_bytes_per_token(size)
+
+
+def parameters_read(decoder) -> int:
+    """Weights that one step reads: of an embedding that is not the head only rows."""
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    return parameters - (0 if decoder.arch.tie_embeddings else decoder.embed_tokens.weight.numel())
+
+
+def roofline_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:
+    """Time of a rollout's steps if their products took the longer of reading the weights and of
+    their operations, and attention likewise (see the module)."""
+    arch, size = decoder.arch, decoder.embed_tokens.weight.element_size()
+    parameters, total = parameters_read(decoder), 0.0
+    each = 4 * arch.num_layers * arch.num_heads * arch.head_dim  # scores and sums, of one token
+    for batch in stats.batches:
+        read = batch.steps * batch.prompt_tokens + batch.own_tokens
+        attended = batch.steps * batch.rows * batch.prompt_tokens / max(1, batch.prompts)
+        attended += batch.own_tokens
+        for bytes_, operations in (
+            (batch.steps * parameters * size, 2 * batch.steps * batch.rows * parameters),
+            (read * arch.kv_bytes_per_token(size), each * attended),
+        ):
+            total += max(bytes_ / read_gb_s / 1e6, operations / tflops / 1e9)
+    return total
 
 
 def summarise_rollouts(throughput) -> list[dict]:
@@ -146,11 +172,12 @@ def summarise_rollouts(throughput) -> list[dict]:
     for calls in points.values():
         first = calls[0]
         row = {name: first[name] for name in ROLLOUT_SPEED.names if name in first}
-        for name in ("tokens_per_s", "decode_tokens_per_s", "share"):
+        for name in ("tokens_per_s", "decode_tokens_per_s", "share", "roofline_share"):
             spread = summarise([call[name] for call in calls])
             row |= {f"{name}_{part}": spread[part] for part in ("median", "p10", "p90")}
         row["n"] = len(calls)
-        row["limit_tokens_per_s"] = first["generated_tokens"] / first["limit_ms"] * 1e3
+        for name in ("limit", "roofline"):
+            row[f"{name}_tokens_per_s"] = first["generated_tokens"] / first[f"{name}_ms"] * 1e3
         shares = [call["decode_ms"] / call["total_ms"] for call in calls]
         row["decode_share"] = summarise(shares)["median"]
         found.append(row)

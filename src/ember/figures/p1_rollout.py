@@ -1,4 +1,4 @@
-"""Speed of the batched rollout against its batch size, with the limit by reading (P1-4)."""
+"""Speed of the batched rollout against its batch size, with its limits (P1-4)."""
 
 import pandas as pd
 
@@ -23,7 +23,8 @@ def draw(speed: pd.DataFrame, scale: str):
 
 def _curves(axes, rows) -> None:
     series = (
-        ("limit: reading weights and KV", "limit_tokens_per_s", None),
+        ("limit by reads", "limit_tokens_per_s", None),
+        ("limit by reads and operations", "roofline_tokens_per_s", None),
         ("decoding steps", "decode_tokens_per_s_median", "decode_tokens_per_s"),
         ("whole call, with prefills", "tokens_per_s_median", "tokens_per_s"),
     )
@@ -48,26 +49,29 @@ def _curves(axes, rows) -> None:
 
 
 def _shares(axes, rows) -> None:
-    axes.errorbar(
-        rows["batch"],
-        100 * rows["share_median"],
-        yerr=[100 * part for part in _error(rows, "share_median", "share")],
-        color=COLOURS[0],
-        marker=MARKERS[0],
-        linestyle=LINES[0],
-        capsize=2,
-        label="of the limit",
-    )
+    for index, (label, name) in enumerate(
+        (("of limit by reads", "share"), ("of reads and operations", "roofline_share"))
+    ):
+        axes.errorbar(
+            rows["batch"],
+            100 * rows[f"{name}_median"],
+            yerr=[100 * part for part in _error(rows, f"{name}_median", name)],
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            linestyle=LINES[index],
+            capsize=2,
+            label=label,
+        )
     axes.plot(
         rows["batch"],
         100 * rows["occupancy"],
-        color=COLOURS[1],
-        marker=MARKERS[1],
-        linestyle=LINES[1],
+        color=COLOURS[4],
+        marker=MARKERS[4],
+        linestyle=LINES[4],
         label="of the rows occupied",
     )
     _batches(axes, rows)
-    axes.set_ylim(0, 135)
+    axes.set_ylim(0, 150)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("share (%)")
     axes.legend(loc="upper left")
@@ -83,7 +87,7 @@ def _bars(axes, rows) -> None:
             [place + 0.4 * index - 0.2 for place in places],
             rows[column],
             width=0.4,
-            color=COLOURS[1 + index],
+            color=COLOURS[2 + index],
             label=label,
         )
     axes.set_xticks(places, [str(n) for n in rows["candidates"]])
@@ -116,14 +120,15 @@ def _caption(speed, sweep, others, scale: str) -> str:
         f"**Batched rollout.** Prompts of {first['context']} tokens, {first['generation']} "
         f"generated at temperature 1, {first['candidates']} candidates a prompt in a and b; "
         f"medians of n = {repeats} calls a point, bars span p10 to p90. (a) Speed against the "
-        f"batch; the limit is the time to read every weight and the KV that each step needs, a "
+        f"batch; the limits are the time to read every weight and the KV that each step needs, a "
         f"prompt's once for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the "
-        "same run; prefills "
-        "are outside of it. (b) Share of that limit, and of the rows that steps had in use. (c) "
+        f"same run, and the longer of that and of the operations of products and of attention at "
+        f"{first['matmul_tflops']:.3g} TFLOP/s, measured too; prefills "
+        "are outside of both. (b) Share of the limits, and of the rows that steps had in use. (c) "
         f"Candidates a prompt. Fastest: {best['point']} rows (prompts x candidates in rows), "
         f"{best['tokens_per_s_median']:.0f} tokens/s with prefills, "
         f"{best['decode_tokens_per_s_median']:.0f} in steps, "
-        f"{100 * best['share_median']:.0f} % of its limit. "
+        f"{100 * best['share_median']:.0f} % of its limit by reads. "
     )
     if first["device"] == "cpu":
         text += (

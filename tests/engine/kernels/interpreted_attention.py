@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ember.engine.kernels import attention as module
 from ember.engine.kernels.attention import Attention, Sharing
 from ember.model.architecture import Architecture
 from ember.model.decoder import attend, rotary_tables, rotate
@@ -25,19 +26,36 @@ def arch(heads: int, kv_heads: int) -> Architecture:
 
 
 # Prompts of the arena as (start, length), and each row's prompt and tokens of its own.
+CASES = [
+    ([(0, 1)], [(0, 0)]),  # the first token
+    ([(64, 130)], [(0, 7)]),
+    ([(0, 64), (100, 3)], [(0, 70), (1, 2)]),
+    ([(0, 100), (110, 1)], [(1, 0), (0, 5), (1, 66), (0, 0)]),  # in no order
+    ([(3, 65)], [(0, row) for row in range(34)]),  # more than one program takes
+    ([], [(None, 0), (None, 100)]),  # everything in the rows' own memory
+]
+
+
 @pytest.mark.parametrize("normed", [True, False])
-@pytest.mark.parametrize(
-    ("prompts", "rows"),
-    [
-        ([(0, 1)], [(0, 0)]),  # the first token
-        ([(64, 130)], [(0, 7)]),
-        ([(0, 64), (100, 3)], [(0, 70), (1, 2)]),
-        ([(0, 100), (110, 1)], [(1, 0), (0, 5), (1, 66), (0, 0)]),  # in no order
-        ([(3, 65)], [(0, row) for row in range(34)]),  # more than one program takes
-        ([], [(None, 0), (None, 100)]),  # everything in the rows' own memory
-    ],
-)
+@pytest.mark.parametrize(("prompts", "rows"), CASES)
 def test_attention(prompts, rows, normed):
+    check(prompts, rows, normed, per=16)
+
+
+@pytest.mark.parametrize(
+    ("programs", "per"),
+    [(1, 16), (10**6, 16), (10**6, 4)],  # a program has a whole group; two rows; half of a row
+)
+@pytest.mark.parametrize(("prompts", "rows"), [case for case in CASES if case[0]])
+def test_attention_in_groups(prompts, rows, programs, per, monkeypatch):
+    monkeypatch.setattr(module, "FEW_ROWS", 0)
+    monkeypatch.setattr(module, "SHARED_PARTS", 8)
+    monkeypatch.setattr(module, "PROGRAMS", programs)
+    check(prompts, rows, normed=True, per=per)
+
+
+def check(prompts, rows, normed, per):
+    """Rows of a batch against the decoder's attention; memory that is nobody's stays untouched."""
     heads, kv_heads, batch = 8, 2, len(rows)
     shape = arch(heads, kv_heads)
     generator = torch.Generator().manual_seed(batch)
@@ -62,17 +80,17 @@ def test_attention(prompts, rows, normed):
     attention = Attention(kv, heads, cos, sin, arena if prompts else None)
     members = [[row for row, (prompt, _) in enumerate(rows) if prompt == p] for p in range(9)]
     groups = [
-        (*prompts[p], members[p][first : first + 16])
+        (*prompts[p], members[p][first : first + per])
         for p in range(len(prompts))
-        for first in range(0, len(members[p]), 16)
+        for first in range(0, len(members[p]), per)
     ]
     groups += [(0, 0, [])] * bool(groups)  # a table may be larger than what is in it
-    attention.tables.fill(groups, 16)
+    attention.tables.fill(groups, per)
     position = torch.tensor(lengths, dtype=torch.int32)
     out = torch.full((batch, heads * D), torch.nan)
     attention(
         *(0, qkv, norms if normed else None, position, torch.tensor(shared, dtype=torch.int32)),
-        *(out, Sharing(len(groups), 16)),
+        *(out, Sharing(len(groups), per)),
         eps=EPS,
     )
 

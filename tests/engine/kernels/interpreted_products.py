@@ -8,9 +8,12 @@ from ember.engine.kernels.products import (
     NORM_TILE,
     Normed,
     Plan,
+    Tiling,
+    add_normed,
     embed,
     matvec,
     skinny,
+    wide,
 )
 
 EPS = 1e-5
@@ -111,6 +114,45 @@ def test_a_row_is_the_same_in_any_batch():
     for row in range(5):
         alone = skinny(x[row : row + 1], weight, torch.empty(1, 32), plan=plan)
         assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("variant", ["plain", "gated", "gated with bias"])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("rows", [9, 33])
+def test_wide(rows, sizes, variant):
+    given = case(rows, *sizes, variant) | {"norm": None}
+    out = torch.full((rows, sizes[0]), torch.nan)
+    tiling = Tiling(batch=16, rows=32, columns=32, ahead=2, warps=1)
+    parts = {name: given[name] for name in ("bias", "gated")}
+    wide(given["x"], given["weight"], out, tiling=tiling, **parts)
+    torch.testing.assert_close(out, expect(**given), **TOLERANCE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("splits", [1, 3, 5])  # of four blocks: some have none to read
+def test_sums_of_split_columns_are_added_and_normed(splits, bias):
+    x, weight, residual = draw(9, 100), 0.1 * draw(70, 100, seed=1), draw(9, 70, seed=2)
+    norm, offset = 1 + draw(70, seed=3), draw(70, seed=4) if bias else None
+    sums = torch.full((splits, 9, 70), torch.nan)
+    wide(x, weight, sums, tiling=Tiling(16, 32, 32, 2, 1, splits))
+    stream, normed = residual.clone(), torch.full((9, 70), torch.nan)
+    add_normed(stream, norm, normed, eps=EPS, parts=sums, bias=offset)
+    expected = expect(x, weight, bias=offset, residual=residual)
+    torch.testing.assert_close(stream, expected, **TOLERANCE)
+    torch.testing.assert_close(normed, F.rms_norm(expected, (70,), norm, EPS), **TOLERANCE)
+    again = torch.full((9, 70), torch.nan)
+    add_normed(stream, norm, again, eps=EPS)  # nothing to add
+    assert torch.equal(again, normed)
+
+
+@pytest.mark.parametrize("wrong", [{"gated": True}, {"bias": torch.zeros(32)}])
+def test_split_columns_take_neither_gate_nor_bias(wrong):
+    with pytest.raises(ValueError, match="without gate and bias"):
+        wide(
+            *(draw(9, 64), draw(64, 64), torch.zeros(2, 9, 32)),
+            tiling=Tiling(16, 32, 32, 2, 1, splits=2),
+            **wrong,
+        )
 
 
 def test_tiles_too_small_for_a_norm_are_an_error():

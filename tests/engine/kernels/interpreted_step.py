@@ -41,6 +41,7 @@ def few_programs(monkeypatch):
     """The interpreter's time goes with the number of programs, whatever their size."""
     monkeypatch.setattr(step, "matvec_plan", lambda k, *, gated: Plan(64, 32, 2, 1))
     monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
+    monkeypatch.setattr(step, "MANY_ROWS", FEW_ROWS + 1)
     monkeypatch.setattr(attention, "SHARED_PARTS", 1)
     monkeypatch.setattr(attention, "OWN_PARTS", 1)
 
@@ -61,7 +62,12 @@ def draw(batch: int, tokens: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("shape", "batch"),
-    [(shape, batch) for shape in SHAPES for batch in (1, 3)] + [("qwen3-bias", FEW_ROWS + 1)],
+    [(shape, batch) for shape in SHAPES for batch in (1, 3)]
+    + [
+        ("qwen3-bias", FEW_ROWS + 1),
+        ("llama-mlp-bias", FEW_ROWS + 1),
+        ("qwen3-bias", FEW_ROWS + 2),  # the library's products
+    ],
 )
 @torch.inference_mode()
 def test_steps_equal_the_eager_decoder(shape, batch):
