@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from ember.lora import merge
 from ember.lora.kernels import Launch, Matrix, Tile, padded_rank
 from ember.lora.merge import Merger
 from tests.lora.tiny import adapter_of, bits, equal_bits, merged_by_hand, tiny_decoder
 
+launch = merge._launch
 TILES = [Tile(16, 32, 4), Tile(8, 16, 4, 2)]
 
 
@@ -51,6 +53,19 @@ def test_the_merger_with_kernels_equals_the_sum(rank, keep):
         assert torch.allclose(weight.double(), wanted, atol=1e-5)
     merger.swap(None)
     assert equal_bits(decoder, before) == (keep != "none")
+
+
+def test_a_pair_that_is_used_stays_prepared(monkeypatch):
+    monkeypatch.setattr(merge, "KEPT_LAUNCHES", 3)
+    planned = []
+    monkeypatch.setattr(merge, "_launch", lambda *a: planned.append(1) or launch(*a))
+    decoder = tiny_decoder()
+    merger = Merger(decoder)
+    often = merger.prepare(adapter_of(decoder, 1))
+    for seed in range(6):  # others come from folders and never again
+        merger.swap(often)
+        merger.swap(adapter_of(decoder, 10 + seed))
+    assert len(planned) == 1 + 6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -50,7 +50,7 @@ def _curves(axes, rows) -> None:
 
 def _shares(axes, rows) -> None:
     for index, (label, name) in enumerate(
-        (("of limit by reads", "share"), ("of reads and operations", "roofline_share"))
+        (("of the reads' limit", "share"), ("of both limits", "roofline_share"))
     ):
         axes.errorbar(
             rows["batch"],
@@ -68,7 +68,7 @@ def _shares(axes, rows) -> None:
         color=COLOURS[4],
         marker=MARKERS[4],
         linestyle=LINES[4],
-        label="of the rows occupied",
+        label="rows occupied",
     )
     _batches(axes, rows)
     axes.set_ylim(0, 150)

@@ -237,8 +237,10 @@ class Merger:
         if planned is None or planned.places != places:
             while len(self._launches) >= KEPT_LAUNCHES:
                 self._launches.pop(next(iter(self._launches)))
-            launch = _launch(weights, sources, new, old)
-            planned = self._launches[name] = _Planned(places, launch, pair)
+            planned = _Planned(places, _launch(weights, sources, new, old), pair)
+        else:  # what is used stays: the first to go is the one that was not for the longest time
+            del self._launches[name]
+        self._launches[name] = planned
         return planned.launch.run
 
     def _restore(self, new: Prepared | None, done: list["Done"]) -> None:
