@@ -37,6 +37,7 @@ SMALL = {
 # Largest error of a logits vector relative to its length.
 # bfloat16 has 8 bits, and weights this wild amplify what they lose.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06}
+MANY_ROWS = 64  # the worst of so many and more may be a third worse
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ def main() -> None:
         for model_type in ("qwen3", "qwen2", "llama"):
             arch = Architecture.make(model_type=model_type, **SMALL)
             decoder = wild(random_decoder(arch, 0, DEVICE, dtype))
-            for batch in (1, 4, 17):
+            for batch in (1, 4, 17, 100, 140):  # every family of products
                 check_steps(decoder, batch)
             check_chunks(decoder)
         check_generation(decoder)
@@ -96,6 +97,7 @@ def check_steps(decoder: Decoder, batch: int, tokens: int = 300, prefilled: int 
     """Logits of the captured graph, of the same operations without it, and of the eager decoder,
     across a boundary of the attention's parts."""
     dtype = decoder.embed_tokens.weight.dtype
+    allowed = TOLERANCE[dtype] * (4 / 3 if batch >= MANY_ROWS else 1)
     sequence = draw(decoder, batch, tokens)
     capacity = -(-tokens // SPLIT) * SPLIT
     truth = ContiguousCache(decoder.arch, batch, capacity, DEVICE, dtype)
@@ -108,11 +110,11 @@ def check_steps(decoder: Decoder, batch: int, tokens: int = 300, prefilled: int 
         for t in range(prefilled, tokens):
             error = max(error, relative(step(sequence[:, t]), expected[:, t - prefilled]))
         name = f"{decoder.arch.model_type} {dtype} batch {batch} {'graph' if graph else 'no graph'}"
-        report(f"{name}: logits", error, TOLERANCE[dtype])
+        report(f"{name}: logits", error, allowed)
         error = relative(
             torch.stack(cache.read(0)).flatten(3), torch.stack(truth.read(0)).flatten(3)
         )
-        report(f"{name}: cache of layer 0", error, TOLERANCE[dtype])
+        report(f"{name}: cache of layer 0", error, allowed)
 
 
 @torch.inference_mode()

@@ -71,7 +71,7 @@ def _parts(axes, parts) -> None:
     places = range(len(parts))
     limit = parts["bytes"].fillna(0) / parts["read_gb_s"] / 1e3
     axes.barh(places, parts["step_us"], color=COLOURS[0], label="measured")
-    axes.barh(places, limit, color="black", height=0.25, label="its bytes at read bandwidth")
+    axes.barh(places, limit, color="black", height=0.25, label="its bytes alone")
     axes.set_yticks(list(places), parts["kernel"])
     axes.set_xlabel(f"time in a step of {parts['rows'].iloc[0]} (µs)")
     axes.grid(axis="y", visible=False)

@@ -40,7 +40,7 @@ class Cut(NamedTuple):
 
 
 # Two such programs fit on a multiprocessor, and 256 are what an H200 runs at once (docs/engine.md).
-SHORT, LONG, PROGRAMS = Cut(32, 3, 4), Cut(64, 3, 4), 256
+LONG, SHORT, LEAST, PROGRAMS = Cut(64, 3, 4), Cut(32, 3, 4), Cut(16, 2, 4), 256
 
 
 @triton.jit
@@ -252,6 +252,14 @@ def upload(target: Tensor, values: Sequence) -> None:
     target[: len(values)].copy_(source, non_blocking=True)
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have on a multiprocessor."""
+    if device.type != "cuda":
+        return 2**30  # the interpreter has no such bound
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
 class Attention:
     """Attention over `rows` (L, 2, R, Hkv, W, D), and over `prompts` (L, 2, Hkv, T, D) if given."""
 
@@ -269,6 +277,7 @@ class Attention:
         self._group = num_heads // rows.shape[3]
         self.most = max(1, QUERIES // self._group)  # rows of a group
         self.tables = Tables(rows.shape[2], rows.device)
+        self._shared_memory = shared_memory(rows.device)
         self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
@@ -309,7 +318,7 @@ class Attention:
         in_groups = sharing.groups > 0 and batch > FEW_ROWS
         if in_groups:
             parts = self.group_parts(sharing)
-            tasks, cut = sharing.groups * parts, SHORT if parts > 8 else LONG
+            tasks, cut = sharing.groups * parts, self._cut(parts)
             kernel, warps = attend_groups, cut.warps
             options = {"BLOCK": cut.block, "STAGES": cut.stages, "PARTS": parts, "NEW": NEW}
         else:
@@ -337,6 +346,16 @@ class Attention:
         )
         self._merged(partial, lse, out, pdl)
         return out
+
+    def _cut(self, parts: int) -> Cut:
+        """The longest blocks that have room; short parts have few blocks."""
+        key = self._rows.shape[-1] * self._rows.itemsize
+        fitting = (
+            cut
+            for cut in (LONG, SHORT)
+            if 2 * (cut.stages * cut.block + QUERIES) * key <= self._shared_memory
+        )
+        return next((cut for cut in fitting if parts <= 8 or cut is SHORT), LEAST)
 
     def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, pdl: bool) -> None:
         """The parts together, (B, Hq D)."""

@@ -13,13 +13,14 @@ too; above 128 rows the products are the library's.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.engine.kernels.attention import FEW_ROWS, Attention, Sharing, upload
+from ember.engine.kernels.attention import FEW_ROWS, Attention, Sharing, shared_memory, upload
 from ember.engine.kernels.prefill import silu_mul
 from ember.engine.kernels.products import (
     NORM_TILE,
@@ -81,8 +82,9 @@ class KernelStep:
         self.logits = buffer(arch.vocab_size)
         self._normed: dict[int, Normed] = {}
         self._plain_normed = buffer(arch.hidden_size)
+        self._shared_memory = shared_memory(device)
         tilings = [
-            many_tiling(min(slots, MANY_ROWS), arch.hidden_size, k, gated=False, summed=True)
+            self._tiling(min(slots, MANY_ROWS), arch.hidden_size, k, gated=False, summed=True)
             for k in (heads * d, arch.intermediate_size)
         ]
         most = max(tiling.splits for tiling in tilings) * min(slots, MANY_ROWS)
@@ -341,7 +343,7 @@ class KernelStep:
     ) -> None:
         """A product of many rows; what is added to the residual stream leaves it normed, too."""
         rows, pdl, sums = len(x), self._pdl, None
-        tiling = many_tiling(rows, *weight.shape, gated=gated, summed=residual is not None)
+        tiling = self._tiling(rows, *weight.shape, gated=gated, summed=residual is not None)
         if tiling is None:
             _library(x, weight, out, bias=bias, residual=residual, gated=gated)
             bias = None
@@ -353,6 +355,9 @@ class KernelStep:
         if residual is not None:
             normed = self._plain_normed[:rows]
             add_normed(out, feeds, normed, eps=eps, parts=sums, bias=bias, pdl=pdl)
+
+    def _tiling(self, *shape: int, **kind: bool) -> Tiling | None:
+        return many_tiling(*shape, **kind, size=self._x.itemsize, shared=self._shared_memory)
 
     def _step(self) -> None:
         parts = self.parts()
@@ -383,20 +388,28 @@ def skinny_plan(columns: int, *, gated: bool) -> Plan:
     return Plan(rows=NORM_TILE, columns=width, ahead=3 if gated else 4, warps=warps)
 
 
-def many_tiling(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling | None:
-    """How a product of many rows is cut; `summed`: someone adds up split columns. None: the
-    library is as fast. Measured on an H200 (docs/engine.md)."""
+def many_tiling(
+    rows: int, out: int, columns: int, *, gated: bool, summed: bool, size: int, shared: int
+) -> Tiling | None:
+    """How a product of many rows is cut; `summed`: someone adds up split columns; `size`: bytes of
+    a number, `shared`: of a program's memory. None: the library is as fast. Measured on an H200
+    (docs/engine.md)."""
     if rows > MANY_ROWS:
         return None
     batch, tiles = max(16, _power(rows)), -(-out // 64)
     if gated:
-        return Tiling(min(batch, 64), rows=64, columns=64, ahead=4 if batch <= 64 else 3, warps=4)
-    if summed:
+        tiling = Tiling(min(batch, 64), 64, columns=64, ahead=4 if batch <= 64 else 3, warps=4)
+    elif summed:
         splits = min(-(-columns // 128), max(1, PROGRAMS // tiles))
-        return Tiling(batch, rows=64, columns=128, ahead=4, warps=4, splits=splits)
-    if batch > 64:
+        tiling = Tiling(batch, 64, columns=128, ahead=4, warps=4, splits=splits)
+    elif batch <= 64:
+        tiling = Tiling(batch, 64, columns=64 if tiles > 2 * PROGRAMS else 128, ahead=4, warps=4)
+    else:
         return None
-    return Tiling(batch, rows=64, columns=64 if tiles > 2 * PROGRAMS else 128, ahead=4, warps=4)
+    column = tiling.ahead * (tiling.batch + (1 + gated) * tiling.rows) * size
+    while tiling.columns > 16 and tiling.columns * column > shared:
+        tiling = replace(tiling, columns=tiling.columns // 2)
+    return tiling
 
 
 def _power(number: int) -> int:
