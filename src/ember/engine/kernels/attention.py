@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ember.engine.kernels.group_attention import NEW, attend_groups, normed, rotated
+from ember.engine.kernels.group_attention import NEW, absorb, attend_groups, normed, rotated
 
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
 QUERIES = 64  # the most rows of queries in one program
@@ -166,15 +166,8 @@ def _attend(
         next1 = tl.load(base + at + dims[None, :], mask=coming, other=0.0)
         next2 = tl.load(base + at + HALF + dims[None, :], mask=coming, other=0.0)
         next_v = tl.load(values + at + alldims[None, :], mask=coming, other=0.0)
-        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale  # (R, BLOCK)
-        scores = tl.where((begin + keys < stop)[None, :], scores, -float("inf"))
-        top = tl.maximum(best, tl.max(scores, 1))
-        shares = tl.exp2(scores - top[:, None])
-        kept = tl.exp2(best - top)
-        mass = mass * kept + tl.sum(shares, 1)
-        acc = tl.dot(shares.to(kind), v, acc * kept[:, None], input_precision="ieee")
-        best = top
+        allowed = (begin + keys < stop)[None, :]
+        best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
         k1, k2, v = next1, next2, next_v
 
     spots = (row * HQ + head * G + lane % G) * PARTS + slot  # (R,)

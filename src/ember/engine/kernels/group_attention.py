@@ -31,6 +31,22 @@ def rotated(a, b, cos_ptr, sin_ptr, position, dims, HALF: tl.constexpr):
 
 
 @triton.jit
+def absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc):
+    """Softmax goes on over a block of keys: the largest score of each query so far, the sum of
+    exp2(score - largest), and the same sum of values. Where nothing is allowed nothing changes."""
+    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale  # (R, BLOCK)
+    scores = tl.where(allowed, scores, -float("inf"))
+    top = tl.maximum(best, tl.max(scores, 1))
+    level = tl.where(top == -float("inf"), 0.0, top)
+    shares = tl.exp2(scores - level[:, None])
+    kept = tl.exp2(best - level)
+    mass = mass * kept + tl.sum(shares, 1)
+    acc = tl.dot(shares.to(v.dtype), v, acc * kept[:, None], input_precision="ieee")
+    return top, mass, acc
+
+
+@triton.jit
 def attend_groups(
     qkv_ptr,  # (B, (Hq + 2 Hkv) D)
     prompts_ptr,  # (2, Hkv, T, D), one layer
@@ -126,14 +142,9 @@ def attend_groups(
         tl.store(target + dims[None, :], new1, mask=there)
         tl.store(target + HALF + dims[None, :], new2, mask=there)
         tl.store(target + plane + alldims[None, :], newv, mask=there)
-        fresh = tl.dot(q1, tl.trans(new1), input_precision="ieee")
-        fresh = tl.dot(q2, tl.trans(new2), fresh, input_precision="ieee") * scale  # (R, NEW)
         its = (lane // G)[:, None] == first + place[None, :]
-        fresh = tl.where(its & here[None, :], fresh, -float("inf"))
-        best = tl.max(fresh, 1)
-        given = tl.exp2(fresh - tl.where(best == -float("inf"), 0.0, best)[:, None])
-        mass = tl.sum(given, 1)
-        acc = tl.dot(given.to(kind), newv, input_precision="ieee")
+        allowed = its & here[None, :]
+        best, mass, acc = absorb(q1, q2, new1, new2, newv, allowed, scale, best, mass, acc)
 
     run = head.to(tl.int64) * T + tl.load(starts_ptr + group).to(tl.int64)
     for step in tl.range(0, prompt_blocks + MINE * own_blocks, num_stages=STAGES):
@@ -152,17 +163,8 @@ def attend_groups(
         k1 = tl.load(base + at[:, None] * D + dims[None, :], mask=seen[:, None], other=0.0)
         k2 = tl.load(base + at[:, None] * D + HALF + dims[None, :], mask=seen[:, None], other=0.0)
         v = tl.load(values + at[:, None] * D + alldims[None, :], mask=seen[:, None], other=0.0)
-        scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
-        scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale  # (R, BLOCK)
         allowed = seen[None, :] & (on_prompt | (lane // G == first + which))[:, None]
-        scores = tl.where(allowed, scores, -float("inf"))
-        top = tl.maximum(best, tl.max(scores, 1))
-        level = tl.where(top == -float("inf"), 0.0, top)
-        shares = tl.exp2(scores - level[:, None])
-        kept = tl.exp2(best - level)
-        mass = mass * kept + tl.sum(shares, 1)
-        acc = tl.dot(shares.to(kind), v, acc * kept[:, None], input_precision="ieee")
-        best = top
+        best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
 
     spots = (row * HQ + head * G + lane % G) * PARTS + part  # (R,)
     lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
