@@ -7,11 +7,11 @@ import pytest
 
 from ember.engine.rollout import RolloutStats, StepBatch
 from ember.engine.sampling import SamplingParams
+from ember.experiments.decode_roofline import parameters_read
 from ember.experiments.generate import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.experiments.rollout_consistency import check_consistency, compare
 from ember.experiments.rollout_throughput import (
     measure_rollouts,
-    parameters_read,
     roofline_ms,
     summarise_rollouts,
 )

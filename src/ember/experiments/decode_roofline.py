@@ -193,13 +193,14 @@ def describe(sampling) -> str:
 
 def _bytes_of_a_step(decoder, what: dict, new_tokens: int) -> tuple[int, int]:
     """Weights, and KV of the prompt and of half of what each candidate will have of its own."""
-    arch, head = decoder.arch, decoder.embed_tokens.weight
-    size = head.element_size()
-    parameters = sum(p.numel() for p in decoder.parameters())
-    if not arch.tie_embeddings:  # of an embedding that is not the head only rows are read
-        parameters -= head.numel()
-    tokens = what["context"] + what["rows"] * new_tokens // 2
-    return parameters * size, tokens * arch.kv_bytes_per_token(size)
+    size = decoder.embed_tokens.weight.element_size()
+    return parameters_read(decoder) * size, _kv_bytes(decoder.arch, what, new_tokens, size)
+
+
+def parameters_read(decoder) -> int:
+    """Weights that one step reads: of an embedding that is not the head only rows."""
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    return parameters - (0 if decoder.arch.tie_embeddings else decoder.embed_tokens.weight.numel())
 
 
 def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]:

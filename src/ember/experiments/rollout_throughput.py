@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ember.experiments.decode_roofline import parameters_read
 from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
 from ember.measure.clock import summarise
@@ -137,12 +138,6 @@ def bytes_read(decoder, stats) -> tuple[int, int]:
     size = decoder.embed_tokens.weight.element_size()
     tokens = sum(b.steps * b.prompt_tokens + b.own_tokens for b in stats.batches)
     return parameters_read(decoder) * size, tokens * decoder.arch.kv_bytes_per_token(size)
-
-
-def parameters_read(decoder) -> int:
-    """Weights that one step reads: of an embedding that is not the head only rows."""
-    parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    return parameters - (0 if decoder.arch.tie_embeddings else decoder.embed_tokens.weight.numel())
 
 
 def roofline_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:

@@ -48,6 +48,7 @@ def _mass(x):
 
 @triton.jit
 def _note_mass(x, inverse, spot, top_ptr, mass_ptr, raw_top_ptr, raw_mass_ptr):
+    """`_mass` of raw logits and of scaled ones, which are the same at temperature 1."""
     top, mass = _mass(x)
     tl.store(raw_top_ptr + spot, top)
     tl.store(raw_mass_ptr + spot, mass)
