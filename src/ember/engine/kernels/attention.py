@@ -39,6 +39,21 @@ class Cut(NamedTuple):
     warps: int
 
 
+MERGE = True
+COMING_BYTES, COMING_EVERY = 24 << 20, 4  # of a matrix that follows, for the L2
+
+
+def bring(coming: Tensor | None) -> dict[str, int]:
+    """What of a matrix is brought to the L2, as options of the kernel."""
+    if coming is None or not COMING_BYTES:
+        return {"COMING": 0, "LINE": 0, "EVERY": 0}
+    row = coming.shape[1] * coming.element_size()
+    line = min(4096, row & -row)
+    every = COMING_EVERY
+    return {"COMING": min(COMING_BYTES // line, coming.nbytes // (line * every)),
+            "LINE": line, "EVERY": every}
+
+
 # Two such programs fit on a multiprocessor, and 256 are what an H200 runs at once (docs/engine.md).
 LONG, SHORT, LEAST, PROGRAMS = Cut(64, 3, 4), Cut(32, 3, 4), Cut(16, 2, 4), 256
 
@@ -63,6 +78,9 @@ def _attend(
     W,
     scale,  # log2(e) / sqrt(D)
     eps,
+    merged_ptr,  # (1, Hq D), where MERGE
+    done_ptr,  # (Hkv,): programs of a head that are done, where MERGE
+    coming_ptr,  # weights that are read after this, where COMING
     GROUPS: tl.constexpr,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
@@ -74,6 +92,11 @@ def _attend(
     OWN_PARTS: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
+    MERGE: tl.constexpr,  # one row: who is the last of a head merges its parts
+    PARTS_POWER: tl.constexpr,
+    COMING: tl.constexpr,  # blocks of weights to bring to the L2, 0 for none
+    LINE: tl.constexpr,  # bytes of a block
+    EVERY: tl.constexpr,  # of so many blocks the first
 ):
     if PDL:
         gdc_launch_dependents()
@@ -82,8 +105,15 @@ def _attend(
     FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
     PARTS: tl.constexpr = FIRST + OWN_PARTS
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
+    TASKS: tl.constexpr = GROUPS * SHARED_PARTS + OWN_PARTS  # of one row
     head = tl.program_id(0)
     task = tl.program_id(1)
+    if COMING > 0:
+        if task >= TASKS:
+            if PDL:
+                gdc_wait()
+            _bring(coming_ptr, (task - TASKS) * HKV + head, COMING, LINE, EVERY)
+            return
     lane = tl.arange(0, R)
     dims = tl.arange(0, HALF)
     alldims = tl.arange(0, D)
@@ -122,6 +152,8 @@ def _attend(
     k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
     k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
     v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)  # (BLOCK, D)
+    turns = tl.load(position_ptr + row).to(tl.int64)[:, None] * HALF + dims[None, :]
+    cos, sin = tl.load(cos_ptr + turns), tl.load(sin_ptr + turns)
     if PDL:
         gdc_wait()
 
@@ -131,8 +163,7 @@ def _attend(
     b = tl.load(places + HALF).to(tl.float32)
     if NORM:
         a, b = normed(a, b, norms_ptr, dims, HALF, D, eps)
-    a, b = rotated(a, b, cos_ptr, sin_ptr, tl.load(position_ptr + row), dims, HALF)
-    q1, q2 = a.to(kind), b.to(kind)
+    q1, q2 = (a * cos - b * sin).to(kind), (b * cos + a * sin).to(kind)
 
     best = tl.full((R,), -float("inf"), tl.float32)
     mass = tl.zeros((R,), tl.float32)
@@ -176,6 +207,48 @@ def _attend(
     if (stop > start) | new:
         out = acc / mass[:, None]
         tl.store(out_ptr + spots[:, None] * D + alldims[None, :], out, mask=used[:, None])
+    if MERGE:
+        tl.debug_barrier()  # all of this program's parts are written
+        if tl.atomic_add(done_ptr + head, 1, sem="acq_rel", scope="gpu") == TASKS - 1:
+            for query in tl.range(G):
+                _merge_one(
+                    out_ptr, lse_ptr, merged_ptr, head * G + query, D, PARTS, PARTS_POWER
+                )
+            tl.store(done_ptr + head, 0)
+
+
+@triton.jit
+def _merge_one(
+    parts_ptr, lse_ptr, out_ptr, head, D: tl.constexpr, PARTS: tl.constexpr, POWER: tl.constexpr
+):
+    """The parts of one query, which other programs have just written, together."""
+    part, dims = tl.arange(0, POWER), tl.arange(0, D)
+    places = head * PARTS + part
+    there = part < PARTS
+    lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"), cache_modifier=".cg")
+    spots = parts_ptr + places[:, None] * D + dims[None, :]
+    found = tl.load(spots, mask=there[:, None], other=0.0, cache_modifier=".cg")
+    shares = tl.exp2(lse - tl.max(lse, 0))
+    # Empty parts have written nothing: what lies in their memory must not be read.
+    found = tl.where((shares > 0)[:, None], found, 0.0)
+    out = tl.sum(found * shares[:, None], 0) / tl.sum(shares, 0)
+    tl.store(out_ptr + head * D + dims, out.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _bring(weights_ptr, program, COUNT: tl.constexpr, LINE: tl.constexpr, EVERY: tl.constexpr):
+    """Asks for the first of every EVERY blocks of LINE bytes, up to COUNT of them, for the L2."""
+    line = program * 128 + tl.arange(0, 128)
+    at = weights_ptr.to(tl.pointer_type(tl.int8)) + line.to(tl.int64) * (LINE * EVERY)
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $3; "
+        "mov.u32 $0, 0; }",
+        "=r,l,r,r",
+        [at, (line < COUNT).to(tl.int32), tl.full((128,), LINE, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -272,6 +345,7 @@ class Attention:
         self.tables = Tables(rows.shape[2], rows.device)
         self._shared_memory = shared_memory(rows.device)
         self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._done = torch.zeros(rows.shape[3], dtype=torch.int32, device=rows.device)
 
     def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
         """Of a prompt and of a row's own, where rows are few."""
@@ -299,11 +373,13 @@ class Attention:
         *,
         eps: float,
         pdl: bool = False,
+        coming: Tensor | None = None,
     ) -> Tensor:
         """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose tokens are at `position` (B,).
 
         `norms` (2, D) are the weights of the query and key norms; `shared` (B,) is the length of
-        each row's prompt, 0 where it has none of its own.
+        each row's prompt, 0 where it has none of its own. `coming`: a matrix that is read after
+        this, of which one row brings a part to the L2, because attention leaves the memory idle.
         """
         _, _, slots, kv_heads, width, dim = self._rows.shape
         batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
@@ -312,20 +388,28 @@ class Attention:
         if in_groups:
             parts = self.group_parts(sharing)
             tasks, cut = sharing.groups * parts, self._cut(parts)
-            kernel, warps = attend_groups, cut.warps
-            options = {"BLOCK": cut.block, "STAGES": cut.stages, "PARTS": parts, "NEW": NEW}
+            kernel, warps, merge = attend_groups, cut.warps, False
+            options, more = {"BLOCK": cut.block, "STAGES": cut.stages}, ()
+            options |= {"PARTS": parts, "NEW": NEW}
         else:
             shared_parts, own_parts = self.parts(batch, sharing)
             tasks = sharing.groups * shared_parts + batch * own_parts
             kernel, warps, parts = _attend, 4, shared_parts + own_parts
             options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
             options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
+            merge = batch == 1 and MERGE
+            if batch > 1 or not pdl:
+                coming = None
+            ahead = bring(coming)
+            tasks += triton.cdiv(ahead["COMING"], 128 * kv_heads)
+            options |= {"MERGE": merge, "PARTS_POWER": triton.next_power_of_2(parts)} | ahead
+            more = (out, self._done, qkv if coming is None else coming)
         partial, lse = self._buffers(batch, parts)
         kernel[(kv_heads, tasks)](
             *(qkv, prompts[layer], self._rows[layer], self._cos, self._sin),
             *(qkv if norms is None else norms, position, shared),
             *(tables.members, tables.starts, tables.lengths, partial, lse),
-            *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps),
+            *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps, *more),
             HQ=self._heads,
             HKV=kv_heads,
             D=dim,
@@ -337,7 +421,8 @@ class Attention:
             **options,
             **launch,
         )
-        self._merged(partial, lse, out, pdl)
+        if not merge:
+            self._merged(partial, lse, out, pdl)
         return out
 
     def _cut(self, parts: int) -> Cut:

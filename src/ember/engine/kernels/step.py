@@ -297,6 +297,7 @@ class KernelStep:
                 sharing,
                 eps=eps,
                 pdl=pdl,
+                coming=layers[index].gate_up,
             )
 
         def o(index: int) -> None:
