@@ -25,7 +25,10 @@ SIZES = {
 
 @pytest.mark.parametrize(
     "interpreted",
-    [f"kernels/interpreted_{part}.py" for part in ("products", "attention", "sampling", "step")],
+    [
+        f"kernels/interpreted_{part}.py"
+        for part in ("products", "attention", "causal", "correction", "sampling", "step")
+    ],
     indirect=True,
 )
 def test_kernels_equal_plain_operators(interpreted):

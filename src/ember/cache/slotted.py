@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ember.cache.contiguous import BadCacheUse, ContiguousCache
+from ember.cache.copying import copy_kv
 from ember.measure.memory import NotEnoughMemory
 from ember.model.architecture import Architecture
 
@@ -160,11 +161,11 @@ class SlottedCache:
 
     def store(self, run: Run, kv: Tensor) -> None:
         """Copies a prompt's KV (L, 2, Hkv, length, D) into its run."""
-        self.prompts[:, :, :, run.start : run.start + run.length].copy_(kv)
+        copy_kv(self.prompts[:, :, :, run.start : run.start + run.length], kv)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copies the first `tokens` of a row's own tokens over another row's."""
-        self.rows[:, :, target, :, :tokens].copy_(self.rows[:, :, source, :, :tokens])
+        copy_kv(self.rows[:, :, target, :, :tokens], self.rows[:, :, source, :, :tokens])
 
     def segment(self, run: Run, layer: int) -> tuple[Tensor, Tensor]:
         """Views of a prompt's keys and values in one layer, (Hkv, length, D)."""

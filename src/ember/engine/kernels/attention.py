@@ -29,6 +29,7 @@ from ember.engine.kernels.group_attention import NEW, absorb, attend_groups, nor
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
 QUERIES = 64  # the most rows of queries in one program
 FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to merge
+FEW_WARPS, MERGE_WARPS = 4, 1
 
 
 class Cut(NamedTuple):
@@ -37,21 +38,6 @@ class Cut(NamedTuple):
     block: int
     stages: int
     warps: int
-
-
-MERGE = True
-COMING_BYTES, COMING_EVERY = 24 << 20, 4  # of a matrix that follows, for the L2
-
-
-def bring(coming: Tensor | None) -> dict[str, int]:
-    """What of a matrix is brought to the L2, as options of the kernel."""
-    if coming is None or not COMING_BYTES:
-        return {"COMING": 0, "LINE": 0, "EVERY": 0}
-    row = coming.shape[1] * coming.element_size()
-    line = min(4096, row & -row)
-    every = COMING_EVERY
-    return {"COMING": min(COMING_BYTES // line, coming.nbytes // (line * every)),
-            "LINE": line, "EVERY": every}
 
 
 # Two such programs fit on a multiprocessor, and 256 are what an H200 runs at once (docs/engine.md).
@@ -78,9 +64,6 @@ def _attend(
     W,
     scale,  # log2(e) / sqrt(D)
     eps,
-    merged_ptr,  # (1, Hq D), where MERGE
-    done_ptr,  # (Hkv,): programs of a head that are done, where MERGE
-    coming_ptr,  # weights that are read after this, where COMING
     GROUPS: tl.constexpr,
     HQ: tl.constexpr,
     HKV: tl.constexpr,
@@ -92,11 +75,6 @@ def _attend(
     OWN_PARTS: tl.constexpr,
     NORM: tl.constexpr,
     PDL: tl.constexpr,
-    MERGE: tl.constexpr,  # one row: who is the last of a head merges its parts
-    PARTS_POWER: tl.constexpr,
-    COMING: tl.constexpr,  # blocks of weights to bring to the L2, 0 for none
-    LINE: tl.constexpr,  # bytes of a block
-    EVERY: tl.constexpr,  # of so many blocks the first
 ):
     if PDL:
         gdc_launch_dependents()
@@ -105,15 +83,8 @@ def _attend(
     FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
     PARTS: tl.constexpr = FIRST + OWN_PARTS
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
-    TASKS: tl.constexpr = GROUPS * SHARED_PARTS + OWN_PARTS  # of one row
     head = tl.program_id(0)
     task = tl.program_id(1)
-    if COMING > 0:
-        if task >= TASKS:
-            if PDL:
-                gdc_wait()
-            _bring(coming_ptr, (task - TASKS) * HKV + head, COMING, LINE, EVERY)
-            return
     lane = tl.arange(0, R)
     dims = tl.arange(0, HALF)
     alldims = tl.arange(0, D)
@@ -207,48 +178,6 @@ def _attend(
     if (stop > start) | new:
         out = acc / mass[:, None]
         tl.store(out_ptr + spots[:, None] * D + alldims[None, :], out, mask=used[:, None])
-    if MERGE:
-        tl.debug_barrier()  # all of this program's parts are written
-        if tl.atomic_add(done_ptr + head, 1, sem="acq_rel", scope="gpu") == TASKS - 1:
-            for query in tl.range(G):
-                _merge_one(
-                    out_ptr, lse_ptr, merged_ptr, head * G + query, D, PARTS, PARTS_POWER
-                )
-            tl.store(done_ptr + head, 0)
-
-
-@triton.jit
-def _merge_one(
-    parts_ptr, lse_ptr, out_ptr, head, D: tl.constexpr, PARTS: tl.constexpr, POWER: tl.constexpr
-):
-    """The parts of one query, which other programs have just written, together."""
-    part, dims = tl.arange(0, POWER), tl.arange(0, D)
-    places = head * PARTS + part
-    there = part < PARTS
-    lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"), cache_modifier=".cg")
-    spots = parts_ptr + places[:, None] * D + dims[None, :]
-    found = tl.load(spots, mask=there[:, None], other=0.0, cache_modifier=".cg")
-    shares = tl.exp2(lse - tl.max(lse, 0))
-    # Empty parts have written nothing: what lies in their memory must not be read.
-    found = tl.where((shares > 0)[:, None], found, 0.0)
-    out = tl.sum(found * shares[:, None], 0) / tl.sum(shares, 0)
-    tl.store(out_ptr + head * D + dims, out.to(out_ptr.dtype.element_ty))
-
-
-@triton.jit
-def _bring(weights_ptr, program, COUNT: tl.constexpr, LINE: tl.constexpr, EVERY: tl.constexpr):
-    """Asks for the first of every EVERY blocks of LINE bytes, up to COUNT of them, for the L2."""
-    line = program * 128 + tl.arange(0, 128)
-    at = weights_ptr.to(tl.pointer_type(tl.int8)) + line.to(tl.int64) * (LINE * EVERY)
-    tl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $3; "
-        "mov.u32 $0, 0; }",
-        "=r,l,r,r",
-        [at, (line < COUNT).to(tl.int32), tl.full((128,), LINE, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -272,11 +201,12 @@ def _merge(
     places = head[:, None] * PARTS + part[None, :]
     there = (head < N)[:, None] & (part < PARTS)[None, :]
     lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"))  # (HEADS, POWER)
+    spots = parts_ptr + places[:, :, None] * D + dims[None, None, :]
+    found = tl.load(spots, mask=there[:, :, None], other=0.0)  # on its way beside the sums
     top = tl.max(lse, 1)
     shares = tl.exp2(lse - tl.where(top == -float("inf"), 0.0, top)[:, None])
-    # Empty parts have written nothing: what lies in their memory must not be read.
-    seen = (shares > 0)[:, :, None]
-    found = tl.load(parts_ptr + places[:, :, None] * D + dims[None, None, :], mask=seen, other=0.0)
+    # Empty parts have written nothing: what lies in their memory must not count.
+    found = tl.where((shares > 0)[:, :, None], found, 0.0)
     out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
     spots = out_ptr + head[:, None] * D + dims[None, :]
     tl.store(spots, out.to(out_ptr.dtype.element_ty), mask=(head < N)[:, None])
@@ -345,7 +275,6 @@ class Attention:
         self.tables = Tables(rows.shape[2], rows.device)
         self._shared_memory = shared_memory(rows.device)
         self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self._done = torch.zeros(rows.shape[3], dtype=torch.int32, device=rows.device)
 
     def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
         """Of a prompt and of a row's own, where rows are few."""
@@ -373,13 +302,11 @@ class Attention:
         *,
         eps: float,
         pdl: bool = False,
-        coming: Tensor | None = None,
     ) -> Tensor:
         """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose tokens are at `position` (B,).
 
         `norms` (2, D) are the weights of the query and key norms; `shared` (B,) is the length of
-        each row's prompt, 0 where it has none of its own. `coming`: a matrix that is read after
-        this, of which one row brings a part to the L2, because attention leaves the memory idle.
+        each row's prompt, 0 where it has none of its own.
         """
         _, _, slots, kv_heads, width, dim = self._rows.shape
         batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
@@ -388,28 +315,20 @@ class Attention:
         if in_groups:
             parts = self.group_parts(sharing)
             tasks, cut = sharing.groups * parts, self._cut(parts)
-            kernel, warps, merge = attend_groups, cut.warps, False
-            options, more = {"BLOCK": cut.block, "STAGES": cut.stages}, ()
-            options |= {"PARTS": parts, "NEW": NEW}
+            kernel, warps = attend_groups, cut.warps
+            options = {"BLOCK": cut.block, "STAGES": cut.stages, "PARTS": parts, "NEW": NEW}
         else:
             shared_parts, own_parts = self.parts(batch, sharing)
             tasks = sharing.groups * shared_parts + batch * own_parts
-            kernel, warps, parts = _attend, 4, shared_parts + own_parts
+            kernel, warps, parts = _attend, FEW_WARPS, shared_parts + own_parts
             options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
             options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
-            merge = batch == 1 and MERGE
-            if batch > 1 or not pdl:
-                coming = None
-            ahead = bring(coming)
-            tasks += triton.cdiv(ahead["COMING"], 128 * kv_heads)
-            options |= {"MERGE": merge, "PARTS_POWER": triton.next_power_of_2(parts)} | ahead
-            more = (out, self._done, qkv if coming is None else coming)
         partial, lse = self._buffers(batch, parts)
         kernel[(kv_heads, tasks)](
             *(qkv, prompts[layer], self._rows[layer], self._cos, self._sin),
             *(qkv if norms is None else norms, position, shared),
             *(tables.members, tables.starts, tables.lengths, partial, lse),
-            *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps, *more),
+            *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps),
             HQ=self._heads,
             HKV=kv_heads,
             D=dim,
@@ -421,8 +340,7 @@ class Attention:
             **options,
             **launch,
         )
-        if not merge:
-            self._merged(partial, lse, out, pdl)
+        self._merged(partial, lse, out, pdl)
         return out
 
     def _cut(self, parts: int) -> Cut:
@@ -438,7 +356,7 @@ class Attention:
     def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, pdl: bool) -> None:
         """The parts together, (B, Hq D)."""
         (batch, heads, parts), launch = lse.shape, {"launch_pdl": True} if pdl else {}
-        each, warps = (1, 1) if batch <= FEW_ROWS else (4, 4)
+        each, warps = (1, MERGE_WARPS) if batch <= FEW_ROWS else (4, 4)
         _merge[(triton.cdiv(batch * heads, each),)](
             *(partial, lse, out, batch * heads),
             D=out.shape[1] // heads,

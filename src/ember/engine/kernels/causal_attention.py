@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 class Tile(NamedTuple):
@@ -44,57 +45,6 @@ def _absorb(q, k, v, allowed, MASK: tl.constexpr, scale, best, mass, acc):
 
 @triton.jit
 def _attend_causal(
-    q_ptr,  # (B, T, Hq, D)
-    k_ptr,  # (B, Hkv, S + T, D), the cache
-    v_ptr,  # (B, Hkv, S + T, D)
-    out_ptr,  # (B, T, Hq, D)
-    T,
-    S,
-    row_stride,
-    head_stride,
-    scale,  # log2(e) / sqrt(D)
-    HQ: tl.constexpr,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    STAGES: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)  # the longest first
-    row, head = tl.program_id(0) // HQ, tl.program_id(0) % HQ
-    dims, keys = tl.arange(0, D), tl.arange(0, BN)
-    t = tile * BM + tl.arange(0, BM)
-    there = (t < T)[:, None]
-    lines = ((row.to(tl.int64) * T + t) * HQ + head)[:, None] * D + dims[None, :]
-    base = row.to(tl.int64) * row_stride + (head // (HQ // HKV)).to(tl.int64) * head_stride
-    spots = base + keys[:, None] * D + dims[None, :]
-    k_at, v_at = k_ptr + spots, v_ptr + spots
-    seen = S + tile * BM + 1  # keys that all queries of the tile see
-    full = seen // BN * BN
-    stop = tl.minimum(S + tile * BM + BM, S + T)
-    if PDL:
-        gdc_wait()
-    q = tl.load(q_ptr + lines, mask=there, other=0.0)  # (BM, D)
-    best = tl.full((BM,), -float("inf"), tl.float32)
-    mass = tl.zeros((BM,), tl.float32)
-    acc = tl.zeros((BM, D), tl.float32)
-    for begin in tl.range(0, full, BN, num_stages=STAGES):
-        k = tl.load(k_at + begin * D)
-        v = tl.load(v_at + begin * D)
-        best, mass, acc = _absorb(q, k, v, True, False, scale, best, mass, acc)
-    for begin in tl.range(full, stop, BN, num_stages=STAGES):
-        inside = (begin + keys < stop)[:, None]
-        k = tl.load(k_at + begin * D, mask=inside, other=0.0)
-        v = tl.load(v_at + begin * D, mask=inside, other=0.0)
-        allowed = begin + keys[None, :] <= S + t[:, None]
-        best, mass, acc = _absorb(q, k, v, allowed, True, scale, best, mass, acc)
-    out = acc / mass[:, None]
-    tl.store(out_ptr + lines, out.to(out_ptr.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def _attend_causal_tma(
     q_desc,  # (B T, Hq D)
     k_desc,  # (B Hkv, S + T, D), the cache
     v_desc,  # (B Hkv, S + T, D)
@@ -139,52 +89,40 @@ def _attend_causal_tma(
 
 
 def attend_causal(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    tile: Tile | None = None,
-    descriptors: bool = False,
-    pdl: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, *, tile: Tile | None = None, pdl: bool = False
 ) -> Tensor:
-    """(B, T, Hq, D) for queries q (B, T, Hq, D) and the cache's views k, v (B, Hkv, S + T, D)."""
+    """(B, T, Hq, D) for queries q (B, T, Hq, D) and the cache's views k, v (B, Hkv, S + T, D).
+
+    The memory of all rows must be one block, that is `k` and `v` views of (B, Hkv, capacity, D).
+    """
     (batch, tokens, heads, dim), (kv_heads, keys) = q.shape, k.shape[1:3]
-    tile = tile or Tile(128, 64, 3, 8)
-    out = torch.empty_like(q)
-    grid = (batch * heads, triton.cdiv(tokens, tile.queries))
-    options = {
-        "HQ": heads,
-        "HKV": kv_heads,
-        "D": dim,
-        "BM": tile.queries,
-        "BN": tile.keys,
-        "STAGES": tile.stages,
-        "PDL": pdl,
-        "num_warps": tile.warps,
-    } | ({"launch_pdl": True} if pdl else {})
-    scale = math.log2(math.e) / math.sqrt(dim)
-    if descriptors:
-        _attend_causal_tma[grid](
-            *described(q, k, v, tile), out, tokens, keys - tokens, scale, **options
-        )
-        return out
-    strides = k.stride()[:2]
-    _attend_causal[grid](q, k, v, out, tokens, keys - tokens, *strides, scale, **options)
-    return out
-
-
-def described(q: Tensor, k: Tensor, v: Tensor, tile: Tile):
-    """Tensor descriptors of what `attend_causal` reads."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    (batch, tokens, heads, dim), (kv_heads, keys) = q.shape, k.shape[1:3]
+    if not q.is_contiguous() or k.stride()[1:] != v.stride()[1:] or k.stride()[2:] != (dim, 1):
+        raise ValueError("queries must be contiguous, a head's keys and values one block each")
+    if batch > 1 and not k.stride(0) == v.stride(0) == kv_heads * k.stride(1):
+        raise ValueError("the rows of a cache must follow one another")
+    tile = tile or causal_tile(dim)
     queries = TensorDescriptor(
         q, [batch * tokens, heads * dim], [heads * dim, 1], [tile.queries, dim]
     )
-    memory = (
-        TensorDescriptor(
-            x, [batch * kv_heads, keys, dim], [x.stride(1), dim, 1], [1, tile.keys, dim]
-        )
-        for x in (k, v)
+    shape, strides = [batch * kv_heads, keys, dim], [k.stride(1), dim, 1]
+    memory = [TensorDescriptor(x, shape, strides, [1, tile.keys, dim]) for x in (k, v)]
+    out = torch.empty_like(q)
+    _attend_causal[(batch * heads, triton.cdiv(tokens, tile.queries))](
+        *(queries, *memory, out, tokens, keys - tokens),
+        math.log2(math.e) / math.sqrt(dim),
+        HQ=heads,
+        HKV=kv_heads,
+        D=dim,
+        BM=tile.queries,
+        BN=tile.keys,
+        STAGES=tile.stages,
+        PDL=pdl,
+        num_warps=tile.warps,
+        **({"launch_pdl": True} if pdl else {}),
     )
-    return queries, *memory
+    return out
+
+
+def causal_tile(dim: int) -> Tile:
+    """What fits a multiprocessor's memory and is fastest there; measured on an H200."""
+    return Tile(128, 64, 3 if dim <= 128 else 2, 8)

@@ -8,26 +8,22 @@ float32, and K follows from K_raw as it is stored, rounded: correcting by nothin
 Shapes: N corrected layers, L layers of the cache, T tokens, Hkv KV heads, D head dimension, r rank.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TOKENS = 32  # of one program
+TOKENS, HEADS, WARPS = 64, 1, 8  # of one program
 
 
 @triton.jit
-def _changes(factors_ptr, moved_ptr, tokens, there, columns, RANK: tl.constexpr, R: tl.constexpr):
-    """(tokens, columns) of factors (T, RANK) · moved (Hkv D, RANK)ᵀ."""
-    ranks = tl.arange(0, R)
-    inner = ranks < RANK
-    factors = tl.load(
-        factors_ptr + tokens[:, None] * RANK + ranks[None, :],
-        mask=there[:, None] & inner[None, :],
-        other=0.0,
-    )
+def _change(factors, moved_ptr, columns, ranks, RANK: tl.constexpr):
+    """(tokens, columns) of factors (tokens, R) · moved (Hkv D, RANK)ᵀ."""
+    inner = (ranks < RANK)[None, :]
     moved = tl.load(
-        moved_ptr + columns[:, None] * RANK + ranks[None, :], mask=inner[None, :], other=0.0
+        moved_ptr + columns[:, None] * RANK + ranks[None, :], mask=inner, other=0.0
     )
     return tl.dot(factors, tl.trans(moved), input_precision="ieee")
 
@@ -52,49 +48,50 @@ def _correct(
     RANK: tl.constexpr,
     R: tl.constexpr,  # a power of 2 no smaller than RANK and 16
     BT: tl.constexpr,
+    HEADS: tl.constexpr,  # of one program
     NORM: tl.constexpr,
 ):
     HALF: tl.constexpr = D // 2
-    which, head = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    which = tl.program_id(2).to(tl.int64)
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
-    there = tokens < T
-    seen = there[:, None]
-    dims, half = tl.arange(0, D), tl.arange(0, HALF)
-    layer = tl.load(layers_ptr + which).to(tl.int64)
-    base = keys_ptr + layer * layer_stride + head * head_stride
-    keys = base + tokens[:, None] * D + half[None, :]
-    values = base + plane_stride + tokens[:, None] * D + dims[None, :]
-    raws = raw_ptr + ((which * T + tokens[:, None]) * HKV + head) * D + half[None, :]
-    source = raws if NORM else keys
-    a = tl.load(source, mask=seen, other=0.0)  # (BT, D / 2)
-    b = tl.load(source + HALF, mask=seen, other=0.0)
-    v = tl.load(values, mask=seen, other=0.0)  # (BT, D)
-    cos = tl.load(cos_ptr + tokens[:, None] * HALF + half[None, :], mask=seen, other=0.0)
-    sin = tl.load(sin_ptr + tokens[:, None] * HALF + half[None, :], mask=seen, other=0.0)
-
-    factors = factors_ptr + which * 2 * T * RANK
+    seen = (tokens < T)[:, None]
+    dims, half, ranks = tl.arange(0, D), tl.arange(0, HALF), tl.arange(0, R)
+    turns = tokens[:, None] * HALF + half[None, :]
+    cos = tl.load(cos_ptr + turns, mask=seen, other=0.0)  # (BT, D / 2)
+    sin = tl.load(sin_ptr + turns, mask=seen, other=0.0)
+    lines = factors_ptr + which * 2 * T * RANK + tokens[:, None] * RANK + ranks[None, :]
+    inner = seen & (ranks < RANK)[None, :]
+    key_factors = tl.load(lines, mask=inner, other=0.0)  # (BT, R)
+    value_factors = tl.load(lines + T * RANK, mask=inner, other=0.0)
     moved = moved_ptr + which * 2 * HKV * D * RANK
-    c = _changes(factors, moved, tokens, there, head * D + half, RANK, R)
-    d = _changes(factors, moved, tokens, there, head * D + HALF + half, RANK, R)
-    kind = v.dtype
-    if NORM:
-        a = (a.to(tl.float32) + c).to(kind)
-        b = (b.to(tl.float32) + d).to(kind)
-        tl.store(raws, a, mask=seen)
-        tl.store(raws + HALF, b, mask=seen)
-        c, d = a.to(tl.float32), b.to(tl.float32)
-        factor = tl.rsqrt((tl.sum(c * c, 1) + tl.sum(d * d, 1)) / D + eps)[:, None]
-        c *= factor * tl.load(norms_ptr + which * D + half).to(tl.float32)[None, :]
-        d *= factor * tl.load(norms_ptr + which * D + HALF + half).to(tl.float32)[None, :]
-        tl.store(keys, (c * cos - d * sin).to(kind), mask=seen)
-        tl.store(keys + HALF, (d * cos + c * sin).to(kind), mask=seen)
-    else:
-        tl.store(keys, (a.to(tl.float32) + c * cos - d * sin).to(kind), mask=seen)
-        tl.store(keys + HALF, (b.to(tl.float32) + d * cos + c * sin).to(kind), mask=seen)
-    change = _changes(
-        factors + T * RANK, moved + HKV * D * RANK, tokens, there, head * D + dims, RANK, R
-    )
-    tl.store(values, (v.to(tl.float32) + change).to(kind), mask=seen)
+    memory = keys_ptr + tl.load(layers_ptr + which).to(tl.int64) * layer_stride
+    for number in tl.static_range(HEADS):
+        head = tl.program_id(1) * HEADS + number
+        base = memory + head.to(tl.int64) * head_stride + tokens[:, None] * D
+        keys, values = base + half[None, :], base + plane_stride + dims[None, :]
+        raws = raw_ptr + ((which * T + tokens[:, None]) * HKV + head) * D + half[None, :]
+        source = raws if NORM else keys
+        a = tl.load(source, mask=seen, other=0.0)  # (BT, D / 2)
+        b = tl.load(source + HALF, mask=seen, other=0.0)
+        v = tl.load(values, mask=seen, other=0.0)  # (BT, D)
+        kind = v.dtype
+        c = _change(key_factors, moved, head * D + half, ranks, RANK)
+        d = _change(key_factors, moved, head * D + HALF + half, ranks, RANK)
+        if NORM:
+            a, b = (a.to(tl.float32) + c).to(kind), (b.to(tl.float32) + d).to(kind)
+            tl.store(raws, a, mask=seen)
+            tl.store(raws + HALF, b, mask=seen)
+            c, d = a.to(tl.float32), b.to(tl.float32)
+            factor = tl.rsqrt((tl.sum(c * c, 1) + tl.sum(d * d, 1)) / D + eps)[:, None]
+            c *= factor * tl.load(norms_ptr + which * D + half).to(tl.float32)[None, :]
+            d *= factor * tl.load(norms_ptr + which * D + HALF + half).to(tl.float32)[None, :]
+            tl.store(keys, (c * cos - d * sin).to(kind), mask=seen)
+            tl.store(keys + HALF, (d * cos + c * sin).to(kind), mask=seen)
+        else:
+            tl.store(keys, (a.to(tl.float32) + c * cos - d * sin).to(kind), mask=seen)
+            tl.store(keys + HALF, (b.to(tl.float32) + d * cos + c * sin).to(kind), mask=seen)
+        e = _change(value_factors, moved + HKV * D * RANK, head * D + dims, ranks, RANK)
+        tl.store(values, (v.to(tl.float32) + e).to(kind), mask=seen)
 
 
 def correct(
@@ -123,7 +120,8 @@ def correct(
     for name, given in (("factors", factors), ("moved", moved), ("raw", raw), ("norms", norms)):
         if given is not None and not given.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
-    _correct[(triton.cdiv(tokens, TOKENS), heads, count)](
+    each = math.gcd(heads, HEADS)
+    _correct[(triton.cdiv(tokens, TOKENS), heads // each, count)](
         *(kv, factors if raw is None else raw, factors, moved, factors if norms is None else norms),
         *(layers, cos, sin, tokens, kv.stride(0), kv.stride(1), kv.stride(2), eps),
         HKV=heads,
@@ -131,6 +129,7 @@ def correct(
         RANK=rank,
         R=max(16, triton.next_power_of_2(rank)),
         BT=TOKENS,
+        HEADS=each,
         NORM=norms is not None,
-        num_warps=4,
+        num_warps=WARPS,
     )

@@ -27,6 +27,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 NORM_TILE = 16  # the fewest columns of x whose squares are summed in one number
 EMBED_TILE = 64  # columns of one program
+BRINGERS = tl.constexpr(32)  # pieces that one program asks for
 
 
 @triton.jit
@@ -70,6 +71,22 @@ def _embed(
 
 
 @triton.jit
+def _bring(weights_ptr, COMING: tl.constexpr, PIECE: tl.constexpr, EVERY: tl.constexpr):
+    """Asks for weights, so that they are in the L2 when they are read; waits for nothing."""
+    piece = tl.program_id(0) * BRINGERS + tl.arange(0, BRINGERS)
+    at = weights_ptr.to(tl.pointer_type(tl.int8)) + piece.to(tl.int64) * (PIECE * EVERY)
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $3; "
+        "mov.u32 $0, 0; }",
+        "=r,l,r,r",
+        [at, (piece < COMING).to(tl.int32), tl.full((BRINGERS,), PIECE, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _matvec(
     x_ptr,  # (1, K)
     w_ptr,  # (N, K), or (2 N, K) where GATED
@@ -88,6 +105,11 @@ def _matvec(
     RESIDUAL: tl.constexpr,
     BIAS: tl.constexpr,
     PDL: tl.constexpr,
+    coming_ptr,  # weights that are read later, where COMING
+    COMING: tl.constexpr,  # pieces of them that are asked for, 0 for none
+    PIECE: tl.constexpr,  # bytes
+    EVERY: tl.constexpr,  # of so many pieces the first
+    LATE: tl.constexpr,  # when this kernel's own weights have come, not before
 ):
     if PDL:
         gdc_launch_dependents()
@@ -105,6 +127,9 @@ def _matvec(
         tiles = tiles + (_read_once(weights + step * BK, mask),)
         if GATED:
             up_tiles = up_tiles + (_read_once(ups + step * BK, mask),)
+    if COMING > 0:
+        if not LATE:
+            _bring(coming_ptr, COMING, PIECE, EVERY)
     if PDL:
         gdc_wait()
     acc = tl.zeros((BN, BK), tl.float32)
@@ -126,6 +151,9 @@ def _matvec(
             tiles = tiles + (_read_once(weights + (step + AHEAD) * BK, mask),)
             if GATED:
                 up_tiles = up_tiles + (_read_once(ups + (step + AHEAD) * BK, mask),)
+    if COMING > 0:
+        if LATE:
+            _bring(coming_ptr, COMING, PIECE, EVERY)
     out = tl.sum(acc, 1)
     up = tl.sum(up_acc, 1)
     if NORM:
@@ -340,6 +368,25 @@ class Plan:
     warps: int  # and, for `skinny`, slabs
 
 
+@dataclass(frozen=True)
+class Coming:
+    """`bytes` of a weight that a kernel asks for, for those after it: from its beginning, or where
+    `spread` evenly from all of it. `late`: when the kernel's own weights have come."""
+
+    weight: Tensor
+    bytes: int
+    spread: bool = False
+    late: bool = False
+
+    def cut(self, programs: int) -> tuple[int, int, int]:
+        """How many pieces of how many bytes, of every how many the first."""
+        total = self.weight.nbytes
+        every = max(1, total // self.bytes) if self.spread else 1
+        askers = programs * BRINGERS.value
+        piece = max(16, -(-min(self.bytes, total) // (16 * askers)) * 16)
+        return min(askers, self.bytes // piece, total // (piece * every)), piece, every
+
+
 def matvec(
     x: Tensor,
     weight: Tensor,
@@ -352,10 +399,13 @@ def matvec(
     residual: Tensor | None = None,
     gated: bool = False,
     pdl: bool = False,
+    coming: "Coming | None" = None,
 ) -> Tensor:
     """out (1, N) = x (1, K) · weightᵀ; see the module. `out` may be `residual`."""
     n, k = out.shape[1], weight.shape[1]
-    _matvec[(triton.cdiv(n, plan.rows),)](
+    programs = triton.cdiv(n, plan.rows)
+    pieces, piece, every = (0, 16, 1) if coming is None else coming.cut(programs)
+    _matvec[(programs,)](
         *(x, weight, out),
         *(x if norm is None else norm, out if residual is None else residual),
         *(x if bias is None else bias, n, eps),
@@ -368,6 +418,11 @@ def matvec(
         RESIDUAL=residual is not None,
         BIAS=bias is not None,
         PDL=pdl,
+        coming_ptr=x if coming is None else coming.weight,
+        COMING=pieces,
+        PIECE=piece,
+        EVERY=every,
+        LATE=coming is not None and coming.late,
         num_warps=plan.warps,
         **_launch(pdl),
     )

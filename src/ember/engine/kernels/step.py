@@ -23,6 +23,7 @@ from torch import Tensor
 from ember.engine.kernels.attention import FEW_ROWS, Attention, Sharing, shared_memory, upload
 from ember.engine.kernels.prefill import silu_mul
 from ember.engine.kernels.products import (
+    Coming,
     NORM_TILE,
     Normed,
     Plan,
@@ -274,6 +275,14 @@ class KernelStep:
                 source = source if norm is None else normed
                 self._many(source, weight, out, feeds=feeds, **options)
 
+        def bring(name: str, index: int) -> dict:
+            """What a product of one row asks for while it runs, as an option of it."""
+            if rows > 1 or not pdl or name not in BRING:
+                return {}
+            after = {"qkv": "o", "o": "gate_up", "gate_up": "down", "down": "qkv"}[name]
+            layer = layers[min(index + (name == "down"), len(layers) - 1)]
+            return {"coming": Coming(getattr(layer, after), *BRING[name])}
+
         def embedding(_: int) -> None:
             if few:
                 embed(tokens, weights.embedding, x, normed, norms[0], pdl=pdl)
@@ -284,7 +293,8 @@ class KernelStep:
 
         def qkv(index: int) -> None:
             layer = layers[index]
-            product(x, layer.qkv, qkv_out, norm=norms[index], bias=layer.qkv_bias)
+            more = bring("qkv", index)
+            product(x, layer.qkv, qkv_out, norm=norms[index], bias=layer.qkv_bias, **more)
 
         def attend(index: int) -> None:
             attention(
@@ -297,12 +307,14 @@ class KernelStep:
                 sharing,
                 eps=eps,
                 pdl=pdl,
-                coming=layers[index].gate_up,
             )
 
         def o(index: int) -> None:
             layer = layers[index]
-            product(attended, layer.o, x, residual=x, bias=layer.o_bias, feeds=layer.post_norm)
+            more = bring("o", index)
+            product(
+                attended, layer.o, x, residual=x, bias=layer.o_bias, feeds=layer.post_norm, **more
+            )
 
         def gate_up(index: int) -> None:
             layer = layers[index]
@@ -311,11 +323,19 @@ class KernelStep:
                 norm=layer.post_norm,
                 bias=layer.gate_up_bias,
                 gated=True,
+                **bring("gate_up", index),
             )
 
         def down(index: int) -> None:
             layer = layers[index]
-            product(acted, layer.down, x, residual=x, bias=layer.down_bias, feeds=norms[index + 1])
+            more = bring("down", index)
+            product(
+                *(acted, layer.down, x),
+                residual=x,
+                bias=layer.down_bias,
+                feeds=norms[index + 1],
+                **more,
+            )
 
         def head(_: int) -> None:
             product(x, weights.head, logits, norm=weights.norm)
@@ -370,6 +390,8 @@ class KernelStep:
         head(0)
 
 
+# What products of one row ask for: bytes of the next matrix but attention, spread, late.
+BRING: dict[str, tuple[int, bool, bool]] = {}
 MANY_ROWS = 128  # above, the library's products read the weights as fast
 PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 
@@ -377,7 +399,7 @@ PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 def matvec_plan(columns: int, *, gated: bool) -> Plan:
     """How a product of one row is cut; measured on an H200 (docs/engine.md)."""
     if columns > 8192:
-        return Plan(rows=2, columns=512, ahead=5, warps=2)
+        return Plan(rows=2, columns=256, ahead=8, warps=1)
     width = min(1024, _power(columns))
     return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
 
