@@ -1,7 +1,7 @@
 """Adapters against PEFT: logits, weights, layers, blocks, operators (P1-3.4 to P1-3.7)."""
 
-from ember.experiments import job
 from ember.experiments.lora_alignment import align
+from ember.operations import job
 from ember.records.schemas import lora
 
 with job.start(snakemake) as run:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ember.experiments import job
-from ember.experiments.publish import publish
 from ember.experiments.readiness import assess
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.decisions import READINESS
 
 with job.start(snakemake) as run:

@@ -1,7 +1,7 @@
 """Collect a corpus, split by document and hashed."""
 
-from ember.experiments import job
 from ember.experiments.corpus import build_corpus
+from ember.operations import job
 from ember.records.schemas.corpus import CORPUS
 
 with job.start(snakemake) as run:

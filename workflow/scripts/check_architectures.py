@@ -1,8 +1,8 @@
 """Every architecture beside Transformers: logits, keys, values and greedy tokens."""
 
-from ember.experiments import job
 from ember.experiments.architectures import check_architectures
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.architectures import ARCHITECTURES
 
 with job.start(snakemake) as run:

@@ -1,8 +1,8 @@
 """The engine and Transformers' generate, alternating in one process."""
 
-from ember.experiments import job
 from ember.experiments.engine_speed import compare_engines
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.speed import ENGINE_SPEED
 
 with job.start(snakemake) as run:

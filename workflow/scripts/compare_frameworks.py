@@ -1,7 +1,7 @@
 """This engine and other frameworks in turns, each in its own process (P1-1.3)."""
 
-from ember.experiments import job
 from ember.experiments.frameworks import compare_frameworks
+from ember.operations import job
 from ember.records.schemas.frameworks import FRAMEWORK_RUNS
 
 with job.start(snakemake) as run:

@@ -1,8 +1,8 @@
 """Every go/no-go rule, applied to the tables it names."""
 
-from ember.experiments import job
 from ember.experiments.decisions import decide
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.decisions import DECISIONS
 from ember.records.schemas.gates import GATES
 from ember.records.schemas.lora import (

@@ -1,7 +1,7 @@
 """Gate: the same weights as GGUF, hashed (P1-0.3)."""
 
-from ember.experiments import job
 from ember.experiments.gates.gguf import check_gguf_export
+from ember.operations import job
 from ember.records.schemas.gates import GATES
 
 with job.start(snakemake) as run:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ember.experiments import job
 from ember.experiments.gates.outputs import check_outputs
+from ember.operations import job
 from ember.records.schemas.gates import GATES
 
 with job.start(snakemake) as run:

@@ -1,7 +1,7 @@
 """Gate: the main model's snapshot is fixed and hashed (P1-0.2)."""
 
-from ember.experiments import job
 from ember.experiments.gates.snapshot import check_snapshot
+from ember.operations import job
 from ember.records.schemas.gates import GATES, MODEL_SNAPSHOT
 
 with job.start(snakemake) as run:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ember.experiments import job
 from ember.experiments.lora_adapters import make_adapters
+from ember.operations import job
 from ember.records.atomic import atomic_dir
 
 with job.start(snakemake) as run:

@@ -1,7 +1,7 @@
 """Prompts that share a long instruction prefix, at controlled lengths (P1-2.2)."""
 
-from ember.experiments import job
 from ember.experiments.workload import make_workload
+from ember.operations import job
 from ember.records.schemas.workload import WORKLOAD
 
 with job.start(snakemake) as run:

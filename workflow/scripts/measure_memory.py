@@ -1,8 +1,8 @@
 """Weights, KV, activations, gradients and optimizer: predicted and measured (P1-1.5)."""
 
-from ember.experiments import job
 from ember.experiments.memory_budget import memory_budget
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.memory import MEMORY_BUDGET
 
 with job.start(snakemake) as run:

@@ -1,7 +1,7 @@
 """Cumulative cost of every policy, from the measured tables alone (P1-6.1)."""
 
-from ember.experiments import job
 from ember.experiments.cumulative_cost import model_cost
+from ember.operations import job
 from ember.records.schemas.policies import CUMULATIVE_COST
 
 with job.start(snakemake) as run:

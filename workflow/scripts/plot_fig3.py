@@ -1,8 +1,8 @@
 """Figure 3: cumulative cost of the cache policies (P1-6.1)."""
 
-from ember.experiments import job
 from ember.figures.p1_fig3 import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.policies import CUMULATIVE_COST
 from ember.records.tables import read_table
 

@@ -1,8 +1,8 @@
 """Decode speed of every framework beside the read bandwidth (P1-1.3)."""
 
-from ember.experiments import job
 from ember.figures.p1_frameworks import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.frameworks import FRAMEWORKS
 from ember.records.tables import read_table
 

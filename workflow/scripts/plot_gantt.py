@@ -1,8 +1,8 @@
 """What both stages did when: the pipeline's timing diagram (P1-1.2)."""
 
-from ember.experiments import job
 from ember.figures.p1_gantt import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.pipeline import PIPELINE, PIPELINE_EVENTS
 from ember.records.tables import read_table
 

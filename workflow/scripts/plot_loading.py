@@ -1,8 +1,8 @@
 """Loading times, and a process's way to its first token (P1-1.4)."""
 
-from ember.experiments import job
 from ember.figures.p1_loading import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.loading import FIRST_TOKEN, LOADING
 from ember.records.tables import read_table
 

@@ -1,8 +1,8 @@
 """Differences to PEFT by block, and where they enter (P1-3.7)."""
 
-from ember.experiments import job
 from ember.figures.p1_lora_blocks import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.lora import LORA_BLOCKS, LORA_SPOT
 from ember.records.tables import read_table
 

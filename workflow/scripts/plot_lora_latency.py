@@ -1,8 +1,8 @@
 """Switching adapters (P1-3.3)."""
 
-from ember.experiments import job
 from ember.figures.p1_lora_latency import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.lora import LORA_EXACT, LORA_LATENCY_SUMMARY
 from ember.records.tables import read_table
 

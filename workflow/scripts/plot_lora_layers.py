@@ -1,8 +1,8 @@
 """Differences to PEFT by layer (P1-3.6)."""
 
-from ember.experiments import job
 from ember.figures.p1_lora_layers import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.lora import LORA_FREEZE, LORA_LAYERS
 from ember.records.tables import read_table
 

@@ -1,8 +1,8 @@
 """Speed of the batched rollout against its batch size (P1-4)."""
 
-from ember.experiments import job
 from ember.figures.p1_rollout import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.rollout_core import ROLLOUT_SPEED
 from ember.records.tables import read_table
 

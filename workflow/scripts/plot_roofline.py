@@ -1,8 +1,8 @@
 """Decoding speed against the memory's limit, by batch size (P1-1, P1-4)."""
 
-from ember.experiments import job
 from ember.figures.p1_roofline import draw
 from ember.figures.style import save
+from ember.operations import job
 from ember.records.schemas.roofline import DECODE_KERNELS, ROOFLINE
 from ember.records.tables import read_table
 

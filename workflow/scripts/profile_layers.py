@@ -1,7 +1,7 @@
 """What each layer, embedding, head and message costs: the prediction's input (P1-1.2)."""
 
-from ember.experiments import job
 from ember.experiments.pipeline_sweep import profile_layers
+from ember.operations import job
 from ember.records.schemas.pipeline import LAYER_COSTS
 
 with job.start(snakemake) as run:

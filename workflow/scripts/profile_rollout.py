@@ -1,7 +1,7 @@
 """Prefill, decode, sampling and transfer over context x generation (P1-1.1)."""
 
-from ember.experiments import job
 from ember.experiments.rollout_profile import profile_rollout
+from ember.operations import job
 from ember.records.schemas.rollout import ROLLOUT_PROFILE
 
 with job.start(snakemake) as run:

@@ -1,7 +1,7 @@
 """A rollout's phases on two stages, over context x generation (P1-1.1)."""
 
-from ember.experiments import job
 from ember.experiments.pipeline_sweep import profile_stages
+from ember.operations import job
 from ember.records.schemas.rollout import ROLLOUT_PROFILE
 
 with job.start(snakemake) as run:

@@ -1,7 +1,7 @@
 """What each policy recomputes and reuses, round by round (P1-5.3)."""
 
-from ember.experiments import job
 from ember.experiments.policy_rounds import simulate_policies
+from ember.operations import job
 from ember.records.schemas.policies import POLICY_ROUNDS
 
 with job.start(snakemake) as run:

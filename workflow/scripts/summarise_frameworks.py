@@ -1,8 +1,8 @@
 """Mean, spread, ratios and caveats of every framework (P1-1.3)."""
 
-from ember.experiments import job
 from ember.experiments.frameworks_summary import summarise_frameworks
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.frameworks import FRAMEWORKS
 
 with job.start(snakemake) as run:

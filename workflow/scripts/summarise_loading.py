@@ -1,8 +1,8 @@
 """Median load of every loader beside reading the bytes alone (P1-1.4)."""
 
-from ember.experiments import job
 from ember.experiments.loading_summary import summarise_loading
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.loading import LOADING
 
 with job.start(snakemake) as run:

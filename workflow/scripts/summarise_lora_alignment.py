@@ -1,8 +1,8 @@
 """The worst difference to PEFT of each adapter and number format (P1-3.4)."""
 
-from ember.experiments import job
 from ember.experiments.lora_alignment import summarise_alignment
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.lora import LORA_ALIGNMENT, LORA_CASES
 from ember.records.tables import read_rows
 

@@ -1,8 +1,8 @@
 """Switching adapters, against the memory's limit and PEFT (P1-3.3)."""
 
-from ember.experiments import job
 from ember.experiments.lora_latency import summarise_latency
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.lora import LORA_LATENCY, LORA_LATENCY_SUMMARY
 from ember.records.tables import read_rows
 

@@ -1,7 +1,7 @@
 """Prefill with and without the prefix cache, paired by document (P1-2.3)."""
 
-from ember.experiments import job
 from ember.experiments.prefix_sweep import sweep_prefix
+from ember.operations import job
 from ember.records.schemas.prefix import PREFIX_SWEEP
 
 with job.start(snakemake) as run:

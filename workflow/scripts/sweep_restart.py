@@ -1,7 +1,7 @@
 """Prefill restarted at a layer, and the correction of stale KV, timed (P1-5, P1-8)."""
 
-from ember.experiments import job
 from ember.experiments.restart_sweep import sweep_restart
+from ember.operations import job
 from ember.records.schemas.restart import RESTART_SWEEP
 
 with job.start(snakemake) as run:

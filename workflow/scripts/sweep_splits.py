@@ -1,7 +1,7 @@
 """Two stages: every split, with and without overlap (P1-1.2)."""
 
-from ember.experiments import job
 from ember.experiments.pipeline_sweep import sweep_splits
+from ember.operations import job
 from ember.records.schemas.pipeline import PIPELINE_EVENTS, PIPELINE_RUNS
 
 with job.start(snakemake) as run:

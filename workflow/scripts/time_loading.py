@@ -1,8 +1,8 @@
 """Loading by safetensors, GGUF and Transformers, cold and warm; the first token (P1-1.4)."""
 
-from ember.experiments import job
 from ember.experiments.loading import time_first_token, time_loading
 from ember.experiments.workload import read_workload
+from ember.operations import job
 from ember.records.schemas.loading import FIRST_TOKEN, LOADING_RUNS
 
 with job.start(snakemake) as run:

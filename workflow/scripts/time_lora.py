@@ -1,7 +1,7 @@
 """Adapters applied, replaced and rolled back, beside PEFT (P1-3.3)."""
 
-from ember.experiments import job
 from ember.experiments.lora_latency import time_adapters
+from ember.operations import job
 from ember.records.schemas.lora import LORA_EXACT, LORA_LATENCY
 
 with job.start(snakemake) as run:

@@ -1,7 +1,7 @@
 """Continuous batching over prompts, candidates and rows (P1-4)."""
 
-from ember.experiments import job
 from ember.experiments.rollout_throughput import measure_rollouts
+from ember.operations import job
 from ember.records.schemas.rollout_core import ROLLOUT_THROUGHPUT
 
 with job.start(snakemake) as run:

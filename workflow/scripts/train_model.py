@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ember.experiments import job
 from ember.experiments.train_model import train_model
+from ember.operations import job
 from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
 from ember.records.tables import read_rows
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ember.experiments import job
 from ember.experiments.tokenizer import train_tokenizer
+from ember.operations import job
 from ember.records.schemas.corpus import CORPUS
 from ember.records.tables import read_rows
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from operator import eq
 from pathlib import Path
 
-from ember.experiments.progress import Progress
+from ember.measure.progress import Progress
 from ember.model.architecture import PRESETS, Architecture
 
 log = logging.getLogger(__name__)

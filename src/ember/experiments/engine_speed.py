@@ -10,11 +10,11 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.measure.overhead import part
+from ember.measure.progress import Progress
 
 log = logging.getLogger(__name__)
 

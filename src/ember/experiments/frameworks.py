@@ -15,9 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on
 from ember.measure.device import resolve
+from ember.measure.progress import Progress
 from ember.peers.client import Peer, PeerFailed, PeerMissing
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ember.experiments import load_once
-from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on
 from ember.measure.device import resolve
+from ember.measure.progress import Progress
 from ember.records.errors import EmberError
 from ember.records.schemas.loading import LOADING_RUNS
 

@@ -10,9 +10,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on
 from ember.measure.device import resolve
+from ember.measure.progress import Progress
 from ember.records.schemas.pipeline import LAYER_COSTS, PIPELINE_RUNS
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
+from ember.measure.progress import Progress
 from ember.model.architecture import Architecture
 from ember.records.errors import BadRow
 from ember.records.schemas.prefix import PREFIX_SWEEP

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.measure.memory import require
+from ember.measure.progress import Progress
 from ember.policies.build import build_policies
 from ember.records.schemas.restart import RESTART_SWEEP
 

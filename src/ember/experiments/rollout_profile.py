@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock, summarise
 from ember.measure.device import resolve, synchronize
+from ember.measure.progress import Progress
 from ember.records.schemas.rollout import PHASES, PREFILL_SHARE, ROLLOUT_PROFILE
 
 log = logging.getLogger(__name__)

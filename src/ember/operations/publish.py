@@ -1,6 +1,6 @@
 """Final tables: Parquet, and the forms people paste (CSV, Markdown, LaTeX) beside it."""
 
-from ember.experiments.job import Job
+from ember.operations.job import Job
 from ember.records.render import render
 from ember.records.schema import Schema
 from ember.records.tables import read_rows, write_table

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ember.experiments import job
+from ember.operations import job
 from ember.records.errors import EmberError
 from ember.records.schema import EVIDENCE, Column, Schema
 from ember.records.tables import read_table, table_provenance

@@ -5,7 +5,7 @@
         run.table(rows, SCHEMA)
 
 Figures and final tables are written by `ember.figures.style.save` and
-`ember.experiments.publish.publish`, which only the scripts that use them import: a job's code is
+`ember.operations.publish.publish`, which only the scripts that use them import: a job's code is
 all that its script reaches.
 
 Everything a job writes carries the job's provenance (P1-0.5). A failure ends the process with one
