@@ -237,7 +237,7 @@ def _generate(options) -> str:
     import time
     from datetime import UTC, datetime
 
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
     from ember.experiments.generate import generate, read_prompts, write_jsonl
     from ember.measure.system import hardware
     from ember.records.provenance import collect

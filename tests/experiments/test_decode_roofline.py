@@ -2,7 +2,7 @@
 
 import pytest
 
-from ember.engine.sampling import SamplingParams
+from ember.backends.sampling import SamplingParams
 from ember.experiments.decode_roofline import (
     _distinct,
     describe,

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.engine.pipeline.plan import plan_units
 from ember.experiments.pipeline_model import (
     NoSolution,
     PhaseCosts,
@@ -12,6 +11,7 @@ from ember.experiments.pipeline_model import (
     makespan,
     read_costs,
 )
+from ember.pipeline.plan import plan_units
 
 
 def phase(layers, **parts):

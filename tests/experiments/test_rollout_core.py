@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from ember.engine.rollout import RolloutStats, StepBatch
-from ember.engine.sampling import SamplingParams
+from ember.backends.sampling import SamplingParams
+from ember.engine.scheduler import RolloutStats, StepBatch
 from ember.experiments.decode_roofline import parameters_read
 from ember.experiments.generate import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.experiments.rollout_consistency import check_consistency, compare

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from ember.engine.pipeline.pipeline import Pipeline
-from ember.engine.sampling import SamplingParams
+from ember.backends.sampling import SamplingParams
 from ember.experiments.fetch_model import fetch_model
 from ember.experiments.pipeline_summary import summarise_pipeline
 from ember.experiments.pipeline_sweep import profile_layers, profile_stages, sweep_splits
 from ember.experiments.workload import make_workload
 from ember.measure.system import hardware
 from ember.model.architecture import Architecture
+from ember.pipeline.pipeline import Pipeline
 from ember.records.provenance import collect
 from ember.records.schemas.pipeline import (
     LAYER_COSTS,
