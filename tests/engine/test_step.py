@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ember.cache.contiguous import CacheFull, ContiguousCache
+from ember.cache.base import CacheFull
+from ember.cache.contiguous import ContiguousCache
 from ember.engine.packing import pack
 from ember.engine.step import MASKED, SPLIT, DecodeStep, DeviceStep, attend_masked, swapped_tables
 from ember.model.architecture import Architecture, RopeScaling
