@@ -237,7 +237,7 @@ def _generate(options) -> str:
     import time
     from datetime import UTC, datetime
 
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
     from ember.measure.system import hardware
     from ember.records.provenance import collect
     from ember.records.tables import write_table

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from ember.engine.pipeline.pipeline import Pipeline
-from ember.engine.sampling import SamplingParams
+from ember.backends.sampling import SamplingParams
 from ember.measure.system import hardware
 from ember.model.architecture import Architecture
+from ember.pipeline.pipeline import Pipeline
 from ember.records.provenance import collect
 from ember.records.tables import write_table
 from ember.studies.p1.pipeline.measure import profile_layers, profile_stages, sweep_splits

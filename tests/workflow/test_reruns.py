@@ -48,7 +48,7 @@ CASES = {
         "plot_gantt",
     }
     | LAST,
-    "src/ember/engine/pipeline/wire.py": {
+    "src/ember/pipeline/wire.py": {
         "profile_layers",
         "sweep_splits",
         "profile_stages",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.engine.pipeline.plan import plan_units
+from ember.pipeline.plan import plan_units
 from ember.studies.p1.pipeline.schedule import (
     NoSolution,
     PhaseCosts,

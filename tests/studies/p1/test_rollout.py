@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from ember.engine.rollout import RolloutStats, StepBatch
-from ember.engine.sampling import SamplingParams
+from ember.backends.sampling import SamplingParams
+from ember.engine.scheduler import RolloutStats, StepBatch
 from ember.model.checkpoint import load_decoder
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.p1.completions.make import BadPromptFile, generate, read_prompts, write_jsonl

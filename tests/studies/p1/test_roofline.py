@@ -2,7 +2,7 @@
 
 import pytest
 
-from ember.engine.sampling import SamplingParams
+from ember.backends.sampling import SamplingParams
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import read_architecture
 from ember.records.tables import read_table, write_table

@@ -38,7 +38,7 @@ def check_architectures(
     A difference is reported, not raised; without Transformers rows are skipped with the reason.
     Raises `BadArchitecture` for an unknown preset.
     """
-    from ember.engine.packing import why_unpacked
+    from ember.backends.packing import why_unpacked
 
     small = {preset: shrink(Architecture.make(preset), tokens + new_tokens) for preset in presets}
     try:
@@ -177,9 +177,9 @@ def _differences(ours, theirs, prompt) -> dict:
 def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
     import torch
 
+    from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
-    from ember.engine.rollout import NotFinite
-    from ember.engine.sampling import SamplingParams
+    from ember.engine.scheduler import NotFinite
 
     theirs.generation_config.eos_token_id = None
     theirs.generation_config.pad_token_id = 0

@@ -34,7 +34,7 @@ def check_consistency(
     """
     import torch
 
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
     from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
@@ -155,7 +155,7 @@ def forced(base, prompts, params, logits_of, device, process=None) -> dict:
     """Completions against one forward over each; `process` turns logits into sampling scores."""
     import torch
 
-    from ember.engine.sampling import cut_tail
+    from ember.backends.sampling import cut_tail
 
     def scores(raw):
         if process is not None:

@@ -26,10 +26,10 @@ def check_smoke(
     """
     import torch
 
+    from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
-    from ember.engine.sampling import SamplingParams
-    from ember.engine.stages import two_stage_logits
     from ember.model.checkpoint import load_decoder
+    from ember.pipeline.logits import two_stage_logits
 
     decoder = load_decoder(Path(model), device=device, dtype=getattr(torch, dtype))
     generator = torch.Generator().manual_seed(seed)

@@ -47,8 +47,8 @@ def first_token(request: dict) -> dict:
     began = time.perf_counter()
     import torch
 
+    from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
-    from ember.engine.sampling import SamplingParams
     from ember.measure.clock import PhaseClock
     from ember.measure.device import synchronize
     from ember.model.checkpoint import load_decoder

@@ -40,7 +40,7 @@ def profile_layers(
 
     Decoding is timed half-way through the generation. Without two devices one skipped row.
     """
-    from ember.engine.pipeline.pipeline import Pipeline
+    from ember.pipeline.pipeline import Pipeline
 
     device = resolve(device)
     about, reason = measured_on(model, device, dtype), _why_not(model, device)
@@ -104,10 +104,10 @@ def sweep_splits(
     Every point generates `sequences` completions, greedily; the one-device engine, in the first
     stage's process, gives the tokens they are compared with.
     """
-    from ember.engine.pipeline.pipeline import Pipeline
-    from ember.engine.pipeline.plan import splits_of
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
     from ember.model.folder import read_architecture
+    from ember.pipeline.pipeline import Pipeline
+    from ember.pipeline.plan import splits_of
     from ember.studies.p1.workload.make import read_workload
 
     device = resolve(device)
@@ -192,10 +192,10 @@ def profile_stages(
     pieces, which overlap. A phase's time is that during which a stage was at it. Without two
     devices one skipped row a point, with the reason.
     """
-    from ember.engine.pipeline.pipeline import Pipeline
-    from ember.engine.pipeline.plan import splits_of
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
     from ember.model.folder import read_architecture
+    from ember.pipeline.pipeline import Pipeline
+    from ember.pipeline.plan import splits_of
     from ember.studies.p1.profile.measure import profile_row
     from ember.studies.p1.profile.tables import MODES
     from ember.studies.p1.workload.make import read_workload
@@ -242,7 +242,7 @@ def profile_stages(
 
 
 def _phases(run) -> dict:
-    from ember.engine.pipeline.timeline import covered_ms, transfer_ms
+    from ember.pipeline.timeline import covered_ms, transfer_ms
 
     phases = {
         f"{kind}_ms": covered_ms(run.events, kind) for kind in ("prefill", "decode", "sampling")
@@ -251,8 +251,8 @@ def _phases(run) -> dict:
 
 
 def _why_not(model: str | Path, device: str) -> str | None:
-    from ember.engine.pipeline.pipeline import why_no_stages
     from ember.model.folder import read_architecture
+    from ember.pipeline.pipeline import why_no_stages
 
     if read_architecture(Path(model)).num_layers < 2:
         return "the model has one layer, too few for two stages"
@@ -280,7 +280,7 @@ def _run_row(layers: int, split: int, mode: str, repeat: int) -> dict:
 
 
 def _times(run, mode: str, tokens: int, expected: list[list[int]]) -> dict:
-    from ember.engine.pipeline.timeline import busy_ms, transfer_ms
+    from ember.pipeline.timeline import busy_ms, transfer_ms
 
     times = {
         "total_ms": run.total_ms,

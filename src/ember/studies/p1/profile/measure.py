@@ -69,7 +69,7 @@ def profile_rollout(
 
 def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: str) -> dict:
     """Phase times in ms of one rollout of `generation` tokens, and its total by the wall clock."""
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
 
     sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
     clock = PhaseClock(device)

@@ -92,7 +92,7 @@ def make_engine(decoder, rows: int, context: int, generation: int, prefix: int):
 
 def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about: dict) -> dict:
     """A row of ROLLOUT_THROUGHPUT from one call."""
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
 
     device, generation = about["device"], about["generation"]
     sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)

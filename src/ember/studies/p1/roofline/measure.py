@@ -39,8 +39,8 @@ def measure_decode(
     """
     import torch
 
+    from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
-    from ember.engine.sampling import SamplingParams
     from ember.measure.roofline import read_bandwidth_gb_s
     from ember.model.checkpoint import load_decoder
 
@@ -225,7 +225,7 @@ def _no_kernels() -> dict:
 
 def _alone(arch, loop, what: dict, new_tokens: int, about: dict) -> list[dict]:
     """Every part of the step in a graph of its own, over all layers: all weights, from memory."""
-    from ember.engine.kernels.step import Seat
+    from ember.backends.cuda.step import Seat
 
     loop.arrange([Seat(0, what["context"], new_tokens // 2)] * what["rows"])
     kv = _kv_bytes(arch, what, new_tokens, loop.logits.element_size())

@@ -75,8 +75,8 @@ def compare_engines(
 
 def ember_run(decoder, prompt_tokens: int, new_tokens: int, device: str):
     """A call that times one greedy generation by this engine."""
+    from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
-    from ember.engine.sampling import SamplingParams
 
     engine = Engine(decoder, capacity=prompt_tokens + new_tokens)
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
