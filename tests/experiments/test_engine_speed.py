@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ember.experiments.engine_speed import compare_engines, leading_equal, load_peer
+from ember.experiments.engine_speed import compare_engines, load_peer
 from ember.experiments.workload import make_workload
 from ember.model.architecture import FAMILIES, SIZES, Architecture
 from ember.model.checkpoint import load_decoder
@@ -63,10 +63,3 @@ def test_without_transformers_its_row_is_skipped(random_model, tmp_path, monkeyp
     ember = [row for row in rows if row["engine"] == "ember"]
     assert len(ember) == 2
     assert all(row["tokens_per_s"] > 0 and row["ratio_to_transformers"] is None for row in ember)
-
-
-def test_leading_equal_counts_up_to_the_first_difference():
-    assert leading_equal([1, 2, 3, 4], [1, 2, 3, 4]) == 1.0
-    assert leading_equal([1, 2, 3, 4], [1, 2, 9, 4]) == 0.5
-    assert leading_equal([1, 2, 3, 4], [1, 2]) == 0.5
-    assert leading_equal([5], [6]) == 0.0

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ember.experiments import frameworks
-from ember.experiments.frameworks import bytes_of_a_step, compare_frameworks, leading_equal
+from ember.experiments.frameworks import bytes_of_a_step, compare_frameworks
 from ember.experiments.frameworks_summary import summarise_frameworks
 from ember.experiments.workload import make_workload
 from ember.model.architecture import Architecture
@@ -201,9 +201,3 @@ def test_the_limit_is_the_best_bandwidth_found_and_none_within_the_cache(monkeyp
     large = frameworks._limit(2 * 10**9, "cpu", [8.0, 10.0, 9.0])
     assert large == {"read_gb_s": 10.0, "limit_tokens_per_s": 5.0}
     assert frameworks._limit(10**7, "cpu", [8.0])["limit_tokens_per_s"] is None
-
-
-def test_leading_equal_counts_up_to_the_first_difference():
-    assert leading_equal([1, 2, 3, 4], [1, 2, 9, 4]) == 0.5
-    assert leading_equal([1, 2], [1, 2]) == 1.0
-    assert leading_equal([5], [6]) == 0.0

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
-from ember.measure.clock import PhaseClock, repeat, summarise
+from ember.measure.clock import PhaseClock, repeat
 from ember.measure.device import resolve, synchronize
+from ember.measure.statistics import summarise
 from ember.records.schemas.roofline import DECODE_ROOFLINE
 
 log = logging.getLogger(__name__)

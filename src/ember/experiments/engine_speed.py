@@ -15,6 +15,7 @@ from ember.experiments.rows import measured_on
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.measure.overhead import part
+from ember.measure.statistics import leading_equal
 
 log = logging.getLogger(__name__)
 
@@ -168,13 +169,6 @@ def load_peer(model: str | Path, decoder):
         for name, parameter in wanted.items():
             parameter.copy_(ours[name])
     return peer
-
-
-def leading_equal(tokens: list[int], others: list[int]) -> float:
-    """Fraction of `tokens` before the first that differs from `others`."""
-    pairs = zip(tokens, others, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
-    return same / len(tokens)
 
 
 def _row(name: str, repeat: int, timed: dict[str, Timed], about: dict) -> dict:

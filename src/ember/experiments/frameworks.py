@@ -18,6 +18,7 @@ from pathlib import Path
 from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on
 from ember.measure.device import resolve
+from ember.measure.statistics import leading_equal
 from ember.peers.client import Peer, PeerFailed, PeerMissing
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root
@@ -86,13 +87,6 @@ def why_not_installed(framework: Mapping, *, threads: int, timeout_s: float) -> 
     except PeerFailed:
         return None
     return None
-
-
-def leading_equal(tokens: Sequence[int], others: Sequence[int]) -> float:
-    """Fraction of `tokens` before the first that differs from `others`."""
-    pairs = zip(tokens, others, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
-    return same / len(tokens)
 
 
 def _python(framework: Mapping) -> Path | None:

@@ -3,7 +3,7 @@
 from statistics import median
 
 from ember.experiments.rows import records
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.records.schemas.frameworks import FRAMEWORK_RUNS, FRAMEWORKS
 
 EMBER = "ember"

@@ -1,7 +1,7 @@
 """Loading times in a row for each loader and state of the page cache (P1-1.4)."""
 
 from ember.experiments.rows import records
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.records.schemas.loading import LOADING, LOADING_RUNS
 
 

@@ -253,7 +253,7 @@ def _skipped(reason: str) -> list[dict]:
 
 def summarise_latency(latency: Sequence[Mapping]) -> list[dict]:
     """Rows of LORA_LATENCY_SUMMARY from rows of LORA_LATENCY."""
-    from ember.measure.clock import summarise
+    from ember.measure.statistics import summarise
 
     groups: dict[tuple, list[Mapping]] = {}
     for row in latency:

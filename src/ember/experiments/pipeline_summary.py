@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ember.engine.pipeline.plan import plan_units
 from ember.experiments.pipeline_model import best_split, makespan, read_costs
 from ember.experiments.rows import records
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.records.schemas.pipeline import LAYER_COSTS, PIPELINE, PIPELINE_RUNS
 
 SAME = ("model", "device", "dtype", "context", "generation", "sequences", "micro_batches", "chunks")

@@ -302,7 +302,7 @@ def _times(run, mode: str, tokens: int, expected: list[list[int]]) -> dict:
 
 
 def _equal_share(found: list[list[int]], expected: list[list[int]]) -> float:
-    from ember.experiments.engine_speed import leading_equal
+    from ember.measure.statistics import leading_equal
 
     shares = [leading_equal(a, b) for a, b in zip(found, expected, strict=True)]
     return sum(shares) / len(shares)

@@ -20,6 +20,7 @@ from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
+from ember.measure.statistics import bootstrap, interval
 from ember.model.architecture import Architecture
 from ember.records.errors import BadRow
 from ember.records.schemas.prefix import PREFIX_SWEEP
@@ -211,8 +212,7 @@ def prefix_savings(
         uncached_ms = np.array([row["prefill_ms"] for row in uncached])
         overhead_ms = np.array([row["lookup_ms"] + row["store_ms"] for row in cached])
         saved = 1 - cached_ms / uncached_ms
-        draws = np.median(rng.choice(saved, (resamples, len(saved))), axis=1)
-        low, high = np.quantile(draws, (0.025, 0.975))
+        low, high = interval(bootstrap(saved, rng, resamples))
         work = prefill_work(arch, n)
         equal = np.array([row["tokens_equal"] for row in cached], dtype=bool)
         tied = np.array(
@@ -230,8 +230,8 @@ def prefix_savings(
                 "uncached_ms_median": float(np.median(uncached_ms)),
                 "cached_ms_median": float(np.median(cached_ms)),
                 "savings": float(np.median(saved)),
-                "savings_low": float(low),
-                "savings_high": float(high),
+                "savings_low": low,
+                "savings_high": high,
                 "speedup": float(1 / (1 - np.median(saved))),
                 "expected_savings": p / n,
                 "expected_with_attention": expected_savings(arch, n, p),

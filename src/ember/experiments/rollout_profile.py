@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
-from ember.measure.clock import PhaseClock, summarise
+from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
+from ember.measure.statistics import summarise
 from ember.records.schemas.rollout import PHASES, PREFILL_SHARE, ROLLOUT_PROFILE
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from pathlib import Path
 from ember.experiments.decode_roofline import parameters_read
 from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
-from ember.measure.clock import summarise
 from ember.measure.device import resolve, synchronize
+from ember.measure.statistics import summarise
 from ember.records.schemas.rollout_core import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
 
 log = logging.getLogger(__name__)
