@@ -6,10 +6,9 @@ import sys
 import pytest
 
 from ember.experiments import frameworks
-from ember.experiments.frameworks import bytes_of_a_step, compare_frameworks
+from ember.experiments.frameworks import compare_frameworks
 from ember.experiments.frameworks_summary import summarise_frameworks
 from ember.experiments.workload import make_workload
-from ember.model.architecture import Architecture
 from ember.records.schemas.frameworks import FRAMEWORK_RUNS, FRAMEWORKS
 from ember.records.schemas.workload import WORKLOAD
 from ember.records.tables import write_table
@@ -182,16 +181,6 @@ def trained_model(random_model, tmp_path):
     from ember.model.checkpoint import load_decoder, save_decoder
 
     return save_decoder(load_decoder(random_model), tmp_path / "stored", weights="trained")
-
-
-def test_a_step_reads_every_weight_once_but_not_an_untied_embedding():
-    sizes = {"model_type": "qwen3", "hidden_size": 8, "intermediate_size": 16, "num_layers": 2}
-    sizes |= {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "vocab_size": 50}
-    tied = Architecture.make(**sizes, max_positions=64, tie_embeddings=True)
-    untied = Architecture.make(**sizes, max_positions=64)
-    kv = 10 * 2 * 2 * 4 * 2  # tokens x layers x (keys, values) x dimension x bytes
-    assert bytes_of_a_step(tied, 2, 10) == 2 * tied.parameter_count() + kv
-    assert bytes_of_a_step(untied, 2, 10) == bytes_of_a_step(tied, 2, 10)
 
 
 def test_the_limit_is_the_best_bandwidth_found_and_none_within_the_cache(monkeypatch):

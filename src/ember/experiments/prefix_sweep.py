@@ -19,8 +19,10 @@ import numpy as np
 from ember.experiments.progress import Progress
 from ember.experiments.rows import measured_on, records
 from ember.measure.clock import PhaseClock
+from ember.measure.cost import prefill_operations
 from ember.measure.device import resolve, synchronize
 from ember.measure.statistics import bootstrap, interval
+from ember.measure.turns import rounds
 from ember.model.architecture import Architecture
 from ember.records.errors import BadRow
 from ember.records.schemas.prefix import PREFIX_SWEEP
@@ -79,9 +81,8 @@ def sweep_prefix(
     rng, rows = random.Random(f"{seed}/{shard}"), []
     turns = [*range(-warmup, 0), *chosen]
     progress = Progress(log, len(points) * len(turns))
-    for turn in turns:
-        rng.shuffle(points)
-        for n, p in points:
+    for turn, order in rounds(points, turns, rng):
+        for n, p in order:
             prompt = streams.prompt(turn % len(streams.documents), n, p)
             if turn < 0:  # a recorded document must be new to the prefix cache
                 prompt[p:] = reversed(prompt[p:])
@@ -213,7 +214,7 @@ def prefix_savings(
         overhead_ms = np.array([row["lookup_ms"] + row["store_ms"] for row in cached])
         saved = 1 - cached_ms / uncached_ms
         low, high = interval(bootstrap(saved, rng, resamples))
-        work = prefill_work(arch, n)
+        work = prefill_operations(arch, n)
         equal = np.array([row["tokens_equal"] for row in cached], dtype=bool)
         tied = np.array(
             [
@@ -248,37 +249,7 @@ def prefix_savings(
     return rows
 
 
-@dataclass(frozen=True)
-class Work:
-    """Operations (multiplications and additions) of a prefill, by what they scale with."""
-
-    matrices: float
-    attention: float
-
-    @property
-    def total(self) -> float:
-        return self.matrices + self.attention
-
-
-def prefill_work(arch: Architecture, tokens: int, reused: int = 0) -> Work:
-    """Operations of a causal prefill of `tokens` of which the first `reused` come from a cache.
-
-    The matrices of a layer work once a token; scores and weighted sums take 4 x head width x heads
-    operations for each pair of a query and a key at or before it. Of the last layer all tokens need
-    keys and values, but only the last token the rest. Norms, rotation and the head are left out:
-    they are small or the same with and without reuse.
-    """
-    query, kv = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-    keys_values = 2 * arch.hidden_size * kv
-    others = arch.hidden_size * (2 * query + 3 * arch.intermediate_size)
-    pairs = (tokens * (tokens + 1) - reused * (reused + 1)) / 2
-    new, inner = tokens - reused, arch.num_layers - 1
-    return Work(
-        matrices=2.0 * (new * (inner * (keys_values + others) + keys_values) + others),
-        attention=4.0 * query * (inner * pairs + tokens),
-    )
-
-
 def expected_savings(arch: Architecture, tokens: int, reused: int) -> float:
     """Fraction of a prefill's operations that reuse of `reused` tokens saves."""
-    return 1 - prefill_work(arch, tokens, reused).total / prefill_work(arch, tokens).total
+    whole = prefill_operations(arch, tokens).total
+    return 1 - prefill_operations(arch, tokens, reused).total / whole

@@ -17,6 +17,7 @@ from ember.experiments.rows import measured_on
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.measure.memory import require
+from ember.measure.turns import rounds
 from ember.policies.build import build_policies
 from ember.records.schemas.restart import RESTART_SWEEP
 
@@ -69,10 +70,8 @@ def sweep_restart(
         "num_layers": decoder.arch.num_layers,
         **measured_on(model, device, dtype),
     }
-    order, rng = list(todo), random.Random(seed)
     rows, progress = [], Progress(log, len(todo) * (warmup + repeats))
-    for turn in range(-warmup, repeats):
-        rng.shuffle(order)
+    for turn, order in rounds(todo, range(-warmup, repeats), random.Random(seed)):
         for operation in order:
             clock = PhaseClock(device)
             synchronize(device)

@@ -12,9 +12,12 @@ host wait; `times_ms` waits once, at the end. On the CPU it is `time.perf_counte
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from ember.measure.device import synchronize
 from ember.records.errors import EmberError
+
+T = TypeVar("T")
 
 
 class BadTiming(EmberError):
@@ -81,6 +84,18 @@ class PhaseClock:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self.device))
         return event
+
+
+def timed(call: Callable[[], T], device: str = "cpu") -> tuple[float, T]:
+    """Milliseconds by the host's clock until the device is done, and what the call gives.
+
+    What the host needs is in it, unlike in a phase on CUDA.
+    """
+    synchronize(device)
+    began = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return (time.perf_counter() - began) * 1e3, result
 
 
 def repeat(
