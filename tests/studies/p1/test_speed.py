@@ -9,7 +9,7 @@ import torch
 from ember.model.architecture import FAMILIES, SIZES, Architecture
 from ember.model.checkpoint import load_decoder
 from ember.records.tables import write_table
-from ember.studies.p1.speed.measure import compare_engines, leading_equal, load_peer
+from ember.studies.p1.speed.measure import compare_engines, load_peer
 from ember.studies.p1.speed.tables import ENGINE_SPEED
 from ember.studies.p1.workload.make import make_workload
 
@@ -63,10 +63,3 @@ def test_without_transformers_its_row_is_skipped(random_model, tmp_path, monkeyp
     ember = [row for row in rows if row["engine"] == "ember"]
     assert len(ember) == 2
     assert all(row["tokens_per_s"] > 0 and row["ratio_to_transformers"] is None for row in ember)
-
-
-def test_leading_equal_counts_up_to_the_first_difference():
-    assert leading_equal([1, 2, 3, 4], [1, 2, 3, 4]) == 1.0
-    assert leading_equal([1, 2, 3, 4], [1, 2, 9, 4]) == 0.5
-    assert leading_equal([1, 2, 3, 4], [1, 2]) == 0.5
-    assert leading_equal([5], [6]) == 0.0

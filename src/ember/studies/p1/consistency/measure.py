@@ -5,8 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ember.measure.device import resolve
-from ember.studies.p1.rollout.measure import machine
+from ember.measure.device import device_name, resolve
 from ember.studies.rows import measured_on
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def check_consistency(
     decoder = load_decoder(model, device, getattr(torch, dtype))
     lengths = [max(1, prompt_tokens * (p + 1) // prompts) for p in range(prompts)]
     asked = [streams.prompt(p, length, 0) for p, length in enumerate(lengths)]
-    about = {**machine(device), **measured_on(model, device, dtype)}
+    about = {"device_name": device_name(device), **measured_on(model, device, dtype)}
     peer, missing = _peer(model, decoder)
     exact = device == "cpu" and dtype == "float32"
     found = []

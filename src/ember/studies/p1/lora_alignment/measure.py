@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ember.measure.device import resolve
@@ -450,6 +451,8 @@ def summarise_alignment(cases: Sequence[Mapping], *, seed: int, resamples: int) 
     """Rows of LORA_ALIGNMENT: the worst over targets; error ratios with bootstrap intervals."""
     import numpy as np
 
+    from ember.measure.statistics import bootstrap, interval
+
     groups: dict[tuple, list[Mapping]] = {}
     for row in cases:
         key = tuple(row[name] for name in ("adapter", "dtype", "path", "reference"))
@@ -461,11 +464,8 @@ def summarise_alignment(cases: Sequence[Mapping], *, seed: int, resamples: int) 
         if key[1] != "float32":  # there the reference is the truth, or rounds once more than it
             ratios = np.array([np.divide(r["errors"], r["reference_errors"]) for r in group])
             # Targets of one prompt share most of their errors: prompts are resampled, not cases.
-            picks = rng.integers(ratios.shape[1], size=(resamples, ratios.shape[1]))
-            medians = np.median(ratios[:, picks], axis=(0, 2))
-            ratio = float(np.median(ratios))
-            low, high = map(float, np.percentile(medians, [2.5, 97.5]))
-            low, high = min(low, ratio), max(high, ratio)
+            draws = bootstrap(ratios.T, rng, resamples, partial(np.median, axis=(1, 2)))
+            ratio, (low, high) = float(draws[0]), interval(draws)
         rows.append(
             dict(zip(("adapter", "dtype", "path", "reference"), key, strict=True))
             | {"cases": len(group)}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
+from ember.measure.turns import rounds
 from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE_RUNS
 from ember.studies.rows import measured_on
 
@@ -133,8 +134,8 @@ def sweep_splits(
     ]
     sampling = SamplingParams(temperature=0.0, max_tokens=generation)
     rows, events, expected = [], [], None
-    order, rng = [(layers, "single"), *points], random.Random(seed)
-    progress = Progress(log, len(order) * (warmup + repeats))
+    single = (layers, "single")
+    progress = Progress(log, len([single, *points]) * (warmup + repeats))
     with Pipeline(
         model,
         splits=splits,
@@ -144,9 +145,10 @@ def sweep_splits(
         whole=True,
         timeout_s=timeout,
     ) as pipeline:
-        for turn in range(-warmup, repeats):
-            if turn > -warmup:  # the first turn begins with the tokens to compare with
-                rng.shuffle(order)
+        turns = rounds([single, *points], range(-warmup, repeats), random.Random(seed))
+        for turn, order in turns:
+            if expected is None:  # the first turn begins with the tokens to compare with
+                order.sort(key=lambda point: point != single)
             for split, mode in order:
                 if mode == "single":
                     run = pipeline.single(prompts, sampling)
@@ -210,8 +212,7 @@ def profile_stages(
         ]
     streams = read_workload(workload)
     [split] = splits_of(read_architecture(Path(model)).num_layers, [split_fraction])
-    order, rng, rows = list(points), random.Random(seed), []
-    progress = Progress(log, len(points) * (warmup + repeats))
+    rows, progress = [], Progress(log, len(points) * (warmup + repeats))
     with Pipeline(
         model,
         splits=[split],
@@ -220,8 +221,7 @@ def profile_stages(
         dtype=dtype,
         timeout_s=timeout,
     ) as pipeline:
-        for turn in range(-warmup, repeats):
-            rng.shuffle(order)
+        for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
             for mode, context, generation in order:
                 prompt = streams.prompt(turn % len(streams.documents), context, 0)
                 sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
@@ -302,7 +302,7 @@ def _times(run, mode: str, tokens: int, expected: list[list[int]]) -> dict:
 
 
 def _equal_share(found: list[list[int]], expected: list[list[int]]) -> float:
-    from ember.studies.p1.speed.measure import leading_equal
+    from ember.measure.statistics import leading_equal
 
     shares = [leading_equal(a, b) for a, b in zip(found, expected, strict=True)]
     return sum(shares) / len(shares)

@@ -9,15 +9,15 @@ count in the total, not in the steps.
 
 import logging
 import random
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ember.measure.clock import summarise
-from ember.measure.device import resolve, synchronize
+from ember.measure.clock import timed
+from ember.measure.cost import read_ms, roofline_ms, step_bytes, step_operations
+from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
+from ember.measure.statistics import summarise
 from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
-from ember.studies.p1.roofline.measure import parameters_read
 from ember.studies.rows import measured_on, records
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def measure_rollouts(
     about = {
         "read_gb_s": read_bandwidth_gb_s(device, repeats=50 if device != "cpu" else 7),
         "matmul_tflops": matmul_tflops(device, dtype, repeats=20 if device != "cpu" else 7),
-        **machine(device),
+        "device_name": device_name(device),
         **measured_on(model, device, dtype),
     }
     about |= {"context": context, "prefix": prefix, "generation": generation}
@@ -96,17 +96,13 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
 
     device, generation = about["device"], about["generation"]
     sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
-    synchronize(device)
-    began = time.perf_counter()
-    engine.generate(prompts, sampling, point["candidates"])
-    synchronize(device)
-    total = (time.perf_counter() - began) * 1e3
+    total, _ = timed(lambda: engine.generate(prompts, sampling, point["candidates"]), device)
     stats = engine.last_stats
     assert stats.generated_tokens == generation * point["candidates"] * len(prompts)
     decode = sum(batch.ms for batch in stats.batches)
     weights, kv = bytes_read(engine.decoder, stats)
-    limit = (weights * stats.steps + kv) / about["read_gb_s"] / 1e6
-    roofline = roofline_ms(engine.decoder, stats, about["read_gb_s"], about["matmul_tflops"])
+    limit = read_ms(weights * stats.steps + kv, about["read_gb_s"])
+    roofline = longer_ms(engine.decoder, stats, about["read_gb_s"], about["matmul_tflops"])
     return {
         "point": f"{point['prompts']}x{point['candidates']} in {point['rows']}",
         **{name: point[name] for name in ("prompts", "candidates", "rows")},
@@ -137,24 +133,22 @@ def bytes_read(decoder, stats) -> tuple[int, int]:
     """Bytes of weights that one step reads, and of KV that all steps of a rollout have read."""
     size = decoder.embed_tokens.weight.element_size()
     tokens = sum(b.steps * b.prompt_tokens + b.own_tokens for b in stats.batches)
-    return parameters_read(decoder) * size, tokens * decoder.arch.kv_bytes_per_token(size)
+    return step_bytes(decoder.arch, size, tokens)
 
 
-def roofline_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:
+def longer_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:
     """Time of a rollout's steps if their products took the longer of reading the weights and of
     their operations, and attention likewise (see the module)."""
     arch, size = decoder.arch, decoder.embed_tokens.weight.element_size()
-    parameters, total = parameters_read(decoder), 0.0
-    each = 4 * arch.num_layers * arch.num_heads * arch.head_dim  # scores and sums, of one token
+    total = 0.0
     for batch in stats.batches:
-        read = batch.steps * batch.prompt_tokens + batch.own_tokens
         attended = batch.steps * batch.rows * batch.prompt_tokens / max(1, batch.prompts)
         attended += batch.own_tokens
-        for bytes_, operations in (
-            (batch.steps * parameters * size, 2 * batch.steps * batch.rows * parameters),
-            (read * arch.kv_bytes_per_token(size), each * attended),
-        ):
-            total += max(bytes_ / read_gb_s / 1e6, operations / tflops / 1e9)
+        done = step_operations(arch, batch.steps * batch.rows, attended)
+        read = batch.steps * batch.prompt_tokens + batch.own_tokens
+        weights, kv = step_bytes(arch, size, read)
+        total += roofline_ms(batch.steps * weights, done.matrices, read_gb_s, tflops)
+        total += roofline_ms(kv, done.attention, read_gb_s, tflops)
     return total
 
 
@@ -177,12 +171,3 @@ def summarise_rollouts(throughput) -> list[dict]:
         row["decode_share"] = summarise(shares)["median"]
         found.append(row)
     return found
-
-
-def machine(device: str) -> dict:
-    """Name of the device, as the tables have it."""
-    if not device.startswith("cuda"):
-        return {"device_name": device}
-    import torch
-
-    return {"device_name": torch.cuda.get_device_name()}

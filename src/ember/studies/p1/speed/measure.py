@@ -10,10 +10,12 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ember.measure.clock import PhaseClock
+from ember.measure.clock import PhaseClock, timed
 from ember.measure.device import resolve, synchronize
 from ember.measure.overhead import part
 from ember.measure.progress import Progress
+from ember.measure.statistics import leading_equal
+from ember.measure.turns import rounds
 from ember.studies.rows import measured_on
 
 log = logging.getLogger(__name__)
@@ -59,14 +61,14 @@ def compare_engines(
         **measured_on(model, device, dtype),
     }
     rows, progress = [], Progress(log, (warmup + repeats) * len(runs))
-    for turn in range(-warmup, repeats):
+    for turn, order in rounds(runs, range(-warmup, repeats)):
         prompt = streams.prompt((seed + turn) % len(streams.documents), prompt_tokens, 0)
-        timed = {}
-        for name in sorted(runs, reverse=turn % 2 == 0):
-            timed[name] = runs[name](prompt)
+        found = {}
+        for name in order:
+            found[name] = runs[name](prompt)
             progress.step(f"{name}, {prompt_tokens}/{new_tokens}")
         if turn >= 0:
-            rows += [_row(name, turn, timed, about) for name in timed]
+            rows += [_row(name, turn, found, about) for name in found]
     return rows + [
         _row(name, 0, {}, about) | {"status": "skipped", "reason": reason}
         for name, reason in missing.items()
@@ -83,11 +85,9 @@ def ember_run(decoder, prompt_tokens: int, new_tokens: int, device: str):
 
     def run(prompt: list[int]) -> Timed:
         clock = PhaseClock(device)
-        synchronize(device)
-        began = time.perf_counter()
-        [[completion]] = engine.generate([prompt], sampling, clock=clock)
-        synchronize(device)
-        total = (time.perf_counter() - began) * 1e3
+        total, [[completion]] = timed(
+            lambda: engine.generate([prompt], sampling, clock=clock), device
+        )
         prefill = clock.times_ms()["prefill"]
         return prefill, total - prefill, list(completion.tokens)
 
@@ -168,13 +168,6 @@ def load_peer(model: str | Path, decoder):
         for name, parameter in wanted.items():
             parameter.copy_(ours[name])
     return peer
-
-
-def leading_equal(tokens: list[int], others: list[int]) -> float:
-    """Fraction of `tokens` before the first that differs from `others`."""
-    pairs = zip(tokens, others, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
-    return same / len(tokens)
 
 
 def _row(name: str, repeat: int, timed: dict[str, Timed], about: dict) -> dict:
