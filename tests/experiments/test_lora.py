@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ember.cli import main
+from ember.commands.main import main
 from ember.experiments.lora_adapters import make_adapters
 from ember.experiments.lora_alignment import align, summarise_alignment
 from ember.experiments.lora_latency import summarise_latency, time_adapters

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
+from ember.commands.generate import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.engine.rollout import RolloutStats, StepBatch
 from ember.engine.sampling import SamplingParams
 from ember.experiments.decode_roofline import parameters_read
-from ember.experiments.generate import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.experiments.rollout_consistency import check_consistency, compare
 from ember.experiments.rollout_throughput import (
     measure_rollouts,
