@@ -8,8 +8,9 @@ import torch
 
 from ember.experiments.engine_speed import compare_engines, leading_equal, load_peer
 from ember.experiments.workload import make_workload
-from ember.model.architecture import FAMILIES, SIZES, Architecture
+from ember.model.architecture import SIZES, Architecture
 from ember.model.checkpoint import load_decoder
+from ember.model.families import FAMILIES
 from ember.records.schemas.speed import ENGINE_SPEED
 from ember.records.tables import write_table
 

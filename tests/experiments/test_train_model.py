@@ -12,9 +12,9 @@ from ember.experiments.corpus import build_corpus, join_corpora
 from ember.experiments.tokenizer import train_tokenizer, training_texts
 from ember.experiments.train_model import token_stream, train_model
 from ember.measure.device import NoDevice
-from ember.model.architecture import BadArchitecture
 from ember.model.checkpoint import load_decoder
 from ember.model.folder import weights_kind
+from ember.model.rope import BadArchitecture
 from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
 from ember.records.tables import read_rows, read_table, write_table
 from ember.text.corpora import BadCorpus
