@@ -1,8 +1,8 @@
 """Continuous batching over prompts, candidates and rows (P1-4)."""
 
-from ember.experiments.rollout_throughput import measure_rollouts
 from ember.operations import job
-from ember.records.schemas.rollout_core import ROLLOUT_THROUGHPUT
+from ember.studies.p1.rollout.measure import measure_rollouts
+from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
 
 with job.start(snakemake) as run:
     rows = measure_rollouts(

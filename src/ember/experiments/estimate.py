@@ -23,10 +23,10 @@ from ember.experiments.history import (
     read_history,
     rule_names,
 )
-from ember.experiments.job_cost import describe_machine
 from ember.experiments.jobs import PlannedJob, planned_jobs
 from ember.records.errors import EmberError
 from ember.records.provenance import provenance_of, source_root
+from ember.records.trace import describe_machine
 
 
 class BadEstimate(EmberError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from ember.operations.job import cost_file
 from ember.records.errors import BadProvenance, EmberError
 from ember.records.provenance import provenance_of, size_bytes
+from ember.records.trace import describe_machine
 
 ALL = "all"
 OVERHEAD = ("start_s", "imports_s", "model_load_s", "provenance_s", "exit_s")
@@ -111,13 +112,6 @@ def read_last_json(path: Path) -> dict:
         return numbers if isinstance(numbers, dict) else {}
     except (OSError, ValueError, IndexError):
         return {}
-
-
-def describe_machine(hardware: Mapping) -> str:
-    """Processor, cores and accelerators in a few words: what times may be compared on."""
-    names = [f"{hardware.get('cpu') or 'unknown CPU'}, {hardware.get('cores')} cores"]
-    names += sorted({gpu["name"] for gpu in hardware.get("gpus") or ()})
-    return ", ".join(names)
 
 
 def cost_by_rule(jobs: Iterable[dict], steps: Iterable[dict], goal: float) -> list[dict]:

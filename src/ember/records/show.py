@@ -70,7 +70,7 @@ def _origin(made: dict | None) -> list[str]:
         "commit": _commit(source),
         "ember": made.get("ember"),
         "versions": ", ".join(f"{k} {v}" for k, v in (made.get("versions") or {}).items()),
-        "machine": describe_machine(made),
+        "machine": describe_machine(made.get("hardware") or {}, details=True),
     }
     return ["provenance", *(f"  {key}: {value}" for key, value in lines.items())]
 

@@ -6,7 +6,7 @@ prints the tree, then what stands behind it, then the files that no longer match
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,7 +162,7 @@ def _job(node: Node, machines: _Numbered) -> str:
         f"{made.get('seconds')} s",
         f"code {_short(made.get('code'))}",
         _source(made),
-        machines.name(describe_machine(made)),
+        machines.name(describe_machine(made.get("hardware") or {}, details=True)),
     ]
     return ", ".join(parts)
 
@@ -178,17 +178,21 @@ def _short(sha: str | None) -> str:
     return sha[:12] if sha else "unknown"
 
 
-def describe_machine(provenance: dict) -> str:
-    """The machine a job ran on, in words."""
-    hardware = provenance.get("hardware") or {}
-    parts = [f"{hardware.get('cpu', 'unknown CPU')}"]
-    if hardware.get("cores"):
-        parts.append(f"{hardware['cores']} cores")
-    if hardware.get("memory_bytes"):
-        parts.append(f"{hardware['memory_bytes'] / 1e9:.1f} GB")
-    parts += [f"{gpu.get('name')} (driver {gpu.get('driver')})" for gpu in hardware.get("gpus", ())]
-    parts += [str(hardware[key]) for key in ("os", "node") if hardware.get(key)]
-    return ", ".join(parts)
+def describe_machine(hardware: Mapping, details: bool = False) -> str:
+    """Processor, cores and accelerators in words: what times may be compared on.
+
+    details: also memory, drivers, operating system and node.
+    """
+    parts = [hardware.get("cpu") or "unknown CPU"]
+    if cores := hardware.get("cores"):
+        parts.append(f"{cores} cores")
+    gpus = hardware.get("gpus") or ()
+    if not details:
+        return ", ".join([*parts, *sorted({gpu["name"] for gpu in gpus})])
+    if memory := hardware.get("memory_bytes"):
+        parts.append(f"{memory / 1e9:.1f} GB")
+    parts += [f"{gpu.get('name')} (driver {gpu.get('driver')})" for gpu in gpus]
+    return ", ".join(parts + [str(hardware[key]) for key in ("os", "node") if hardware.get(key)])
 
 
 def _summary(top: Node, machines: _Numbered) -> list[str]:
