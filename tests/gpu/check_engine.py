@@ -20,9 +20,10 @@ from ember.engine.step import SPLIT, DecodeStep
 from ember.measure.clock import PhaseClock, repeat
 from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak
 from ember.measure.statistics import summarise
-from ember.model.architecture import PRESETS, Architecture
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
 from ember.model.decoder import Decoder
+from ember.model.presets import PRESETS
 
 DEVICE = "cuda"
 SMALL = {
@@ -58,7 +59,7 @@ def main() -> None:
         check_shared_prompts(decoder)
         check_refilling(decoder)
     check_weight_updates()
-    arch = PRESETS[arguments.preset]
+    arch = Architecture.make(arguments.preset)
     decoder = random_decoder(arch, 0, DEVICE, torch.bfloat16)
     check_steps(decoder, 1, tokens=1030, prefilled=1024)
     if not arguments.no_speed:
