@@ -2,8 +2,9 @@
 
 import torch
 
-from ember.model.architecture import Architecture, RopeScaling
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
+from ember.model.rope import RopeScaling
 
 SIZES = {
     "hidden_size": 32,

@@ -109,7 +109,7 @@ def test_seeds_and_names_give_different_draws():
 )
 def test_distributions_are_those_of_transformers_processors(cuts):
     """Where no two logits are equal; ties at the cut Transformers breaks by position."""
-    from ember.experiments.rollout_consistency import processors
+    from ember.studies.p1.consistency.measure import processors
 
     params = SamplingParams(**{"temperature": 1.0} | cuts)
     logits = 3 * torch.randn(64, 101, generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
 from ember.engine.prefill import PrefixPrefill
-from ember.model.architecture import FAMILIES
 from ember.model.checkpoint import save_decoder
+from ember.model.families import FAMILIES
 from tests.backends.architectures import wild
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [9, 10, 11], [12]]
