@@ -5,15 +5,18 @@ import logging
 import pytest
 import torch
 
+from ember.backends import select as cover
+from ember.backends.packing import why_unpacked
+from ember.backends.sampling import SamplingParams
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
-from ember.engine.kernels import cover
-from ember.engine.packing import why_unpacked
-from ember.engine.sampling import SamplingParams
 from ember.engine.step import DecodeStep
-from ember.model.architecture import FAMILIES, PRESETS, Architecture, RopeScaling
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder, save_decoder
+from ember.model.families import FAMILIES
+from ember.model.presets import PRESETS
+from ember.model.rope import RopeScaling
 
 SIZES = {
     "hidden_size": 32,
@@ -100,7 +103,7 @@ def test_steps_equal_one_pass_of_the_decoder(model_type, batch, caplog):
 
 def test_kernels_refuse_what_cannot_be_packed(monkeypatch):
     monkeypatch.setattr(cover, "interpreted", lambda: True)
-    for arch in PRESETS.values():
+    for arch in map(Architecture.make, PRESETS):
         cache = ContiguousCache(arch, 1, 1)
         reason = cover.why_not(arch, cache.kv, 1)
         if arch.model_type in PACKED:

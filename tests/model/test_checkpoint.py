@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ember.measure.memory import NotEnoughMemory
-from ember.model.architecture import FAMILIES, Architecture, UnsupportedModel
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
+from ember.model.families import FAMILIES
 from ember.model.folder import BadCheckpoint, snapshot, weights_kind
+from ember.model.rope import UnsupportedModel
 
 SIZES = {
     "hidden_size": 32,
