@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from ember.backends.compiled import native_step
 from ember.backends.compiled.native_step import NativeStep
 from ember.backends.sampling import SamplingParams
 from ember.backends.threads import restored_threads
 from ember.cache.contiguous import ContiguousCache
-from ember.engine import native_step
 from ember.engine.engine import Engine
 from ember.engine.host_step import HostStep
 from ember.engine.step import DecodeStep, swapped_tables

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from ember.backends.cuda import cover
+from ember.backends import select as cover
 from ember.backends.packing import why_unpacked
 from ember.backends.sampling import SamplingParams
 from ember.cache.contiguous import ContiguousCache

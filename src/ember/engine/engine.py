@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ember.backends.compiled import native_step
 from ember.backends.compiled.backend import NativeRows
 from ember.backends.forward import Prefill
 from ember.backends.packing import PackedDecoder, why_unpacked
@@ -24,7 +25,6 @@ from ember.backends.sampling import BadSampling, SamplingParams
 from ember.backends.select import why_not
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Size, SlottedCache, size_for
-from ember.engine import native_step
 from ember.engine.host_rows import HostRows
 from ember.engine.scheduler import Batch, Completion, Prompt, Rollout, RolloutStats
 from ember.engine.step import SPLIT, DecodeStep

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.backends.compiled import native_step
 from ember.backends.compiled.native_step import NativeStep
 from ember.backends.packing import PackedDecoder, why_unpacked
 from ember.backends.select import why_not
 from ember.backends.threads import WORTH_THREADS, fastest_threads
 from ember.cache.contiguous import ContiguousCache
-from ember.engine import native_step
 from ember.engine.host_step import HostStep
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables

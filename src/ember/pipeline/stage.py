@@ -17,12 +17,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ember.backends.compiled import native_step
 from ember.backends.compiled.native_step import NativeStep
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams, make_generators, row_seed, sample
 from ember.backends.select import why_not
 from ember.cache.contiguous import ContiguousCache
-from ember.engine import native_step
 from ember.engine.host_step import HostStep
 from ember.engine.step import SPLIT, swapped_tables
 from ember.measure.memory import require

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from ember.backends.cuda import cover
+from ember.backends import select as cover
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.step import DecodeStep
 from ember.model.architecture import Architecture
