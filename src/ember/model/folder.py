@@ -176,18 +176,20 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def open_weights(file: Path, framework: str = "np", error: type[EmberError] = BadCheckpoint):
+def open_weights(
+    file: Path,
+    framework: str = "np",
+    error: type[EmberError] = BadCheckpoint,
+    remedy: str = REMEDY,
+):
     """A safetensors file, opened; tensors come as `framework`'s. Raises `error`."""
     from safetensors import SafetensorError, safe_open
 
-    check_regular(file, error, REMEDY)
+    check_regular(file, error, remedy)
     try:
         return safe_open(file, framework=framework)
     except (SafetensorError, OSError) as fault:
-        raise error(
-            f"{file} is truncated or no safetensors file ({fault}).\n"
-            "Copy or download it again, or delete it and let the workflow make it."
-        ) from None
+        raise error(f"{file} is truncated or no safetensors file ({fault}).\n{remedy}") from None
 
 
 def _headers(file: Path) -> Iterator[Stored]:
