@@ -7,9 +7,10 @@ from ember.backends.packing import pack
 from ember.cache.base import CacheFull
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.step import MASKED, SPLIT, DecodeStep, DeviceStep, attend_masked, swapped_tables
-from ember.model.architecture import Architecture, RopeScaling
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
 from ember.model.decoder import attend
+from ember.model.rope import RopeScaling
 
 TOLERANCE = 1e-4
 SIZES = {

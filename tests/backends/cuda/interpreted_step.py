@@ -13,8 +13,9 @@ from ember.backends.sampling import SamplingParams
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
 from ember.engine.step import DecodeStep
-from ember.model.architecture import Architecture, RopeScaling
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
+from ember.model.rope import RopeScaling
 
 SIZES = {
     "hidden_size": 72,
