@@ -7,6 +7,7 @@ import torch
 
 from ember.backends import select as module
 from ember.backends.select import Case, Unsupported, select, unsupported_reason
+from ember.model.architecture import Architecture
 from ember.model.presets import PRESETS
 from tests.backends.architectures import ARCHITECTURES, CHANGES, PACKED, SIZES, wild
 
