@@ -237,12 +237,12 @@ def _generate(options) -> str:
     import time
     from datetime import UTC, datetime
 
-    from ember.engine.sampling import SamplingParams
-    from ember.experiments.generate import generate, read_prompts, write_jsonl
+    from ember.backends.sampling import SamplingParams
     from ember.measure.system import hardware
     from ember.records.provenance import collect
-    from ember.records.schemas.completions import COMPLETIONS
     from ember.records.tables import write_table
+    from ember.studies.p1.completions.make import generate, read_prompts, write_jsonl
+    from ember.studies.p1.completions.tables import COMPLETIONS
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -307,7 +307,7 @@ def _doctor(options) -> tuple[str, int]:
 
 
 def _check(options) -> str:
-    from ember.experiments.lora_check import check_adapter
+    from ember.studies.p1.lora_logits.make import check_adapter
 
     return check_adapter(
         model=options.model,

@@ -5,12 +5,12 @@ import logging
 import pytest
 import torch
 
+from ember.backends.cuda import cover
+from ember.backends.packing import why_unpacked
+from ember.backends.sampling import SamplingParams
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
-from ember.engine.kernels import cover
-from ember.engine.packing import why_unpacked
-from ember.engine.sampling import SamplingParams
 from ember.engine.step import DecodeStep
 from ember.model.architecture import FAMILIES, PRESETS, Architecture, RopeScaling
 from ember.model.checkpoint import random_decoder, save_decoder

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.backends.sampling import SamplingParams, make_generators, prompt_key, sample
 from ember.cache.radix import RadixCache
 from ember.engine.engine import BadPrompt, Engine
-from ember.engine.sampling import SamplingParams, make_generators, prompt_key, sample
 from ember.measure.clock import PhaseClock
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder

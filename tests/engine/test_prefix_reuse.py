@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
 from ember.measure.clock import PhaseClock
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder

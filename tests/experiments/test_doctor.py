@@ -13,7 +13,6 @@ from ember.cli import main
 from ember.experiments.doctor import bookkeeping, examine, whole
 from ember.experiments.doctor.report import Call, Finding, Report, as_text, folded, set_aside
 from ember.experiments.jobs import BadPlan, PlannedJob
-from ember.figures.style import save, style
 from ember.records.atomic import atomic_file
 from ember.records.code import code_hash
 from ember.records.provenance import (
@@ -24,8 +23,9 @@ from ember.records.provenance import (
 )
 from ember.records.render import render
 from ember.records.schema import Column, Schema
-from ember.records.schemas.decisions import READINESS
 from ember.records.tables import read_table, write_table
+from ember.studies.paper.decisions.tables import READINESS
+from ember.studies.style import save, style
 
 
 def row() -> dict:

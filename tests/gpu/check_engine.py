@@ -13,9 +13,9 @@ import time
 
 import torch
 
+from ember.backends.sampling import SamplingParams, cut_tail
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams, cut_tail
 from ember.engine.step import SPLIT, DecodeStep
 from ember.measure.clock import PhaseClock, repeat, summarise
 from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak

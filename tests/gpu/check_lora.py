@@ -14,8 +14,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
 from ember.lora.adapter import draw_adapter, linears
 from ember.lora.kernels import TILE, Launch, Matrix, Tile
 from ember.lora.merge import Merger

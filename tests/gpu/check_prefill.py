@@ -8,9 +8,9 @@ collected by pytest: machines with a GPU may have nothing but torch.
 
 import torch
 
+from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
 from ember.model import decoder as model
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
 from ember.lora import merge
 from ember.lora.adapter import BadAdapter
 from ember.lora.peft import save_adapter

@@ -1,8 +1,8 @@
 """Every job behind the products: its time, and what of it was overhead."""
 
-from ember.experiments import job
 from ember.experiments.job_cost import collect_jobs
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.workflow_cost import WORKFLOW_JOBS
 
 with job.start(snakemake) as run:

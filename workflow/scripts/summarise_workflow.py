@@ -1,8 +1,8 @@
 """Time by rule, and the share spent on starting, importing and loading."""
 
-from ember.experiments import job
 from ember.experiments.job_cost import cost_by_rule
-from ember.experiments.publish import publish
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.schemas.workflow_cost import WORKFLOW_COST, WORKFLOW_JOBS, WORKFLOW_STEPS
 from ember.records.tables import read_rows
 

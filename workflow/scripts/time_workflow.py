@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ember.experiments import job
 from ember.experiments.workflow_cost import time_steps
+from ember.operations import job
 from ember.records.provenance import source_root
 from ember.records.schemas.workflow_cost import WORKFLOW_STEPS
 

@@ -2,7 +2,7 @@
 
 Contract. The engine knows token ids, not text; a `detokenize` function makes text of them. A prompt
 is prefilled once however many candidates it has, by the decoder itself; rows of the batch are
-refilled as others end (`ember.engine.rollout`). With a prefix cache (`RadixCache`) the longest
+refilled as others end (`ember.engine.scheduler`). With a prefix cache (`RadixCache`) the longest
 stored prefix of a prompt is copied instead of computed, and what was computed is stored; keys are
 never shared across weights versions.
 """
@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ember.backends.compiled.backend import NativeRows
+from ember.backends.forward import Prefill
+from ember.backends.packing import PackedDecoder, why_unpacked
+from ember.backends.rows import HostBatch, Lockstep
+from ember.backends.sampling import BadSampling, SamplingParams
+from ember.backends.select import why_not
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Size, SlottedCache, size_for
 from ember.engine import native_step
-from ember.engine.batches import HostBatch, Lockstep
 from ember.engine.host_rows import HostRows
-from ember.engine.kernels.cover import why_not
-from ember.engine.native_rows import NativeRows
-from ember.engine.packing import PackedDecoder, why_unpacked
-from ember.engine.prefill import Prefill
-from ember.engine.rollout import Batch, Completion, Prompt, Rollout, RolloutStats
-from ember.engine.sampling import BadSampling, SamplingParams
+from ember.engine.scheduler import Batch, Completion, Prompt, Rollout, RolloutStats
 from ember.engine.step import SPLIT, DecodeStep
 from ember.engine.stops import Detokenize
 from ember.measure.clock import PhaseClock
@@ -284,8 +284,8 @@ class Engine:
         return HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
 
     def _device_batch(self, cache: SlottedCache) -> Batch:
-        from ember.engine.kernels.batch import DeviceBatch  # imports Triton
-        from ember.engine.kernels.step import KernelStep
+        from ember.backends.cuda.backend import DeviceBatch  # imports Triton
+        from ember.backends.cuda.step import KernelStep
 
         slot = self._slot(1)
         positions = max(self.capacity, slot.cache.capacity)

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.backends.packing import PackedDecoder
+from ember.backends.threads import fastest_threads
 from ember.cache.slotted import Run, SlottedCache
-from ember.engine.packing import PackedDecoder
 from ember.engine.step import swapped_tables
-from ember.engine.threads import fastest_threads
 from ember.model.architecture import Architecture
 
 VECTOR = 64  # numbers; no processor's loop takes more at once

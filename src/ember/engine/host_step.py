@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.backends.packing import PackedDecoder, PackedLayer
 from ember.cache.contiguous import ContiguousCache
-from ember.engine.packing import PackedDecoder, PackedLayer
 from ember.model.architecture import Architecture
 
 

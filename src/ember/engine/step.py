@@ -2,9 +2,9 @@
 
 Contract. `DecodeStep(decoder, cache)(tokens)` gives the logits of the next position for every row,
 equal to the eager decoder's (1e-4 in float32), and leaves the tokens' KV in the cache. Weights are
-packed (`ember.engine.packing`), rotary tables precomputed. On the CPU it is a `NativeStep`,
+packed (`ember.backends.packing`), rotary tables precomputed. On the CPU it is a `NativeStep`,
 compiled code, or where that cannot be had and in float32 a `HostStep`; on CUDA a `KernelStep`, in
-Triton's kernels, where they cover the case (`ember.engine.kernels.cover`). Elsewhere it is the
+Triton's kernels, where they cover the case (`ember.backends.select`). Elsewhere it is the
 operations below, on CUDA captured as one graph: the position lives on the device, and attention
 reads the whole static cache under a mask, so that nothing depends on the host. Architectures that
 cannot be packed (`why_unpacked`) decode with the decoder itself, at its speed.
@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.backends.compiled.native_step import NativeStep
+from ember.backends.packing import PackedDecoder, why_unpacked
+from ember.backends.select import why_not
+from ember.backends.threads import WORTH_THREADS, fastest_threads
 from ember.cache.contiguous import ContiguousCache
 from ember.engine import native_step
 from ember.engine.host_step import HostStep
-from ember.engine.kernels.cover import why_not
-from ember.engine.native_step import NativeStep
-from ember.engine.packing import PackedDecoder, why_unpacked
-from ember.engine.threads import WORTH_THREADS, fastest_threads
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables
 
@@ -63,7 +63,7 @@ class DecodeStep:
         reason = why_not(decoder.arch, kv, cache.batch) if kernels else "the caller asked for them"
         with torch.inference_mode():
             if reason is None:
-                from ember.engine.kernels.step import KernelStep  # imports Triton
+                from ember.backends.cuda.step import KernelStep  # imports Triton
 
                 self._step = self.loop = KernelStep(decoder.arch, self._weights, kv, cache.capacity)
                 if kv.is_cuda and graph is not False:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ember.experiments.job import cost_file
+from ember.operations.job import cost_file
 from ember.records.errors import BadProvenance, EmberError
 from ember.records.provenance import provenance_of, size_bytes
 from ember.records.trace import describe_machine

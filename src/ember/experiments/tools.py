@@ -23,9 +23,9 @@ def rollout_times(
     seed: int,
 ) -> Table:
     """Rows of PREFILL_SHARE at every context x generation."""
-    from ember.experiments.rollout_profile import prefill_share, profile_rollout
-    from ember.experiments.workload import make_workload
-    from ember.records.schemas.rollout import PREFILL_SHARE
+    from ember.studies.p1.profile.measure import prefill_share, profile_rollout
+    from ember.studies.p1.profile.tables import PREFILL_SHARE
+    from ember.studies.p1.workload.make import make_workload
 
     profile = profile_rollout(
         model=model,
@@ -56,9 +56,9 @@ def cache_savings(
     seed: int,
 ) -> Table:
     """Rows of PREFIX_SAVINGS at every prompt length x shared prefix."""
-    from ember.experiments.prefix_sweep import prefix_savings, sweep_prefix
-    from ember.experiments.workload import make_workload
-    from ember.records.schemas.prefix import PREFIX_SAVINGS
+    from ember.studies.p1.prefix.measure import prefix_savings, sweep_prefix
+    from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
+    from ember.studies.p1.workload.make import make_workload
 
     sweep = sweep_prefix(
         model=model,
@@ -80,8 +80,8 @@ def memory_parts(
     *, model: Path, context: int, batch: int, device: str, dtype: str, seed: int
 ) -> Table:
     """Rows of MEMORY_BUDGET: weights, KV, activations, gradients, optimizer."""
-    from ember.experiments.memory_budget import memory_budget
-    from ember.records.schemas.memory import MEMORY_BUDGET
+    from ember.studies.p1.memory.measure import memory_budget
+    from ember.studies.p1.memory.tables import MEMORY_BUDGET
 
     rows = memory_budget(
         model=model, context=context, batch=batch, device=device, dtype=dtype, seed=seed

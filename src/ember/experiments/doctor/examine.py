@@ -27,8 +27,8 @@ from ember.experiments.doctor.report import (
     remove,
     set_aside,
 )
-from ember.experiments.job import cost_file
 from ember.experiments.jobs import BadPlan, PlannedJob, planned_jobs
+from ember.operations.job import cost_file
 from ember.records.code import code_hash
 from ember.records.errors import EmberError
 from ember.records.provenance import SIDECAR, digest, provenance_of, source_root, tree_sha256

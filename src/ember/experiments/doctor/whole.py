@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 import ember.records.schemas
+import ember.studies
 from ember.records.errors import EmberError
 from ember.records.provenance import (
     SIDECAR,
@@ -96,7 +97,7 @@ def _table(path: Path) -> str | None:
     found = table_schema(path)
     declared = _declared().get(found.name)
     if declared is None:
-        return f"its schema {found.name!r} is no longer declared in ember.records.schemas"
+        return f"its schema {found.name!r} is no longer declared in ember.studies"
     phrases = differences(found, declared)
     return f"not of schema {found.name!r} as declared: {'; '.join(phrases)}" if phrases else None
 
@@ -104,14 +105,14 @@ def _table(path: Path) -> str | None:
 @cache
 def _declared() -> dict[str, Schema]:
     """Every schema of the library, by name."""
-    package = ember.records.schemas
-    modules = [import_module(f"{package.__name__}.{m.name}") for m in _modules(package)]
+    modules = [
+        import_module(found.name)
+        for package in (ember.records.schemas, ember.studies)
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if package is not ember.studies or found.name.endswith(".tables")
+    ]
     values = [value for module in modules for value in vars(module).values()]
     return {value.name: value for value in values if isinstance(value, Schema)}
-
-
-def _modules(package) -> list:
-    return list(pkgutil.iter_modules(package.__path__))
 
 
 def _rendering(path: Path) -> Verdict:

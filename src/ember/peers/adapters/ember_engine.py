@@ -16,8 +16,8 @@ def load(setup):
     """(generate, about) for the setup's model."""
     import torch
 
+    from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
-    from ember.engine.sampling import SamplingParams
     from ember.measure.clock import PhaseClock
     from ember.measure.device import synchronize
     from ember.model.checkpoint import load_decoder
