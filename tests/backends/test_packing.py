@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ember.backends.packing import pack
-from ember.cache.contiguous import CacheFull, ContiguousCache
+from ember.cache.base import CacheFull
+from ember.cache.contiguous import ContiguousCache
 from ember.engine.step import MASKED, SPLIT, DecodeStep, DeviceStep, attend_masked, swapped_tables
 from ember.model.architecture import Architecture, RopeScaling
 from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
