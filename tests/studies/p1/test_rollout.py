@@ -14,11 +14,7 @@ from ember.studies.p1.completions.make import BadPromptFile, generate, read_prom
 from ember.studies.p1.completions.tables import COMPLETIONS
 from ember.studies.p1.consistency.measure import check_consistency, compare
 from ember.studies.p1.rollout.figure import draw
-from ember.studies.p1.rollout.measure import (
-    longer_ms,
-    measure_rollouts,
-    summarise_rollouts,
-)
+from ember.studies.p1.rollout.measure import longer_ms, measure_rollouts, summarise_rollouts
 from ember.studies.p1.rollout.tables import (
     ROLLOUT_CONSISTENCY,
     ROLLOUT_SPEED,
