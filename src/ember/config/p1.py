@@ -14,6 +14,7 @@ from ember.config.shared import (
     Positive,
     PromptTokens,
     Repeats,
+    Size,
     Some,
     Strict,
     Timed,
@@ -110,7 +111,7 @@ class Cut(Strict):
     """How tokens are chosen in a measurement: fields of SamplingParams."""
 
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0: greedy")
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: all")
+    top_k: Size = Field(0, description="0: all")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="1: all")
     min_p: Fraction = Field(0.0, description="0: all")
 
@@ -248,7 +249,7 @@ class Rollouts(Shared, Timed):
     """P1-4: continuous batching against the read bandwidth of its batches."""
 
     context: PromptTokens
-    prefix: Annotated[int, Field(ge=0)] = Field(
+    prefix: Size = Field(
         0, description="of them shared by all prompts; above 0 the prefix cache is on"
     )
     generation: NewTokens = Field(description="generated tokens a candidate")
@@ -302,7 +303,7 @@ class Lora(Timed):
     rank: Count = Field(8, description="rank of the adapters")
     alpha: Positive = Field(16.0, description="scaling is alpha / rank")
     b_std: Positive = Field(0.02, description="standard deviation of B where it is drawn")
-    train_steps: Annotated[int, Field(ge=0)] = Field(
+    train_steps: Size = Field(
         0, description="steps of the trained adapter; 0 or random weights: there is none"
     )
     train_tokens: PromptTokens = Field(128, description="tokens of its sequences, four a step")

@@ -86,14 +86,14 @@ class Training(Strict):
     corpora: Some[str] = Field(description="corpora the model is trained on, mixed by size")
     steps: Count = Field(description="optimizer steps")
     batch_size: Count = Field(description="sequences a step")
-    sequence_length: Annotated[int, Field(ge=8)] = Field(description="tokens a sequence")
+    sequence_length: Annotated[int, Field(ge=8, le=10**9)] = Field(description="tokens a sequence")
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="muon: for the matrices inside the layers, AdamW for the rest"
     )
     learning_rate: Positive = Field(
         description="peak rate of the layers' matrices; with muon the others take 6 times that"
     )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(description="linear warm-up, in steps")
+    warmup_steps: Size = Field(description="linear warm-up, in steps")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.1, description="on matrices but not on embeddings and norms"
     )
