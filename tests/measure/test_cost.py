@@ -14,8 +14,9 @@ from ember.measure.cost import (
     step_tokens,
     switch_bytes,
 )
-from ember.model.architecture import FAMILIES, Architecture
+from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
+from ember.model.families import FAMILIES
 
 SIZES = {
     "hidden_size": 16,

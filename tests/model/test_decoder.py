@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from ember.cache.base import KVRead
 from ember.cache.contiguous import ContiguousCache
-from ember.model.architecture import Architecture, RopeScaling
+from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, attend, attend_explicitly, attend_near
 from ember.model.names import from_hf
+from ember.model.rope import RopeScaling
 from tests.model.drawn import architectures, decoder_of, tokens_of
 
 TOLERANCE = 1e-4

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ember.records.provenance import describe_machine
 from ember.records.render import number
 from ember.records.tables import read_rows, table_header, table_schema
-from ember.records.trace import describe_machine
 
 _WIDEST = 40
 

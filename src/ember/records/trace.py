@@ -6,12 +6,12 @@ prints the tree, then what stands behind it, then the files that no longer match
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ember.records.errors import BadProvenance, EmberError
-from ember.records.provenance import carrier, digest, provenance_of
+from ember.records.provenance import carrier, describe_machine, digest, provenance_of
 
 MATCHES, CHANGED, MISSING = "matches", "changed since", "missing"
 
@@ -176,23 +176,6 @@ def _source(made: dict) -> str:
 
 def _short(sha: str | None) -> str:
     return sha[:12] if sha else "unknown"
-
-
-def describe_machine(hardware: Mapping, details: bool = False) -> str:
-    """Processor, cores and accelerators in words: what times may be compared on.
-
-    details: also memory, drivers, operating system and node.
-    """
-    parts = [hardware.get("cpu") or "unknown CPU"]
-    if cores := hardware.get("cores"):
-        parts.append(f"{cores} cores")
-    gpus = hardware.get("gpus") or ()
-    if not details:
-        return ", ".join([*parts, *sorted({gpu["name"] for gpu in gpus})])
-    if memory := hardware.get("memory_bytes"):
-        parts.append(f"{memory / 1e9:.1f} GB")
-    parts += [f"{gpu.get('name')} (driver {gpu.get('driver')})" for gpu in gpus]
-    return ", ".join(parts + [str(hardware[key]) for key in ("os", "node") if hardware.get(key)])
 
 
 def _summary(top: Node, machines: _Numbered) -> list[str]:

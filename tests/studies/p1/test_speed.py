@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from ember.model.architecture import FAMILIES, SIZES, Architecture
+from ember.model.architecture import SIZES, Architecture
 from ember.model.checkpoint import load_decoder
+from ember.model.families import FAMILIES
 from ember.records.tables import write_table
 from ember.studies.p1.speed.measure import compare_engines, load_peer
 from ember.studies.p1.speed.tables import ENGINE_SPEED

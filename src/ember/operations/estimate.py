@@ -1,6 +1,6 @@
 """What a run will take before it is submitted: the plan's jobs, priced by earlier ones.
 
-`estimate` asks Snakemake for the jobs, `ember.experiments.history` for what each took before, and
+`estimate` asks Snakemake for the jobs, `ember.operations.history` for what each took before, and
 plays the schedule: jobs start as soon as their inputs are there and cores, `timing`, `gpu` and the
 number of jobs at a time allow it. A job without a record counts nothing; a second figure takes
 such jobs at their limits.
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ember.experiments.history import (
+from ember.operations.history import (
     HERE,
     History,
     Prediction,
@@ -23,10 +23,9 @@ from ember.experiments.history import (
     read_history,
     rule_names,
 )
-from ember.experiments.jobs import PlannedJob, planned_jobs
+from ember.operations.plan import PlannedJob, planned_jobs
 from ember.records.errors import EmberError
-from ember.records.provenance import provenance_of, source_root
-from ember.records.trace import describe_machine
+from ember.records.provenance import describe_machine, provenance_of, source_root
 
 
 class BadEstimate(EmberError):

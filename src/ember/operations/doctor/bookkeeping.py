@@ -14,7 +14,7 @@ from pathlib import Path
 
 # As `ember.records.atomic` names them: .stem.machine-process-number.tmp.ending
 _TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-\d+\.tmp")
-_PROBE = re.compile(r"^\.ember-\w+$")  # ember.experiments.preflight.check_writable
+_PROBE = re.compile(r"^\.ember-\w+$")  # ember.operations.preflight.check_writable
 
 
 def incomplete(folder: Path) -> list[str]:

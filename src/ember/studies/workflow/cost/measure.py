@@ -14,8 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from ember.experiments.job_cost import read_last_json
 from ember.records.errors import EmberError
+from ember.studies.workflow.cost.summary import read_last_json
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ember.experiments.job_cost import OVERHEAD, collect_jobs, cost_by_rule, scheduling_s
 from ember.records.errors import BadProvenance
 from ember.records.schema import EVIDENCE, Column, Schema
-from ember.records.schemas.workflow_cost import WORKFLOW_COST, WORKFLOW_JOBS
 from ember.records.tables import write_table
+from ember.studies.workflow.cost.summary import OVERHEAD, collect_jobs, cost_by_rule, scheduling_s
+from ember.studies.workflow.cost.tables import WORKFLOW_COST, WORKFLOW_JOBS
 
 TABLE = Schema("table", "A table", (Column("x", "int"), EVIDENCE))
 PARTS = {"start_s": 1.0, "imports_s": 2.0, "model_load_s": 0.5, "provenance_s": 0.25}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ember.experiments.estimate import (
+from ember.operations.estimate import (
     BadEstimate,
     Task,
     critical_path,
@@ -21,8 +21,8 @@ from ember.experiments.estimate import (
     schedule,
     size,
 )
-from ember.experiments.history import HERE, History, Record
-from ember.experiments.jobs import PlannedJob
+from ember.operations.history import HERE, History, Record
+from ember.operations.plan import PlannedJob
 from ember.records.provenance import source_root
 
 MANY = {"cores": 4, "timing": 1, "gpu": 1}

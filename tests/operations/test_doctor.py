@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ember.cli import main
-from ember.experiments.doctor import bookkeeping, examine, whole
-from ember.experiments.doctor.report import Call, Finding, Report, as_text, folded, set_aside
-from ember.experiments.jobs import BadPlan, PlannedJob
+from ember.commands.main import main
+from ember.operations.doctor import bookkeeping, examine, whole
+from ember.operations.doctor.report import Call, Finding, Report, as_text, folded, set_aside
+from ember.operations.plan import BadPlan, PlannedJob
 from ember.records.atomic import atomic_file
 from ember.records.code import code_hash
 from ember.records.provenance import (

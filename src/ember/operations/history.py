@@ -229,7 +229,7 @@ def _rule_of(job: str, rules: Sequence[str]) -> str:
 
 
 def _table(path: Path, scale: str, own: bool, notes: list[str]) -> list[Record]:
-    """Rows of WORKFLOW_JOBS (`ember.records.schemas.workflow_cost`) at `scale`, from their CSV."""
+    """Rows of WORKFLOW_JOBS (`ember.studies.workflow.cost.tables`) at `scale`, from their CSV."""
     records, bad = [], 0
     try:
         with open(path, newline="") as file:

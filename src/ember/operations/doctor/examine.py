@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ember.experiments.doctor import bookkeeping, whole
-from ember.experiments.doctor.report import (
+from ember.measure.overhead import cost_file
+from ember.operations.doctor import bookkeeping, whole
+from ember.operations.doctor.report import (
     BROKEN,
     FOREIGN,
     KINDS,
@@ -27,8 +28,7 @@ from ember.experiments.doctor.report import (
     remove,
     set_aside,
 )
-from ember.experiments.jobs import BadPlan, PlannedJob, planned_jobs
-from ember.operations.job import cost_file
+from ember.operations.plan import BadPlan, PlannedJob, planned_jobs
 from ember.records.code import code_hash
 from ember.records.errors import EmberError
 from ember.records.provenance import SIDECAR, digest, provenance_of, source_root, tree_sha256

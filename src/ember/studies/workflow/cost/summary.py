@@ -9,10 +9,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ember.operations.job import cost_file
+from ember.measure.overhead import cost_file
 from ember.records.errors import BadProvenance, EmberError
-from ember.records.provenance import provenance_of, size_bytes
-from ember.records.trace import describe_machine
+from ember.records.provenance import describe_machine, provenance_of, size_bytes
 
 ALL = "all"
 OVERHEAD = ("start_s", "imports_s", "model_load_s", "provenance_s", "exit_s")

@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from ember.experiments import preflight
-from ember.experiments.preflight import (
+from ember.operations import preflight
+from ember.operations.preflight import (
     Unready,
     check_anchor,
     check_local,

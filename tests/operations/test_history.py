@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ember.experiments.history import (
+from ember.operations.history import (
     HERE,
     History,
     Record,
@@ -22,7 +22,7 @@ from ember.experiments.history import (
 )
 from ember.records.provenance import source_root
 from ember.records.render import render
-from ember.records.schemas.workflow_cost import WORKFLOW_JOBS
+from ember.studies.workflow.cost.tables import WORKFLOW_JOBS
 
 RULES = ("train", "train_model", "build_corpus")
 
@@ -326,7 +326,7 @@ def test_the_rules_of_this_workflow_are_found():
 
 def test_only_the_standard_library_is_imported():
     code = (
-        "import sys; before = set(sys.modules); import ember.experiments.history; "
+        "import sys; before = set(sys.modules); import ember.operations.history; "
         "new = {name.split('.')[0] for name in set(sys.modules) - before}; "
         "print(sorted(new - set(sys.stdlib_module_names) - {'ember'}))"
     )

@@ -5,7 +5,7 @@ from datetime import date
 
 import pytest
 
-from ember.experiments.archive import NothingToArchive, archive
+from ember.operations.archive import NothingToArchive, archive
 from ember.records.provenance import collect
 from ember.records.schema import EVIDENCE, Column, Schema
 from ember.records.tables import write_table

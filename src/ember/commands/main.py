@@ -226,7 +226,7 @@ def _config_schema(options) -> str:
 
 
 def _archive(options) -> str:
-    from ember.experiments.archive import archive
+    from ember.operations.archive import archive
 
     return f"kept in {archive(options.experiment, options.results, options.reports)}"
 
@@ -238,10 +238,10 @@ def _generate(options) -> str:
     from datetime import UTC, datetime
 
     from ember.backends.sampling import SamplingParams
+    from ember.commands.generate import generate, read_prompts, write_jsonl
     from ember.measure.system import hardware
     from ember.records.provenance import collect
     from ember.records.tables import write_table
-    from ember.studies.p1.completions.make import generate, read_prompts, write_jsonl
     from ember.studies.p1.completions.tables import COMPLETIONS
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -278,7 +278,7 @@ def _generate(options) -> str:
 def _estimate(options) -> str:
     import json
 
-    from ember.experiments.estimate import estimate, format_estimate
+    from ember.operations.estimate import estimate, format_estimate
 
     found = estimate(
         options.targets,
@@ -295,8 +295,8 @@ def _estimate(options) -> str:
 def _doctor(options) -> tuple[str, int]:
     import json
 
-    from ember.experiments.doctor.examine import examine
-    from ember.experiments.doctor.report import as_text
+    from ember.operations.doctor.examine import examine
+    from ember.operations.doctor.report import as_text
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -307,7 +307,7 @@ def _doctor(options) -> tuple[str, int]:
 
 
 def _check(options) -> str:
-    from ember.studies.p1.lora_logits.make import check_adapter
+    from ember.commands.check import check_adapter
 
     return check_adapter(
         model=options.model,
@@ -323,9 +323,9 @@ def _check(options) -> str:
 
 
 def _bench_workflow(options) -> str:
-    from ember.experiments.workflow_cost import time_workflow
     from ember.records.provenance import source_root
-    from ember.records.schemas.workflow_cost import WORKFLOW_STEPS
+    from ember.studies.workflow.cost.measure import time_workflow
+    from ember.studies.workflow.cost.tables import WORKFLOW_STEPS
 
     params = {"repeats": options.repeats}
     return _kept(
@@ -338,7 +338,7 @@ def _bench_workflow(options) -> str:
 
 
 def _measure(options) -> str:
-    from ember.experiments import tools
+    from ember.commands import measurements
     from ember.measure.device import resolve
     from ember.model.folder import read_architecture
 
@@ -347,7 +347,7 @@ def _measure(options) -> str:
     params = {key: value for key, value in vars(options).items() if key not in outer}
     params["device"] = resolve(options.device)
     out = options.out or Path("results") / f"{options.name.replace('-', '_')}.parquet"
-    measure = getattr(tools, options.tool)
+    measure = getattr(measurements, options.tool)
     return _kept(
         out,
         options.name,

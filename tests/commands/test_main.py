@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ember.cli import main
+from ember.commands.main import main
 from ember.records.provenance import collect
 from ember.records.schema import EVIDENCE, Column, Schema
 from ember.records.tables import write_table
@@ -94,7 +94,7 @@ def test_a_wrong_command_line_is_status_2(arguments, capsys):
 
 
 def test_a_reader_that_has_seen_enough(table):
-    command = [sys.executable, "-m", "ember.cli", "show", "t.parquet", "--rows", "30"]
+    command = [sys.executable, "-m", "ember.commands.main", "show", "t.parquet", "--rows", "30"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -103,7 +103,7 @@ def test_a_reader_that_has_seen_enough(table):
 
 def test_looking_at_a_table_imports_neither_torch_nor_pandas(table):
     command = (
-        "import sys; from ember.cli import main; main(['show', 't.parquet']); "
+        "import sys; from ember.commands.main import main; main(['show', 't.parquet']); "
         "print({'torch', 'pandas', 'transformers', 'matplotlib'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
