@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ember.config.load import ConfigError, load
-from ember.model.architecture import PRESETS
+from ember.model.architecture import Architecture
 from ember.operations.settings import CHECKS
 from ember.peers.client import ADAPTERS
 from tests.config.scales import SCALES, at, changed, having, leaves, merged
@@ -140,7 +140,7 @@ def test_any_list_of_policies_is_built_or_refused(drawn):
 
 
 def test_a_local_models_own_positions_count(tmp_path):
-    arch = PRESETS["qwen3-0.6b"]
+    arch = Architecture.make("qwen3-0.6b")
     (tmp_path / "config.json").write_text(json.dumps(arch.to_hf() | {"max_position_embeddings": 9}))
     config = changed(
         merged("tiny"), ("models", "policy"), {"source": "local", "path": str(tmp_path)}

@@ -11,8 +11,9 @@ from ember import peers
 from ember.config.load import Problem, unknown
 from ember.config.settings import Config
 from ember.config.shared import Model
-from ember.model.architecture import PRESETS, Architecture
+from ember.model.architecture import Architecture
 from ember.model.folder import read_architecture
+from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 
@@ -71,7 +72,8 @@ def check_lengths(config: Config) -> Iterator[Problem]:
             path = ("models", name, "training", "sequence_length")
             asked.append((path, model.training.sequence_length, name, shapes[name]))
     for place, point in enumerate(config.p1.peers.points):
-        tokens, arch = point.prompt_tokens + point.new_tokens, PRESETS.get(point.preset)
+        tokens = point.prompt_tokens + point.new_tokens
+        arch = Architecture.make(point.preset) if point.preset in PRESETS else None
         asked.append((("p1", "peers", "points", place), tokens, point.preset, arch))
     for path, tokens, name, arch in asked:
         if arch and tokens > arch.max_positions:
