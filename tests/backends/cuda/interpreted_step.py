@@ -13,8 +13,9 @@ from ember.backends.sampling import SamplingParams
 from ember.backends.select import Unsupported
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.model.architecture import Architecture, RopeScaling
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
+from ember.model.rope import RopeScaling
 from tests.backends.steps import backend_of, step_through
 
 SIZES = {
