@@ -132,7 +132,7 @@ def sweep_splits(
         streams.prompt((seed + number) % len(streams.documents), context, 0)
         for number in range(sequences)
     ]
-    sampling = SamplingParams(temperature=0.0, max_tokens=generation)
+    sampling = SamplingParams(temperature=0.0, max_tokens=generation, ignore_eos=True)
     rows, events, expected = [], [], None
     single = (layers, "single")
     progress = Progress(log, len([single, *points]) * (warmup + repeats))
@@ -224,7 +224,9 @@ def profile_stages(
         for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
             for mode, context, generation in order:
                 prompt = streams.prompt(turn % len(streams.documents), context, 0)
-                sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
+                sampling = SamplingParams(
+                    temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True
+                )
                 run = pipeline.generate(
                     [prompt],
                     sampling,
