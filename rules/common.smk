@@ -28,6 +28,7 @@ from ember.operations.preflight import (
     check_place,
     prepare_environment,
 )
+from ember.operations.settings import CHECKS
 from ember.records.code import code_hashes
 from ember.records.errors import EmberError
 
@@ -51,7 +52,7 @@ def load_settings(config):
     given = given_settings()
     sources.append(("--config or --configfile", given))
     try:
-        return load(with_types(config, given), sources).model_dump()
+        return load(with_types(config, given), sources, CHECKS).model_dump()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 

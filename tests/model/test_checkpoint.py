@@ -229,7 +229,7 @@ def test_snapshot_refuses_weights_of_another_size(folder):
 
 def test_bad_config_and_kind_are_named(folder):
     (folder / "ember.json").write_text('{"weights": "good"}')
-    with pytest.raises(BadCheckpoint, match="weights are 'good'"):
+    with pytest.raises(BadCheckpoint, match=r"'weights' = 'good'"):
         load_decoder(folder)
     (folder / "ember.json").write_text("{")
     with pytest.raises(BadCheckpoint, match=r"ember\.json is not valid JSON"):
@@ -240,7 +240,7 @@ def test_bad_config_and_kind_are_named(folder):
 
 
 def test_a_model_beyond_the_memory_is_refused_before_it_is_made():
-    arch = Architecture.make("qwen3-8b", num_layers=100_000)
+    arch = Architecture.make("qwen3-8b", num_layers=8_192)
     with pytest.raises(NotEnoughMemory, match="qwen3 of"):
         random_decoder(arch)
 

@@ -73,6 +73,7 @@ def generate(
 
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
+    from ember.engine.prefill import PrefixPrefill
     from ember.measure.device import resolve
     from ember.model.checkpoint import load_decoder
     from ember.studies.rows import measured_on
@@ -84,7 +85,7 @@ def generate(
     engine = Engine(
         decoder,
         capacity=capacity or max(map(len, ids), default=1) + sampling.max_tokens,
-        prefix_cache=RadixCache(int(prefix_cache_mb * 1e6)) if prefix_cache_mb else None,
+        prefill=PrefixPrefill(RadixCache(int(prefix_cache_mb * 1e6))) if prefix_cache_mb else None,
         detokenize=None if tokenizer is None else lambda t: tokenizer.decode(t, skip_special=True),
         max_rows=max_rows,
     )

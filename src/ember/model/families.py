@@ -66,7 +66,6 @@ class Family:
 
     # Tensors of a checkpoint; see `ember.model.names`.
     base: str = "model."  # before every name but the head's
-    head: str = "lm_head.weight"
     renamed: Mapping[str, str] = field(default_factory=dict)  # pieces of theirs: ours
     packed_qkv: bool = False  # queries, keys and values in one tensor, head after head
 
@@ -325,7 +324,6 @@ register(
         read_more=_read_gpt_neox,
         write_more=_write_gpt_neox,
         base="gpt_neox.",
-        head="embed_out.weight",
         renamed={
             "embed_in": "embed_tokens",
             "final_layer_norm": "norm",

@@ -17,21 +17,20 @@ PACKED = re.compile(r"(layers\.\d+\.self_attn\.)query_key_value\.(weight|bias)$"
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
-def head_name(arch: Architecture) -> str:
-    """What a checkpoint calls the head's matrix."""
-    return family_of(arch.model_type).head
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"  # the decoder's names
 
 
-def embedding_name(arch: Architecture) -> str:
-    """What a checkpoint calls the embedding matrix."""
-    (name,) = to_hf(arch, {"embed_tokens.weight": None})
-    return name
+def renamed(arch: Architecture, name: str) -> str:
+    """The decoder's name of a checkpoint's tensor, GPT-NeoX's packed ones apart."""
+    family = family_of(arch.model_type)
+    pieces = name.removeprefix(family.base).split(".")
+    return ".".join(family.renamed.get(piece, piece) for piece in pieces)
 
 
 def is_constant(arch: Architecture, name: str) -> bool:
     """Whether a checkpoint's tensor is no parameter: a constant, or a copy of the tied head."""
-    head = name == head_name(arch) and arch.tie_embeddings
-    return head or CONSTANTS.search(name) is not None
+    tied = arch.tie_embeddings and renamed(arch, name) == HEAD
+    return tied or CONSTANTS.search(name) is not None
 
 
 def from_hf(arch: Architecture, name: str, tensor) -> dict:
@@ -41,10 +40,8 @@ def from_hf(arch: Architecture, name: str, tensor) -> dict:
     """
     if is_constant(arch, name):
         return {}
-    family = family_of(arch.model_type)
-    pieces = name.removeprefix(family.base).split(".")
-    ours = ".".join(family.renamed.get(piece, piece) for piece in pieces)
-    packed = PACKED.match(ours) if family.packed_qkv else None
+    ours = renamed(arch, name)
+    packed = PACKED.match(ours) if family_of(arch.model_type).packed_qkv else None
     if packed is None:
         return {ours: tensor}
     where, kind = packed.groups()
@@ -65,8 +62,8 @@ def to_hf(arch: Architecture, parameters: Mapping) -> dict:
     parameters = _pack(arch, parameters) if family.packed_qkv else parameters
     state = {}
     for name, tensor in parameters.items():
-        renamed = ".".join(theirs.get(piece, piece) for piece in name.split("."))
-        state[renamed if name == "lm_head.weight" else family.base + renamed] = tensor
+        full = ".".join(theirs.get(piece, piece) for piece in name.split("."))
+        state[full if name == HEAD else family.base + full] = tensor
     return state
 
 

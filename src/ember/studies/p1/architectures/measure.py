@@ -38,7 +38,7 @@ def check_architectures(
     A difference is reported, not raised; without Transformers rows are skipped with the reason.
     Raises `BadArchitecture` for an unknown preset.
     """
-    from ember.backends.packing import why_unpacked
+    from ember.backends.select import unsupported_architecture
 
     small = {preset: shrink(preset, tokens + new_tokens) for preset in presets}
     try:
@@ -56,7 +56,7 @@ def check_architectures(
             "prompt_tokens": tokens,
             "sliding_window": arch.sliding_window,
             "draws": draws,
-            "fast_step": why_unpacked(arch) is None,
+            "fast_step": unsupported_architecture(arch) is None,
             "tolerance": tolerance,
             "transformers": None if transformers is None else transformers.__version__,
             "weights": "random",

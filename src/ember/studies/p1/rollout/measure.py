@@ -66,8 +66,7 @@ def measure_rollouts(
         candidates = point["candidates"]
         engine = make_engine(decoder, point["rows"], context, generation, prefix)
         for repeat in range(-warmup, repeats):
-            if engine.prefix_cache is not None:
-                engine.prefix_cache.invalidate()
+            engine.prefill.forget()
             # A warm-up needs the batches of a full run, the last one too, not their number.
             whole = max(1, point["rows"] // candidates)
             warm = prompts[: whole + len(prompts) % whole]
@@ -84,10 +83,12 @@ def make_engine(decoder, rows: int, context: int, generation: int, prefix: int):
     """An engine of so many rows; with a prefix cache for one prefix where prompts share one."""
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
+    from ember.engine.prefill import PlainPrefill, PrefixPrefill
 
     size = decoder.embed_tokens.weight.element_size()
-    shared = RadixCache(2 * context * decoder.arch.kv_bytes_per_token(size)) if prefix else None
-    return Engine(decoder, capacity=context + generation, max_rows=rows, prefix_cache=shared)
+    budget = 2 * context * decoder.arch.kv_bytes_per_token(size)
+    prefill = PrefixPrefill(RadixCache(budget)) if prefix else PlainPrefill()
+    return Engine(decoder, capacity=context + generation, max_rows=rows, prefill=prefill)
 
 
 def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about: dict) -> dict:

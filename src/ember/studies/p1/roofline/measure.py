@@ -60,10 +60,8 @@ def measure_decode(
     for context in contexts:
         drawn = torch.randint(decoder.arch.vocab_size, (context,), generator=generator).tolist()
         engines = {
-            operators: Engine(
-                decoder, capacity=context + new_tokens, kernels=operators == "kernels"
-            )
-            for operators in ("plain", "kernels")
+            operators: Engine(decoder, capacity=context + new_tokens, backend=backend)
+            for operators, backend in (("plain", "eager"), ("kernels", None))
         }
         for candidates in rows:
             what = {"context": context, "rows": candidates}
@@ -205,10 +203,10 @@ def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]
     if not engine.decoder.embed_tokens.weight.is_cuda:
         return [_no_kernels() | what | about]
     with torch.inference_mode():
-        if (loop := engine.device_step) is not None:
-            rows = _alone(engine.decoder, loop, what, new_tokens, about)
+        if engine.backend.name == "kernels":
+            rows = _alone(engine.decoder.arch, engine.backend.step, what, new_tokens, about)
         else:
-            rows = _profiled(engine._slot(what["rows"]).step, what)
+            rows = _profiled(engine, what, new_tokens)
     return [{**what, **row, **about, "status": "ok", "reason": None} for row in rows]
 
 
@@ -255,19 +253,25 @@ def _graph_us(call: Callable[[], object]) -> float:
     return summarise(repeat(graph.replay, warmup=2, repeats=9, device="cuda"))["median"] * 1e3
 
 
-def _profiled(step, what: dict) -> list[dict]:
+def _profiled(engine, what: dict, new_tokens: int) -> list[dict]:
     """Kernels of one step of plain operators, by name, those below 1 % of the time together."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    tokens = torch.zeros(what["rows"], dtype=torch.long, device="cuda")
-    cache = step._cache
-    cache.truncate(what["context"])
-    step(tokens)
+    from ember.backends.base import Candidate
+    from ember.backends.sampling import SamplingParams
+
+    backend = engine.backend
+    run = backend.cache.reserve(what["context"])
+    one = Candidate(run, SamplingParams(max_tokens=new_tokens), 0)
+    backend.join([one] * what["rows"], backend.logits.new_zeros(1, backend.logits.shape[1]))
+    backend.sample()
+    backend.advance()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        cache.truncate(what["context"])
-        step(tokens)
+        backend.advance()
         torch.cuda.synchronize()
+    backend.leave([], 0)
+    backend.cache.free(run)
     events = [e for e in recorded.key_averages() if e.device_time_total > 0]
     whole = sum(e.device_time_total for e in events)
     rows, rest = [], {"launches": 0, "step_us": 0.0}

@@ -16,8 +16,8 @@ _WHAT = (
         "operators",
         "str",
         "",
-        "kernels: Triton's on CUDA, compiled code on the CPU; plain: torch operators, on CUDA in "
-        "one graph",
+        "kernels: Triton's on CUDA, compiled code on the CPU; plain: the decoder itself, by torch "
+        "operators",
         values=("kernels", "plain"),
     ),
     Column("context", "int", "tokens", "prompt length"),
