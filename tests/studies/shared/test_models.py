@@ -19,8 +19,8 @@ from ember.studies.shared.models.train import token_stream, train_model
 from ember.studies.shared.tokenizer.make import train_tokenizer, training_texts
 from ember.text.corpora import BadCorpus
 from ember.text.tokenizer import load_tokenizer
-from ember.training import lm
-from ember.training.lm import BadTraining, Interrupted
+from ember.optim import lm
+from ember.optim.lm import BadTraining, Interrupted
 
 RUNTIME = {"device": "cpu", "dtype": "float32", "seed": 3}
 SETTINGS = {

@@ -18,7 +18,7 @@ from ember.studies.shared.corpora.make import join_corpora
 from ember.text.corpora import SPLITS, Document
 from ember.text.ngram import NGram, unigram_log2_probs
 from ember.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
-from ember.training.lm import (
+from ember.optim.lm import (
     BadTraining,
     Recipe,
     Score,

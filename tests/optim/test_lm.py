@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ember.model.architecture import SIZES, Architecture
 from ember.model.checkpoint import random_decoder
 from ember.model.families import FAMILIES
-from ember.training.lm import (
+from ember.optim.lm import (
     BadTraining,
     Diverged,
     Interrupted,

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from ember.model.decoder import Decoder
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
-from ember.training.muon import Muon
+from ember.optim.muon import Muon
 
 log = logging.getLogger(__name__)
 
