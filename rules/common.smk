@@ -15,19 +15,20 @@ if str(SRC) not in sys.path:
     sys.path.insert(0, str(SRC))
 
 from ember.config.load import ConfigError, check_scale, load, with_types
-from ember.experiments.history import (
+from ember.operations.history import (
     predict,
     read_history,
     rule_names,
     runtime_minutes,
 )
-from ember.experiments.preflight import (
+from ember.operations.preflight import (
     check_anchor,
     check_local,
     check_models,
     check_place,
     prepare_environment,
 )
+from ember.operations.settings import CHECKS
 from ember.records.code import code_hashes
 from ember.records.errors import EmberError
 
@@ -51,7 +52,7 @@ def load_settings(config):
     given = given_settings()
     sources.append(("--config or --configfile", given))
     try:
-        return load(with_types(config, given), sources).model_dump()
+        return load(with_types(config, given), sources, CHECKS).model_dump()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 

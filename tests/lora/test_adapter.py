@@ -48,7 +48,7 @@ def test_a_policy_reads_an_adapter_as_it_is():
     decoder = tiny_decoder()
     kv = PromptKV.empty(decoder, [1, 2, 3])
     run_plan(decoder, kv, Plan.full(SIZES["num_layers"]), adapter=adapter_of(decoder))
-    assert set(kv.factors) == {(i, name) for i in range(3) for name in ("k_proj", "v_proj")}
+    assert set(kv.cache.factors) == {(i, name) for i in range(3) for name in ("k_proj", "v_proj")}
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
 from ember.model.gguf import export_gguf

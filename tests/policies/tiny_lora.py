@@ -2,9 +2,9 @@
 
 import torch
 
+from ember.lora.adapter import Adapter, LowRank
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
-from ember.policies.execute import LowRank, adapter_hash
 from ember.policies.plan import Update
 
 LAYERS, RANK, TOKENS = 4, 4, 24
@@ -71,7 +71,13 @@ class Lora:
     def update(self, round: int) -> Update:
         layers = frozenset(layer for layer, _ in self.a)
         kv = frozenset(layer for layer, _ in self.adapter)
-        return Update(round, layers, adapter_hash(self.adapter), kv)
+        return Update(round, layers, self.version, kv)
+
+    @property
+    def version(self) -> str:
+        """Content hash of all factors."""
+        parts = {key: LowRank(self.a[key], self.b[key], self.scale) for key in self.a}
+        return Adapter(parts).hash if parts else "base"
 
 
 def everywhere(first: int = 0, names=PROJECTIONS):

@@ -48,7 +48,7 @@ def own_code(checkout) -> dict:
 
 def doctor(checkout, *arguments) -> dict:
     done = subprocess.run(
-        [sys.executable, "-m", "ember.cli", "doctor", "--json", *arguments],
+        [sys.executable, "-m", "ember.commands.main", "doctor", "--json", *arguments],
         cwd=checkout.path,
         env=own_code(checkout),
         capture_output=True,
@@ -198,7 +198,7 @@ def test_what_snakemake_does_not_see_is_found_and_mended(copy, damage, kind, pat
 
 
 def test_other_code_and_another_setting_make_products_stale(copy):
-    code = copy.path / "src/ember/figures/p1_fig3.py"
+    code = copy.path / "src/ember/studies/p1/policies/figure.py"
     code.write_text(code.read_text() + "\n\ndef _added_by_the_test():\n    return 1\n")
     setting = copy.path / "config/config.yaml"
     text = setting.read_text()

@@ -1,6 +1,5 @@
 """The literal commands of the README, planned from a fresh checkout."""
 
-import json
 import re
 
 import pytest
@@ -83,7 +82,7 @@ def test_every_rule_is_complete():
 
 def test_the_committed_schema_is_that_of_the_models():
     committed = (ROOT / "workflow" / "schemas" / "config.schema.json").read_text()
-    assert json.loads(committed) == json.loads(json_schema()), (
+    assert committed == json_schema(), (
         "run: ember config-schema > workflow/schemas/config.schema.json"
     )
 

@@ -38,17 +38,17 @@ FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"} | ENGINE_FIGURES | LORA_FIGUR
 # Behind all products: their own cost is counted anew.
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
 CASES = {
-    "src/ember/figures/p1_fig3.py": {"plot_fig3"} | LAST,
-    "src/ember/figures/style.py": FIGURES | {"plot_rollout"} | LAST,
-    "src/ember/experiments/decisions.py": {"decide"} | LAST,
-    "src/ember/experiments/architectures.py": {"check_architectures"} | LAST,
-    "src/ember/experiments/pipeline_model.py": {
+    "src/ember/studies/p1/policies/figure.py": {"plot_fig3"} | LAST,
+    "src/ember/studies/style.py": FIGURES | {"plot_rollout"} | LAST,
+    "src/ember/studies/paper/decisions/summary.py": {"decide"} | LAST,
+    "src/ember/studies/p1/architectures/measure.py": {"check_architectures"} | LAST,
+    "src/ember/studies/p1/pipeline/schedule.py": {
         "summarise_pipeline",
         "plot_pipeline",
         "plot_gantt",
     }
     | LAST,
-    "src/ember/engine/pipeline/wire.py": {
+    "src/ember/pipeline/wire.py": {
         "profile_layers",
         "sweep_splits",
         "profile_stages",
@@ -70,7 +70,7 @@ CASES = {
         "plot_fig3",
     }
     | LAST,
-    "src/ember/experiments/prefix_sweep.py": {
+    "src/ember/studies/p1/prefix/measure.py": {
         "sweep_prefix",
         "join_prefix",
         "summarise_prefix",
@@ -81,7 +81,7 @@ CASES = {
         "decide",
     }
     | LAST,
-    "src/ember/experiments/lora_latency.py": {
+    "src/ember/studies/p1/lora_latency/measure.py": {
         "time_lora",
         "summarise_lora_latency",
         "plot_lora_latency",
@@ -91,7 +91,7 @@ CASES = {
         "decide",
     }
     | LAST,
-    "src/ember/experiments/job_cost.py": {
+    "src/ember/studies/workflow/cost/summary.py": {
         "time_workflow",
         "collect_job_cost",
         "summarise_workflow",

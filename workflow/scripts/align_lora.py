@@ -1,8 +1,8 @@
 """Adapters against PEFT: logits, weights, layers, blocks, operators (P1-3.4 to P1-3.7)."""
 
-from ember.experiments import job
-from ember.experiments.lora_alignment import align
-from ember.records.schemas import lora
+from ember.operations import job
+from ember.studies.p1.lora_alignment import tables as lora
+from ember.studies.p1.lora_alignment.measure import align
 
 with job.start(snakemake) as run:
     found = align(

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ember.experiments import job
-from ember.experiments.publish import publish
-from ember.experiments.readiness import assess
-from ember.records.schemas.decisions import READINESS
+from ember.operations import job
+from ember.operations.publish import publish
+from ember.studies.paper.decisions.tables import READINESS
+from ember.studies.paper.readiness.summary import assess
 
 with job.start(snakemake) as run:
     publish(run, assess(Path(run.output[0]).parent, scale=run.params.scale), READINESS)

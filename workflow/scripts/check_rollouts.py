@@ -1,9 +1,9 @@
 """The same rollout again, in other company, and by other means (P1-4.3)."""
 
-from ember.experiments import job
-from ember.experiments.publish import publish
-from ember.experiments.rollout_consistency import check_consistency
-from ember.records.schemas.rollout_core import ROLLOUT_CONSISTENCY
+from ember.operations import job
+from ember.operations.publish import publish
+from ember.studies.p1.consistency.measure import check_consistency
+from ember.studies.p1.rollout.tables import ROLLOUT_CONSISTENCY
 
 with job.start(snakemake) as run:
     rows = check_consistency(

@@ -1,9 +1,9 @@
 """The engine and Transformers' generate, alternating in one process."""
 
-from ember.experiments import job
-from ember.experiments.engine_speed import compare_engines
-from ember.experiments.publish import publish
-from ember.records.schemas.speed import ENGINE_SPEED
+from ember.operations import job
+from ember.operations.publish import publish
+from ember.studies.p1.speed.measure import compare_engines
+from ember.studies.p1.speed.tables import ENGINE_SPEED
 
 with job.start(snakemake) as run:
     rows = compare_engines(

@@ -1,8 +1,8 @@
 """This engine and other frameworks in turns, each in its own process (P1-1.3)."""
 
-from ember.experiments import job
-from ember.experiments.frameworks import compare_frameworks
-from ember.records.schemas.frameworks import FRAMEWORK_RUNS
+from ember.operations import job
+from ember.studies.p1.frameworks.measure import compare_frameworks
+from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
 
 with job.start(snakemake) as run:
     settings = {key: value for key, value in run.params.settings.items() if key != "mem_mb"}

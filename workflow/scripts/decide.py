@@ -1,20 +1,20 @@
 """Every go/no-go rule, applied to the tables it names."""
 
-from ember.experiments import job
-from ember.experiments.decisions import decide
-from ember.experiments.publish import publish
-from ember.records.schemas.decisions import DECISIONS
-from ember.records.schemas.gates import GATES
-from ember.records.schemas.lora import (
+from ember.operations import job
+from ember.operations.publish import publish
+from ember.records.tables import read_rows
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.p1.lora_alignment.tables import (
     LORA_ALIGNMENT,
     LORA_EXACT,
     LORA_LATENCY_SUMMARY,
     LORA_WEIGHTS,
 )
-from ember.records.schemas.prefix import PREFIX_SAVINGS
-from ember.records.schemas.rollout import PREFILL_SHARE
-from ember.records.schemas.speed import ENGINE_SPEED
-from ember.records.tables import read_rows
+from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
+from ember.studies.p1.profile.tables import PREFILL_SHARE
+from ember.studies.p1.speed.tables import ENGINE_SPEED
+from ember.studies.paper.decisions.summary import decide
+from ember.studies.paper.decisions.tables import DECISIONS
 
 with job.start(snakemake) as run:
     rows = decide(

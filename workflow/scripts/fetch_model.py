@@ -1,7 +1,7 @@
 """Take a model from its source: random weights of a true shape, a local directory, or the hub."""
 
-from ember.experiments import job
-from ember.experiments.fetch_model import fetch_model
+from ember.operations import job
+from ember.studies.shared.models.fetch import fetch_model
 
 with job.start(snakemake) as run:
     fetch_model(run.params.settings, run.output.model, seed=run.params.seed)

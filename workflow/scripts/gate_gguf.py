@@ -1,8 +1,8 @@
 """Gate: the same weights as GGUF, hashed (P1-0.3)."""
 
-from ember.experiments import job
-from ember.experiments.gates.gguf import check_gguf_export
-from ember.records.schemas.gates import GATES
+from ember.operations import job
+from ember.studies.p1.gates.gguf import check_gguf_export
+from ember.studies.p1.gates.tables import GATES
 
 with job.start(snakemake) as run:
     rows = check_gguf_export(run.input.model, run.output.gguf)

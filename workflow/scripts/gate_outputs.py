@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ember.experiments import job
-from ember.experiments.gates.outputs import check_outputs
-from ember.records.schemas.gates import GATES
+from ember.operations import job
+from ember.studies.p1.gates.outputs import check_outputs
+from ember.studies.p1.gates.tables import GATES
 
 with job.start(snakemake) as run:
     run.table(check_outputs(Path(run.output.gate).parent), GATES)

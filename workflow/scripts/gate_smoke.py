@@ -1,8 +1,8 @@
 """Gate: the engine runs on one device and as two stages, with equal logits (P1-0.1)."""
 
-from ember.experiments import job
-from ember.experiments.gates.smoke import check_smoke
-from ember.records.schemas.gates import GATES
+from ember.operations import job
+from ember.studies.p1.gates.smoke import check_smoke
+from ember.studies.p1.gates.tables import GATES
 
 if __name__ == "__main__":  # the stages are processes of their own and import this file again
     with job.start(snakemake) as run:

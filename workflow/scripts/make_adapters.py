@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ember.experiments import job
-from ember.experiments.lora_adapters import make_adapters
+from ember.operations import job
 from ember.records.atomic import atomic_dir
+from ember.studies.p1.lora_adapters.make import make_adapters
 
 with job.start(snakemake) as run:
     with atomic_dir(Path(run.output.adapters)) as folder:

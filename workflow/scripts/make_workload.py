@@ -1,8 +1,8 @@
 """Prompts that share a long instruction prefix, at controlled lengths (P1-2.2)."""
 
-from ember.experiments import job
-from ember.experiments.workload import make_workload
-from ember.records.schemas.workload import WORKLOAD
+from ember.operations import job
+from ember.studies.p1.workload.make import make_workload
+from ember.studies.p1.workload.tables import WORKLOAD
 
 with job.start(snakemake) as run:
     rows = make_workload(

@@ -1,8 +1,8 @@
 """Decoding against the memory's limit, by batch size and by kernel (P1-1, P1-4)."""
 
-from ember.experiments import job
-from ember.experiments.decode_roofline import measure_decode
-from ember.records.schemas.roofline import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
+from ember.operations import job
+from ember.studies.p1.roofline.measure import measure_decode
+from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
 
 with job.start(snakemake) as run:
     decode, kernels, prefills = measure_decode(

@@ -1,8 +1,8 @@
 """Cumulative cost of every policy, from the measured tables alone (P1-6.1)."""
 
-from ember.experiments import job
-from ember.experiments.cumulative_cost import model_cost
-from ember.records.schemas.policies import CUMULATIVE_COST
+from ember.operations import job
+from ember.studies.p1.policies.cost import model_cost
+from ember.studies.p1.policies.tables import CUMULATIVE_COST
 
 with job.start(snakemake) as run:
     rows = model_cost(

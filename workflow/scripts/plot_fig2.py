@@ -1,10 +1,10 @@
 """Figure 2: the share of prefill in a rollout (P1-1.1)."""
 
-from ember.experiments import job
-from ember.figures.p1_fig2 import draw
-from ember.figures.style import save
-from ember.records.schemas.rollout import PREFILL_SHARE
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.profile.figure import draw
+from ember.studies.p1.profile.tables import PREFILL_SHARE
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(read_table(run.input.share, PREFILL_SHARE), run.params.scale)

@@ -1,10 +1,10 @@
 """Figure 3: cumulative cost of the cache policies (P1-6.1)."""
 
-from ember.experiments import job
-from ember.figures.p1_fig3 import draw
-from ember.figures.style import save
-from ember.records.schemas.policies import CUMULATIVE_COST
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.policies.figure import draw
+from ember.studies.p1.policies.tables import CUMULATIVE_COST
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     cost = read_table(run.input.cost, CUMULATIVE_COST)

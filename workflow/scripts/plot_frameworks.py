@@ -1,10 +1,10 @@
 """Decode speed of every framework beside the read bandwidth (P1-1.3)."""
 
-from ember.experiments import job
-from ember.figures.p1_frameworks import draw
-from ember.figures.style import save
-from ember.records.schemas.frameworks import FRAMEWORKS
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.frameworks.figure import draw
+from ember.studies.p1.frameworks.tables import FRAMEWORKS
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(read_table(run.input.frameworks, FRAMEWORKS), run.params.scale)

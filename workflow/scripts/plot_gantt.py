@@ -1,10 +1,10 @@
 """What both stages did when: the pipeline's timing diagram (P1-1.2)."""
 
-from ember.experiments import job
-from ember.figures.p1_gantt import draw
-from ember.figures.style import save
-from ember.records.schemas.pipeline import PIPELINE, PIPELINE_EVENTS
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.pipeline.figure_gantt import draw
+from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(

@@ -1,10 +1,10 @@
 """Loading times, and a process's way to its first token (P1-1.4)."""
 
-from ember.experiments import job
-from ember.figures.p1_loading import draw
-from ember.figures.style import save
-from ember.records.schemas.loading import FIRST_TOKEN, LOADING
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.loading.figure import draw
+from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(

@@ -1,10 +1,10 @@
 """Differences to PEFT by block, and where they enter (P1-3.7)."""
 
-from ember.experiments import job
-from ember.figures.p1_lora_blocks import draw
-from ember.figures.style import save
-from ember.records.schemas.lora import LORA_BLOCKS, LORA_SPOT
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.lora_alignment.figure import draw
+from ember.studies.p1.lora_alignment.tables import LORA_BLOCKS, LORA_SPOT
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(

@@ -1,10 +1,10 @@
 """Switching adapters (P1-3.3)."""
 
-from ember.experiments import job
-from ember.figures.p1_lora_latency import draw
-from ember.figures.style import save
-from ember.records.schemas.lora import LORA_EXACT, LORA_LATENCY_SUMMARY
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.lora_alignment.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
+from ember.studies.p1.lora_latency.figure import draw
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(

@@ -1,10 +1,10 @@
 """Differences to PEFT by layer (P1-3.6)."""
 
-from ember.experiments import job
-from ember.figures.p1_lora_layers import draw
-from ember.figures.style import save
-from ember.records.schemas.lora import LORA_FREEZE, LORA_LAYERS
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.lora_alignment.figure_layers import draw
+from ember.studies.p1.lora_alignment.tables import LORA_FREEZE, LORA_LAYERS
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(

@@ -1,10 +1,10 @@
 """Decoding speed against the memory's limit, by batch size (P1-1, P1-4)."""
 
-from ember.experiments import job
-from ember.figures.p1_roofline import draw
-from ember.figures.style import save
-from ember.records.schemas.roofline import DECODE_KERNELS, ROOFLINE
+from ember.operations import job
 from ember.records.tables import read_table
+from ember.studies.p1.roofline.figure import draw
+from ember.studies.p1.roofline.tables import DECODE_KERNELS, ROOFLINE
+from ember.studies.style import save
 
 with job.start(snakemake) as run:
     drawing, caption = draw(

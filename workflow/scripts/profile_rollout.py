@@ -1,8 +1,8 @@
 """Prefill, decode, sampling and transfer over context x generation (P1-1.1)."""
 
-from ember.experiments import job
-from ember.experiments.rollout_profile import profile_rollout
-from ember.records.schemas.rollout import ROLLOUT_PROFILE
+from ember.operations import job
+from ember.studies.p1.profile.measure import profile_rollout
+from ember.studies.p1.profile.tables import ROLLOUT_PROFILE
 
 with job.start(snakemake) as run:
     rows = profile_rollout(

@@ -1,8 +1,8 @@
 """A rollout's phases on two stages, over context x generation (P1-1.1)."""
 
-from ember.experiments import job
-from ember.experiments.pipeline_sweep import profile_stages
-from ember.records.schemas.rollout import ROLLOUT_PROFILE
+from ember.operations import job
+from ember.studies.p1.pipeline.measure import profile_stages
+from ember.studies.p1.profile.tables import ROLLOUT_PROFILE
 
 with job.start(snakemake) as run:
     rows = profile_stages(

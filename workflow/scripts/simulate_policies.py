@@ -1,8 +1,8 @@
 """What each policy recomputes and reuses, round by round (P1-5.3)."""
 
-from ember.experiments import job
-from ember.experiments.policy_rounds import simulate_policies
-from ember.records.schemas.policies import POLICY_ROUNDS
+from ember.operations import job
+from ember.studies.p1.policies.measure import simulate_policies
+from ember.studies.p1.policies.tables import POLICY_ROUNDS
 
 with job.start(snakemake) as run:
     rows = simulate_policies(

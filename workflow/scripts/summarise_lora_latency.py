@@ -1,10 +1,10 @@
 """Switching adapters, against the memory's limit and PEFT (P1-3.3)."""
 
-from ember.experiments import job
-from ember.experiments.lora_latency import summarise_latency
-from ember.experiments.publish import publish
-from ember.records.schemas.lora import LORA_LATENCY, LORA_LATENCY_SUMMARY
+from ember.operations import job
+from ember.operations.publish import publish
 from ember.records.tables import read_rows
+from ember.studies.p1.lora_alignment.tables import LORA_LATENCY, LORA_LATENCY_SUMMARY
+from ember.studies.p1.lora_latency.measure import summarise_latency
 
 with job.start(snakemake) as run:
     publish(

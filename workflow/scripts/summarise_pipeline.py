@@ -1,9 +1,9 @@
 """Splits measured and predicted, and the solver's best one (P1-1.2)."""
 
-from ember.experiments import job
-from ember.experiments.pipeline_summary import summarise_pipeline
-from ember.experiments.publish import publish
-from ember.records.schemas.pipeline import PIPELINE
+from ember.operations import job
+from ember.operations.publish import publish
+from ember.studies.p1.pipeline.summary import summarise_pipeline
+from ember.studies.p1.pipeline.tables import PIPELINE
 
 with job.start(snakemake) as run:
     anchor = run.input.get("anchor") or None

@@ -1,9 +1,9 @@
 """Savings with intervals, beside what the operation count predicts (P1-2.3)."""
 
-from ember.experiments import job
-from ember.experiments.prefix_sweep import prefix_savings
-from ember.experiments.publish import publish
-from ember.records.schemas.prefix import PREFIX_SAVINGS
+from ember.operations import job
+from ember.operations.publish import publish
+from ember.studies.p1.prefix.measure import prefix_savings
+from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
 
 with job.start(snakemake) as run:
     rows = prefix_savings(

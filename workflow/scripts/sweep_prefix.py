@@ -1,8 +1,8 @@
 """Prefill with and without the prefix cache, paired by document (P1-2.3)."""
 
-from ember.experiments import job
-from ember.experiments.prefix_sweep import sweep_prefix
-from ember.records.schemas.prefix import PREFIX_SWEEP
+from ember.operations import job
+from ember.studies.p1.prefix.measure import sweep_prefix
+from ember.studies.p1.prefix.tables import PREFIX_SWEEP
 
 with job.start(snakemake) as run:
     rows = sweep_prefix(

@@ -1,8 +1,8 @@
 """Prefill restarted at a layer, and the correction of stale KV, timed (P1-5, P1-8)."""
 
-from ember.experiments import job
-from ember.experiments.restart_sweep import sweep_restart
-from ember.records.schemas.restart import RESTART_SWEEP
+from ember.operations import job
+from ember.studies.p1.restart.measure import sweep_restart
+from ember.studies.p1.restart.tables import RESTART_SWEEP
 
 with job.start(snakemake) as run:
     rows = sweep_restart(

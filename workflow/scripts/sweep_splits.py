@@ -1,8 +1,8 @@
 """Two stages: every split, with and without overlap (P1-1.2)."""
 
-from ember.experiments import job
-from ember.experiments.pipeline_sweep import sweep_splits
-from ember.records.schemas.pipeline import PIPELINE_EVENTS, PIPELINE_RUNS
+from ember.operations import job
+from ember.studies.p1.pipeline.measure import sweep_splits
+from ember.studies.p1.pipeline.tables import PIPELINE_EVENTS, PIPELINE_RUNS
 
 with job.start(snakemake) as run:
     runs, events = sweep_splits(

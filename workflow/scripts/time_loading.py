@@ -1,9 +1,9 @@
 """Loading by safetensors, GGUF and Transformers, cold and warm; the first token (P1-1.4)."""
 
-from ember.experiments import job
-from ember.experiments.loading import time_first_token, time_loading
-from ember.experiments.workload import read_workload
-from ember.records.schemas.loading import FIRST_TOKEN, LOADING_RUNS
+from ember.operations import job
+from ember.studies.p1.loading.measure import time_first_token, time_loading
+from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING_RUNS
+from ember.studies.p1.workload.make import read_workload
 
 with job.start(snakemake) as run:
     settings, runtime = run.params.settings, run.params.runtime

@@ -1,8 +1,8 @@
 """Adapters applied, replaced and rolled back, beside PEFT (P1-3.3)."""
 
-from ember.experiments import job
-from ember.experiments.lora_latency import time_adapters
-from ember.records.schemas.lora import LORA_EXACT, LORA_LATENCY
+from ember.operations import job
+from ember.studies.p1.lora_alignment.tables import LORA_EXACT, LORA_LATENCY
+from ember.studies.p1.lora_latency.measure import time_adapters
 
 with job.start(snakemake) as run:
     latency, exact = time_adapters(

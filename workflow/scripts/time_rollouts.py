@@ -1,8 +1,8 @@
 """Continuous batching over prompts, candidates and rows (P1-4)."""
 
-from ember.experiments import job
-from ember.experiments.rollout_throughput import measure_rollouts
-from ember.records.schemas.rollout_core import ROLLOUT_THROUGHPUT
+from ember.operations import job
+from ember.studies.p1.rollout.measure import measure_rollouts
+from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
 
 with job.start(snakemake) as run:
     rows = measure_rollouts(

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ember.experiments import job
-from ember.experiments.train_model import train_model
-from ember.records.schemas.corpus import CORPUS, MODEL_CARD, TRAINING_LOG
+from ember.operations import job
 from ember.records.tables import read_rows
+from ember.studies.shared.corpora.tables import CORPUS, MODEL_CARD, TRAINING_LOG
+from ember.studies.shared.models.train import train_model
 
 with job.start(snakemake) as run:
     card, training = train_model(

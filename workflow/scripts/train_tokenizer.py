@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ember.experiments import job
-from ember.experiments.tokenizer import train_tokenizer
-from ember.records.schemas.corpus import CORPUS
+from ember.operations import job
 from ember.records.tables import read_rows
+from ember.studies.shared.corpora.tables import CORPUS
+from ember.studies.shared.tokenizer.make import train_tokenizer
 
 with job.start(snakemake) as run:
     corpora = [read_rows(path, CORPUS) for path in run.input.corpora]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ember.records.errors import BadProvenance, EmberError
-from ember.records.provenance import carrier, digest, provenance_of
+from ember.records.provenance import carrier, describe_machine, digest, provenance_of
+from ember.records.remedy import remake
 
 MATCHES, CHANGED, MISSING = "matches", "changed since", "missing"
 
@@ -36,9 +37,7 @@ def trace(product: Path | str) -> Node:
     """The tree behind a product. Raises `BadProvenance` for one that says nothing of its origin."""
     product = Path(product)
     if not product.exists():
-        raise BadProvenance(
-            f"{product} does not exist\nmake it with `snakemake --profile local {product}`"
-        )
+        raise BadProvenance(f"{product} does not exist\nmake it with `{remake(product)}`")
     source = carrier(product)
     provenance = provenance_of(source)
     if provenance is None:
@@ -162,7 +161,7 @@ def _job(node: Node, machines: _Numbered) -> str:
         f"{made.get('seconds')} s",
         f"code {_short(made.get('code'))}",
         _source(made),
-        machines.name(describe_machine(made)),
+        machines.name(describe_machine(made.get("hardware") or {}, details=True)),
     ]
     return ", ".join(parts)
 
@@ -176,19 +175,6 @@ def _source(made: dict) -> str:
 
 def _short(sha: str | None) -> str:
     return sha[:12] if sha else "unknown"
-
-
-def describe_machine(provenance: dict) -> str:
-    """The machine a job ran on, in words."""
-    hardware = provenance.get("hardware") or {}
-    parts = [f"{hardware.get('cpu', 'unknown CPU')}"]
-    if hardware.get("cores"):
-        parts.append(f"{hardware['cores']} cores")
-    if hardware.get("memory_bytes"):
-        parts.append(f"{hardware['memory_bytes'] / 1e9:.1f} GB")
-    parts += [f"{gpu.get('name')} (driver {gpu.get('driver')})" for gpu in hardware.get("gpus", ())]
-    parts += [str(hardware[key]) for key in ("os", "node") if hardware.get(key)]
-    return ", ".join(parts)
 
 
 def _summary(top: Node, machines: _Numbered) -> list[str]:
@@ -218,6 +204,6 @@ def _verdict(top: Node) -> list[str]:
     lines = [f"{node.path}: {node.state} (recorded {_short(node.recorded)})" for node in wrong]
     if lines:
         lines.insert(0, f"{len(wrong)} files are not what {top.path} was made from:")
-        lines.append(f"to make it from what is there now: `snakemake --profile local {top.path}`")
+        lines.append(f"to make it from what is there now: `{remake(top.path)}`")
     lines += [f"{node.path}: {node.problem}" for node in lost]
     return lines or ["every file above is what was recorded when it was read"]

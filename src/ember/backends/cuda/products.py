@@ -1,0 +1,526 @@
+"""Products of a few rows with a large weight matrix, which is read once at full bandwidth.
+
+Contract. `x · weightᵀ` for x (M, K) and a weight (N, K), with what stands around it in a decoder
+fused in: the RMSNorm of x before, a bias, the gated SiLU of two halves, the residual after. Sums
+are in float32 and in a fixed order, so a row's result does not depend on what else is in the batch,
+as long as the same kernel serves it: `matvec` one row (multiply-adds), `skinny` more (tensor
+cores).
+
+The weight does not depend on the kernel before. So each program of `matvec` starts to read it
+before it waits for that kernel (programmatic dependent launch), and the memory does not fall idle
+in between. `skinny` reads through shared memory, of which a program that waits would take its share
+from those that work: its successor may start only when it is done reading.
+
+Where x is normed, `matvec` takes x as it is and norms it on the way. For `skinny` that would stand
+in the way of the tensor cores, so whoever produces x leaves it multiplied by the norm's weight
+(`scaled`) and the sums of its squares over tiles of columns (`squares`); the factor 1 / rms of each
+row is applied to the result.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+NORM_TILE = 16  # the fewest columns of x whose squares are summed in one number
+EMBED_TILE = 64  # columns of one program
+
+
+@triton.jit
+def _silu_mul(gate, up):
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
+def _read_once(pointers, mask):
+    """Weights: what is read once should not push out what is read again."""
+    return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _embed(
+    tokens_ptr,  # (M,)
+    table_ptr,  # (V, H)
+    x_ptr,  # (M, H)
+    scaled_ptr,  # (M, H)
+    squares_ptr,  # (tiles of H, M)
+    norm_ptr,  # (H,)
+    M,
+    H,
+    TILE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """x = table[tokens], and what `skinny` wants to know of it."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row, tile = tl.program_id(0), tl.program_id(1)
+    columns = tile * TILE + tl.arange(0, TILE)
+    there = columns < H
+    token = tl.load(tokens_ptr + row).to(tl.int64)
+    x = tl.load(table_ptr + token * H + columns, mask=there, other=0.0)
+    wide = x.to(tl.float32)
+    tl.store(x_ptr + row * H + columns, x, mask=there)
+    scaled = wide * tl.load(norm_ptr + columns, mask=there, other=0.0).to(tl.float32)
+    tl.store(scaled_ptr + row * H + columns, scaled.to(x.dtype), mask=there)
+    tl.store(squares_ptr + tile * M + row, tl.sum(wide * wide, 0))
+
+
+@triton.jit
+def _matvec(
+    x_ptr,  # (1, K)
+    w_ptr,  # (N, K), or (2 N, K) where GATED
+    out_ptr,  # (1, N)
+    norm_ptr,  # (K,)
+    residual_ptr,  # (1, N)
+    bias_ptr,  # (N,), or (2 N,) where GATED
+    N,
+    eps,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    AHEAD: tl.constexpr,  # tiles of the weight in flight
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_launch_dependents()
+    STEPS: tl.constexpr = (K + BK - 1) // BK
+    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    columns = tl.arange(0, BK)
+    there = rows < N
+    weights = w_ptr + rows.to(tl.int64)[:, None] * K + columns[None, :]
+    ups = weights + N.to(tl.int64) * K
+    tiles = ()
+    up_tiles = ()
+    EARLY: tl.constexpr = AHEAD if AHEAD < STEPS else STEPS
+    for step in tl.static_range(EARLY):
+        mask = there[:, None] & (columns[None, :] < K - step * BK)
+        tiles = tiles + (_read_once(weights + step * BK, mask),)
+        if GATED:
+            up_tiles = up_tiles + (_read_once(ups + step * BK, mask),)
+    if PDL:
+        gdc_wait()
+    acc = tl.zeros((BN, BK), tl.float32)
+    up_acc = tl.zeros((BN, BK), tl.float32)
+    squares = tl.zeros((BK,), tl.float32)
+    for step in tl.static_range(STEPS):
+        inside = columns < K - step * BK
+        x = tl.load(x_ptr + step * BK + columns, mask=inside, other=0.0).to(tl.float32)
+        if NORM:
+            squares += x * x
+            x *= tl.load(norm_ptr + step * BK + columns, mask=inside, other=0.0).to(tl.float32)
+        acc += tiles[0].to(tl.float32) * x[None, :]
+        tiles = tiles[1:]
+        if GATED:
+            up_acc += up_tiles[0].to(tl.float32) * x[None, :]
+            up_tiles = up_tiles[1:]
+        if step + AHEAD < STEPS:
+            mask = there[:, None] & (columns[None, :] < K - (step + AHEAD) * BK)
+            tiles = tiles + (_read_once(weights + (step + AHEAD) * BK, mask),)
+            if GATED:
+                up_tiles = up_tiles + (_read_once(ups + (step + AHEAD) * BK, mask),)
+    out = tl.sum(acc, 1)
+    up = tl.sum(up_acc, 1)
+    if NORM:
+        factor = tl.rsqrt(tl.sum(squares, 0) / K + eps)
+        out *= factor
+        up *= factor
+    if BIAS:
+        out += tl.load(bias_ptr + rows, mask=there, other=0.0).to(tl.float32)
+        if GATED:
+            up += tl.load(bias_ptr + N + rows, mask=there, other=0.0).to(tl.float32)
+    if GATED:
+        out = _silu_mul(out, up)
+    if RESIDUAL:
+        out += tl.load(residual_ptr + rows, mask=there, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows, out.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _skinny(
+    x_ptr,  # (M, K); `scaled` where NORM
+    w_ptr,  # (N, K), or (2 N, K) where GATED
+    out_ptr,  # (M, N)
+    squares_in_ptr,  # (NORM_TILES, M): of x, where NORM
+    residual_ptr,  # (M, N)
+    bias_ptr,  # (N,), or (2 N,) where GATED
+    next_norm_ptr,  # (N,): where NEXT, the norm that the result goes through
+    scaled_ptr,  # (M, N): where NEXT, the result times that norm's weight
+    squares_out_ptr,  # (tiles of N, M): where NEXT
+    M,
+    N,
+    eps,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SLABS: tl.constexpr,  # of BK columns, each with a warp of its own
+    STAGES: tl.constexpr,  # tiles in flight
+    NORM_TILES: tl.constexpr,
+    NORM_POWER: tl.constexpr,  # a power of 2, no smaller
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    NEXT: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    WIDE: tl.constexpr = SLABS * BK
+    STEPS: tl.constexpr = (K + WIDE - 1) // WIDE
+    WHOLE: tl.constexpr = K % WIDE == 0
+    tile = tl.program_id(0)
+    rows = tile * BN + tl.arange(0, BN)
+    batch = tl.arange(0, BM)
+    columns = tl.arange(0, SLABS)[:, None, None] * BK + tl.arange(0, BK)[None, None, :]
+    inside = rows[None, :, None] < N
+    present = batch[None, :, None] < M
+    weights = w_ptr + rows.to(tl.int64)[None, :, None] * K + columns
+    ups = weights + N.to(tl.int64) * K
+    inputs = x_ptr + batch[None, :, None] * K + columns
+    if PDL:
+        gdc_wait()
+    acc = tl.zeros((SLABS, BN, BM), tl.float32)
+    up = tl.zeros((SLABS, BN, BM), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        left = columns < K - step * WIDE
+        w = _read_once(weights + step * WIDE, inside if WHOLE else inside & left)
+        x = tl.load(
+            inputs + step * WIDE, mask=present if WHOLE else present & left, other=0.0
+        )  # (SLABS, BM, BK)
+        x = tl.permute(x, (0, 2, 1))
+        acc = tl.dot(w, x, acc, input_precision="ieee")
+        if GATED:
+            w = _read_once(ups + step * WIDE, inside if WHOLE else inside & left)
+            up = tl.dot(w, x, up, input_precision="ieee")
+    if PDL:
+        gdc_launch_dependents()
+    out = tl.sum(acc, 0)  # (BN, BM)
+    more = tl.sum(up, 0)
+    spots = batch[None, :] * N + rows[:, None]
+    there = (batch[None, :] < M) & (rows[:, None] < N)
+    if NORM:
+        which = tl.arange(0, NORM_POWER)
+        squares = tl.load(
+            squares_in_ptr + which[:, None] * M + batch[None, :],
+            mask=(which[:, None] < NORM_TILES) & (batch[None, :] < M),
+            other=0.0,
+        )
+        factor = tl.rsqrt(tl.sum(squares, 0) / K + eps)
+        out *= factor[None, :]
+        more *= factor[None, :]
+    if BIAS:
+        out += tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
+        if GATED:
+            offset = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
+            more += offset.to(tl.float32)[:, None]
+    if GATED:
+        out = _silu_mul(out, more)
+    if RESIDUAL:
+        out += tl.load(residual_ptr + spots, mask=there, other=0.0).to(tl.float32)
+    result = out.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + spots, result, mask=there)
+    if NEXT:
+        wide = tl.where(there, result.to(tl.float32), 0.0)
+        norm = tl.load(next_norm_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)
+        scaled = (wide * norm[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(scaled_ptr + spots, scaled, mask=there)
+        tl.store(squares_out_ptr + tile * M + batch, tl.sum(wide * wide, 0), mask=batch < M)
+
+
+@triton.jit
+def _wide(
+    x_ptr,  # (M, K)
+    w_ptr,  # (N, K), or (2 N, K) where GATED
+    out_ptr,  # (M, N), or (SPLITS, M, N) float32 where SPLITS > 1
+    bias_ptr,  # (N,), or (2 N,) where GATED
+    M,
+    N,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SPLITS: tl.constexpr,  # of the columns, each for other programs
+    STAGES: tl.constexpr,  # tiles in flight
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    STEPS: tl.constexpr = (K + BK - 1) // BK
+    EACH: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
+    WHOLE: tl.constexpr = K % BK == 0
+    batch = tl.program_id(0) * BM + tl.arange(0, BM)
+    rows = tl.program_id(1) * BN + tl.arange(0, BN)
+    split = tl.program_id(2)
+    columns = tl.arange(0, BK)[None, :]
+    inside, present = (rows < N)[:, None], (batch < M)[:, None]
+    weights = w_ptr + rows.to(tl.int64)[:, None] * K + columns
+    ups = weights + N.to(tl.int64) * K
+    inputs = x_ptr + batch[:, None] * K + columns
+    if PDL:
+        gdc_wait()
+    acc = tl.zeros((BN, BM), tl.float32)
+    up = tl.zeros((BN, BM), tl.float32)
+    begin = split * EACH
+    for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
+        left = columns < K - step * BK
+        x = tl.load(inputs + step * BK, mask=present if WHOLE else present & left, other=0.0)
+        w = _read_once(weights + step * BK, inside if WHOLE else inside & left)
+        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+        if GATED:
+            w = _read_once(ups + step * BK, inside if WHOLE else inside & left)
+            up = tl.dot(w, tl.trans(x), up, input_precision="ieee")
+    if PDL:
+        gdc_launch_dependents()
+    if BIAS:
+        acc += tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
+        if GATED:
+            offset = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
+            up += offset.to(tl.float32)[:, None]
+    if GATED:
+        acc = _silu_mul(acc, up)
+    spots = (split * M + batch).to(tl.int64)[None, :] * N + rows[:, None]
+    there = (batch < M)[None, :] & (rows < N)[:, None]
+    tl.store(out_ptr + spots, acc.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _add_normed(
+    parts_ptr,  # (SPLITS, M, H) float32
+    x_ptr,  # (M, H)
+    bias_ptr,  # (H,)
+    norm_ptr,  # (H,)
+    normed_ptr,  # (M, H)
+    M,
+    eps,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,  # a power of 2 no smaller than H
+    SPLITS: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """x += parts (and bias); normed = RMSNorm(x)."""
+    if PDL:
+        gdc_launch_dependents()
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    there = columns < H
+    norm = tl.load(norm_ptr + columns, mask=there, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+    x = tl.load(x_ptr + row * H + columns, mask=there, other=0.0)
+    kind = x.dtype
+    if SPLITS > 0:
+        total = x.to(tl.float32)
+        for split in tl.static_range(SPLITS):
+            places = parts_ptr + (split * M + row) * H + columns
+            total += tl.load(places, mask=there, other=0.0)
+        if BIAS:
+            total += tl.load(bias_ptr + columns, mask=there, other=0.0).to(tl.float32)
+        x = total.to(kind)
+        tl.store(x_ptr + row * H + columns, x, mask=there)
+    wide = x.to(tl.float32)
+    factor = tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
+    tl.store(normed_ptr + row * H + columns, (wide * factor * norm).to(kind), mask=there)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a product is cut into programs and tiles; `ahead` tiles are in flight."""
+
+    rows: int  # BN
+    columns: int  # BK
+    ahead: int
+    warps: int  # and, for `skinny`, slabs
+
+
+def matvec(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    plan: Plan,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    pdl: bool = False,
+) -> Tensor:
+    """out (1, N) = x (1, K) · weightᵀ; see the module. `out` may be `residual`."""
+    n, k = out.shape[1], weight.shape[1]
+    _matvec[(triton.cdiv(n, plan.rows),)](
+        *(x, weight, out),
+        *(x if norm is None else norm, out if residual is None else residual),
+        *(x if bias is None else bias, n, eps),
+        K=k,
+        BN=plan.rows,
+        BK=plan.columns,
+        AHEAD=plan.ahead,
+        NORM=norm is not None,
+        GATED=gated,
+        RESIDUAL=residual is not None,
+        BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=plan.warps,
+        **_launch(pdl),
+    )
+    return out
+
+
+class Normed:
+    """x (M, H) on its way through a norm: `scaled` (M, H) and `squares` (tiles, M).
+
+    `tiles` is how many of them whoever wrote it last has filled.
+    """
+
+    def __init__(self, rows: int, size: int, dtype: torch.dtype, device: torch.device):
+        self.scaled = torch.zeros(rows, size, dtype=dtype, device=device)
+        self.squares = torch.zeros(triton.cdiv(size, NORM_TILE), rows, device=device)
+        self.tiles = len(self.squares)
+
+
+def embed(
+    tokens: Tensor, table: Tensor, x: Tensor, normed: Normed, norm: Tensor, *, pdl: bool = False
+) -> Tensor:
+    """x (M, H) = table[tokens], and `normed` for the norm of weight `norm`."""
+    m, h = x.shape
+    normed.tiles = triton.cdiv(h, EMBED_TILE)
+    _embed[(m, normed.tiles)](
+        *(tokens, table, x, normed.scaled, normed.squares, norm, m, h),
+        TILE=EMBED_TILE,
+        PDL=pdl,
+        num_warps=1,
+        **_launch(pdl),
+    )
+    return x
+
+
+def skinny(
+    x: Tensor | Normed,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    plan: Plan,
+    eps: float = 0.0,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    normed: Normed | None = None,
+    next_norm: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """out (M, N) = x (M, K) · weightᵀ; `normed` receives the result for the norm `next_norm`."""
+    (m, n), k = out.shape, weight.shape[1]
+    norm = isinstance(x, Normed)
+    norm_tiles = x.tiles if norm else 1
+    tiles = triton.cdiv(n, plan.rows)
+    if normed is not None:
+        if tiles > len(normed.squares):
+            raise ValueError(f"a product that feeds a norm has tiles of {NORM_TILE} rows or more")
+        normed.tiles = tiles
+    _skinny[(tiles,)](
+        *(x.scaled if norm else x, weight, out),
+        *(x.squares if norm else out, out if residual is None else residual),
+        *(weight if bias is None else bias, weight if normed is None else next_norm),
+        *(out if normed is None else normed.scaled, out if normed is None else normed.squares),
+        *(m, n, eps),
+        K=k,
+        BM=max(8, triton.next_power_of_2(m)),
+        BN=plan.rows,
+        BK=plan.columns,
+        SLABS=plan.warps,
+        STAGES=plan.ahead,
+        NORM_TILES=norm_tiles,
+        NORM_POWER=triton.next_power_of_2(norm_tiles),
+        NORM=norm,
+        GATED=gated,
+        RESIDUAL=residual is not None,
+        BIAS=bias is not None,
+        NEXT=normed is not None,
+        PDL=pdl,
+        num_warps=plan.warps,
+        **_launch(pdl),
+    )
+    return out
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a product of many rows is cut: tiles of `rows` of the weight, `columns` at a time,
+    `ahead` of them in flight, for up to `batch` rows of x; `splits` programs share the columns."""
+
+    batch: int
+    rows: int
+    columns: int
+    ahead: int
+    warps: int
+    splits: int = 1
+
+
+def wide(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    tiling: Tiling,
+    bias: Tensor | None = None,
+    gated: bool = False,
+    pdl: bool = False,
+) -> Tensor:
+    """out (M, N) = x (M, K) · weightᵀ; where columns are split, out (splits, M, N) in float32 are
+    their sums, without bias, for `add_normed`."""
+    if tiling.splits > 1 and (gated or bias is not None or out.dtype != torch.float32):
+        raise ValueError("sums of split columns are in float32, without gate and bias")
+    (m, n), k = out.shape[-2:], weight.shape[1]
+    _wide[(triton.cdiv(m, tiling.batch), triton.cdiv(n, tiling.rows), tiling.splits)](
+        *(x, weight, out, weight if bias is None else bias, m, n),
+        K=k,
+        BM=tiling.batch,
+        BN=tiling.rows,
+        BK=tiling.columns,
+        SPLITS=tiling.splits,
+        STAGES=tiling.ahead,
+        GATED=gated,
+        BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=tiling.warps,
+        **_launch(pdl),
+    )
+    return out
+
+
+def add_normed(
+    x: Tensor,
+    norm: Tensor,
+    normed: Tensor,
+    *,
+    eps: float,
+    parts: Tensor | None = None,
+    bias: Tensor | None = None,
+    pdl: bool = False,
+) -> Tensor:
+    """normed (M, H) = RMSNorm of x (M, H), to which `parts` (splits, M, H) and a bias are added
+    before, in place."""
+    m, h = x.shape
+    _add_normed[(m,)](
+        *(x if parts is None else parts, x, norm if bias is None else bias, norm, normed, m, eps),
+        H=h,
+        BLOCK=triton.next_power_of_2(h),
+        SPLITS=0 if parts is None else len(parts),
+        BIAS=bias is not None,
+        PDL=pdl,
+        num_warps=8 if h > 1024 else 4,
+        **_launch(pdl),
+    )
+    return normed
+
+
+def _launch(pdl: bool) -> dict:
+    return {"launch_pdl": True} if pdl else {}

@@ -1,0 +1,65 @@
+"""The correction of stale keys and values against torch, under Triton's interpreter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ember.backends.cuda.correction import correct
+from ember.model.decoder import rotate
+
+EPS = 1e-6
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "rank", "heads", "dim"), [(1, 8, 1, 32), (33, 3, 2, 64), (70, 16, 2, 32)]
+)
+def test_correction(tokens, rank, heads, dim, normed):
+    layers, chosen = 3, [2, 0]
+    kv = torch.full((layers, 2, heads, tokens + 5, dim), torch.nan)
+    kv[:, :, :, :tokens] = draw(layers, 2, heads, tokens, dim)
+    factors = draw(2, 2, tokens, rank)
+    moved = draw(2, 2, heads * dim, rank, seed=1)
+    moved[1, 0] = 0  # a projection that has not moved
+    raw = draw(2, tokens, heads, dim) if normed else None
+    norms = 1 + 0.3 * draw(2, dim) if normed else None
+    angles = draw(tokens, dim // 2)
+    cos, sin = angles.cos(), angles.sin()
+    table = (cos[None, :, None], sin[None, :, None])
+
+    before, old_raw = kv.clone(), None if raw is None else raw.clone()
+    places = torch.tensor(chosen, dtype=torch.int32)
+    correct(kv, factors, moved, places, cos, sin, raw=raw, norms=norms, eps=EPS)
+    for n, layer in enumerate(chosen):
+        changes = (factors[n] @ moved[n].transpose(1, 2)).unflatten(-1, (heads, dim))
+        if normed:
+            torch.testing.assert_close(raw[n], old_raw[n] + changes[0], atol=1e-5, rtol=1e-5)
+            keys = F.rms_norm(raw[n], (dim,), norms[n], EPS)
+            keys = rotate(keys[None], *table)[0].transpose(0, 1)
+        else:
+            turned = rotate(changes[0][None], *table)[0].transpose(0, 1)
+            keys = before[layer, 0, :, :tokens] + turned
+        values = before[layer, 1, :, :tokens] + changes[1].transpose(0, 1)
+        torch.testing.assert_close(kv[layer, 0, :, :tokens], keys, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(kv[layer, 1, :, :tokens], values, atol=1e-5, rtol=1e-5)
+    assert kv[:, :, :, tokens:].isnan().all()
+    assert torch.equal(kv[1, :, :, :tokens], before[1, :, :, :tokens])
+
+
+def test_correcting_by_nothing_changes_nothing_in_16_bits():
+    tokens, heads, dim = 20, 2, 32
+    kv = draw(1, 2, heads, tokens, dim).half()
+    raw, norms = draw(1, tokens, heads, dim).half(), 1 + 0.3 * draw(1, dim).half()
+    factors, angles = draw(1, 2, tokens, 4).half(), draw(tokens, dim // 2)
+    where = torch.zeros(1, dtype=torch.int32)
+    states = []
+    for size in (0.5, 0.0):
+        moved = size * draw(1, 2, heads * dim, 4).half()
+        correct(kv, factors, moved, where, angles.cos(), angles.sin(), raw=raw, norms=norms)
+        states.append((kv.clone(), raw.clone()))
+    for first, second in zip(*states, strict=True):
+        assert torch.equal(first, second)
