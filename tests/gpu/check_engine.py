@@ -12,11 +12,11 @@ import dataclasses
 import time
 
 import torch
+from ember.engine.step import SPLIT, DecodeStep
 
 from ember.backends.sampling import SamplingParams, cut_tail
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.engine.step import SPLIT, DecodeStep
 from ember.measure.clock import PhaseClock, repeat
 from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak
 from ember.measure.statistics import summarise
