@@ -14,7 +14,8 @@ from ember.studies.p1.lora_alignment import tables as lora
 from ember.studies.p1.lora_alignment.measure import align, summarise_alignment
 from ember.studies.p1.lora_latency.measure import summarise_latency, time_adapters
 from ember.studies.p1.workload.make import make_workload
-from tests.lora.tiny import saved, tiny_decoder
+from tests.lora.adapters import saved
+from tests.tiny import wild
 
 pytest.importorskip("peft")
 
@@ -43,7 +44,7 @@ def model(tmp_path_factory):
     from ember.model.checkpoint import save_decoder
 
     folder = tmp_path_factory.mktemp("lora") / "policy"
-    return save_decoder(tiny_decoder(), folder, weights="trained")
+    return save_decoder(wild(), folder, weights="trained")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_adapters_are_what_their_names_say(adapters):
 
 def test_random_weights_have_no_trained_adapter(tmp_path, workload):
     made = make_adapters(
-        model=saved(tiny_decoder(), tmp_path / "random"),
+        model=saved(wild(), tmp_path / "random"),
         workload=workload,
         folder=tmp_path / "adapters",
         settings=MAKE,
