@@ -80,7 +80,7 @@ def generate(
 
     device = resolve(device)
     tokenizer = _tokenizer(model, prompts, sampling)
-    ids = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+    ids = [tokenizer.encode_prompt(p) if isinstance(p, str) else list(p) for p in prompts]
     decoder = load_decoder(model, device, getattr(torch, dtype))
     engine = Engine(
         decoder,
