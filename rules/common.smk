@@ -28,10 +28,15 @@ from ember.experiments.preflight import (
     check_place,
     prepare_environment,
 )
-from ember.records.code import code_hashes
+from ember.records.code import Library
 from ember.records.errors import EmberError
 
 prepare_environment(SRC)
+ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
+LIBRARY = Library(SRC)
+PRODUCTS = (
+    {}
+)  # files by category and subcategory of the report, as the rules declare them
 
 
 def scale_file(config):
@@ -61,11 +66,6 @@ def given_settings():
     return dict(workflow.config_settings.overwrite_config)
 
 
-def stages():
-    """The file of rules/ that holds each rule read so far."""
-    return {rule.name: Path(rule.snakefile).stem for rule in workflow.rules}
-
-
 def before_planning(settings):
     """Stop before any rule is planned where a named model or corpus is not there."""
     try:
@@ -82,6 +82,18 @@ def before_work(settings):
         check_local(settings, Path("results"), local=workflow.local_exec)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
+
+
+def stages():
+    """The file of rules/ that holds each rule read so far: p1_gates for rules/p1/gates.smk."""
+    read = [one for one in workflow.rules if not one.snakefile.endswith("bases.smk")]
+    places = {
+        one.name: Path(one.snakefile).resolve().relative_to(ROOT / "rules")
+        for one in read
+    }
+    return {
+        name: "_".join(place.with_suffix("").parts) for name, place in places.items()
+    }
 
 
 def conf(*keys):
@@ -102,110 +114,71 @@ def inter(path):
     return f"results/{SETTINGS['scale']}/{path}"
 
 
-def figure(name):
-    """A figure of the paper: raster, vector and the caption with its numbers."""
-    return [f"results/{name}{ending}" for ending in (".png", ".pdf", ".caption.md")]
+def figure(name, category, topic, shows):
+    """Declares a figure, the files a rule makes: raster (in the report), vector and caption."""
+    return _product(name, category, topic, shows, ".png", ".pdf", ".caption.md")
 
 
-def table(name):
-    """A table of the paper: data, and the forms people paste."""
-    return [f"results/{name}{ending}" for ending in (".parquet", ".csv", ".md", ".tex")]
+def table(name, category, topic, shows):
+    """Declares a final table: data, and the forms people paste (CSV in the report)."""
+    return _product(name, category, topic, shows, ".parquet", ".csv", ".md", ".tex")
 
 
-def reported_figure(name, category, subcategory=None):
-    """The files of a figure, with the raster shown in the report."""
-    return [_reported(name, ".png", category, subcategory), *figure(name)[1:]]
-
-
-def reported_table(name, category, subcategory=None):
-    """The files of a table, with the CSV shown in the report."""
-    parquet, _, *rest = table(name)
-    return [parquet, _reported(name, ".csv", category, subcategory), *rest]
-
-
-def _reported(name, ending, category, subcategory):
-    return report(
-        f"results/{name}{ending}",
-        caption=str(ROOT / "workflow" / "report" / f"{name}.rst"),
+def _product(name, category, topic, shows, *endings):
+    files = [f"results/{name}{ending}" for ending in endings]
+    PRODUCTS.setdefault((category, topic), []).extend(files)
+    shown = endings.index(".png" if ".png" in endings else ".csv")
+    files[shown] = report(
+        files[shown],
+        caption=str(ROOT / "workflow" / "report" / "product.rst"),
         category=category,
-        subcategory=subcategory,
+        subcategory=topic,
+        labels={"product": name, "shows": shows},
     )
+    return files
 
 
-def logs(name):
-    """The log of a rule: logs/<scale>/<name>.log."""
-    return f"logs/{SETTINGS['scale']}/{name}.log"
+def products(*categories, topics=()):
+    """Files of the products declared so far, of some topics only where these are given."""
+    return [
+        file
+        for (category, topic), files in PRODUCTS.items()
+        if category in categories and (topic in topics or not topics)
+        for file in files
+    ]
 
 
-def bench(name):
-    """Snakemake's own timing of a rule."""
-    return f"results/{SETTINGS['scale']}/benchmarks/{name}.jsonl"
+def study(step):
+    """Params of a rule whose step (`ember.studies.steps`) makes intermediate tables."""
+    return _run("study.py", step)
 
 
-def code_of_scripts():
-    """Hash of every script with everything it imports from the library, by file name."""
+def publish(step):
+    """Params of a rule whose step makes a final table."""
+    return _run("publish.py", step)
+
+
+def plot(step):
+    """Params of a rule whose step draws a figure."""
+    return _run("plot.py", step)
+
+
+def script(name):
+    """Params of a rule with a script of its own."""
+    return {"script": name, "code": code(name)}
+
+
+def _run(name, step):
+    return {"script": name, "step": step, "code": code(name, step)}
+
+
+def code(script, step=None):
+    """Hash of a script, of a step's module, and of all that they import from the library."""
+    modules = [f"ember.studies.{step.rpartition('.')[0]}"] if step else []
     try:
-        return code_hashes((ROOT / "workflow" / "scripts").glob("*.py"), SRC)
+        return LIBRARY.code_hash(ROOT / "workflow" / "scripts" / script, *modules)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
-
-
-def code(script):
-    """Hash of a script and of everything it imports from the library."""
-    return CODE[script]
-
-
-def scripts(script):
-    """Path of a rule's script."""
-    return str(ROOT / "workflow" / "scripts" / script)
-
-
-def model_dir(name=None):
-    """Directory of a model, by default of the one that P1 measures."""
-    return inter(f"models/{name or SETTINGS['p1']['model']}")
-
-
-def workload_inputs(wildcards):
-    """A model with real weights reads real text; random weights read random tokens."""
-    model = SETTINGS["models"][SETTINGS["p1"]["model"]]
-    corpus = (
-        {} if model["source"] == "random" else {"corpus": inter("corpora/long.parquet")}
-    )
-    return {"model": model_dir()} | corpus
-
-
-def cost_contexts():
-    """Prompt lengths of the cumulative cost."""
-    return sorted({point["context"] for point in SETTINGS["p1"]["rounds"]["points"]})
-
-
-def longest_prompt():
-    """Tokens a prompt of the workload must have for every rule that cuts one from it."""
-    p1 = SETTINGS["p1"]
-    return max(
-        *p1["profile"]["contexts"],
-        *p1["prefix"]["prompts"],
-        *cost_contexts(),
-        p1["speed"]["prompt_tokens"],
-        p1["pipeline"]["context"],
-        p1["loading"]["prompt_tokens"],
-        *(point["prompt_tokens"] for point in p1["peers"]["points"]),
-        p1["rollouts"]["context"],
-        p1["rollouts"]["checks"]["prompt_tokens"],
-    )
-
-
-def peer_environments():
-    """Peers whose own Python is there: the comparison runs again when one is installed."""
-    frameworks = SETTINGS["p1"]["peers"]["frameworks"]
-    own = {name: peer["python"] for name, peer in frameworks.items() if peer["python"]}
-    return [name for name, python in own.items() if (ROOT / python).is_file()]
-
-
-def rollout_settings():
-    """The calls that are timed, without the checks, which are another rule's."""
-    settings = SETTINGS["p1"]["rollouts"]
-    return {key: settings[key] for key in settings if key != "checks"}
 
 
 def models_from(*sources):
@@ -231,37 +204,6 @@ def threads_for_model():
 def gpus():
     """Accelerators of a job that runs a model."""
     return 1 if SETTINGS["device"] == "cuda" else 0
-
-
-def stage_gpus():
-    """Accelerators of a job that runs two pipeline stages."""
-    return SETTINGS["p1"]["pipeline"]["gpus"] if gpus() else 0
-
-
-def stage_settings(job):
-    """The settings of `p1.pipeline` that one of its jobs uses, so that it reruns only for those."""
-    settings, profile = SETTINGS["p1"]["pipeline"], SETTINGS["p1"]["profile"]
-    shape = ["context", "generation", "sequences", "micro_batches", "chunks", "timeout"]
-    if job == "rollout":
-        return {
-            "contexts": profile["contexts"],
-            "generations": profile["generations"],
-            "warmup": profile["warmup"],
-            "repeats": settings["rollout_repeats"],
-            "split_fraction": settings["rollout_split"],
-            "chunks": settings["rollout_chunks"],
-            "timeout": settings["timeout"],
-        }
-    own = {
-        "layers": ["cost_repeats"],
-        "sweep": ["split_fractions", "warmup", "repeats"],
-    }
-    return {key: settings[key] for key in [*shape, *own[job]]}
-
-
-def anchor():
-    """An earlier pipeline table to compare with; nothing where none is set."""
-    return SETTINGS["p1"]["pipeline"]["anchor"] or []
 
 
 def grow(base):

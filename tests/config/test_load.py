@@ -57,7 +57,7 @@ def keys_of(node, path=()):
 
 
 # Of corpora, models and frameworks users choose the names.
-FREE = (("corpora",), ("models",), ("p1", "peers", "frameworks"))
+FREE = (("corpora",), ("models",), ("p1", "frameworks", "peers"))
 KEYS = [p for p in keys_of(merged("tiny")) if not any(p[: len(free)] == free for free in FREE)]
 
 

@@ -253,10 +253,10 @@ class FrameworkPoint(Strict):
     needs: str | None = Field(None, description="skip the point where this one is not installed")
 
 
-class Peers(Strict):
+class Frameworks(Strict):
     """P1-1.3: this engine beside other frameworks."""
 
-    frameworks: dict[str, Framework] = Field(description="by the name that the tables use")
+    peers: dict[str, Framework] = Field(description="by the name that the tables use")
     points: list[FrameworkPoint] = Field(min_length=1)
     repeats: Count = Field(3, description="recorded rounds: each framework once a round")
     warmup: Count = Field(1, description="unrecorded rounds; the first one may compile")
@@ -267,9 +267,9 @@ class Peers(Strict):
     def _known(self):
         for point in self.points:
             for name in [*point.frameworks, *filter(None, [point.needs])]:
-                if name not in self.frameworks:
+                if name not in self.peers:
                     raise ValueError(
-                        f"point {point.name}: {name!r} is not one of {', '.join(self.frameworks)}"
+                        f"point {point.name}: {name!r} is not one of {', '.join(self.peers)}"
                     )
         if len({point.name for point in self.points}) < len(self.points):
             raise ValueError("two points have the same name")
@@ -330,8 +330,8 @@ class RolloutPoint(Strict):
     rows: Count = Field(description="the most candidates that decode together")
 
 
-class RolloutChecks(Strict):
-    """P1-4.3: a rollout again, in other company, and by other means."""
+class Consistency(Strict):
+    """P1-4.3: a rollout again, under other batch compositions, and by other means."""
 
     prompts: Count = Field(description="prompts, of different lengths")
     candidates: Count = Field(description="candidates of each prompt")
@@ -343,7 +343,7 @@ class RolloutChecks(Strict):
     )
 
 
-class Rollouts(Strict):
+class Rollout(Strict):
     """P1-4: continuous batching against the read bandwidth of its batches."""
 
     context: Count = Field(description="prompt tokens")
@@ -354,7 +354,6 @@ class Rollouts(Strict):
     warmup: Annotated[int, Field(ge=0)] = Field(1, description="unrecorded calls a point")
     repeats: Count = Field(description="recorded calls a point")
     points: list[RolloutPoint] = Field(min_length=1, description="calls")
-    checks: RolloutChecks
 
     @model_validator(mode="after")
     def _inside(self):
@@ -479,19 +478,20 @@ class P1(Strict):
     speed: Speed
     roofline: Roofline
     pipeline: Pipeline
-    peers: Peers
+    frameworks: Frameworks
     loading: Loading
     memory: Memory
     restart: Restart
     rounds: Rounds
     lora: Lora
-    rollouts: Rollouts
+    rollout: Rollout
+    consistency: Consistency
     policies: list[Policy] = Field(min_length=1)
     decisions: Decisions = Decisions()
 
     @model_validator(mode="after")
     def _documents_suffice(self):
-        wanted = max([p.prompts for p in self.rollouts.points] + [self.rollouts.checks.prompts])
+        wanted = max([p.prompts for p in self.rollout.points] + [self.consistency.prompts])
         if wanted > self.prefix.documents:
             raise ValueError(
                 f"rollouts take {wanted} prompts, the workload has {self.prefix.documents} "

@@ -8,11 +8,12 @@ import pytest
 from ember.model.architecture import Architecture
 from ember.records.tables import write_table
 from ember.studies.p1.frameworks import measure as frameworks
-from ember.studies.p1.frameworks.measure import bytes_of_a_step, compare_frameworks, leading_equal
+from ember.studies.p1.frameworks.measure import bytes_of_a_step, compare_frameworks
 from ember.studies.p1.frameworks.summary import summarise_frameworks
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS, FRAMEWORKS
 from ember.studies.p1.workload.make import make_workload
 from ember.studies.p1.workload.tables import WORKLOAD
+from ember.studies.rows import leading_equal
 
 POINT = {"name": "small-4-5", "prompt_tokens": 4, "new_tokens": 5}
 

@@ -11,8 +11,10 @@ from ember.model.checkpoint import load_decoder
 from ember.records.tables import read_table, table_provenance, write_table
 from ember.studies.p1.lora_adapters.make import make_adapters
 from ember.studies.p1.lora_alignment import tables as lora
-from ember.studies.p1.lora_alignment.measure import align, summarise_alignment
-from ember.studies.p1.lora_latency.measure import summarise_latency, time_adapters
+from ember.studies.p1.lora_alignment.measure import align
+from ember.studies.p1.lora_alignment.summary import summarise_alignment
+from ember.studies.p1.lora_latency.measure import time_adapters
+from ember.studies.p1.lora_latency.summary import summarise_latency
 from ember.studies.p1.workload.make import make_workload
 from tests.lora.tiny import saved, tiny_decoder
 

@@ -12,17 +12,11 @@ from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.p1.completions.make import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.studies.p1.completions.tables import COMPLETIONS
 from ember.studies.p1.consistency.measure import check_consistency, compare
+from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
 from ember.studies.p1.rollout.figure import draw
-from ember.studies.p1.rollout.measure import (
-    measure_rollouts,
-    roofline_ms,
-    summarise_rollouts,
-)
-from ember.studies.p1.rollout.tables import (
-    ROLLOUT_CONSISTENCY,
-    ROLLOUT_SPEED,
-    ROLLOUT_THROUGHPUT,
-)
+from ember.studies.p1.rollout.measure import measure_rollouts, roofline_ms
+from ember.studies.p1.rollout.summary import summarise_rollouts
+from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
 from ember.studies.p1.roofline.measure import parameters_read
 from ember.studies.p1.workload.make import make_workload
 

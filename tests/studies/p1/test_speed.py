@@ -8,10 +8,12 @@ import torch
 
 from ember.model.architecture import FAMILIES, SIZES, Architecture
 from ember.model.checkpoint import load_decoder
+from ember.model.reference import load_peer
 from ember.records.tables import write_table
-from ember.studies.p1.speed.measure import compare_engines, leading_equal, load_peer
+from ember.studies.p1.speed.measure import compare_engines
 from ember.studies.p1.speed.tables import ENGINE_SPEED
 from ember.studies.p1.workload.make import make_workload
+from ember.studies.rows import leading_equal
 
 SETTINGS = {"prompt_tokens": 12, "new_tokens": 6, "repeats": 2, "warmup": 1}
 RUNTIME = {"device": "cpu", "dtype": "float32", "seed": 0}

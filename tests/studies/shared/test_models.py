@@ -14,7 +14,8 @@ from ember.model.checkpoint import load_decoder
 from ember.model.folder import weights_kind
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.shared.corpora.make import build_corpus, join_corpora
-from ember.studies.shared.corpora.tables import CORPUS, MODEL_CARD, TRAINING_LOG
+from ember.studies.shared.corpora.tables import CORPUS
+from ember.studies.shared.models.tables import MODEL_CARD, TRAINING_LOG
 from ember.studies.shared.models.train import token_stream, train_model
 from ember.studies.shared.tokenizer.make import train_tokenizer, training_texts
 from ember.text.corpora import BadCorpus

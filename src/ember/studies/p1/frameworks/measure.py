@@ -21,7 +21,8 @@ from ember.peers.client import Peer, PeerFailed, PeerMissing
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
-from ember.studies.rows import measured_on
+from ember.studies.rows import leading_equal, measured_on
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,14 @@ class Ground:
     prompts: list[list[int]]
 
 
+@makes(FRAMEWORK_RUNS)
 def compare_frameworks(
     *,
     model: str | Path,
     workload: str | Path,
     gguf: str | Path,
     points: Sequence[Mapping],
-    frameworks: Mapping[str, Mapping],
+    peers: Mapping[str, Mapping],
     repeats: int,
     warmup: int,
     timeout_s: float,
@@ -62,9 +64,9 @@ def compare_frameworks(
     device = resolve(device)
     rows = []
     for point in points:
-        chosen = {name: frameworks[name] for name in point.get("frameworks") or frameworks}
+        chosen = {name: peers[name] for name in point.get("frameworks") or peers}
         arch, about = _about(point, model, device, dtype)
-        reason = _why_not(point, arch, frameworks, about, threads, timeout_s)
+        reason = _why_not(point, arch, peers, about, threads, timeout_s)
         if reason:
             rows += [_row(about, name) | _status("skipped", reason) for name in chosen]
             continue
@@ -86,13 +88,6 @@ def why_not_installed(framework: Mapping, *, threads: int, timeout_s: float) -> 
     except PeerFailed:
         return None
     return None
-
-
-def leading_equal(tokens: Sequence[int], others: Sequence[int]) -> float:
-    """Fraction of `tokens` before the first that differs from `others`."""
-    pairs = zip(tokens, others, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
-    return same / len(tokens)
 
 
 def _python(framework: Mapping) -> Path | None:

@@ -19,6 +19,7 @@ from ember.measure.progress import Progress
 from ember.policies.build import build_policies
 from ember.studies.p1.restart.tables import RESTART_SWEEP
 from ember.studies.rows import measured_on
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Operation:
     rank: int
 
 
+@makes(RESTART_SWEEP)
 def sweep_restart(
     *,
     model: str | Path,

@@ -13,16 +13,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ember.measure.clock import summarise
 from ember.measure.device import resolve, synchronize
 from ember.measure.progress import Progress
-from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
+from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
 from ember.studies.p1.roofline.measure import parameters_read
-from ember.studies.rows import measured_on, records
+from ember.studies.rows import machine, measured_on
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(ROLLOUT_THROUGHPUT)
 def measure_rollouts(
     *,
     model: str | Path,
@@ -156,33 +157,3 @@ def roofline_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:
         ):
             total += max(bytes_ / read_gb_s / 1e6, operations / tflops / 1e9)
     return total
-
-
-def summarise_rollouts(throughput) -> list[dict]:
-    """Rows of ROLLOUT_SPEED from a ROLLOUT_THROUGHPUT table: its path, a data frame or rows."""
-    points: dict[str, list[dict]] = {}
-    for row in records(throughput, ROLLOUT_THROUGHPUT):
-        points.setdefault(row["point"], []).append(row)
-    found = []
-    for calls in points.values():
-        first = calls[0]
-        row = {name: first[name] for name in ROLLOUT_SPEED.names if name in first}
-        for name in ("tokens_per_s", "decode_tokens_per_s", "share", "roofline_share"):
-            spread = summarise([call[name] for call in calls])
-            row |= {f"{name}_{part}": spread[part] for part in ("median", "p10", "p90")}
-        row["n"] = len(calls)
-        for name in ("limit", "roofline"):
-            row[f"{name}_tokens_per_s"] = first["generated_tokens"] / first[f"{name}_ms"] * 1e3
-        shares = [call["decode_ms"] / call["total_ms"] for call in calls]
-        row["decode_share"] = summarise(shares)["median"]
-        found.append(row)
-    return found
-
-
-def machine(device: str) -> dict:
-    """Name of the device, as the tables have it."""
-    if not device.startswith("cuda"):
-        return {"device_name": device}
-    import torch
-
-    return {"device_name": torch.cuda.get_device_name()}
