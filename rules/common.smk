@@ -15,13 +15,13 @@ if str(SRC) not in sys.path:
     sys.path.insert(0, str(SRC))
 
 from ember.config.load import ConfigError, check_scale, load, with_types
-from ember.experiments.history import (
+from ember.operations.history import (
     predict,
     read_history,
     rule_names,
     runtime_minutes,
 )
-from ember.experiments.preflight import (
+from ember.operations.preflight import (
     check_anchor,
     check_local,
     check_models,

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from ember.backends.sampling import SamplingParams, make_generators, prompt_key, sample
 from ember.cache.radix import RadixCache
-from ember.engine.engine import BadPrompt, Engine
+from ember.engine.engine import Engine
+from ember.engine.prefill import PrefixPrefill
+from ember.engine.requests import BadPrompt
 from ember.measure.clock import PhaseClock
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
@@ -137,7 +139,7 @@ requests = st.lists(
 def test_any_sequence_of_requests_is_the_same_with_the_prefix_cache(decoder, requests, budget):
     """Prompts of three token ids share prefixes often; a small budget evicts."""
     plain = Engine(decoder, capacity=12)
-    cached = Engine(decoder, capacity=12, prefix_cache=RadixCache(budget))
+    cached = Engine(decoder, capacity=12, prefill=PrefixPrefill(RadixCache(budget)))
     for number, (prompts, candidates, update) in enumerate(requests):
         if update:
             plain.set_weights_version(str(number))
@@ -153,7 +155,7 @@ def test_any_sequence_of_requests_is_the_same_with_the_prefix_cache(decoder, req
 
 
 def test_a_repeated_prompt_runs_only_its_last_token(decoder):
-    engine = Engine(decoder, capacity=16, prefix_cache=RadixCache(10**6))
+    engine = Engine(decoder, capacity=16, prefill=PrefixPrefill(RadixCache(10**6)))
     clock = PhaseClock("cpu")
     first = engine.prefill_prompt(PROMPTS[1], clock=clock)
     assert (first.cached_tokens, first.logits.shape) == (0, (1, 31))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
+from ember.engine.prefill import PrefixPrefill
 from ember.measure.clock import PhaseClock
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
@@ -52,7 +53,7 @@ def update_weights(decoder, seed):
 
 def engines(budget):
     decoder = lively_decoder()
-    cached = Engine(decoder, capacity=32, prefix_cache=RadixCache(budget))
+    cached = Engine(decoder, capacity=32, prefill=PrefixPrefill(RadixCache(budget)))
     return cached, Engine(decoder, capacity=32)
 
 
@@ -103,7 +104,7 @@ def test_any_sequence_gives_the_same_with_and_without(steps, budget_tokens, repe
                 assert row.versions == other.versions
                 assert row.cached_tokens < row.prompt_tokens
                 assert other.cached_tokens == 0
-        assert cached.prefix_cache.stats.bytes <= cached.prefix_cache.budget_bytes
+        assert cached.prefill.cache.stats.bytes <= cached.prefill.cache.budget_bytes
 
 
 def test_a_stale_prefix_would_show():
@@ -127,7 +128,7 @@ def test_hits_partial_hits_and_repeats_reuse_what_they_can():
         for prompt in ([*head, 6], [*head, 6], [*head, 7, 8], [2, 2], head[:3], [*head, 6, 9, 9])
     ]
     assert reused == [0, 5, 5, 0, 2, 6]
-    stats = cached.prefix_cache.stats
+    stats = cached.prefill.cache.stats
     assert (stats.hits, stats.partial_hits, stats.misses) == (2, 2, 2)
 
 
@@ -145,9 +146,9 @@ def test_an_update_empties_the_cache_and_the_same_version_does_not():
     cached, _ = engines(PLENTY)
     cached.prefill_prompt([1, 2, 3])
     cached.set_weights_version("base")
-    assert cached.prefix_cache.stats.bytes == 3 * TOKEN_BYTES
+    assert cached.prefill.cache.stats.bytes == 3 * TOKEN_BYTES
     cached.set_weights_version("round-1")
-    assert cached.prefix_cache.stats.bytes == 0
+    assert cached.prefill.cache.stats.bytes == 0
     assert cached.prefill_prompt([1, 2, 3]).cached_tokens == 0
 
 
@@ -157,7 +158,7 @@ def test_a_small_budget_keeps_the_head_that_prompts_share():
     for tail in range(6, 13):
         cached.prefill_prompt([*head, tail, tail])
     assert cached.prefill_prompt([*head, 0]).cached_tokens == 5
-    assert cached.prefix_cache.stats.evictions > 0
+    assert cached.prefill.cache.stats.evictions > 0
 
 
 def test_lookup_and_store_are_timed_beside_the_prefill():

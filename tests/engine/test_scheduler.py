@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from ember.backends.sampling import BadSampling, SamplingParams
 from ember.cache.radix import RadixCache
-from ember.engine.engine import BadPrompt, Engine, EngineBusy
+from ember.engine.engine import Engine, EngineBusy
+from ember.engine.prefill import PrefixPrefill
+from ember.engine.requests import BadPrompt
 from ember.engine.scheduler import NotFinite, compact
 from ember.measure.memory import NotEnoughMemory
 from ember.model.architecture import Architecture
@@ -230,7 +232,7 @@ def test_alternatives_are_the_likeliest_tokens(decoder, candidates):
 @pytest.mark.parametrize("candidates", [1, 2])
 def test_broken_weights_are_an_error_and_mended_ones_serve(candidates):
     decoder = lively()
-    engine = Engine(decoder, capacity=16, prefix_cache=RadixCache(10**6))
+    engine = Engine(decoder, capacity=16, prefill=PrefixPrefill(RadixCache(10**6)))
     expected = engine.generate(PROMPTS, FREE, candidates)
     weight = decoder.layers[1].mlp.up_proj.weight
     kept = weight.detach().clone()
@@ -239,7 +241,7 @@ def test_broken_weights_are_an_error_and_mended_ones_serve(candidates):
     engine.set_weights_version("broken")
     with pytest.raises(NotFinite, match=r"'broken'(.|\n)*Check the weights"):
         engine.generate(PROMPTS, FREE, candidates)
-    assert engine.prefix_cache.stats.bytes == 0
+    assert engine.prefill.cache.stats.bytes == 0
     with torch.no_grad():
         weight.copy_(kept)
     assert tokens_of(engine.generate(PROMPTS, FREE, candidates)) == tokens_of(expected)

@@ -12,16 +12,18 @@ import dataclasses
 import time
 
 import torch
+from ember.engine.step import SPLIT, DecodeStep
 
 from ember.backends.sampling import SamplingParams, cut_tail
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.engine.step import SPLIT, DecodeStep
-from ember.measure.clock import PhaseClock, repeat, summarise
+from ember.measure.clock import PhaseClock, repeat
 from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak
-from ember.model.architecture import PRESETS, Architecture
+from ember.measure.statistics import summarise
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
 from ember.model.decoder import Decoder
+from ember.model.presets import PRESETS
 
 DEVICE = "cuda"
 SMALL = {
@@ -57,7 +59,7 @@ def main() -> None:
         check_shared_prompts(decoder)
         check_refilling(decoder)
     check_weight_updates()
-    arch = PRESETS[arguments.preset]
+    arch = Architecture.make(arguments.preset)
     decoder = random_decoder(arch, 0, DEVICE, torch.bfloat16)
     check_steps(decoder, 1, tokens=1030, prefilled=1024)
     if not arguments.no_speed:

@@ -21,7 +21,7 @@ from ember.lora.kernels import TILE, Launch, Matrix, Tile
 from ember.lora.merge import Merger
 from ember.lora.store import AdapterStore
 from ember.measure.roofline import copy_bandwidth_gb_s
-from ember.model.architecture import PRESETS, Architecture
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
 
 SIZES = {
@@ -124,7 +124,7 @@ def timed(call, repeats=30) -> float:
 
 @torch.no_grad()
 def tune(modes=(False,)) -> None:
-    decoder = random_decoder(PRESETS["qwen3-4b"], 0, "cuda", torch.bfloat16)
+    decoder = random_decoder(Architecture.make("qwen3-4b"), 0, "cuda", torch.bfloat16)
     adapters = [drawn(decoder, seed) for seed in (1, 2)]
     weights = [linears(decoder)[key].weight for key in adapters[0]]
     traffic = 2 * sum(w.nbytes for w in weights)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ember.cache.contiguous import ContiguousCache
-from ember.engine.step import DecodeStep
+from ember.backends.sampling import SamplingParams
+from ember.engine.engine import Engine
 from ember.lora.adapter import BadAdapter, draw_adapter
 from ember.lora.branch import Branches, LoraLinear
 from ember.lora.merge import Merger
@@ -108,12 +108,12 @@ def test_gradients_are_those_of_the_product():
     assert torch.allclose(mine[1], b.grad)
 
 
-def test_the_packed_step_refuses_branches():
+def test_an_engine_refuses_branches():
     decoder = tiny_decoder()
     branches = Branches(decoder)
     branches.attach("one", adapter_of(decoder))
     with pytest.raises(TypeError, match="Merge adapters into the weights first"):
-        DecodeStep(decoder, ContiguousCache(decoder.arch, 1, 8))
+        Engine(decoder, capacity=8).generate([[1, 2]], SamplingParams(max_tokens=2))
 
 
 def test_misuse_is_refused():

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 
 import pytest
 import torch
@@ -112,10 +114,18 @@ def folder(tmp_path):
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"r": 8}, "gives it rank 8"),
-        ({"r": "4"}, "whole numbers"),
+        ({"r": "4"}, "not a whole number"),
         ({"rank_pattern": {"q_proj": 3}}, "gives it rank 3"),
         ({"rank_pattern": {"(": 3}}, "regular expression"),
-        ({"lora_alpha": "16"}, "not numbers"),
+        ({"lora_alpha": "16"}, "not a number"),
+        ({"r": [4]}, "not a whole number"),
+        ({"r": 0}, "from 1 on"),
+        ({"lora_alpha": True}, "not a number"),
+        ({"rank_pattern": [4]}, "not an object"),
+        ({"rank_pattern": {"(a+)+$": 3}}, "repeats groups"),
+        ({"rank_pattern": {".*" * 30 + "z": 3}}, "repeats too often"),
+        ({"use_rslora": "yes"}, "not true or false"),
+        ({"peft_type": ["LORA"]}, "not a text"),
     ],
 )
 def test_configurations_that_are_refused(folder, change, message):
@@ -137,6 +147,17 @@ def test_missing_and_truncated_files(folder, name):
         load_adapter(folder)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(folder):
+    for name in (CONFIG, WEIGHTS):
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(BadAdapter, match="a pipe, a socket or a device"):
+            load_adapter(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(whole)
+
+
 def edited(folder, edit):
     tensors = load_file(folder / WEIGHTS)
     edit(tensors)
@@ -146,15 +167,32 @@ def edited(folder, edit):
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
+# What PEFT, too, puts on no layer of a text model, but without a word.
+OF_OTHER_MODULES = [
+    "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+    "base_model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight",
+    "base_model.model.model.layers.0.cross_attn.q_proj.lora_A.weight",
+    "base_model.model.model.layers.0.self_attn.inner.q_proj.lora_A.weight",
+    "base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight",
+    "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight",
+    "base_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+]
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda t: t.pop(FIRST), "no lora_A"),
-        (lambda t: t.update({FIRST: t[FIRST].to(torch.int8)}), "int8"),
+        (lambda t: t.update({FIRST: t[FIRST].to(torch.int8)}), "is I8"),
+        (lambda t: t.update({FIRST: t[FIRST].to(torch.complex64)}), "is C64"),
         (lambda t: t.update({FIRST: t[FIRST][:2].clone()}), "gives it rank"),
         (lambda t: t.update({FIRST: t[FIRST][0].clone()}), "a factor is a matrix"),
         (lambda t: t.update({FIRST: torch.full_like(t[FIRST], torch.inf)}), "NaN or infinity"),
         (lambda t: t.update({"lm_head.weight": t[FIRST].clone()}), "no factor of a linear layer"),
+        *(
+            (lambda t, name=name: t.update({name: t[FIRST].clone()}), re.escape(name[:25]))
+            for name in OF_OTHER_MODULES
+        ),
         (lambda t: t.clear(), "changes nothing"),
     ],
 )

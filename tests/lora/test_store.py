@@ -6,6 +6,7 @@ import torch
 from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
+from ember.engine.prefill import PrefixPrefill
 from ember.lora import merge
 from ember.lora.adapter import BadAdapter
 from ember.lora.peft import save_adapter
@@ -17,7 +18,7 @@ PROMPT = [5, 9, 2, 40, 41, 3, 3, 17]
 
 def engine_of(decoder, **options) -> Engine:
     cache = RadixCache(budget_bytes=1 << 20)
-    return Engine(decoder, capacity=256, prefix_cache=cache, **options)
+    return Engine(decoder, capacity=256, prefill=PrefixPrefill(cache), **options)
 
 
 def tokens_of(engine: Engine):
@@ -29,7 +30,7 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
     decoder = tiny_decoder()
     engine = engine_of(decoder)
     base = tokens_of(engine)  # packs the weights, makes the step
-    rows = engine._rows
+    before = engine.backend
     store = AdapterStore(decoder, engine=engine)
     for seed in (1, 2):
         store.load(f"seed-{seed}", adapter_of(decoder, seed, b_std=0.5))
@@ -49,7 +50,7 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
         assert version == f"base+{store.adapter(name).hash[:16]}"
         assert found.cached_tokens == 0, "the prefix cache forgot other weights' KV"
         assert tokens_of(engine).cached_tokens > 0
-    assert engine._rows is rows, "nothing was packed or captured anew"
+    assert engine.backend is before, "nothing was packed or captured anew"
     assert store.deactivate() == "base"
     assert tokens_of(engine).tokens == base.tokens
     assert set(tokens_of(engine).versions) == {"base"}

@@ -3,8 +3,10 @@
 import torch
 from hypothesis import strategies as st
 
-from ember.model.architecture import ACTIVATIONS, NORMS, Architecture, RopeScaling
+from ember.model.architecture import NORMS, Architecture
 from ember.model.decoder import Decoder
+from ember.model.families import ACTIVATIONS
+from ember.model.rope import RopeScaling
 
 SWITCHES = (
     "qk_norm",

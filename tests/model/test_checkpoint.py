@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ember.measure.memory import NotEnoughMemory
-from ember.model.architecture import FAMILIES, Architecture, UnsupportedModel
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
+from ember.model.families import FAMILIES
 from ember.model.folder import BadCheckpoint, snapshot, weights_kind
+from ember.model.rope import UnsupportedModel
 
 SIZES = {
     "hidden_size": 32,
@@ -227,7 +229,7 @@ def test_snapshot_refuses_weights_of_another_size(folder):
 
 def test_bad_config_and_kind_are_named(folder):
     (folder / "ember.json").write_text('{"weights": "good"}')
-    with pytest.raises(BadCheckpoint, match="weights are 'good'"):
+    with pytest.raises(BadCheckpoint, match=r"'weights' = 'good'"):
         load_decoder(folder)
     (folder / "ember.json").write_text("{")
     with pytest.raises(BadCheckpoint, match=r"ember\.json is not valid JSON"):
@@ -238,7 +240,7 @@ def test_bad_config_and_kind_are_named(folder):
 
 
 def test_a_model_beyond_the_memory_is_refused_before_it_is_made():
-    arch = Architecture.make("qwen3-8b", num_layers=100_000)
+    arch = Architecture.make("qwen3-8b", num_layers=8_192)
     with pytest.raises(NotEnoughMemory, match="qwen3 of"):
         random_decoder(arch)
 

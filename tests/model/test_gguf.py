@@ -6,9 +6,11 @@ import re
 import pytest
 import torch
 
-from ember.model.architecture import FAMILIES, Architecture, RopeScaling
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
+from ember.model.families import FAMILIES
 from ember.model.gguf import BadGguf, check_gguf, export_gguf
+from ember.model.rope import RopeScaling
 from ember.text.tokenizer import save_tokenizer, train_bpe
 
 TEXTS = ["def add(a, b):\n    return a + b\n", "the quick brown fox, 12345 times"] * 5

@@ -70,7 +70,7 @@ def test_tokens_are_those_of_one_device(pipeline, model, split, overlap, tempera
     options = {"split": split, "micro_batches": 2, "chunks": 2, "overlap": overlap}
     run = pipeline.generate(prompts(), sampling, **options)
     assert run.tokens == one_device(model, sampling, prompts())
-    assert run.forms == ("native", "native")
+    assert run.forms == ("compiled", "compiled")
     assert all(value <= 0 for row in run.logprobs for value in row)
 
 

@@ -6,7 +6,7 @@ import torch
 from ember.backends.sampling import SamplingParams
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
-from ember.pipeline.stage import Stage, _EagerRun, take_layers
+from ember.pipeline.stage import Stage, take_layers
 
 SIZES = {
     "hidden_size": 32,
@@ -35,20 +35,18 @@ def make(family: str):
 
 
 @torch.inference_mode()
-def generate(decoder, tokens, split: int, steps: int, pieces=(), eager=False):
+def generate(decoder, tokens, split: int, steps: int, pieces=(), backend=None):
     """Logits after the prompt and after every step, by two stages; and the tokens chosen."""
     rows, length = tokens.shape
     layers = decoder.arch.num_layers
     first, last = (
-        Stage(take_layers(decoder, part), rows, length + steps, **ends)
+        Stage(take_layers(decoder, part), rows, length + steps, backend=backend, **ends)
         for part, ends in (
             (range(split), {"first": True, "last": False}),
             (range(split, layers), {"first": False, "last": True}),
         )
     )
     for stage in (first, last):
-        if eager:
-            stage._run = _EagerRun(stage)
         stage.begin(SamplingParams(max_tokens=steps + 1), [(row, 0) for row in range(rows)])
     logits, parts = None, tokens.split(list(pieces) or [length], 1)
     for number, piece in enumerate(parts):
@@ -65,7 +63,7 @@ def generate(decoder, tokens, split: int, steps: int, pieces=(), eager=False):
         last.sample(logits)
     sampled, logprobs = last.sampled()
     assert all(len(row) == steps + 1 for row in logprobs)
-    return torch.stack(seen, 1), torch.tensor(sampled), (first.form, last.form)
+    return torch.stack(seen, 1), torch.tensor(sampled), (first.backend, last.backend)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,11 +73,11 @@ def test_two_stages_are_the_decoder(family, rows, split):
     decoder = make(family)
     tokens = torch.randint(67, (rows, 6), generator=torch.Generator().manual_seed(2))
     found, sampled, forms = generate(decoder, tokens, split, steps=3, pieces=(4, 2))
-    assert forms == ("native", "native")
+    assert forms == ("compiled", "compiled")
     expected = decoder.logits(decoder(torch.cat([tokens, sampled[:, :-1]], 1)))[:, 5:]
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
     assert torch.equal(sampled, expected.argmax(-1))
-    eager, again, _ = generate(decoder, tokens, split, steps=3, eager=True)
+    eager, again, _ = generate(decoder, tokens, split, steps=3, backend="eager")
     torch.testing.assert_close(eager, expected, atol=2e-4, rtol=1e-4)
     assert torch.equal(again, sampled)
 

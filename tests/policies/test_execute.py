@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.model.architecture import FAMILIES
 from ember.model.decoder import Decoder
+from ember.model.families import FAMILIES
 from ember.policies.execute import (
     KvKey,
     LowRank,

@@ -15,8 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.model.architecture import FAMILIES, SIZES, Architecture
+from ember.model.architecture import SIZES, Architecture
 from ember.model.checkpoint import random_decoder
+from ember.model.families import FAMILIES
 from ember.training.lm import (
     BadTraining,
     Diverged,

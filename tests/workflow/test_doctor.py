@@ -48,7 +48,7 @@ def own_code(checkout) -> dict:
 
 def doctor(checkout, *arguments) -> dict:
     done = subprocess.run(
-        [sys.executable, "-m", "ember.cli", "doctor", "--json", *arguments],
+        [sys.executable, "-m", "ember.commands.main", "doctor", "--json", *arguments],
         cwd=checkout.path,
         env=own_code(checkout),
         capture_output=True,

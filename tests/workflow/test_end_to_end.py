@@ -91,7 +91,7 @@ def test_every_table_is_whole_and_says_where_it_came_from(finished):
 
 def test_why_walks_back_from_the_figure_to_the_corpora(finished):
     done = subprocess.run(
-        [sys.executable, "-m", "ember.cli", "why", "results/p1_fig3.png"],
+        [sys.executable, "-m", "ember.commands.main", "why", "results/p1_fig3.png"],
         cwd=finished.path,
         env=finished.environment(),
         capture_output=True,

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from ember.cli import main
-from ember.experiments.estimate import estimate
-from ember.experiments.history import read_history
-from ember.experiments.jobs import planned_jobs
+from ember.commands.main import main
+from ember.operations.estimate import estimate
+from ember.operations.history import read_history
+from ember.operations.plan import planned_jobs
 
 CONFIG = ("scale=smoke",)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ember.experiments.jobs import BadPlan, planned_jobs
+from ember.operations.plan import BadPlan, planned_jobs
 
 
 def test_the_jobs_behind_a_figure_come_with_files_and_resources(tmp_path):

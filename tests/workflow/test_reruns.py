@@ -91,7 +91,7 @@ CASES = {
         "decide",
     }
     | LAST,
-    "src/ember/experiments/job_cost.py": {
+    "src/ember/studies/workflow/cost/summary.py": {
         "time_workflow",
         "collect_job_cost",
         "summarise_workflow",

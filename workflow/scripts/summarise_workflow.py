@@ -1,10 +1,10 @@
 """Time by rule, and the share spent on starting, importing and loading."""
 
-from ember.experiments.job_cost import cost_by_rule
 from ember.operations import job
 from ember.operations.publish import publish
-from ember.records.schemas.workflow_cost import WORKFLOW_COST, WORKFLOW_JOBS, WORKFLOW_STEPS
 from ember.records.tables import read_rows
+from ember.studies.workflow.cost.summary import cost_by_rule
+from ember.studies.workflow.cost.tables import WORKFLOW_COST, WORKFLOW_JOBS, WORKFLOW_STEPS
 
 with job.start(snakemake) as run:
     rows = cost_by_rule(

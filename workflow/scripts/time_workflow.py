@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from ember.experiments.workflow_cost import time_steps
 from ember.operations import job
 from ember.records.provenance import source_root
-from ember.records.schemas.workflow_cost import WORKFLOW_STEPS
+from ember.studies.workflow.cost.measure import time_steps
+from ember.studies.workflow.cost.tables import WORKFLOW_STEPS
 
 with job.start(snakemake) as run:
     rows = time_steps(

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 IMPORTS = "imports"
 
@@ -92,3 +93,8 @@ def process_age_s() -> float | None:
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - born)
     except (OSError, AttributeError, ValueError, IndexError):
         return None
+
+
+def cost_file(scale: str, name: str, root: Path | str = ".") -> Path:
+    """Where a job leaves the parts of its time: beside Snakemake's benchmark of it."""
+    return Path(root) / "results" / str(scale) / "benchmarks" / f"{name}.parts.json"

@@ -15,22 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ember.model.architecture import Architecture, sliding_but_every
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder
 from ember.model.decoder import Decoder, rotary_frequencies
+from ember.model.families import family_of, sliding_but_every
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
 
-# What GGUF calls a model type.
-NAMES = {
-    "qwen3": "qwen3",
-    "qwen2": "qwen2",
-    "llama": "llama",
-    "gemma3_text": "gemma3",
-    "gpt_neox": "gptneox",
-}
 # Our names (without ".weight" or ".bias") and GGUF's; {} is the layer.
 TENSORS = {
     "embed_tokens": "token_embd",
@@ -79,7 +72,7 @@ def export_gguf(
     tokenizer = tokenizer_dir and _read_tokenizer(Path(tokenizer_dir), decoder.arch.vocab_size)
     tensors = _tensors(decoder, dtype)
     with atomic_file(path) as part:
-        writer = GGUFWriter(part, NAMES[decoder.arch.model_type])
+        writer = GGUFWriter(part, _name(decoder.arch))
         writer.add_name(Path(model_dir).name)
         _add_architecture(writer, decoder.arch, dtype)
         if tokenizer:
@@ -116,7 +109,7 @@ def check_gguf(path: str | Path, model_dir: str | Path) -> int:
     found = {tensor.name: tensor for tensor in reader.tensors}
     dtype = "F16" if any(tensor.tensor_type.name == "F16" for tensor in reader.tensors) else "F32"
     for key, value in _metadata(decoder.arch).items():
-        full = f"{NAMES[decoder.arch.model_type]}.{key}"
+        full = f"{_name(decoder.arch)}.{key}"
         field = reader.get_field(full)
         if field is None or not _same(field.contents(), value):
             raise _differs(path, full)
@@ -142,12 +135,18 @@ def _same(found, value) -> bool:
     return bool(np.isclose(found, value, rtol=1e-6))
 
 
+def _name(arch: Architecture) -> str:
+    """What GGUF calls the architecture's family."""
+    return family_of(arch.model_type).gguf
+
+
 def _refuse(arch: Architecture) -> None:
     """What the file could not say, or llama.cpp computes otherwise whatever the file says."""
     kind, gemma = arch.model_type, arch.model_type == "gemma3_text"
     activations = {"gemma3_text": ("gelu_tanh",), "gpt_neox": ("gelu", "gelu_tanh")}
     llama3 = arch.rope_scaling is not None and arch.rope_scaling.is_llama3
     faults = {
+        "tensors": _name(arch) is None,
         "attention biases": (arch.qkv_bias, arch.o_bias)
         != {"qwen2": (True, False), "gpt_neox": (True, True)}.get(kind, (False, False)),
         "MLP biases": kind != "gpt_neox" and arch.mlp_bias,
@@ -207,7 +206,7 @@ def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
         str: writer.add_string,
     }
     for key, value in _metadata(arch).items():
-        adders[type(value)](f"{NAMES[arch.model_type]}.{key}", value)
+        adders[type(value)](f"{_name(arch)}.{key}", value)
     writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
 
 

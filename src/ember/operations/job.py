@@ -31,11 +31,6 @@ log = logging.getLogger("ember.job")
 PARTS = ("imports", "model_load", "provenance")
 
 
-def cost_file(scale: str, name: str, root: Path | str = ".") -> Path:
-    """Where a job leaves the parts of its time: beside Snakemake's benchmark of it."""
-    return Path(root) / "results" / str(scale) / "benchmarks" / f"{name}.parts.json"
-
-
 class Job:
     """The job's files and parameters, and writers that stamp provenance on its products."""
 
@@ -99,7 +94,7 @@ class Job:
             **{f"{name}_s": round(parts.get(name, 0.0), 4) for name in PARTS},
         }
         write_text(
-            cost_file(self.snakemake.config.get("scale"), self._identity()["name"]),
+            overhead.cost_file(self.snakemake.config.get("scale"), self._identity()["name"]),
             json.dumps(cost) + "\n",
         )
 

@@ -48,8 +48,8 @@ class BadRequest(EmberError):
 class PipelineRun:
     """What came out of one run, and when each stage did what.
 
-    `total_ms` is from the first stage's start to the last token on the host. `forms`: which form of
-    decoding each stage took.
+    `total_ms` is from the first stage's start to the last token on the host. `forms`: which backend
+    decoded in each stage.
     """
 
     tokens: list[list[int]]

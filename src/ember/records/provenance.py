@@ -106,6 +106,23 @@ def size_bytes(path: Path | str) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def describe_machine(hardware: Mapping, *, details: bool = False) -> str:
+    """Processor, cores and accelerators in a few words: what times may be compared on.
+
+    details: with memory, drivers, operating system and node.
+    """
+    gpus = hardware.get("gpus") or []
+    words = [hardware.get("cpu") or "unknown CPU"]
+    words += [f"{hardware['cores']} cores"] if hardware.get("cores") else []
+    words += sorted({gpu["name"] for gpu in gpus})
+    if details:
+        memory = hardware.get("memory_bytes")
+        words += [f"{memory / 1e9:.1f} GB"] if memory else []
+        words += sorted({f"driver {gpu['driver']}" for gpu in gpus if gpu.get("driver")})
+        words += [str(hardware[key]) for key in ("os", "node") if hardware.get(key)]
+    return ", ".join(words)
+
+
 # Versions and source
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from ember.records.provenance import describe_machine
 from ember.records.render import number
 from ember.records.tables import read_rows, table_header, table_schema
-from ember.records.trace import describe_machine
 
 _WIDEST = 40
 
@@ -70,7 +70,7 @@ def _origin(made: dict | None) -> list[str]:
         "commit": _commit(source),
         "ember": made.get("ember"),
         "versions": ", ".join(f"{k} {v}" for k, v in (made.get("versions") or {}).items()),
-        "machine": describe_machine(made),
+        "machine": describe_machine(made.get("hardware") or {}, details=True),
     }
     return ["provenance", *(f"  {key}: {value}" for key, value in lines.items())]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ember.records.errors import BadProvenance, EmberError
-from ember.records.provenance import carrier, digest, provenance_of
+from ember.records.provenance import carrier, describe_machine, digest, provenance_of
 
 MATCHES, CHANGED, MISSING = "matches", "changed since", "missing"
 
@@ -162,7 +162,7 @@ def _job(node: Node, machines: _Numbered) -> str:
         f"{made.get('seconds')} s",
         f"code {_short(made.get('code'))}",
         _source(made),
-        machines.name(describe_machine(made)),
+        machines.name(describe_machine(made.get("hardware") or {}, details=True)),
     ]
     return ", ".join(parts)
 
@@ -176,19 +176,6 @@ def _source(made: dict) -> str:
 
 def _short(sha: str | None) -> str:
     return sha[:12] if sha else "unknown"
-
-
-def describe_machine(provenance: dict) -> str:
-    """The machine a job ran on, in words."""
-    hardware = provenance.get("hardware") or {}
-    parts = [f"{hardware.get('cpu', 'unknown CPU')}"]
-    if hardware.get("cores"):
-        parts.append(f"{hardware['cores']} cores")
-    if hardware.get("memory_bytes"):
-        parts.append(f"{hardware['memory_bytes'] / 1e9:.1f} GB")
-    parts += [f"{gpu.get('name')} (driver {gpu.get('driver')})" for gpu in hardware.get("gpus", ())]
-    parts += [str(hardware[key]) for key in ("os", "node") if hardware.get(key)]
-    return ", ".join(parts)
 
 
 def _summary(top: Node, machines: _Numbered) -> list[str]:

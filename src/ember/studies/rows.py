@@ -1,6 +1,5 @@
 """Rows: of tables, whatever form they come in, and what all rows of one measurement share."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ember.records.schema import Schema
@@ -39,19 +38,3 @@ def measured_on(model: str | Path, device: str, dtype: str) -> dict:
         "weights": weights_kind(model),
         "evidence": "measured",
     }
-
-
-def machine(device: str) -> dict:
-    """Name of the device, as the tables have it."""
-    if not device.startswith("cuda"):
-        return {"device_name": device}
-    import torch
-
-    return {"device_name": torch.cuda.get_device_name()}
-
-
-def leading_equal(tokens: Sequence[int], others: Sequence[int]) -> float:
-    """Fraction of `tokens` before the first that differs from `others`."""
-    pairs = zip(tokens, others, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
-    return same / len(tokens)

@@ -5,8 +5,10 @@ import sys
 import pytest
 import torch
 
-from ember.model.architecture import PRESETS, BadArchitecture
+from ember.model.architecture import Architecture
 from ember.model.decoder import OffsetRMSNorm
+from ember.model.presets import PRESETS
+from ember.model.rope import BadArchitecture
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.p1.architectures.measure import check_architectures, shrink
 from ember.studies.p1.architectures.tables import ARCHITECTURES
@@ -34,7 +36,7 @@ FEATURES = (
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_small_models_have_the_features_of_the_large(preset):
-    large, small = PRESETS[preset], shrink(PRESETS[preset], 26)
+    large, small = Architecture.make(preset), shrink(preset, 26)
     for name in FEATURES:
         assert getattr(small, name) == getattr(large, name)
     assert (small.rope_scaling is None) == (large.rope_scaling is None)

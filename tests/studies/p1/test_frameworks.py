@@ -5,15 +5,13 @@ import sys
 
 import pytest
 
-from ember.model.architecture import Architecture
 from ember.records.tables import write_table
 from ember.studies.p1.frameworks import measure as frameworks
-from ember.studies.p1.frameworks.measure import bytes_of_a_step, compare_frameworks
+from ember.studies.p1.frameworks.measure import compare_frameworks
 from ember.studies.p1.frameworks.summary import summarise_frameworks
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS, FRAMEWORKS
 from ember.studies.p1.workload.make import make_workload
 from ember.studies.p1.workload.tables import WORKLOAD
-from ember.studies.rows import leading_equal
 
 POINT = {"name": "small-4-5", "prompt_tokens": 4, "new_tokens": 5}
 
@@ -185,16 +183,6 @@ def trained_model(random_model, tmp_path):
     return save_decoder(load_decoder(random_model), tmp_path / "stored", weights="trained")
 
 
-def test_a_step_reads_every_weight_once_but_not_an_untied_embedding():
-    sizes = {"model_type": "qwen3", "hidden_size": 8, "intermediate_size": 16, "num_layers": 2}
-    sizes |= {"num_heads": 2, "num_kv_heads": 1, "head_dim": 4, "vocab_size": 50}
-    tied = Architecture.make(**sizes, max_positions=64, tie_embeddings=True)
-    untied = Architecture.make(**sizes, max_positions=64)
-    kv = 10 * 2 * 2 * 4 * 2  # tokens x layers x (keys, values) x dimension x bytes
-    assert bytes_of_a_step(tied, 2, 10) == 2 * tied.parameter_count() + kv
-    assert bytes_of_a_step(untied, 2, 10) == bytes_of_a_step(tied, 2, 10)
-
-
 def test_the_limit_is_the_best_bandwidth_found_and_none_within_the_cache(monkeypatch):
     from ember.measure import roofline
 
@@ -202,9 +190,3 @@ def test_the_limit_is_the_best_bandwidth_found_and_none_within_the_cache(monkeyp
     large = frameworks._limit(2 * 10**9, "cpu", [8.0, 10.0, 9.0])
     assert large == {"read_gb_s": 10.0, "limit_tokens_per_s": 5.0}
     assert frameworks._limit(10**7, "cpu", [8.0])["limit_tokens_per_s"] is None
-
-
-def test_leading_equal_counts_up_to_the_first_difference():
-    assert leading_equal([1, 2, 3, 4], [1, 2, 9, 4]) == 0.5
-    assert leading_equal([1, 2], [1, 2]) == 1.0
-    assert leading_equal([5], [6]) == 0.0

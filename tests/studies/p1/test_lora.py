@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ember.cli import main
+from ember.commands.main import main
 from ember.lora.adapter import draw_adapter
 from ember.lora.peft import load_adapter, save_adapter
 from ember.model.checkpoint import load_decoder

@@ -12,7 +12,6 @@ from ember.studies.p1.prefix.measure import prefix_lengths, sweep_prefix
 from ember.studies.p1.prefix.summary import (
     expected_savings,
     join_sweep,
-    prefill_work,
     prefix_savings,
 )
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS, PREFIX_SWEEP
@@ -133,25 +132,6 @@ def test_a_difference_is_reported_and_excused_only_in_a_near_tie(
     assert row["tokens_equal_share"] == (1.0 if equal else 0.5)
     assert row["near_ties_share"] == (0.5 if 2 * difference >= 0.02 else 0.0)
     assert row["max_logit_diff"] == difference
-
-
-def test_reuse_saves_the_matrices_by_tokens_and_attention_by_area(arch):
-    def saved(reused):
-        whole, rest = prefill_work(arch, 96), prefill_work(arch, 96, reused)
-        return whole.matrices - rest.matrices, whole.attention - rest.attention
-
-    assert saved(40)[0] == 2 * saved(20)[0]
-    area = 40 * 41 / 2
-    inner_layers = arch.num_layers - 1  # of the last layer only one query is run
-    assert saved(40)[1] == 4 * arch.num_heads * arch.head_dim * inner_layers * area
-    assert prefill_work(arch, 1).matrices == 2 * (
-        arch.parameter_count() - arch.vocab_size * arch.hidden_size - norms(arch)
-    )
-
-
-def norms(arch):
-    """Weights of the norms, which the operation count leaves out."""
-    return arch.num_layers * 2 * (arch.hidden_size + arch.head_dim) + arch.hidden_size
 
 
 def test_expected_savings_lie_between_the_area_and_the_tokens(arch):

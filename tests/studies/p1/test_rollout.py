@@ -6,18 +6,24 @@ import sys
 import pytest
 
 from ember.backends.sampling import SamplingParams
+from ember.commands.generate import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.engine.scheduler import RolloutStats, StepBatch
+from ember.measure.cost import parameters_read
 from ember.model.checkpoint import load_decoder
 from ember.records.tables import read_rows, read_table, write_table
-from ember.studies.p1.completions.make import BadPromptFile, generate, read_prompts, write_jsonl
 from ember.studies.p1.completions.tables import COMPLETIONS
 from ember.studies.p1.consistency.measure import check_consistency, compare
 from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
 from ember.studies.p1.rollout.figure import draw
-from ember.studies.p1.rollout.measure import measure_rollouts, roofline_ms
+from ember.studies.p1.rollout.measure import (
+    longer_ms,
+    measure_rollouts,
+)
 from ember.studies.p1.rollout.summary import summarise_rollouts
-from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
-from ember.studies.p1.roofline.measure import parameters_read
+from ember.studies.p1.rollout.tables import (
+    ROLLOUT_SPEED,
+    ROLLOUT_THROUGHPUT,
+)
 from ember.studies.p1.workload.make import make_workload
 
 RUNTIME = {"device": "cpu", "dtype": "float32", "seed": 0}
@@ -65,14 +71,14 @@ def test_every_call_is_a_row_with_its_limit(throughput, tmp_path):
 )
 def test_the_longer_of_reads_and_operations_is_the_limit(random_model, rows, tflops):
     decoder = load_decoder(random_model)
-    weights, steps, prompt, own = parameters_read(decoder), 3, 10, 7
+    weights, steps, prompt, own = parameters_read(decoder.arch), 3, 10, 7
     stats = RolloutStats(batches=[StepBatch(rows, 2, prompt, steps=steps, own_tokens=own)])
     # At 1 GB/s; of two layers, two KV heads of dimension 8 and four heads, in float32.
     reads = steps * weights * 4 / 1e6, (steps * prompt + own) * 2 * 2 * 2 * 8 * 4 / 1e6
     attended = steps * rows * prompt / 2 + own
     operations = 2 * steps * rows * weights, attended * 2 * 2 * 2 * 4 * 8
     times = (max(r, o / tflops / 1e9) for r, o in zip(reads, operations, strict=True))
-    assert roofline_ms(decoder, stats, 1.0, tflops) == pytest.approx(sum(times))
+    assert longer_ms(decoder, stats, 1.0, tflops) == pytest.approx(sum(times))
     longer = [o / tflops / 1e9 > r for r, o in zip(reads, operations, strict=True)]
     assert longer == [tflops < 1, tflops < 0.1]
 

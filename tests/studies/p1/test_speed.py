@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from ember.model.architecture import FAMILIES, SIZES, Architecture
+from ember.model.architecture import SIZES, Architecture
 from ember.model.checkpoint import load_decoder
+from ember.model.families import FAMILIES
 from ember.model.reference import load_peer
 from ember.records.tables import write_table
 from ember.studies.p1.speed.measure import compare_engines
 from ember.studies.p1.speed.tables import ENGINE_SPEED
 from ember.studies.p1.workload.make import make_workload
-from ember.studies.rows import leading_equal
 
 SETTINGS = {"prompt_tokens": 12, "new_tokens": 6, "repeats": 2, "warmup": 1}
 RUNTIME = {"device": "cpu", "dtype": "float32", "seed": 0}
@@ -65,10 +65,3 @@ def test_without_transformers_its_row_is_skipped(random_model, tmp_path, monkeyp
     ember = [row for row in rows if row["engine"] == "ember"]
     assert len(ember) == 2
     assert all(row["tokens_per_s"] > 0 and row["ratio_to_transformers"] is None for row in ember)
-
-
-def test_leading_equal_counts_up_to_the_first_difference():
-    assert leading_equal([1, 2, 3, 4], [1, 2, 3, 4]) == 1.0
-    assert leading_equal([1, 2, 3, 4], [1, 2, 9, 4]) == 0.5
-    assert leading_equal([1, 2, 3, 4], [1, 2]) == 0.5
-    assert leading_equal([5], [6]) == 0.0

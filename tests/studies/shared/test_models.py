@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ember.measure.device import NoDevice
-from ember.model.architecture import BadArchitecture
 from ember.model.checkpoint import load_decoder
 from ember.model.folder import weights_kind
+from ember.model.rope import BadArchitecture
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.shared.corpora.make import build_corpus, join_corpora
 from ember.studies.shared.corpora.tables import CORPUS

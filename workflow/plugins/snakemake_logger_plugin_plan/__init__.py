@@ -1,6 +1,6 @@
 """Snakemake logger plugin: the jobs of a dry run as JSON lines, for programs to read.
 
-`ember.experiments.jobs` starts a dry run with it (`--logger plan --logger-plan-file FILE`). It
+`ember.operations.plan` starts a dry run with it (`--logger plan --logger-plan-file FILE`). It
 stands outside `src`, so that ordinary runs neither find nor load it.
 """
 

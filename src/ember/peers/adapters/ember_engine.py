@@ -36,7 +36,7 @@ def load(setup):
         synchronize(device)
         total_s = time.perf_counter() - began
         ttft_s = clock.times_ms()["prefill"] / 1e3
-        return ttft_s, total_s, list(completion.tokens), {"decode_threads": engine.decode_threads}
+        return ttft_s, total_s, list(completion.tokens), {"decode_threads": engine.backend.threads}
 
     return generate, {
         "versions": {"ember": ember_version(), "torch": torch.__version__},

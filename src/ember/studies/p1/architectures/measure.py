@@ -14,7 +14,7 @@ from operator import eq
 from pathlib import Path
 
 from ember.measure.progress import Progress
-from ember.model.architecture import PRESETS, Architecture
+from ember.model.architecture import Architecture
 from ember.studies.p1.architectures.tables import ARCHITECTURES
 from ember.studies.steps import makes
 
@@ -41,9 +41,9 @@ def check_architectures(
     A difference is reported, not raised; without Transformers rows are skipped with the reason.
     Raises `BadArchitecture` for an unknown preset.
     """
-    from ember.backends.packing import why_unpacked
+    from ember.backends.select import unsupported_architecture
 
-    small = {preset: shrink(Architecture.make(preset), tokens + new_tokens) for preset in presets}
+    small = {preset: shrink(preset, tokens + new_tokens) for preset in presets}
     try:
         import transformers
     except ImportError as error:
@@ -59,7 +59,7 @@ def check_architectures(
             "prompt_tokens": tokens,
             "sliding_window": arch.sliding_window,
             "draws": draws,
-            "fast_step": why_unpacked(arch) is None,
+            "fast_step": unsupported_architecture(arch) is None,
             "tolerance": tolerance,
             "transformers": None if transformers is None else transformers.__version__,
             "weights": "random",
@@ -91,8 +91,9 @@ def check_architectures(
     return rows
 
 
-def shrink(arch: Architecture, positions: int) -> Architecture:
+def shrink(preset: str, positions: int) -> Architecture:
     """A small architecture with all the features of a published one."""
+    arch = Architecture.make(preset)
     period = 1 + next((n for n in range(arch.num_layers) if arch.window(n) is None), 0)
     layers = max(3, period + 1)  # of a repeated pattern all kinds of layers, and the first again
     kv_heads = 4 if arch.groups == 1 else min(arch.num_kv_heads, 2)
@@ -100,7 +101,7 @@ def shrink(arch: Architecture, positions: int) -> Architecture:
     if scaling is not None and scaling.is_llama3:
         scaling = replace(scaling, original_max_positions=positions // 2)
     return Architecture.make(
-        next(name for name, known in PRESETS.items() if known == arch),
+        preset,
         hidden_size=64,
         intermediate_size=160,
         num_layers=layers,

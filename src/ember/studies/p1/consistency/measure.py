@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ember.measure.device import resolve
+from ember.measure.device import device_name, resolve
 from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
-from ember.studies.rows import machine, measured_on
+from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def check_consistency(
     decoder = load_decoder(model, device, getattr(torch, dtype))
     lengths = [max(1, prompt_tokens * (p + 1) // prompts) for p in range(prompts)]
     asked = [streams.prompt(p, length, 0) for p, length in enumerate(lengths)]
-    about = {**machine(device), **measured_on(model, device, dtype)}
+    about = {"device_name": device_name(device), **measured_on(model, device, dtype)}
     peer, missing = _peer(model, decoder)
     exact = device == "cpu" and dtype == "float32"
     found = []
@@ -73,6 +73,7 @@ def _checks(decoder, prompts, params, candidates, rows, tolerance, exact, peer):
     """Each check as a dict of check, meaning, tolerance, and what `compare` gives."""
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
+    from ember.engine.prefill import PrefixPrefill
 
     capacity = max(map(len, prompts)) + params.max_tokens
     device = decoder.embed_tokens.weight.device
@@ -106,10 +107,9 @@ def _checks(decoder, prompts, params, candidates, rows, tolerance, exact, peer):
         yield what | {"tolerance": 0.0} | compare(base_invariant, alone)
     budget = 64 * capacity * decoder.arch.kv_bytes_per_token(4)
     cache = RadixCache(budget)
-    run(prefix_cache=cache)
-    yield against(
-        "prefix cache", run(prefix_cache=cache), tolerance, "prompts found in the prefix cache"
-    )
+    run(prefill=PrefixPrefill(cache))
+    again = run(prefill=PrefixPrefill(cache))
+    yield against("prefix cache", again, tolerance, "prompts found in the prefix cache")
     yield {
         "check": "teacher-forced",
         "meaning": "one forward of the decoder over prompt and completion",

@@ -15,13 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ember.measure.cost import step_bytes, step_tokens
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
+from ember.measure.statistics import leading_equal
+from ember.measure.turns import rounds
 from ember.peers.client import Peer, PeerFailed, PeerMissing
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
-from ember.studies.rows import leading_equal, measured_on
+from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -113,31 +116,18 @@ def _about(point: Mapping, model, device: str, dtype: str):
         arch = Architecture.make(preset)
     else:
         arch, about = read_architecture(model), measured_on(model, device, dtype)
-    step_bytes = bytes_of_a_step(
-        arch, getattr(torch, dtype).itemsize, point["prompt_tokens"] + point["new_tokens"] // 2
-    )
+    tokens = step_tokens(point["prompt_tokens"], 1, point["new_tokens"])
     return arch, {
         "point": point["name"],
         "prompt_tokens": point["prompt_tokens"],
         "generated_tokens": point["new_tokens"],
         "batch": 1,
-        "step_bytes": step_bytes,
+        "step_bytes": sum(step_bytes(arch, getattr(torch, dtype).itemsize, tokens)),
         "read_gb_s": None,
         "limit_tokens_per_s": None,
         **about,
         "evidence": "measured",
     }
-
-
-def bytes_of_a_step(arch, dtype_bytes: int, context: int) -> int:
-    """Bytes of weights and KV that decoding one token reads at a context length.
-
-    An embedding matrix that is not also the head is looked up, not read.
-    """
-    read = arch.parameter_count()
-    if not arch.tie_embeddings:
-        read -= arch.vocab_size * arch.hidden_size
-    return read * dtype_bytes + context * arch.kv_bytes_per_token(dtype_bytes)
 
 
 def _read_bandwidth(device: str) -> float:
@@ -154,13 +144,13 @@ def _read_bandwidth(device: str) -> float:
     return found
 
 
-def _limit(step_bytes: int, device: str, bandwidths: Sequence[float]) -> dict:
+def _limit(needed: int, device: str, bandwidths: Sequence[float]) -> dict:
     """Columns of the read bandwidth: the best found, since others may have been at work too."""
     from ember.measure.roofline import last_cache_bytes
 
     best, cache = max(bandwidths), last_cache_bytes(device)
-    bound = cache is None or step_bytes > cache
-    limit = best * 1e9 / step_bytes if bound else None
+    bound = cache is None or needed > cache
+    limit = best * 1e9 / needed if bound else None
     return {"read_gb_s": best, "limit_tokens_per_s": limit}
 
 
@@ -270,11 +260,9 @@ def _run_point(
             except PeerFailed as error:
                 rows.append(_row(about, name) | _status("failed", _cause(error)))
         progress = Progress(log, len(running) * (warmup + repeats))
-        for turn in range(-warmup, repeats):
+        for turn, order in rounds(running, range(-warmup, repeats)):
             timed = {}
-            names = list(running)
-            first = turn % len(names) if names else 0
-            for name in names[first:] + names[:first]:
+            for name in order:
                 try:
                     timed[name] = running[name].generate(
                         ground.prompts[turn + warmup], about["generated_tokens"]

@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS, FRAMEWORKS
 from ember.studies.rows import records
 from ember.studies.steps import makes

@@ -1,6 +1,6 @@
 """Loading times in a row for each loader and state of the page cache (P1-1.4)."""
 
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.studies.p1.loading.tables import LOADING, LOADING_RUNS
 from ember.studies.rows import records
 from ember.studies.steps import makes

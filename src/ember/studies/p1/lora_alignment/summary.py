@@ -1,6 +1,7 @@
 """The worst difference to PEFT of each adapter and number format (P1-3.4)."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from ember.studies.p1.lora_alignment.tables import LORA_ALIGNMENT, LORA_CASES
 from ember.studies.rows import records
@@ -11,6 +12,8 @@ from ember.studies.steps import makes
 def summarise_alignment(cases, *, seed: int, resamples: int) -> list[dict]:
     """Rows of LORA_ALIGNMENT from a table LORA_CASES: the worst over targets, error ratios."""
     import numpy as np
+
+    from ember.measure.statistics import bootstrap, interval
 
     groups: dict[tuple, list[Mapping]] = {}
     for row in records(cases, LORA_CASES):
@@ -23,11 +26,8 @@ def summarise_alignment(cases, *, seed: int, resamples: int) -> list[dict]:
         if key[1] != "float32":  # there the reference is the truth, or rounds once more than it
             ratios = np.array([np.divide(r["errors"], r["reference_errors"]) for r in group])
             # Targets of one prompt share most of their errors: prompts are resampled, not cases.
-            picks = rng.integers(ratios.shape[1], size=(resamples, ratios.shape[1]))
-            medians = np.median(ratios[:, picks], axis=(0, 2))
-            ratio = float(np.median(ratios))
-            low, high = map(float, np.percentile(medians, [2.5, 97.5]))
-            low, high = min(low, ratio), max(high, ratio)
+            draws = bootstrap(ratios.T, rng, resamples, partial(np.median, axis=(1, 2)))
+            ratio, (low, high) = float(draws[0]), interval(draws)
         rows.append(
             dict(zip(("adapter", "dtype", "path", "reference"), key, strict=True))
             | {"cases": len(group)}

@@ -1,16 +1,17 @@
 """How long it takes to switch adapters, against the memory's limit and PEFT (P1-3.3).
 
 The limit is reading and writing every adapted weight once, at the copy bandwidth measured in the
-same run. Implementations take turns in each repeat. A time runs from the call until the device is
-done, so what the host needs is in it.
+same run. Implementations follow one another, each with all its operations in every round. A time
+runs from the call until the device is done, so what the host needs is in it.
 """
 
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ember.measure.clock import timed
+from ember.measure.cost import read_ms, switch_bytes
 from ember.measure.device import resolve, synchronize
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY
 from ember.studies.rows import measured_on
@@ -51,7 +52,7 @@ def time_adapters(
     size = {
         "matrices": len(adapted),
         "rank": settings["rank"],
-        "bytes": 2 * sum(weight.nbytes for weight in adapted),
+        "bytes": switch_bytes(sum(weight.nbytes for weight in adapted)),
     }
     about = measured_on(model, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +70,7 @@ def time_adapters(
             rows += _measure(bench, settings, device)
             exact.append(_exactness(bench, bench.weights, settings["swaps"], device))
     bandwidth = copy_bandwidth_gb_s(device)
-    limit = {"copy_gb_s": bandwidth, "limit_ms": size["bytes"] / bandwidth / 1e6}
+    limit = {"copy_gb_s": bandwidth, "limit_ms": read_ms(size["bytes"], bandwidth)}
     whole = {
         "adapted_bytes": size["bytes"] // 2,
         "model_bytes": sum(parameter.nbytes for parameter in decoder.parameters()),
@@ -170,11 +171,11 @@ def _measure(bench, settings: Mapping, device: str) -> list[dict]:
     rows = []
     with torch.no_grad():
         for operation, call in _round(bench):
-            ms = _timed(call, device)
+            ms, _ = timed(call, device)
             rows.append(labels | {"operation": operation, "phase": "cold", "repeat": 0, "ms": ms})
         for turn in range(-settings["warmup"], settings["repeats"]):
             for operation, call in _round(bench):
-                ms = _timed(call, device)
+                ms, _ = timed(call, device)
                 row = {"operation": operation, "phase": "steady", "repeat": turn, "ms": ms}
                 rows += [labels | row] if turn >= 0 else []
     return rows
@@ -186,14 +187,6 @@ def _round(bench) -> Iterator[tuple[str, Callable[[], None]]]:
     yield "replace", bench.replace
     yield "reload", bench.reload
     yield "rollback", bench.rollback
-
-
-def _timed(call: Callable[[], None], device: str) -> float:
-    synchronize(device)
-    began = time.perf_counter()
-    call()
-    synchronize(device)
-    return (time.perf_counter() - began) * 1e3
 
 
 def _exactness(bench, weights: Sequence, swaps: int, device: str) -> dict:

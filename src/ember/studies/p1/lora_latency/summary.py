@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.studies.p1.lora_latency.tables import LORA_LATENCY, LORA_LATENCY_SUMMARY
 from ember.studies.rows import records
 from ember.studies.steps import makes

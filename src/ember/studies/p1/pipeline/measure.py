@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
+from ember.measure.turns import rounds
 from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE_EVENTS, PIPELINE_RUNS
 from ember.studies.rows import measured_on
 from ember.studies.steps import makes
@@ -134,8 +135,8 @@ def sweep_splits(
     ]
     sampling = SamplingParams(temperature=0.0, max_tokens=generation)
     rows, events, expected = [], [], None
-    order, rng = [(layers, "single"), *points], random.Random(seed)
-    progress = Progress(log, len(order) * (warmup + repeats))
+    single = (layers, "single")
+    progress = Progress(log, len([single, *points]) * (warmup + repeats))
     with Pipeline(
         model,
         splits=splits,
@@ -145,9 +146,10 @@ def sweep_splits(
         whole=True,
         timeout_s=timeout,
     ) as pipeline:
-        for turn in range(-warmup, repeats):
-            if turn > -warmup:  # the first turn begins with the tokens to compare with
-                rng.shuffle(order)
+        turns = rounds([single, *points], range(-warmup, repeats), random.Random(seed))
+        for turn, order in turns:
+            if expected is None:  # the first turn begins with the tokens to compare with
+                order.sort(key=lambda point: point != single)
             for split, mode in order:
                 if mode == "single":
                     run = pipeline.single(prompts, sampling)
@@ -225,7 +227,7 @@ def _times(run, mode: str, tokens: int, expected: list[list[int]]) -> dict:
 
 
 def _equal_share(found: list[list[int]], expected: list[list[int]]) -> float:
-    from ember.studies.rows import leading_equal
+    from ember.measure.statistics import leading_equal
 
     shares = [leading_equal(a, b) for a, b in zip(found, expected, strict=True)]
     return sum(shares) / len(shares)

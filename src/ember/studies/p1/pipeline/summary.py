@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.pipeline.plan import plan_units
 from ember.studies.p1.pipeline.schedule import best_split, makespan, read_costs
 from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE, PIPELINE_RUNS

@@ -14,6 +14,7 @@ import numpy as np
 from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.measure.progress import Progress
+from ember.measure.turns import rounds
 from ember.records.errors import BadRow
 from ember.studies.p1.prefix.tables import PREFIX_SWEEP
 from ember.studies.rows import measured_on
@@ -51,6 +52,7 @@ def sweep_prefix(
 
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
+    from ember.engine.prefill import PlainPrefill, PrefixPrefill
     from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
@@ -67,23 +69,20 @@ def sweep_prefix(
     points = [(n, p) for n in prompts for p in prefix_lengths(n, prefix_fractions)]
     budget = int(budget_mb * 1e6 / len(points))
     engines = {n: Engine(decoder, capacity=n + 1) for n in prompts}
-    caches = {point: RadixCache(budget) for point in points}
+    cached = {point: PrefixPrefill(RadixCache(budget)) for point in points}
     for n, p in points:
-        time_prefill(engines[n], caches[n, p], streams.shared[:p].tolist(), device)
+        time_prefill(engines[n], cached[n, p], streams.shared[:p].tolist(), device)
     rng, rows = random.Random(f"{seed}/{shard}"), []
     turns = [*range(-warmup, 0), *chosen]
     progress = Progress(log, len(points) * len(turns))
-    for turn in turns:
-        rng.shuffle(points)
-        for n, p in points:
+    for turn, order in rounds(points, turns, rng):
+        for n, p in order:
             prompt = streams.prompt(turn % len(streams.documents), n, p)
             if turn < 0:  # a recorded document must be new to the prefix cache
                 prompt[p:] = reversed(prompt[p:])
             cached_first = rng.random() < 0.5
-            pair = [
-                time_prefill(engines[n], caches[n, p] if cached else None, prompt, device)
-                for cached in (cached_first, not cached_first)
-            ]
+            order = [cached[n, p], PlainPrefill()][:: 1 if cached_first else -1]
+            pair = [time_prefill(engines[n], strategy, prompt, device) for strategy in order]
             progress.step(f"prompt {n}, prefix {p}")
             if turn >= 0:
                 point = {"prompt_tokens": n, "prefix_tokens": p, "document": turn, "shard": shard}
@@ -108,9 +107,9 @@ class TimedPrefill:
     logits: np.ndarray
 
 
-def time_prefill(engine, prefix_cache, prompt: list[int], device: str) -> TimedPrefill:
-    """Prefill `prompt` with the prefix cache given (None: without), by device events on CUDA."""
-    engine.prefix_cache = prefix_cache
+def time_prefill(engine, strategy, prompt: list[int], device: str) -> TimedPrefill:
+    """Prefill `prompt` by a strategy of `ember.engine.prefill`, timed by device events on CUDA."""
+    engine.prefill = strategy
     clock = PhaseClock(device)
     synchronize(device)
     done = engine.prefill_prompt(prompt, clock=clock)

@@ -7,11 +7,12 @@ saved and not p/n.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ember.measure.cost import prefill_operations
+from ember.measure.statistics import bootstrap, interval
 from ember.model.architecture import Architecture
 from ember.records.errors import BadRow
 from ember.records.tables import read_rows
@@ -66,9 +67,8 @@ def prefix_savings(
         uncached_ms = np.array([row["prefill_ms"] for row in uncached])
         overhead_ms = np.array([row["lookup_ms"] + row["store_ms"] for row in cached])
         saved = 1 - cached_ms / uncached_ms
-        draws = np.median(rng.choice(saved, (resamples, len(saved))), axis=1)
-        low, high = np.quantile(draws, (0.025, 0.975))
-        work = prefill_work(arch, n)
+        low, high = interval(bootstrap(saved, rng, resamples))
+        work = prefill_operations(arch, n)
         equal = np.array([row["tokens_equal"] for row in cached], dtype=bool)
         tied = np.array(
             [
@@ -85,8 +85,8 @@ def prefix_savings(
                 "uncached_ms_median": float(np.median(uncached_ms)),
                 "cached_ms_median": float(np.median(cached_ms)),
                 "savings": float(np.median(saved)),
-                "savings_low": float(low),
-                "savings_high": float(high),
+                "savings_low": low,
+                "savings_high": high,
                 "speedup": float(1 / (1 - np.median(saved))),
                 "expected_savings": p / n,
                 "expected_with_attention": expected_savings(arch, n, p),
@@ -103,37 +103,7 @@ def prefix_savings(
     return rows
 
 
-@dataclass(frozen=True)
-class Work:
-    """Operations (multiplications and additions) of a prefill, by what they scale with."""
-
-    matrices: float
-    attention: float
-
-    @property
-    def total(self) -> float:
-        return self.matrices + self.attention
-
-
-def prefill_work(arch: Architecture, tokens: int, reused: int = 0) -> Work:
-    """Operations of a causal prefill of `tokens` of which the first `reused` come from a cache.
-
-    The matrices of a layer work once a token; scores and weighted sums take 4 x head width x heads
-    operations for each pair of a query and a key at or before it. Of the last layer all tokens need
-    keys and values, but only the last token the rest. Norms, rotation and the head are left out:
-    they are small or the same with and without reuse.
-    """
-    query, kv = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-    keys_values = 2 * arch.hidden_size * kv
-    others = arch.hidden_size * (2 * query + 3 * arch.intermediate_size)
-    pairs = (tokens * (tokens + 1) - reused * (reused + 1)) / 2
-    new, inner = tokens - reused, arch.num_layers - 1
-    return Work(
-        matrices=2.0 * (new * (inner * (keys_values + others) + keys_values) + others),
-        attention=4.0 * query * (inner * pairs + tokens),
-    )
-
-
 def expected_savings(arch: Architecture, tokens: int, reused: int) -> float:
     """Fraction of a prefill's operations that reuse of `reused` tokens saves."""
-    return 1 - prefill_work(arch, tokens, reused).total / prefill_work(arch, tokens).total
+    whole = prefill_operations(arch, tokens).total
+    return 1 - prefill_operations(arch, tokens, reused).total / whole

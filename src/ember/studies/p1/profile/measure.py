@@ -7,13 +7,13 @@ that slows down or speeds up in the meantime biases no point against another.
 
 import logging
 import random
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ember.measure.clock import PhaseClock
-from ember.measure.device import resolve, synchronize
+from ember.measure.clock import PhaseClock, timed
+from ember.measure.device import resolve
 from ember.measure.progress import Progress
+from ember.measure.turns import rounds
 from ember.studies.p1.profile.tables import PHASES, ROLLOUT_PROFILE, profile_row
 from ember.studies.rows import measured_on
 from ember.studies.steps import makes
@@ -54,10 +54,8 @@ def profile_rollout(
     points = [(context, generation) for context in contexts for generation in generations]
     # A cache of its own size for each point: attention and copies see no slack of a larger one.
     engines = {point: Engine(decoder, capacity=sum(point)) for point in points}
-    order, rng = list(points), random.Random(seed)
     rows, progress = [], Progress(log, len(points) * (warmup + repeats))
-    for turn in range(-warmup, repeats):
-        rng.shuffle(order)
+    for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
         for context, generation in order:
             prompt = streams.prompt(turn % len(streams.documents), context, 0)
             times = time_rollout(engines[context, generation], prompt, generation, seed, device)
@@ -75,11 +73,7 @@ def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: 
 
     sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
     clock = PhaseClock(device)
-    synchronize(device)
-    began = time.perf_counter()
-    [[completion]] = engine.generate([prompt], sampling, clock=clock)
-    synchronize(device)
-    total = (time.perf_counter() - began) * 1e3
+    total, [[completion]] = timed(lambda: engine.generate([prompt], sampling, clock=clock), device)
     assert len(completion.tokens) == generation, "a profiled rollout must not stop early"
     phases = clock.times_ms()
     times = {f"{phase}_ms": phases.get(phase, 0.0) for phase in PHASES if phase != "total"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
+from ember.measure.turns import rounds
 from ember.studies.p1.pipeline.measure import why_not
 from ember.studies.p1.profile.tables import MODES, ROLLOUT_PROFILE, profile_row
 from ember.studies.rows import measured_on
@@ -53,8 +54,7 @@ def profile_stages(
         ]
     streams = read_workload(workload)
     [split] = splits_of(read_architecture(Path(model)).num_layers, [split_fraction])
-    order, rng, rows = list(points), random.Random(seed), []
-    progress = Progress(log, len(points) * (warmup + repeats))
+    rows, progress = [], Progress(log, len(points) * (warmup + repeats))
     with Pipeline(
         model,
         splits=[split],
@@ -63,8 +63,7 @@ def profile_stages(
         dtype=dtype,
         timeout_s=timeout,
     ) as pipeline:
-        for turn in range(-warmup, repeats):
-            rng.shuffle(order)
+        for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
             for mode, context, generation in order:
                 prompt = streams.prompt(turn % len(streams.documents), context, 0)
                 sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)

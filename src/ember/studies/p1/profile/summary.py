@@ -1,6 +1,6 @@
 """Time of a rollout by phase, and the share of prefill in it, of each point (P1-1.1)."""
 
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.studies.p1.profile.tables import PHASES, PREFILL_SHARE, ROLLOUT_PROFILE
 from ember.studies.rows import records
 from ember.studies.steps import makes

@@ -16,6 +16,7 @@ from ember.measure.clock import PhaseClock
 from ember.measure.device import resolve, synchronize
 from ember.measure.memory import require
 from ember.measure.progress import Progress
+from ember.measure.turns import rounds
 from ember.policies.build import build_policies
 from ember.studies.p1.restart.tables import RESTART_SWEEP
 from ember.studies.rows import measured_on
@@ -71,10 +72,8 @@ def sweep_restart(
         "num_layers": decoder.arch.num_layers,
         **measured_on(model, device, dtype),
     }
-    order, rng = list(todo), random.Random(seed)
     rows, progress = [], Progress(log, len(todo) * (warmup + repeats))
-    for turn in range(-warmup, repeats):
-        rng.shuffle(order)
+    for turn, order in rounds(todo, range(-warmup, repeats), random.Random(seed)):
         for operation in order:
             clock = PhaseClock(device)
             synchronize(device)

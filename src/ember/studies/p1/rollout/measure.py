@@ -9,15 +9,15 @@ count in the total, not in the steps.
 
 import logging
 import random
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ember.measure.device import resolve, synchronize
+from ember.measure.clock import timed
+from ember.measure.cost import read_ms, roofline_ms, step_bytes, step_operations
+from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
 from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
-from ember.studies.p1.roofline.measure import parameters_read
-from ember.studies.rows import machine, measured_on
+from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def measure_rollouts(
     about = {
         "read_gb_s": read_bandwidth_gb_s(device, repeats=50 if device != "cpu" else 7),
         "matmul_tflops": matmul_tflops(device, dtype, repeats=20 if device != "cpu" else 7),
-        **machine(device),
+        "device_name": device_name(device),
         **measured_on(model, device, dtype),
     }
     about |= {"context": context, "prefix": prefix, "generation": generation}
@@ -67,8 +67,7 @@ def measure_rollouts(
         candidates = point["candidates"]
         engine = make_engine(decoder, point["rows"], context, generation, prefix)
         for repeat in range(-warmup, repeats):
-            if engine.prefix_cache is not None:
-                engine.prefix_cache.invalidate()
+            engine.prefill.forget()
             # A warm-up needs the batches of a full run, the last one too, not their number.
             whole = max(1, point["rows"] // candidates)
             warm = prompts[: whole + len(prompts) % whole]
@@ -85,10 +84,12 @@ def make_engine(decoder, rows: int, context: int, generation: int, prefix: int):
     """An engine of so many rows; with a prefix cache for one prefix where prompts share one."""
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
+    from ember.engine.prefill import PlainPrefill, PrefixPrefill
 
     size = decoder.embed_tokens.weight.element_size()
-    shared = RadixCache(2 * context * decoder.arch.kv_bytes_per_token(size)) if prefix else None
-    return Engine(decoder, capacity=context + generation, max_rows=rows, prefix_cache=shared)
+    budget = 2 * context * decoder.arch.kv_bytes_per_token(size)
+    prefill = PrefixPrefill(RadixCache(budget)) if prefix else PlainPrefill()
+    return Engine(decoder, capacity=context + generation, max_rows=rows, prefill=prefill)
 
 
 def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about: dict) -> dict:
@@ -97,17 +98,13 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
 
     device, generation = about["device"], about["generation"]
     sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
-    synchronize(device)
-    began = time.perf_counter()
-    engine.generate(prompts, sampling, point["candidates"])
-    synchronize(device)
-    total = (time.perf_counter() - began) * 1e3
+    total, _ = timed(lambda: engine.generate(prompts, sampling, point["candidates"]), device)
     stats = engine.last_stats
     assert stats.generated_tokens == generation * point["candidates"] * len(prompts)
     decode = sum(batch.ms for batch in stats.batches)
     weights, kv = bytes_read(engine.decoder, stats)
-    limit = (weights * stats.steps + kv) / about["read_gb_s"] / 1e6
-    roofline = roofline_ms(engine.decoder, stats, about["read_gb_s"], about["matmul_tflops"])
+    limit = read_ms(weights * stats.steps + kv, about["read_gb_s"])
+    roofline = longer_ms(engine.decoder, stats, about["read_gb_s"], about["matmul_tflops"])
     return {
         "point": f"{point['prompts']}x{point['candidates']} in {point['rows']}",
         **{name: point[name] for name in ("prompts", "candidates", "rows")},
@@ -138,22 +135,20 @@ def bytes_read(decoder, stats) -> tuple[int, int]:
     """Bytes of weights that one step reads, and of KV that all steps of a rollout have read."""
     size = decoder.embed_tokens.weight.element_size()
     tokens = sum(b.steps * b.prompt_tokens + b.own_tokens for b in stats.batches)
-    return parameters_read(decoder) * size, tokens * decoder.arch.kv_bytes_per_token(size)
+    return step_bytes(decoder.arch, size, tokens)
 
 
-def roofline_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:
+def longer_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:
     """Time of a rollout's steps if their products took the longer of reading the weights and of
     their operations, and attention likewise (see the module)."""
     arch, size = decoder.arch, decoder.embed_tokens.weight.element_size()
-    parameters, total = parameters_read(decoder), 0.0
-    each = 4 * arch.num_layers * arch.num_heads * arch.head_dim  # scores and sums, of one token
+    total = 0.0
     for batch in stats.batches:
-        read = batch.steps * batch.prompt_tokens + batch.own_tokens
         attended = batch.steps * batch.rows * batch.prompt_tokens / max(1, batch.prompts)
         attended += batch.own_tokens
-        for bytes_, operations in (
-            (batch.steps * parameters * size, 2 * batch.steps * batch.rows * parameters),
-            (read * arch.kv_bytes_per_token(size), each * attended),
-        ):
-            total += max(bytes_ / read_gb_s / 1e6, operations / tflops / 1e9)
+        done = step_operations(arch, batch.steps * batch.rows, attended)
+        read = batch.steps * batch.prompt_tokens + batch.own_tokens
+        weights, kv = step_bytes(arch, size, read)
+        total += roofline_ms(batch.steps * weights, done.matrices, read_gb_s, tflops)
+        total += roofline_ms(kv, done.attention, read_gb_s, tflops)
     return total

@@ -1,6 +1,6 @@
 """Speed of continuous batching: medians and spread over the calls of each point (P1-4)."""
 
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
 from ember.studies.rows import records
 from ember.studies.steps import makes

@@ -6,13 +6,15 @@ through the public engine, `time_kernels` what a step consists of.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ember.measure.clock import PhaseClock, repeat, summarise
-from ember.measure.device import resolve, synchronize
+from ember.measure.clock import PhaseClock, repeat, timed
+from ember.measure.cost import read_ms, step_bytes, step_tokens
+from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
+from ember.measure.statistics import summarise
+from ember.measure.turns import rounds
 from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
 from ember.studies.rows import measured_on
 from ember.studies.steps import makes
@@ -51,7 +53,7 @@ def measure_decode(
     about = {
         # Many repeats: the first come out up to a tenth low.
         "read_gb_s": read_bandwidth_gb_s(device, repeats=50),
-        "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "device_name": device_name(device),
         **measured_on(model, device, dtype),
     }
     generator = torch.Generator().manual_seed(seed)
@@ -60,10 +62,8 @@ def measure_decode(
     for context in contexts:
         drawn = torch.randint(decoder.arch.vocab_size, (context,), generator=generator).tolist()
         engines = {
-            operators: Engine(
-                decoder, capacity=context + new_tokens, kernels=operators == "kernels"
-            )
-            for operators in ("plain", "kernels")
+            operators: Engine(decoder, capacity=context + new_tokens, backend=backend)
+            for operators, backend in (("plain", "eager"), ("kernels", None))
         }
         for candidates in rows:
             what = {"context": context, "rows": candidates}
@@ -104,21 +104,19 @@ def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> lis
     candidates, device, new_tokens = what["rows"], about["device"], sampling.max_tokens
 
     def run(engine, clock: PhaseClock | None = None) -> float:
-        synchronize(device)
-        began = time.perf_counter()
-        engine.generate([prompt], sampling, num_candidates=candidates, clock=clock)
-        synchronize(device)
-        return (time.perf_counter() - began) * 1e3
+        def call():
+            engine.generate([prompt], sampling, num_candidates=candidates, clock=clock)
+
+        return timed(call, device)[0]
 
     for engine in engines.values():
         for _ in range(warmup):
             run(engine)
-    decoder = next(iter(engines.values())).decoder
-    weight_bytes, kv_bytes = _bytes_of_a_step(decoder, what, new_tokens)
-    limit = (weight_bytes + kv_bytes) / about["read_gb_s"] / 1e6
+    weight_bytes, kv_bytes = _bytes_of_a_step(engines["plain"].decoder, what, new_tokens)
+    limit = read_ms(weight_bytes + kv_bytes, about["read_gb_s"])
     rows = []
-    for number in range(repeats):
-        for operators in sorted(engines, reverse=number % 2 == 0):
+    for number, order in rounds(engines, range(repeats)):
+        for operators in order:
             clock = PhaseClock(device)
             run(engines[operators], clock)
             total, times = run(engines[operators]), clock.times_ms()
@@ -157,15 +155,10 @@ def describe(sampling) -> str:
 
 
 def _bytes_of_a_step(decoder, what: dict, new_tokens: int) -> tuple[int, int]:
-    """Weights, and KV of the prompt and of half of what each candidate will have of its own."""
+    """Of weights, and of the KV that the average step reads."""
     size = decoder.embed_tokens.weight.element_size()
-    return parameters_read(decoder) * size, _kv_bytes(decoder.arch, what, new_tokens, size)
-
-
-def parameters_read(decoder) -> int:
-    """Weights that one step reads: of an embedding that is not the head only rows."""
-    parameters = sum(parameter.numel() for parameter in decoder.parameters())
-    return parameters - (0 if decoder.arch.tie_embeddings else decoder.embed_tokens.weight.numel())
+    tokens = step_tokens(what["context"], what["rows"], new_tokens)
+    return step_bytes(decoder.arch, size, tokens)
 
 
 def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]:
@@ -175,10 +168,10 @@ def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]
     if not engine.decoder.embed_tokens.weight.is_cuda:
         return [_no_kernels() | what | about]
     with torch.inference_mode():
-        if (loop := engine.device_step) is not None:
-            rows = _alone(engine.decoder.arch, loop, what, new_tokens, about)
+        if engine.backend.name == "kernels":
+            rows = _alone(engine.decoder.arch, engine.backend.step, what, new_tokens, about)
         else:
-            rows = _profiled(engine._slot(what["rows"]).step, what)
+            rows = _profiled(engine, what, new_tokens)
     return [{**what, **row, **about, "status": "ok", "reason": None} for row in rows]
 
 
@@ -188,16 +181,16 @@ def _no_kernels() -> dict:
     return {"kernel": "step", **nothing, "status": "skipped", "reason": reason}
 
 
-def _alone(arch, loop, what: dict, new_tokens: int, about: dict) -> list[dict]:
+def _alone(decoder, loop, what: dict, new_tokens: int, about: dict) -> list[dict]:
     """Every part of the step in a graph of its own, over all layers: all weights, from memory."""
     from ember.backends.cuda.step import Seat
 
     loop.arrange([Seat(0, what["context"], new_tokens // 2)] * what["rows"])
-    kv = _kv_bytes(arch, what, new_tokens, loop.logits.element_size())
+    _, kv = _bytes_of_a_step(decoder, what, new_tokens)
     rows = []
     for name, call in loop.parts().items():
         once = name in ("embed", "head")
-        launches = 1 if once else arch.num_layers
+        launches = 1 if once else decoder.arch.num_layers
         # One head fits no cache, and one layer's weights are not read twice in a row.
         us = _graph_us(lambda call=call, n=launches: [call(index) for index in range(n)])
         size = {"attention": kv, "embed": None}.get(name, loop.weight_bytes.get(name))
@@ -215,11 +208,6 @@ def _alone(arch, loop, what: dict, new_tokens: int, about: dict) -> list[dict]:
     return rows
 
 
-def _kv_bytes(arch, what: dict, new_tokens: int, size: int) -> int:
-    tokens = what["context"] + what["rows"] * new_tokens // 2
-    return tokens * arch.kv_bytes_per_token(size)
-
-
 def _graph_us(call: Callable[[], object]) -> float:
     import torch
 
@@ -230,19 +218,25 @@ def _graph_us(call: Callable[[], object]) -> float:
     return summarise(repeat(graph.replay, warmup=2, repeats=9, device="cuda"))["median"] * 1e3
 
 
-def _profiled(step, what: dict) -> list[dict]:
+def _profiled(engine, what: dict, new_tokens: int) -> list[dict]:
     """Kernels of one step of plain operators, by name, those below 1 % of the time together."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    tokens = torch.zeros(what["rows"], dtype=torch.long, device="cuda")
-    cache = step._cache
-    cache.truncate(what["context"])
-    step(tokens)
+    from ember.backends.base import Candidate
+    from ember.backends.sampling import SamplingParams
+
+    backend = engine.backend
+    run = backend.cache.reserve(what["context"])
+    one = Candidate(run, SamplingParams(max_tokens=new_tokens), 0)
+    backend.join([one] * what["rows"], backend.logits.new_zeros(1, backend.logits.shape[1]))
+    backend.sample()
+    backend.advance()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
-        cache.truncate(what["context"])
-        step(tokens)
+        backend.advance()
         torch.cuda.synchronize()
+    backend.leave([], 0)
+    backend.cache.free(run)
     events = [e for e in recorded.key_averages() if e.device_time_total > 0]
     whole = sum(e.device_time_total for e in events)
     rows, rest = [], {"launches": 0, "step_us": 0.0}

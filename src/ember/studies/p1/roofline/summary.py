@@ -1,6 +1,6 @@
 """Decoding against the memory's limit: medians over the repeats of each point (P1-1, P1-4)."""
 
-from ember.measure.clock import summarise
+from ember.measure.statistics import summarise
 from ember.studies.p1.roofline.tables import DECODE_ROOFLINE, ROOFLINE
 from ember.studies.rows import records
 from ember.studies.steps import makes

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ember.measure.clock import PhaseClock
+from ember.measure.clock import PhaseClock, timed
 from ember.measure.device import resolve, synchronize
 from ember.measure.progress import Progress
+from ember.measure.statistics import leading_equal
+from ember.measure.turns import rounds
 from ember.model.reference import load_peer
 from ember.studies.p1.speed.tables import ENGINE_SPEED
-from ember.studies.rows import leading_equal, measured_on
+from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -62,14 +64,14 @@ def compare_engines(
         **measured_on(model, device, dtype),
     }
     rows, progress = [], Progress(log, (warmup + repeats) * len(runs))
-    for turn in range(-warmup, repeats):
+    for turn, order in rounds(runs, range(-warmup, repeats)):
         prompt = streams.prompt((seed + turn) % len(streams.documents), prompt_tokens, 0)
-        timed = {}
-        for name in sorted(runs, reverse=turn % 2 == 0):
-            timed[name] = runs[name](prompt)
+        found = {}
+        for name in order:
+            found[name] = runs[name](prompt)
             progress.step(f"{name}, {prompt_tokens}/{new_tokens}")
         if turn >= 0:
-            rows += [_row(name, turn, timed, about) for name in timed]
+            rows += [_row(name, turn, found, about) for name in found]
     return rows + [
         _row(name, 0, {}, about) | {"status": "skipped", "reason": reason}
         for name, reason in missing.items()
@@ -86,11 +88,9 @@ def ember_run(decoder, prompt_tokens: int, new_tokens: int, device: str):
 
     def run(prompt: list[int]) -> Timed:
         clock = PhaseClock(device)
-        synchronize(device)
-        began = time.perf_counter()
-        [[completion]] = engine.generate([prompt], sampling, clock=clock)
-        synchronize(device)
-        total = (time.perf_counter() - began) * 1e3
+        total, [[completion]] = timed(
+            lambda: engine.generate([prompt], sampling, clock=clock), device
+        )
         prefill = clock.times_ms()["prefill"]
         return prefill, total - prefill, list(completion.tokens)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ember.records.errors import EmberError
+from ember.records.provenance import SIDECAR
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -58,13 +59,14 @@ def _hub(settings: Mapping, folder: Path, seed: int) -> None:
             f"cannot get {name} from the hub ({type(error).__name__}: {error}). Fill the hub cache "
             "on a machine with network, or set source: local and path: to a copy."
         ) from None
-    _link(Path(source), folder)
+    _link(Path(source), folder, "ember.json")
     kind = {"weights": "pretrained", "revision": Path(source).name}
     (folder / "ember.json").write_text(json.dumps(kind, indent=2) + "\n")
 
 
-def _link(source: Path, folder: Path) -> None:
+def _link(source: Path, folder: Path, *written: str) -> None:
+    """Links to a model's files, save those that are written here: not through a link into it."""
     for file in sorted(source.iterdir()):
-        if file.is_file():
+        if file.is_file() and file.name not in (SIDECAR, *written):
             os.symlink(file.resolve(), folder / file.name)
             log.info("linked %s", file)

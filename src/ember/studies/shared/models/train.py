@@ -11,6 +11,7 @@ import torch
 
 from ember.measure.device import resolve
 from ember.measure.memory import require
+from ember.measure.statistics import bootstrap, interval
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder, save_decoder
 from ember.studies.shared.corpora.make import join_corpora
@@ -204,8 +205,12 @@ def model_card(
 def _gain(name: str, split: str, ours, theirs, token_bytes, seed: int) -> dict:
     """What the model saves against a baseline, with a bootstrap interval over sequences."""
     saved, size = (ours - theirs).sum(1), token_bytes.sum(1)
-    picks = np.random.default_rng(seed).integers(len(saved), size=(RESAMPLES, len(saved)))
-    low, high = np.quantile(saved[picks].sum(1) / size[picks].sum(1), [0.025, 0.975])
+
+    def gain(drawn: np.ndarray) -> np.ndarray:
+        return drawn[..., 0].sum(1) / drawn[..., 1].sum(1)
+
+    pairs = np.stack([saved, size], axis=1)
+    low, high = interval(bootstrap(pairs, np.random.default_rng(seed), RESAMPLES, gain))
     verdict = "the model is better" if low > 0 else f"the {name} is better"
     if low <= 0 <= high:
         verdict = "no difference"
@@ -216,7 +221,7 @@ def _gain(name: str, split: str, ours, theirs, token_bytes, seed: int) -> dict:
         split,
         f"{verdict} (95 % interval, bootstrap over {len(saved)} sequences)",
     )
-    return row | {"low": float(low), "high": float(high)}
+    return row | {"low": low, "high": high}
 
 
 def _row(metric: str, value: float, unit: str, split: str = "all", detail: str = "") -> dict:
