@@ -163,7 +163,7 @@ def plot(step):
     return _run("plot.py", step)
 
 
-def script(name):
+def own_script(name):
     """Params of a rule with a script of its own."""
     return {"script": name, "code": code(name)}
 

@@ -55,7 +55,7 @@ use rule held as train_model with:
     wildcard_constraints:
         model=models_from("train"),
     params:
-        **script("train_model.py"),
+        **own_script("train_model.py"),
         settings=lambda w: conf("models", w.model),
         state=lambda w: inter(f"states/{w.model}.pt"),
     message:

@@ -14,7 +14,7 @@ use rule job as time_workflow with:
         runtime=minutes(10),
         timing=1,
     params:
-        **script("time_workflow.py"),
+        **own_script("time_workflow.py"),
         settings=conf("workflow"),
         given=given_settings(),
     message:
@@ -33,7 +33,7 @@ use rule job as collect_job_cost with:
         job="collect_job_cost",
     localrule: True
     params:
-        **script("collect_job_cost.py"),
+        **own_script("collect_job_cost.py"),
         stages=stages(),
     message:
         "Every job behind the products: its time, and what of it was overhead"
@@ -52,7 +52,7 @@ use rule job as summarise_workflow with:
         job="summarise_workflow",
     localrule: True
     params:
-        **script("summarise_workflow.py"),
+        **own_script("summarise_workflow.py"),
         goal=conf("workflow", "overhead_goal"),
     message:
         "Time by rule, and the share spent on starting, importing and loading"

@@ -1,4 +1,4 @@
-"""Rows: of tables, whatever form they come in, and what all rows of one measurement share."""
+"""Tables in the form that a step computes with, whatever form they come in."""
 
 from pathlib import Path
 
@@ -25,16 +25,3 @@ def frame(table, schema: Schema):
     import pandas as pd
 
     return pd.DataFrame(table)
-
-
-def measured_on(model: str | Path, device: str, dtype: str) -> dict:
-    """What every row measured on a model says: device, dtype, model, weights, evidence."""
-    from ember.model.folder import weights_kind
-
-    return {
-        "device": device,
-        "dtype": dtype,
-        "model": Path(model).name,
-        "weights": weights_kind(model),
-        "evidence": "measured",
-    }

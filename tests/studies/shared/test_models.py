@@ -66,7 +66,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer_dir(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    facts = train_tokenizer([corpus], {"vocab_size": 400, "train_bytes": 50_000}, out=out)
+    facts = train_tokenizer([corpus], {"vocab_size": 400, "train_bytes": 50_000}, tokenizer=out)
     assert facts["vocab_size"] == 400
     assert 0 < facts["train_bytes"] <= 50_000
     return out

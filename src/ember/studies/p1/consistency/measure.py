@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ember.measure.device import device_name, resolve
+from ember.studies.measured import measured_on
 from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

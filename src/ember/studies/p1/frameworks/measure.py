@@ -23,8 +23,8 @@ from ember.measure.turns import rounds
 from ember.peers.client import Peer, PeerFailed, PeerMissing
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root
+from ember.studies.measured import measured_on
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

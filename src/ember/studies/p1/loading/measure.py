@@ -17,9 +17,9 @@ from pathlib import Path
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.records.errors import EmberError
+from ember.studies.measured import measured_on
 from ember.studies.p1.loading import process as load_once
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING_RUNS
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ember.measure.device import resolve
+from ember.studies.measured import measured_on
 from ember.studies.p1.lora_alignment.tables import (
     LORA_BLOCKS,
     LORA_CASES,
@@ -19,7 +20,6 @@ from ember.studies.p1.lora_alignment.tables import (
     LORA_SPOT,
     LORA_WEIGHTS,
 )
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

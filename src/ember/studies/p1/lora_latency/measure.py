@@ -13,8 +13,8 @@ from pathlib import Path
 from ember.measure.clock import timed
 from ember.measure.cost import read_ms, switch_bytes
 from ember.measure.device import resolve, synchronize
+from ember.studies.measured import measured_on
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from pathlib import Path
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
+from ember.studies.measured import measured_on
 from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE_EVENTS, PIPELINE_RUNS
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

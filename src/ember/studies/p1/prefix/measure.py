@@ -16,8 +16,8 @@ from ember.measure.device import resolve, synchronize
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.records.errors import BadRow
+from ember.studies.measured import measured_on
 from ember.studies.p1.prefix.tables import PREFIX_SWEEP
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

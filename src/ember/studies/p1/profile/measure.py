@@ -14,8 +14,8 @@ from ember.measure.clock import PhaseClock, timed
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
+from ember.studies.measured import measured_on
 from ember.studies.p1.profile.tables import PHASES, ROLLOUT_PROFILE, profile_row
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

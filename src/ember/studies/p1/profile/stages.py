@@ -8,9 +8,9 @@ from pathlib import Path
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
+from ember.studies.measured import measured_on
 from ember.studies.p1.pipeline.measure import why_not
 from ember.studies.p1.profile.tables import MODES, ROLLOUT_PROFILE, profile_row
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from ember.measure.clock import timed
 from ember.measure.cost import read_ms, roofline_ms, step_bytes, step_operations
 from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
+from ember.studies.measured import measured_on
 from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

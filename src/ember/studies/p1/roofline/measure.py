@@ -15,8 +15,8 @@ from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
 from ember.measure.statistics import summarise
 from ember.measure.turns import rounds
+from ember.studies.measured import measured_on
 from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

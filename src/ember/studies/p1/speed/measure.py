@@ -16,8 +16,8 @@ from ember.measure.progress import Progress
 from ember.measure.statistics import leading_equal
 from ember.measure.turns import rounds
 from ember.model.reference import load_peer
+from ember.studies.measured import measured_on
 from ember.studies.p1.speed.tables import ENGINE_SPEED
-from ember.studies.rows import measured_on
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
