@@ -7,10 +7,10 @@ from ember.studies.steps import makes
 
 
 @makes(ROOFLINE)
-def summarise_roofline(table) -> list[dict]:
+def summarise_roofline(decode) -> list[dict]:
     """Rows of ROOFLINE from a table DECODE_ROOFLINE."""
     points: dict[tuple, list[dict]] = {}
-    for row in records(table, DECODE_ROOFLINE):
+    for row in records(decode, DECODE_ROOFLINE):
         key = tuple(row[name] for name in ("context", "rows", "sampling", "operators"))
         points.setdefault(key, []).append(row)
     rows = {key: _summary(runs) for key, runs in points.items()}
