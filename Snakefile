@@ -20,9 +20,16 @@ wildcard_constraints:
     shard=r"\d+",
 
 
+include: "rules/p1.smk"
 include: "rules/bases.smk"
 include: "rules/shared.smk"
-include: "rules/p1.smk"
+
+
+for file in sorted((ROOT / "rules" / "p1").glob("*.smk")):
+
+    include: file
+
+
 include: "rules/paper.smk"
 include: "rules/workflow.smk"
 
@@ -59,44 +66,26 @@ rule workflow_cost:
 rule p1_gates:
     input:
         inter("p1/gates.parquet"),
-        products("P1", topics=["Gates"]),
+        products("Gates"),
     message:
         "P1-0: the hard gates"
 
 
-rule p1_profile:
-    input:
-        products("P1", topics=["Profile", "Engine", "Pipeline"]),
-    message:
-        "P1-1: where a rollout's time goes, on one device and on two"
+for target, message, *sections in (
+    ("p1_profile", "P1-1: a rollout's time", "Profile", "Engine", "Pipeline"),
+    ("p1_prefix", "P1-2: what the prefix cache saves", "Prefix cache"),
+    ("p1_lora", "P1-3: LoRA adapters, aligned and switched in place", "LoRA"),
+    ("p1_rollout", "P1-4: the batched rollout: speed, consistency", "Rollout"),
+    ("p1_policies", "P1-5, P1-6.1: cache policies and their cost", "Policies"),
+):
 
-
-rule p1_prefix:
-    input:
-        products("P1", topics=["Prefix cache"]),
-    message:
-        "P1-2: what the prefix cache saves"
-
-
-rule p1_lora:
-    input:
-        products("P1", topics=["LoRA"]),
-    message:
-        "P1-3: LoRA adapters, aligned with PEFT and switched in place"
-
-
-rule p1_rollout:
-    input:
-        products("P1", topics=["Rollout"]),
-    message:
-        "P1-4: the batched rollout, its speed and its consistency"
-
-
-rule p1_policies:
-    input:
-        products("P1", topics=["Policies"]),
-    message:
-        "P1-5, P1-6.1: cache policies and their modelled cumulative cost"
+    rule:
+        name:
+            target
+        input:
+            products(*sections),
+        message:
+            message
 
 
 rule p1_fig2:

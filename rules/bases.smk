@@ -43,6 +43,8 @@ use rule job as held with:
 
 # It measures times, so that no other job that does may run beside it.
 use rule held as timed with:
+    input:
+        **gated_prompts(),
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),

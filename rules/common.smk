@@ -15,28 +15,14 @@ if str(SRC) not in sys.path:
     sys.path.insert(0, str(SRC))
 
 from ember.config.load import ConfigError, check_scale, load, with_types
-from ember.operations.history import (
-    predict,
-    read_history,
-    rule_names,
-    runtime_minutes,
-)
-from ember.operations.preflight import (
-    check_anchor,
-    check_local,
-    check_models,
-    check_place,
-    prepare_environment,
-)
+from ember.operations import history, preflight
 from ember.records.code import Library
 from ember.records.errors import EmberError
 
-prepare_environment(SRC)
+preflight.prepare_environment(SRC)
 ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
 LIBRARY = Library(SRC)
-PRODUCTS = (
-    {}
-)  # files by category and subcategory of the report, as the rules declare them
+PRODUCTS = []  # programme, section and path, as the rules declare them
 
 
 def scale_file(config):
@@ -69,9 +55,9 @@ def given_settings():
 def before_planning(settings):
     """Stop before any rule is planned where a named model or corpus is not there."""
     try:
-        check_place(Path("results"))
-        check_models(settings, Path.cwd())
-        check_anchor(settings, Path.cwd())
+        preflight.check_place(Path("results"))
+        preflight.check_models(settings, Path.cwd())
+        preflight.check_anchor(settings, Path.cwd())
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 
@@ -79,21 +65,19 @@ def before_planning(settings):
 def before_work(settings):
     """Stop before the first job where results or the device cannot be had."""
     try:
-        check_local(settings, Path("results"), local=workflow.local_exec)
+        preflight.check_local(settings, Path("results"), local=workflow.local_exec)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 
 
 def stages():
-    """The file of rules/ that holds each rule read so far: p1_gates for rules/p1/gates.smk."""
-    read = [one for one in workflow.rules if not one.snakefile.endswith("bases.smk")]
-    places = {
-        one.name: Path(one.snakefile).resolve().relative_to(ROOT / "rules")
-        for one in read
-    }
-    return {
-        name: "_".join(place.with_suffix("").parts) for name, place in places.items()
-    }
+    """The file of rules/ that holds each one read so far, as p1_gates for rules/p1/gates.smk."""
+    found = {}
+    for one in workflow.rules:
+        place = Path(one.snakefile).resolve().relative_to(ROOT / "rules")
+        if place.name != "bases.smk":
+            found[one.name] = "_".join(place.with_suffix("").parts)
+    return found
 
 
 def conf(*keys):
@@ -114,38 +98,33 @@ def inter(path):
     return f"results/{SETTINGS['scale']}/{path}"
 
 
-def figure(name, category, topic, shows):
-    """Declares a figure, the files a rule makes: raster (in the report), vector and caption."""
-    return _product(name, category, topic, shows, ".png", ".pdf", ".caption.md")
+def figure(name, section, shows):
+    """Declares a figure, made of raster (in the report), vector and caption."""
+    return _product(name, section, shows, ".png", ".pdf", ".caption.md")
 
 
-def table(name, category, topic, shows):
-    """Declares a final table: data, and the forms people paste (CSV in the report)."""
-    return _product(name, category, topic, shows, ".parquet", ".csv", ".md", ".tex")
+def table(name, section, shows):
+    """Declares a final table, made of data and the forms people paste."""
+    return _product(name, section, shows, ".parquet", ".csv", ".md", ".tex")
 
 
-def _product(name, category, topic, shows, *endings):
+def _product(name, section, shows, *endings):
+    programme = "P1" if name.startswith("p1_") else section
     files = [f"results/{name}{ending}" for ending in endings]
-    PRODUCTS.setdefault((category, topic), []).extend(files)
-    shown = endings.index(".png" if ".png" in endings else ".csv")
-    files[shown] = report(
-        files[shown],
+    PRODUCTS.extend((programme, section, file) for file in files)
+    shown = report(
+        files[".csv" in endings],
         caption=str(ROOT / "workflow" / "report" / "product.rst"),
-        category=category,
-        subcategory=topic,
+        category=programme,
+        subcategory=section if section != programme else None,
         labels={"product": name, "shows": shows},
     )
-    return files
+    return [shown if file == str(shown) else file for file in files]
 
 
-def products(*categories, topics=()):
-    """Files of the products declared so far, of some topics only where these are given."""
-    return [
-        file
-        for (category, topic), files in PRODUCTS.items()
-        if category in categories and (topic in topics or not topics)
-        for file in files
-    ]
+def products(*wanted):
+    """Files of the products declared so far, of programmes or sections of one."""
+    return [path for *places, path in PRODUCTS if {*places} & {*wanted}]
 
 
 def study(step):
@@ -191,9 +170,7 @@ def models_from(*sources):
 
 def runtime_settings():
     """What every rule that runs a model depends on."""
-    return {key: SETTINGS[key] for key in ("device", "dtype")} | {
-        "seed": SETTINGS["seed"]
-    }
+    return {key: SETTINGS[key] for key in ("device", "dtype", "seed")}
 
 
 def threads_for_model():
@@ -212,18 +189,21 @@ def grow(base):
 
 
 @lru_cache(maxsize=1)
-def history():
+def earlier_jobs():
     """What earlier jobs of this scale took, here and on the machines under docs/measured."""
     scale, measured = SETTINGS["scale"], ROOT / "docs" / "measured"
-    return read_history(scale, Path("results"), measured, rule_names(ROOT))
+    rules = history.rule_names(ROOT)
+    return history.read_history(scale, Path("results"), measured, rules)
 
 
 def minutes(limit):
     """Minutes of a job: by its earlier runs, or `limit` where there are none (docs/estimate.md)."""
     resources, gpu = SETTINGS["resources"], None if gpus() else False
     factor, minimum = resources["runtime_factor"], resources["runtime_minimum"]
-    return lambda wildcards, attempt, rulename: runtime_minutes(
-        predict(history(), "_".join([rulename, *wildcards]), rulename, gpu),
+    return lambda wildcards, attempt, rulename: history.runtime_minutes(
+        history.predict(
+            earlier_jobs(), "_".join([rulename, *wildcards]), rulename, gpu
+        ),
         limit,
         attempt,
         factor,

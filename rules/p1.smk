@@ -1,4 +1,4 @@
-# P1: KV-cache policies for RL rollouts. What its rules share; each file of rules/p1/ is read.
+# P1: KV-cache policies for RL rollouts. What its rules share.
 
 
 def model_dir(name=None):
@@ -68,8 +68,3 @@ def staged_profile_settings():
         "chunks": settings["rollout_chunks"],
         "timeout": settings["timeout"],
     }
-
-
-for file in sorted((ROOT / "rules" / "p1").glob("*.smk")):
-
-    include: file

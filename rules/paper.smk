@@ -12,12 +12,7 @@ use rule job as decide with:
         latency="results/p1_lora_latency.parquet",
         exact=inter("p1/lora_latency/exact.parquet"),
     output:
-        table(
-            "decisions",
-            "Paper",
-            None,
-            "Gates and go/no-go rules, computed from tables",
-        ),
+        table("decisions", "Paper", "Gates and go/no-go rules"),
     pathvars:
         job="decide",
     localrule: True
@@ -34,10 +29,7 @@ use rule job as assess_readiness with:
         products("P1"),
         decisions="results/decisions.parquet",
     output:
-        table(
-            *("readiness", "Paper", None),
-            "Every item of the paper: its files, and what is missing (P1-11.1)",
-        ),
+        table("readiness", "Paper", "What the paper still lacks"),
     pathvars:
         job="assess_readiness",
     localrule: True

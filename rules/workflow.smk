@@ -25,10 +25,7 @@ use rule job as collect_job_cost with:
     input:
         products("P1", "Paper"),
     output:
-        table(
-            *("workflow_jobs", "Workflow", None),
-            "Every job behind the products: wall time, its parts, and the machine",
-        ),
+        table("workflow_jobs", "Workflow", "Time of every job"),
     pathvars:
         job="collect_job_cost",
     localrule: True
@@ -44,10 +41,7 @@ use rule job as summarise_workflow with:
         jobs="results/workflow_jobs.parquet",
         steps=inter("workflow/steps.parquet"),
     output:
-        table(
-            *("workflow_cost", "Workflow", None),
-            "Wall time by rule, and the share of it that is not the rule's own work",
-        ),
+        table("workflow_cost", "Workflow", "Time by rule, and overhead"),
     pathvars:
         job="summarise_workflow",
     localrule: True

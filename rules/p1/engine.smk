@@ -21,10 +21,7 @@ use rule job as summarise_roofline with:
     input:
         decode=inter("p1/roofline/runs.parquet"),
     output:
-        table(
-            *("p1_roofline", "P1", "Engine"),
-            "Decoding speed against what the memory's bandwidth allows, by batch size",
-        ),
+        table("p1_roofline", "Engine", "Decoding against the memory's limit"),
     pathvars:
         job="summarise_roofline",
     localrule: True
@@ -39,10 +36,7 @@ use rule drawn as plot_roofline with:
         roofline="results/p1_roofline.parquet",
         kernels=inter("p1/roofline/kernels.parquet"),
     output:
-        figure(
-            *("p1_roofline", "P1", "Engine"),
-            "Decoding speed against what the memory's bandwidth allows, by batch size",
-        ),
+        figure("p1_roofline", "Engine", "Decoding against the memory's limit"),
     pathvars:
         job="plot_roofline",
     localrule: True

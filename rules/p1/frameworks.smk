@@ -29,10 +29,7 @@ use rule job as summarise_frameworks with:
     input:
         runs=inter("p1/frameworks/runs.parquet"),
     output:
-        table(
-            *("p1_frameworks", "P1", "Profile"),
-            "Greedy generation by this engine and other frameworks, in turns (P1-1.3)",
-        ),
+        table("p1_frameworks", "Profile", "Speed beside other frameworks"),
     pathvars:
         job="summarise_frameworks",
     localrule: True
@@ -46,10 +43,7 @@ use rule drawn as plot_frameworks with:
     input:
         frameworks="results/p1_frameworks.parquet",
     output:
-        figure(
-            *("p1_frameworks", "P1", "Profile"),
-            "Greedy generation by this engine and other frameworks, in turns (P1-1.3)",
-        ),
+        figure("p1_frameworks", "Profile", "Speed beside other frameworks"),
     pathvars:
         job="plot_frameworks",
     localrule: True
@@ -79,10 +73,7 @@ use rule job as summarise_loading with:
     input:
         runs=inter("p1/loading/runs.parquet"),
     output:
-        table(
-            *("p1_loading", "P1", "Profile"),
-            "Loading by safetensors, GGUF and Transformers, cold and warm (P1-1.4)",
-        ),
+        table("p1_loading", "Profile", "Loading a model"),
     pathvars:
         job="summarise_loading",
     localrule: True
@@ -97,10 +88,7 @@ use rule drawn as plot_loading with:
         loading="results/p1_loading.parquet",
         first_token=inter("p1/loading/first_token.parquet"),
     output:
-        figure(
-            *("p1_loading", "P1", "Profile"),
-            "Loading by safetensors, GGUF and Transformers; the first token (P1-1.4)",
-        ),
+        figure("p1_loading", "Profile", "Loading a model"),
     pathvars:
         job="plot_loading",
     localrule: True
@@ -114,10 +102,7 @@ use rule held as measure_memory with:
     input:
         **gated_model(),
     output:
-        table(
-            *("p1_memory_budget", "P1", "Profile"),
-            "Memory of a model by part, predicted by closed forms and measured (P1-1.5)",
-        ),
+        table("p1_memory_budget", "Profile", "Memory of a model by part"),
     pathvars:
         job="measure_memory",
     params:

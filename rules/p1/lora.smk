@@ -71,10 +71,7 @@ use rule job as summarise_lora_alignment with:
     input:
         cases=inter("p1/lora_alignment/cases.parquet"),
     output:
-        table(
-            *("p1_lora_alignment", "P1", "LoRA"),
-            "Logits with adapters against PEFT, worst case over projections (P1-3.4)",
-        ),
+        table("p1_lora_alignment", "LoRA", "Adapters against PEFT"),
     pathvars:
         job="summarise_lora_alignment",
     localrule: True
@@ -90,10 +87,7 @@ use rule job as summarise_lora_latency with:
     input:
         latency=inter("p1/lora_latency/runs.parquet"),
     output:
-        table(
-            *("p1_lora_latency", "P1", "LoRA"),
-            "Switching an adapter, against the memory's limit and PEFT (P1-3.3)",
-        ),
+        table("p1_lora_latency", "LoRA", "Time to switch adapters"),
     pathvars:
         job="summarise_lora_latency",
     localrule: True
@@ -108,10 +102,7 @@ use rule drawn as plot_lora_layers with:
         layers=inter("p1/lora_alignment/layers.parquet"),
         freeze=inter("p1/lora_alignment/freeze.parquet"),
     output:
-        figure(
-            *("p1_lora_layers", "P1", "LoRA"),
-            "Differences to PEFT by layer: without the adapter, with it, of its effect (P1-3.6)",
-        ),
+        figure("p1_lora_layers", "LoRA", "Differences to PEFT by layer"),
     pathvars:
         job="plot_lora_layers",
     localrule: True
@@ -126,10 +117,7 @@ use rule drawn as plot_lora_blocks with:
         blocks=inter("p1/lora_alignment/blocks.parquet"),
         spot=inter("p1/lora_alignment/spot.parquet"),
     output:
-        figure(
-            *("p1_lora_blocks", "P1", "LoRA"),
-            "Differences to PEFT by block of a layer, and where they enter (P1-3.7)",
-        ),
+        figure("p1_lora_blocks", "LoRA", "Differences to PEFT by block"),
     pathvars:
         job="plot_lora_blocks",
     localrule: True
@@ -144,10 +132,7 @@ use rule drawn as plot_lora_latency with:
         latency="results/p1_lora_latency.parquet",
         exact=inter("p1/lora_latency/exact.parquet"),
     output:
-        figure(
-            *("p1_lora_latency", "P1", "LoRA"),
-            "Switching an adapter, against the memory's limit and PEFT (P1-3.3)",
-        ),
+        figure("p1_lora_latency", "LoRA", "Time to switch adapters"),
     pathvars:
         job="plot_lora_latency",
     localrule: True

@@ -16,8 +16,6 @@ use rule staged as profile_layers with:
 
 
 use rule staged as sweep_splits with:
-    input:
-        **gated_prompts(),
     output:
         runs=inter("p1/pipeline/runs.parquet"),
         events=inter("p1/pipeline/events.parquet"),
@@ -31,8 +29,6 @@ use rule staged as sweep_splits with:
 
 
 use rule staged as profile_stages with:
-    input:
-        **gated_prompts(),
     output:
         profile=inter("p1/profile/stages.parquet"),
     pathvars:
@@ -50,10 +46,7 @@ use rule job as summarise_pipeline with:
         costs=inter("p1/pipeline/costs.parquet"),
         anchor=conf("p1", "pipeline", "anchor") or [],
     output:
-        table(
-            *("p1_pipeline", "P1", "Pipeline"),
-            "Two stages by split: measured, predicted, and against an earlier run (P1-1.2)",
-        ),
+        table("p1_pipeline", "Pipeline", "Two stages by split"),
     pathvars:
         job="summarise_pipeline",
     localrule: True
@@ -67,10 +60,7 @@ use rule drawn as plot_pipeline with:
     input:
         pipeline="results/p1_pipeline.parquet",
     output:
-        figure(
-            *("p1_pipeline_splits", "P1", "Pipeline"),
-            "Tokens per second of two stages by split, measured and predicted (P1-1.2)",
-        ),
+        figure("p1_pipeline_splits", "Pipeline", "Speed of two stages by split"),
     pathvars:
         job="plot_pipeline",
     localrule: True
@@ -85,10 +75,7 @@ use rule drawn as plot_gantt with:
         pipeline="results/p1_pipeline.parquet",
         events=inter("p1/pipeline/events.parquet"),
     output:
-        figure(
-            *("p1_gantt", "P1", "Pipeline"),
-            "What each of two stages computed when, with and without overlap (P1-1.2)",
-        ),
+        figure("p1_gantt", "Pipeline", "What two stages did when"),
     pathvars:
         job="plot_gantt",
     localrule: True

@@ -2,8 +2,6 @@
 
 
 use rule timed as sweep_restart with:
-    input:
-        **gated_prompts(),
     output:
         sweep=inter("p1/restart/runs.parquet"),
     pathvars:
@@ -61,10 +59,7 @@ use rule job as summarise_policies with:
         rounds=inter("p1/policies/rounds.parquet"),
         cost=inter("p1/policies/cost.parquet"),
     output:
-        table(
-            *("p1_policies", "P1", "Policies"),
-            "What each cache policy recomputes, and what that costs (P1-5, P1-6.1)",
-        ),
+        table("p1_policies", "Policies", "Cache policies and their cost"),
     pathvars:
         job="summarise_policies",
     localrule: True
@@ -78,10 +73,7 @@ use rule drawn as plot_fig3 with:
     input:
         cost=inter("p1/policies/cost.parquet"),
     output:
-        figure(
-            *("p1_fig3", "P1", "Policies"),
-            "Cumulative cost of the cache policies, modelled from measured tables (P1-6.1)",
-        ),
+        figure("p1_fig3", "Policies", "Cumulative cost of cache policies"),
     pathvars:
         job="plot_fig3",
     localrule: True

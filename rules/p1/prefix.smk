@@ -2,8 +2,6 @@
 
 
 use rule timed as sweep_prefix with:
-    input:
-        **gated_prompts(),
     output:
         sweep=inter("p1/prefix/shards/{shard}.parquet"),
     pathvars:
@@ -39,10 +37,7 @@ use rule job as summarise_prefix with:
         sweep=inter("p1/prefix/runs.parquet"),
         model=model_dir(),
     output:
-        table(
-            *("p1_prefix_savings", "P1", "Prefix cache"),
-            "Prefill time saved by prefix reuse, beside what the operation count predicts",
-        ),
+        table("p1_prefix_savings", "Prefix cache", "What reused prefixes save"),
     pathvars:
         job="summarise_prefix",
     localrule: True
@@ -58,10 +53,7 @@ use rule drawn as plot_sec44 with:
     input:
         savings="results/p1_prefix_savings.parquet",
     output:
-        figure(
-            *("p1_sec44", "P1", "Prefix cache"),
-            "Prefill time saved by prefix reuse over prefix and prompt length (P1-2.3)",
-        ),
+        figure("p1_sec44", "Prefix cache", "What reused prefixes save"),
     pathvars:
         job="plot_sec44",
     localrule: True

@@ -21,8 +21,6 @@ use rule job as make_workload with:
 
 
 use rule timed as profile_rollout with:
-    input:
-        **gated_prompts(),
     output:
         profile=inter("p1/profile/runs.parquet"),
     pathvars:
@@ -39,10 +37,7 @@ use rule job as summarise_profile with:
         profile=inter("p1/profile/runs.parquet"),
         stages=inter("p1/profile/stages.parquet"),
     output:
-        table(
-            *("p1_prefill_share", "P1", "Profile"),
-            "Time of each phase of a rollout and the share of prefill (P1-1.1)",
-        ),
+        table("p1_prefill_share", "Profile", "Phases of a rollout"),
     pathvars:
         job="summarise_profile",
     localrule: True
@@ -56,10 +51,7 @@ use rule drawn as plot_fig2 with:
     input:
         share="results/p1_prefill_share.parquet",
     output:
-        figure(
-            *("p1_fig2", "P1", "Profile"),
-            "Where a rollout's time goes, over context and generation length (P1-1.1)",
-        ),
+        figure("p1_fig2", "Profile", "Share of prefill in a rollout"),
     pathvars:
         job="plot_fig2",
     localrule: True
@@ -70,13 +62,8 @@ use rule drawn as plot_fig2 with:
 
 
 use rule timed as compare_engines with:
-    input:
-        **gated_prompts(),
     output:
-        table(
-            *("p1_engine_speed", "P1", "Profile"),
-            "The engine beside Transformers' generate, alternating in one process",
-        ),
+        table("p1_engine_speed", "Profile", "Engine against Transformers"),
     pathvars:
         job="compare_engines",
     params:

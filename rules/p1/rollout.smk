@@ -2,8 +2,6 @@
 
 
 use rule timed as time_rollouts with:
-    input:
-        **gated_prompts(),
     output:
         throughput=inter("p1/rollout/runs.parquet"),
     pathvars:
@@ -19,10 +17,7 @@ use rule job as summarise_rollout with:
     input:
         throughput=inter("p1/rollout/runs.parquet"),
     output:
-        table(
-            *("p1_rollout_speed", "P1", "Rollout"),
-            "Continuous batching against the read bandwidth of the same run (P1-4)",
-        ),
+        table("p1_rollout_speed", "Rollout", "Speed of the batched rollout"),
     pathvars:
         job="summarise_rollout",
     localrule: True
@@ -36,10 +31,7 @@ use rule drawn as plot_rollout with:
     input:
         speed="results/p1_rollout_speed.parquet",
     output:
-        figure(
-            *("p1_rollout", "P1", "Rollout"),
-            "Speed of continuous batching by rows that decode together, with its limits (P1-4)",
-        ),
+        figure("p1_rollout", "Rollout", "Speed of the batched rollout"),
     pathvars:
         job="plot_rollout",
     localrule: True
@@ -53,10 +45,7 @@ use rule held as check_rollouts with:
     input:
         **gated_prompts(),
     output:
-        table(
-            *("p1_rollout_consistency", "P1", "Rollout"),
-            "A rollout again, under other batch compositions, and by other means (P1-4.3)",
-        ),
+        table("p1_rollout_consistency", "Rollout", "The same rollout by other means"),
     pathvars:
         job="check_rollouts",
     params:
