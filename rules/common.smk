@@ -16,6 +16,7 @@ if str(SRC) not in sys.path:
 
 from ember.config.load import ConfigError, check_scale, load, with_types
 from ember.operations import history, preflight
+from ember.operations.settings import CHECKS
 from ember.records.code import Library
 from ember.records.errors import EmberError
 
@@ -42,7 +43,7 @@ def load_settings(config):
     given = given_settings()
     sources.append(("--config or --configfile", given))
     try:
-        return load(with_types(config, given), sources).model_dump()
+        return load(with_types(config, given), sources, CHECKS).model_dump()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 

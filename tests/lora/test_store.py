@@ -11,7 +11,8 @@ from ember.lora import merge
 from ember.lora.adapter import BadAdapter
 from ember.lora.peft import save_adapter
 from ember.lora.store import AdapterStore
-from tests.lora.tiny import adapter_of, bits, equal_bits, logits, tiny_decoder
+from tests.lora.adapters import adapter_of, bits, equal_bits, logits
+from tests.tiny import wild
 
 PROMPT = [5, 9, 2, 40, 41, 3, 3, 17]
 
@@ -27,7 +28,7 @@ def tokens_of(engine: Engine):
 
 
 def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
-    decoder = tiny_decoder()
+    decoder = wild()
     engine = engine_of(decoder)
     base = tokens_of(engine)  # packs the weights, makes the step
     before = engine.backend
@@ -38,7 +39,7 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
     for name, seed in (("seed-1", 1), ("seed-2", 2), ("seed-1", 1)):
         version = store.activate(name)
         found = tokens_of(engine)
-        other = tiny_decoder()
+        other = wild()
         alone = AdapterStore(other)
         alone.load("only", adapter_of(other, seed, b_std=0.5))
         alone.activate("only")
@@ -57,7 +58,7 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
 
 
 def test_unloading_leaves_the_base_of_a_packed_decoder_bit_for_bit():
-    decoder = tiny_decoder(dtype=torch.bfloat16)
+    decoder = wild(dtype=torch.bfloat16)
     before = bits(decoder)
     engine = engine_of(decoder)
     store = AdapterStore(decoder, engine=engine)
@@ -74,7 +75,7 @@ def test_unloading_leaves_the_base_of_a_packed_decoder_bit_for_bit():
 
 
 def test_a_new_adapter_of_the_same_name_takes_its_place():
-    decoder = tiny_decoder()
+    decoder = wild()
     engine = engine_of(decoder)
     store = AdapterStore(decoder, engine=engine)
     store.load("policy", adapter_of(decoder, 1))
@@ -84,7 +85,7 @@ def test_a_new_adapter_of_the_same_name_takes_its_place():
     loaded = store.load("policy", adapter_of(decoder, 2), replace=True)
     assert loaded.active
     assert engine.weights_version == loaded.version != first
-    other = tiny_decoder()
+    other = wild()
     alone = AdapterStore(other)
     alone.load("x", adapter_of(other, 2))
     alone.activate("x")
@@ -93,7 +94,7 @@ def test_a_new_adapter_of_the_same_name_takes_its_place():
 
 @pytest.mark.parametrize("merged", [True, False])
 def test_load_activate_deactivate_unload_list(merged, tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     base = logits(decoder)
     folder = save_adapter(adapter_of(decoder), tmp_path / "saved", arch=decoder.arch)
     store = AdapterStore(decoder, merged=merged)
@@ -118,7 +119,7 @@ def test_load_activate_deactivate_unload_list(merged, tmp_path):
 
 @pytest.mark.parametrize("stage", ["load", "swap"])
 def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch):
-    decoder = tiny_decoder()
+    decoder = wild()
     engine = engine_of(decoder)
     store = AdapterStore(decoder, engine=engine)
     store.load("good", adapter_of(decoder, 1))
@@ -127,7 +128,7 @@ def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch)
     before = tokens_of(engine)  # with the prompt's prefix from the cache, as later
     answer, version = logits(decoder), engine.weights_version
     if stage == "load":
-        wide = tiny_decoder(hidden_size=64)
+        wide = wild(hidden_size=64)
         folder = save_adapter(adapter_of(wide), tmp_path / "wide", arch=wide.arch)
         with pytest.raises(BadAdapter, match="trained on this base model"):
             store.load("good", folder, replace=True)
@@ -153,8 +154,8 @@ def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch)
 
 
 def test_an_engine_needs_merged_adapters_of_its_own_decoder():
-    decoder = tiny_decoder()
+    decoder = wild()
     for options in ({"merged": False}, {"merged": True}):
-        other = decoder if not options["merged"] else tiny_decoder()
+        other = decoder if not options["merged"] else wild()
         with pytest.raises(BadAdapter, match="own decoder"):
             AdapterStore(other, engine=engine_of(decoder), **options)

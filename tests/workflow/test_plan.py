@@ -1,6 +1,5 @@
 """The literal commands of the README, planned from a fresh checkout."""
 
-import json
 import re
 
 import pytest
@@ -113,7 +112,7 @@ def test_every_step_names_a_function_that_says_what_it_makes():
 
 def test_the_committed_schema_is_that_of_the_models():
     committed = (ROOT / "workflow" / "schemas" / "config.schema.json").read_text()
-    assert json.loads(committed) == json.loads(json_schema()), (
+    assert committed == json_schema(), (
         "run: ember config-schema > workflow/schemas/config.schema.json"
     )
 

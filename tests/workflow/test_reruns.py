@@ -115,7 +115,7 @@ def test_no_summary_and_no_figure_reaches_a_measurement():
     src = ROOT / "src"
     light = sorted((src / "ember/studies").glob("*/*/[sf][ui][mg]*.py"))
     assert len(light) > 20
-    engines = ("engine", "backends", "cache", "lora", "training", "peers")
+    engines = ("engine", "backends", "cache", "lora", "optim", "peers")
     for file in light:
         for reached in closure(file, src):
             name = reached.relative_to(src / "ember")

@@ -99,7 +99,7 @@ def generate(
 
 def completion_rows(prompts, ids, done, sampling, about: dict) -> list[dict]:
     """Rows of COMPLETIONS for completions of prompts (text or ids, and ids)."""
-    settings = ("seed", "temperature", "top_k", "top_p", "min_p", "max_tokens")
+    settings = ("temperature", "top_k", "top_p", "min_p", "max_tokens")
     return [
         {
             "prompt": number,
@@ -113,6 +113,7 @@ def completion_rows(prompts, ids, done, sampling, about: dict) -> list[dict]:
             "raw_logprobs": list(one.raw_logprobs),
             "finish_reason": one.finish_reason,
             "stop_reason": None if one.stop_reason is None else str(one.stop_reason),
+            "seed": one.seed,
             "weights_versions": " ".join(
                 f"{version}x{len(list(run))}" for version, run in itertools.groupby(one.versions)
             ),

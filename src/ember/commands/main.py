@@ -165,6 +165,7 @@ def _add_generate(commands) -> None:
     sample.add_argument("--min-p", type=float, default=0.0)
     sample.add_argument("--stop", nargs="+", default=[], metavar="TEXT")
     sample.add_argument("--stop-token-ids", nargs="+", type=int, default=[], metavar="ID")
+    sample.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     sample.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
@@ -247,7 +248,7 @@ def _generate(options) -> str:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     began, started = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     fields = ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "seed")
-    given = {name: getattr(options, name) for name in (*fields, "stop_token_ids")}
+    given = {name: getattr(options, name) for name in (*fields, "stop_token_ids", "ignore_eos")}
     runtime = {name: getattr(options, name) for name in ("device", "dtype", "max_rows")}
     runtime["prefix_cache_mb"] = options.prefix_cache_mb
     rows, stats = generate(

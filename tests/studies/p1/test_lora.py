@@ -18,7 +18,8 @@ from ember.studies.p1.lora_latency.summary import summarise_latency
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY, LORA_LATENCY_SUMMARY
 from ember.studies.p1.lora_logits.tables import LORA_LOGITS
 from ember.studies.p1.workload.make import make_workload
-from tests.lora.tiny import saved, tiny_decoder
+from tests.lora.adapters import saved
+from tests.tiny import wild
 
 pytest.importorskip("peft")
 
@@ -47,7 +48,7 @@ def model(tmp_path_factory):
     from ember.model.checkpoint import save_decoder
 
     folder = tmp_path_factory.mktemp("lora") / "policy"
-    return save_decoder(tiny_decoder(), folder, weights="trained")
+    return save_decoder(wild(), folder, weights="trained")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_adapters_are_what_their_names_say(adapters):
 
 def test_random_weights_have_no_trained_adapter(tmp_path, workload):
     made = make_adapters(
-        model=saved(tiny_decoder(), tmp_path / "random"),
+        model=saved(wild(), tmp_path / "random"),
         workload=workload,
         adapters=tmp_path / "adapters",
         settings=MAKE,

@@ -7,7 +7,7 @@ import pytest
 
 from ember.backends.sampling import SamplingParams
 from ember.commands.generate import BadPromptFile, generate, read_prompts, write_jsonl
-from ember.engine.scheduler import RolloutStats, StepBatch
+from ember.engine.stats import RolloutStats, StepBatch
 from ember.measure.cost import parameters_read
 from ember.model.checkpoint import load_decoder
 from ember.records.tables import read_rows, read_table, write_table

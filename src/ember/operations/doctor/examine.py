@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ember.measure.overhead import cost_file
+from ember.measure.overhead import record_file
 from ember.operations.doctor import bookkeeping, whole
 from ember.operations.doctor.report import (
     BROKEN,
@@ -553,7 +553,7 @@ class _Examination:
             path
             for scale, plan in self.plans.items()
             for job in plan.values()
-            for path in (job.benchmark, str(cost_file(scale, job.name)))
+            for path in (job.benchmark, str(record_file(scale, job.name)))
         }
         states = {
             f"results/{scale}/states/{job.wildcards['model']}.pt": job

@@ -196,7 +196,7 @@ def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
     )
     expected = out[0, len(prompt) :].tolist()
     engine = Engine(ours, capacity=len(prompt) + new_tokens)
-    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
+    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
     try:
         [[completion]] = engine.generate([prompt.tolist()], sampling)
     except NotFinite:

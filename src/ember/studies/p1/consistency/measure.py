@@ -50,7 +50,7 @@ def check_consistency(
     exact = device == "cpu" and dtype == "float32"
     found = []
     for name, fields in (("greedy", {}), ("temperature 1", {"temperature": 1.0}), ("cuts", CUTS)):
-        params = SamplingParams(max_tokens=new_tokens, seed=seed, **fields)
+        params = SamplingParams(ignore_eos=True, max_tokens=new_tokens, seed=seed, **fields)
         log.info("%s: %s", name, fields)
         for row in _checks(decoder, asked, params, candidates, rows, tolerance, exact, peer):
             found.append(_row(name, fields, about, **row))

@@ -133,7 +133,7 @@ def sweep_splits(
         streams.prompt((seed + number) % len(streams.documents), context, 0)
         for number in range(sequences)
     ]
-    sampling = SamplingParams(temperature=0.0, max_tokens=generation)
+    sampling = SamplingParams(temperature=0.0, max_tokens=generation, ignore_eos=True)
     rows, events, expected = [], [], None
     single = (layers, "single")
     progress = Progress(log, len([single, *points]) * (warmup + repeats))

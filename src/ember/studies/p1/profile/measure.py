@@ -71,7 +71,7 @@ def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: 
     """Phase times in ms of one rollout of `generation` tokens, and its total by the wall clock."""
     from ember.backends.sampling import SamplingParams
 
-    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
+    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True)
     clock = PhaseClock(device)
     total, [[completion]] = timed(lambda: engine.generate([prompt], sampling, clock=clock), device)
     assert len(completion.tokens) == generation, "a profiled rollout must not stop early"

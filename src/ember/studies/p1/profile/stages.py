@@ -66,7 +66,9 @@ def profile_stages(
         for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
             for mode, context, generation in order:
                 prompt = streams.prompt(turn % len(streams.documents), context, 0)
-                sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
+                sampling = SamplingParams(
+                    temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True
+                )
                 run = pipeline.generate(
                     [prompt],
                     sampling,

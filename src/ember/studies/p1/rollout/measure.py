@@ -97,7 +97,7 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
     from ember.backends.sampling import SamplingParams
 
     device, generation = about["device"], about["generation"]
-    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
+    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True)
     total, _ = timed(lambda: engine.generate(prompts, sampling, point["candidates"]), device)
     stats = engine.last_stats
     assert stats.generated_tokens == generation * point["candidates"] * len(prompts)

@@ -68,7 +68,9 @@ def measure_decode(
         for candidates in rows:
             what = {"context": context, "rows": candidates}
             for settings in samplings:
-                sampling = SamplingParams(max_tokens=new_tokens, seed=seed, **settings)
+                sampling = SamplingParams(
+                    ignore_eos=True, max_tokens=new_tokens, seed=seed, **settings
+                )
                 found += _generations(engines, drawn, what, sampling, warmup, repeats, about)
                 progress.step(f"{context} tokens, {candidates} rows, {describe(sampling)}")
             for operators, engine in engines.items():
@@ -169,7 +171,7 @@ def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]
         return [_no_kernels() | what | about]
     with torch.inference_mode():
         if engine.backend.name == "kernels":
-            rows = _alone(engine.decoder.arch, engine.backend.step, what, new_tokens, about)
+            rows = _alone(engine.decoder, engine.backend.step, what, new_tokens, about)
         else:
             rows = _profiled(engine, what, new_tokens)
     return [{**what, **row, **about, "status": "ok", "reason": None} for row in rows]
@@ -228,7 +230,7 @@ def _profiled(engine, what: dict, new_tokens: int) -> list[dict]:
 
     backend = engine.backend
     run = backend.cache.reserve(what["context"])
-    one = Candidate(run, SamplingParams(max_tokens=new_tokens), 0)
+    one = Candidate(run, SamplingParams(max_tokens=new_tokens, ignore_eos=True), 0)
     backend.join([one] * what["rows"], backend.logits.new_zeros(1, backend.logits.shape[1]))
     backend.sample()
     backend.advance()

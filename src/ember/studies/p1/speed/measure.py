@@ -84,7 +84,7 @@ def ember_run(decoder, prompt_tokens: int, new_tokens: int, device: str):
     from ember.engine.engine import Engine
 
     engine = Engine(decoder, capacity=prompt_tokens + new_tokens)
-    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
+    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
 
     def run(prompt: list[int]) -> Timed:
         clock = PhaseClock(device)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @makes(CORPUS)
 def build_corpus(settings: dict, *, seed: int) -> list[dict]:
-    """Rows of `CORPUS` for one entry of the config's corpora (`ember.config.models.Corpus`).
+    """Rows of `CORPUS` for one entry of the config's corpora (`ember.config.shared.Corpus`).
 
     Raises `BadCorpus` where the source cannot be read, naming what to install or change.
     """

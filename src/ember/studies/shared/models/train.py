@@ -14,11 +14,7 @@ from ember.measure.memory import require
 from ember.measure.statistics import bootstrap, interval
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder, save_decoder
-from ember.studies.shared.corpora.make import join_corpora
-from ember.text.corpora import SPLITS, Document
-from ember.text.ngram import NGram, unigram_log2_probs
-from ember.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
-from ember.training.lm import (
+from ember.optim.lm import (
     BadTraining,
     Recipe,
     Score,
@@ -27,6 +23,10 @@ from ember.training.lm import (
     state_key,
     train,
 )
+from ember.studies.shared.corpora.make import join_corpora
+from ember.text.corpora import SPLITS, Document
+from ember.text.ngram import NGram, unigram_log2_probs
+from ember.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -3,31 +3,8 @@
 import torch
 
 from ember.lora.adapter import ATTENTION, Adapter, draw_adapter
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder, save_decoder
+from ember.model.checkpoint import save_decoder
 from ember.model.decoder import Decoder
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_layers": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 61,
-    "max_positions": 128,
-}
-
-
-def tiny_decoder(seed: int = 0, dtype=torch.float32, model_type: str = "qwen3", **sizes) -> Decoder:
-    """Random, with weights large enough that logits differ clearly from zero."""
-    arch = Architecture.make(model_type=model_type, **SIZES | sizes)
-    decoder = random_decoder(arch, seed)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return decoder.to(dtype)
 
 
 def adapter_of(decoder: Decoder, seed: int = 1, *, rank: int = 4, b_std: float = 0.1, **more):

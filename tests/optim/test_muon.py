@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ember.training.muon import Muon, orthogonal
+from ember.optim.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 5, 20), (1, 16, 64)])
