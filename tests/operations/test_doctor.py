@@ -24,7 +24,7 @@ from ember.records.provenance import (
 from ember.records.render import render
 from ember.records.schema import Column, Schema
 from ember.records.tables import read_table, write_table
-from ember.studies.paper.decisions.tables import READINESS
+from ember.studies.paper.readiness.tables import READINESS
 from ember.studies.style import save, style
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.records.errors import EmberError
-from ember.studies.p1.lora_alignment.tables import LORA_LOGITS
-from ember.studies.rows import measured_on
+from ember.studies.measured import measured_on
+from ember.studies.p1.lora_logits.tables import LORA_LOGITS
 
 
 class BadCheck(EmberError):

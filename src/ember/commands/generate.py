@@ -76,7 +76,7 @@ def generate(
     from ember.engine.prefill import PrefixPrefill
     from ember.measure.device import resolve
     from ember.model.checkpoint import load_decoder
-    from ember.studies.rows import measured_on
+    from ember.studies.measured import measured_on
 
     device = resolve(device)
     tokenizer = _tokenizer(model, prompts, sampling)

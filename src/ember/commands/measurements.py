@@ -23,7 +23,8 @@ def rollout_times(
     seed: int,
 ) -> Table:
     """Rows of PREFILL_SHARE at every context x generation."""
-    from ember.studies.p1.profile.measure import prefill_share, profile_rollout
+    from ember.studies.p1.profile.measure import profile_rollout
+    from ember.studies.p1.profile.summary import prefill_share
     from ember.studies.p1.profile.tables import PREFILL_SHARE
     from ember.studies.p1.workload.make import make_workload
 
@@ -56,7 +57,8 @@ def cache_savings(
     seed: int,
 ) -> Table:
     """Rows of PREFIX_SAVINGS at every prompt length x shared prefix."""
-    from ember.studies.p1.prefix.measure import prefix_savings, sweep_prefix
+    from ember.studies.p1.prefix.measure import sweep_prefix
+    from ember.studies.p1.prefix.summary import prefix_savings
     from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
     from ember.studies.p1.workload.make import make_workload
 

@@ -141,10 +141,14 @@ def runtime_minutes(
 
 def rule_names(root: Path) -> list[str]:
     """Names of the rules in the Snakefile and in rules/ under `root`."""
-    files = [root / "Snakefile", *sorted((root / "rules").glob("*.smk"))]
+    files = [root / "Snakefile", *sorted((root / "rules").rglob("*.smk"))]
     texts = [file.read_text() for file in files if file.is_file()]
     return [
-        name for text in texts for name in re.findall(r"^(?:rule|checkpoint) (\w+):", text, re.M)
+        name
+        for text in texts
+        for name in re.findall(
+            r"^(?:rule|checkpoint|use rule \w+ as) (\w+)(?::| with:)", text, re.M
+        )
     ]
 
 

@@ -377,12 +377,16 @@ class _Examination:
         self._check_inputs(case, made)
 
     def _check_code(self, case: _Case, made: dict[str, dict]) -> None:
-        script = self.root / "workflow" / "scripts" / f"{case.job.rule}.py"
-        if not script.is_file():
-            if made:
-                self._unchecked(list(made), f"there is no {script.name}: its code is not compared")
+        for params in [provenance.get("params") or {} for provenance in made.values()][:1]:
+            script = self.root / "workflow" / "scripts" / str(params.get("script"))
+            step = str(params.get("step") or "").rpartition(".")[0]
+        if not made:
             return
-        now = code_hash(script, self.root / "src")
+        if not script.is_file():
+            self._unchecked(list(made), f"there is no {script.name}: its code is not compared")
+            return
+        modules = [f"ember.studies.{step}"] if step else []
+        now = code_hash(script, self.root / "src", *modules)
         other = [path for path, provenance in made.items() if provenance.get("code") != now]
         if other:
             was = made[other[0]].get("code") or "unknown"

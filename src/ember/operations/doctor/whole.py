@@ -16,8 +16,6 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-import ember.records.schemas
-import ember.studies
 from ember.records.errors import EmberError
 from ember.records.provenance import (
     SIDECAR,
@@ -104,12 +102,12 @@ def _table(path: Path) -> str | None:
 
 @cache
 def _declared() -> dict[str, Schema]:
-    """Every schema of the library, by name."""
+    """Every schema of the library, by name: what the studies' `tables` hold."""
+    studies = import_module("ember.studies")  # by name: operations know no study
     modules = [
         import_module(found.name)
-        for package in (ember.records.schemas, ember.studies)
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        if package is not ember.studies or found.name.endswith(".tables")
+        for found in pkgutil.walk_packages(studies.__path__, "ember.studies.")
+        if found.name.endswith(".tables")
     ]
     values = [value for module in modules for value in vars(module).values()]
     return {value.name: value for value in values if isinstance(value, Schema)}
