@@ -15,12 +15,7 @@ if str(SRC) not in sys.path:
     sys.path.insert(0, str(SRC))
 
 from ember.config.load import ConfigError, check_scale, load, with_types
-from ember.operations.history import (
-    predict,
-    read_history,
-    rule_names,
-    runtime_minutes,
-)
+from ember.operations.history import predict, read_history, runtime_minutes
 from ember.operations.preflight import (
     check_anchor,
     check_local,
@@ -273,7 +268,7 @@ def grow(base):
 def history():
     """What earlier jobs of this scale took, here and on the machines under docs/measured."""
     scale, measured = SETTINGS["scale"], ROOT / "docs" / "measured"
-    return read_history(scale, Path("results"), measured, rule_names(ROOT))
+    return read_history(scale, Path("results"), measured)
 
 
 def minutes(limit):
