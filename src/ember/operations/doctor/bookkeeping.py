@@ -21,7 +21,7 @@ def recorded_params(folder: Path, path: str) -> list | None:
     try:
         record = json.loads((folder / ".snakemake" / "metadata" / encoded(path)).read_text())
         found = [ast.literal_eval(text) for text in record.get("params") or []]
-    except (OSError, ValueError, SyntaxError, AttributeError):
+    except (OSError, ValueError, SyntaxError, AttributeError, TypeError):
         return None
     return json.loads(json.dumps(found, default=str))
 

@@ -210,9 +210,10 @@ class _Examination:
             for key, paths in standing.items()
             if paths and _is_final(paths[0])
         }
+        made_at = {name: scale for name, (scale, _) in last.items()}
         self._unmix(last)
         return [
-            _Case(scale, jobs[scale, name], paths, self._record(scale, name))
+            _Case(scale, jobs[scale, name], paths, self._record(made_at.get(name, scale), name))
             for (scale, name), paths in standing.items()
             if paths and last.get(name, (scale,))[0] == scale
         ]
