@@ -59,7 +59,9 @@ def read_history(scale: str, results: Path, measured: Path | None = None) -> His
     records, notes = [], []
     for path in sorted((results / scale / "benchmarks").glob("*.jsonl")):
         try:
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+            lines = [
+                json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()
+            ]
             found = [_benchmark(path.stem, line) for line in lines]
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             found = []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root
+from ember.records.remedy import inherited_options
 
 
 class BadPlan(EmberError):
@@ -90,8 +91,14 @@ def profile_scale(profile: str) -> str | None:
     try:
         file = profile_folder(profile) / profile_settings(profile)["configfile"]
         return yaml.safe_load(file.read_text(encoding="utf-8"))["scale"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (BadPlan, OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return None
+
+
+def run_scale() -> str | None:
+    """The scale that the profile of the run going on here asks for, None without one."""
+    options = inherited_options() or []
+    return profile_scale(options[1]) if options[:1] == ["--profile"] else None
 
 
 def planned_jobs(
@@ -127,7 +134,7 @@ def planned_jobs(
         )
         if done.returncode:
             raise BadPlan(_refusal(done.stdout, targets))
-        jobs = [_job(json.loads(line)) for line in lines.read_text().splitlines()]
+        jobs = [_job(json.loads(line)) for line in lines.read_text("utf-8").splitlines()]
     return [job for job in jobs if job.outputs]
 
 

@@ -19,7 +19,7 @@ _PROBE = re.compile(r"^\.ember-\w+$")  # ember.operations.preflight.check_writab
 def recorded_params(folder: Path, path: str) -> list | None:
     """The parameters that Snakemake wrote down of the job that made `path`; None if unknown."""
     try:
-        record = json.loads((folder / ".snakemake" / "metadata" / encoded(path)).read_text())
+        record = json.loads((folder / ".snakemake" / "metadata" / encoded(path)).read_text("utf-8"))
         found = [ast.literal_eval(text) for text in record.get("params") or []]
     except (OSError, ValueError, SyntaxError, AttributeError, TypeError):
         return None

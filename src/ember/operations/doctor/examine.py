@@ -223,7 +223,7 @@ class _Examination:
 
     def _record(self, scale: str, name: str) -> dict:
         try:
-            record = json.loads(record_file(scale, name, self.folder).read_text())
+            record = json.loads(record_file(scale, name, self.folder).read_text("utf-8"))
             return record if isinstance(record, dict) else {}
         except (OSError, ValueError):
             return {}
