@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 
 from ember.model.decoder import Decoder
+from ember.optim.muon import Muon
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
-from ember.optim.muon import Muon
 
 log = logging.getLogger(__name__)
 
