@@ -5,7 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from ember.backends.cuda.correction import correct
-from ember.model.decoder import rotate
+from ember.lora.adapter import LowRank
+from ember.model.architecture import Architecture
+from ember.model.checkpoint import random_decoder
+from ember.model.decoder import rotary_tables, rotate
+from ember.policies.correctable import CorrectableCache
 
 EPS = 1e-6
 
@@ -22,10 +26,10 @@ def test_correction(tokens, rank, heads, dim, normed):
     layers, chosen = 3, [2, 0]
     kv = torch.full((layers, 2, heads, tokens + 5, dim), torch.nan)
     kv[:, :, :, :tokens] = draw(layers, 2, heads, tokens, dim)
-    factors = draw(2, 2, tokens, rank)
+    factors = draw(2, 2, tokens + 2, rank)  # room for more tokens
     moved = draw(2, 2, heads * dim, rank, seed=1)
     moved[1, 0] = 0  # a projection that has not moved
-    raw = draw(2, tokens, heads, dim) if normed else None
+    raw = draw(2, tokens + 1, heads, dim) if normed else None
     norms = 1 + 0.3 * draw(2, dim) if normed else None
     angles = draw(tokens, dim // 2)
     cos, sin = angles.cos(), angles.sin()
@@ -35,10 +39,12 @@ def test_correction(tokens, rank, heads, dim, normed):
     places = torch.tensor(chosen, dtype=torch.int32)
     correct(kv, factors, moved, places, cos, sin, raw=raw, norms=norms, eps=EPS)
     for n, layer in enumerate(chosen):
-        changes = (factors[n] @ moved[n].transpose(1, 2)).unflatten(-1, (heads, dim))
+        changes = (factors[n, :, :tokens] @ moved[n].transpose(1, 2)).unflatten(-1, (heads, dim))
         if normed:
-            torch.testing.assert_close(raw[n], old_raw[n] + changes[0], atol=1e-5, rtol=1e-5)
-            keys = F.rms_norm(raw[n], (dim,), norms[n], EPS)
+            expected = old_raw[n].clone()
+            expected[:tokens] += changes[0]
+            torch.testing.assert_close(raw[n], expected, atol=1e-5, rtol=1e-5)
+            keys = F.rms_norm(raw[n, :tokens], (dim,), norms[n], EPS)
             keys = rotate(keys[None], *table)[0].transpose(0, 1)
         else:
             turned = rotate(changes[0][None], *table)[0].transpose(0, 1)
@@ -63,3 +69,50 @@ def test_correcting_by_nothing_changes_nothing_in_16_bits():
         states.append((kv.clone(), raw.clone()))
     for first, second in zip(*states, strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+@torch.inference_mode()
+def test_a_corrected_cache(model_type):
+    """As the cache corrects itself, layer by layer, in torch's operators."""
+    tokens, rank, scale, layers = 21, 4, 2.0, range(2)
+    decoder = random_decoder(
+        Architecture.make(
+            model_type=model_type,
+            hidden_size=32,
+            intermediate_size=32,
+            num_layers=len(layers),
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            vocab_size=50,
+            max_positions=64,
+        )
+    )
+    keys = [(layer, name) for layer in layers for name in ("k_proj", "v_proj")]
+    a = {key: draw(rank, 32, seed=n) for n, key in enumerate(keys)}
+    old, new = (
+        {key: LowRank(a[key], draw(64, rank, seed=10 * n + m), scale) for n, key in enumerate(keys)}
+        for m in (1, 2)
+    )
+    cache = CorrectableCache(decoder.arch, tokens + 3)
+    cache.adapter = old
+    decoder(torch.arange(tokens)[None], cache=cache)
+    kv = cache.kv[:, :, 0].clone()
+    normed = decoder.arch.qk_norm
+    raw = torch.stack([cache.raw_keys[layer] for layer in layers]) if normed else None
+    attentions = [layer.self_attn for layer in decoder.layers]
+    norms = torch.stack([x.k_norm.weight for x in attentions]) if normed else None
+    factors = torch.stack([cache.factors[key] for key in keys]).unflatten(0, (-1, 2))
+    moved = torch.stack([scale * (new[key].b - old[key].b) for key in keys]).unflatten(0, (-1, 2))
+    cos, sin = (
+        table[0, :, 0] for table in rotary_tables(decoder.arch, torch.arange(tokens), torch.float32)
+    )
+    where = torch.tensor(list(layers), dtype=torch.int32)
+    eps = decoder.arch.norm_eps
+    correct(kv, factors, moved, where, cos, sin, raw=raw, norms=norms, eps=eps)
+
+    assert cache.correct(new) == len(keys)
+    torch.testing.assert_close(kv, cache.kv[:, :, 0], atol=2e-5, rtol=1e-4)
+    for layer in layers if normed else ():
+        torch.testing.assert_close(raw[layer, :tokens], cache.raw_keys[layer][:tokens])

@@ -28,14 +28,16 @@ def _change(factors, moved_ptr, columns, ranks, RANK: tl.constexpr):
 @triton.jit
 def _correct(
     keys_ptr,  # (L, 2, Hkv, S, D), keys and values
-    raw_ptr,  # (N, T, Hkv, D), where NORM
-    factors_ptr,  # (N, 2, T, RANK)
+    raw_ptr,  # (N, RAW, Hkv, D), where NORM
+    factors_ptr,  # (N, 2, KEPT, RANK)
     moved_ptr,  # (N, 2, Hkv D, RANK)
     norms_ptr,  # (N, D), where NORM
     layers_ptr,  # (N,)
     cos_ptr,  # (T, D / 2) float32
     sin_ptr,  # (T, D / 2) float32
     T,
+    RAW,  # T or more
+    KEPT,  # T or more
     layer_stride,
     plane_stride,
     head_stride,
@@ -56,17 +58,17 @@ def _correct(
     turns = tokens[:, None] * HALF + half[None, :]
     cos = tl.load(cos_ptr + turns, mask=seen, other=0.0)  # (BT, D / 2)
     sin = tl.load(sin_ptr + turns, mask=seen, other=0.0)
-    lines = factors_ptr + which * 2 * T * RANK + tokens[:, None] * RANK + ranks[None, :]
+    lines = factors_ptr + which * 2 * KEPT * RANK + tokens[:, None] * RANK + ranks[None, :]
     inner = seen & (ranks < RANK)[None, :]
     key_factors = tl.load(lines, mask=inner, other=0.0)  # (BT, R)
-    value_factors = tl.load(lines + T * RANK, mask=inner, other=0.0)
+    value_factors = tl.load(lines + KEPT * RANK, mask=inner, other=0.0)
     moved = moved_ptr + which * 2 * HKV * D * RANK
     memory = keys_ptr + tl.load(layers_ptr + which).to(tl.int64) * layer_stride
     for number in tl.static_range(HEADS):
         head = tl.program_id(1) * HEADS + number
         base = memory + head.to(tl.int64) * head_stride + tokens[:, None] * D
         keys, values = base + half[None, :], base + plane_stride + dims[None, :]
-        raws = raw_ptr + ((which * T + tokens[:, None]) * HKV + head) * D + half[None, :]
+        raws = raw_ptr + ((which * RAW + tokens[:, None]) * HKV + head) * D + half[None, :]
         source = raws if NORM else keys
         a = tl.load(source, mask=seen, other=0.0)  # (BT, D / 2)
         b = tl.load(source + HALF, mask=seen, other=0.0)
@@ -105,11 +107,13 @@ def correct(
 ) -> None:
     """Corrects the first T tokens of `kv` (L, 2, Hkv, S, D), one row of a cache, and `raw`.
 
-    `factors` (N, 2, T, r): xAᵀ of the key and the value projection; `moved` (N, 2, Hkv D, r): s ΔB,
-    zero where a projection has not moved; `layers` (N,) int32: which layers these are; `cos` and
-    `sin` (T, D / 2) in float32. `raw` (N, T, Hkv, D) and `norms` (N, D) where keys are normed.
+    `factors` (N, 2, T or more, r): xAᵀ of the key and the value projection; `moved`
+    (N, 2, Hkv D, r): s ΔB, zero where a projection has not moved; `layers` (N,) int32: which layers
+    these are; `cos` and `sin` (T, D / 2) in float32. Where keys are normed, `raw`
+    (N, T or more, Hkv, D) and `norms` (N, D).
     """
-    (count, _, tokens, rank), (_, _, heads, _, dim) = factors.shape, kv.shape
+    (count, _, kept, rank), (_, _, heads, _, dim) = factors.shape, kv.shape
+    tokens = len(cos)
     if (raw is None) != (norms is None):
         raise ValueError("keys that are normed have a raw form, and others have none")
     if kv.stride(-1) != 1 or kv.stride(-2) != dim:
@@ -120,9 +124,10 @@ def correct(
         if given is not None and not given.is_contiguous():
             raise ValueError(f"{name} must be contiguous")
     each = math.gcd(heads, HEADS)
+    room = kept if raw is None else raw.shape[1]
     _correct[(triton.cdiv(tokens, TOKENS), heads // each, count)](
         *(kv, factors if raw is None else raw, factors, moved, factors if norms is None else norms),
-        *(layers, cos, sin, tokens, kv.stride(0), kv.stride(1), kv.stride(2), eps),
+        *(layers, cos, sin, tokens, room, kept, *kv.stride()[:3], eps),
         HKV=heads,
         D=dim,
         RANK=rank,
