@@ -7,8 +7,8 @@ from ember.backends.packing import PackedDecoder, addresses, pack
 from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
 from ember.model.checkpoint import load_decoder, save_decoder
-from tests.backends.architectures import PACKED, draw, wild
 from tests.backends.steps import BACKENDS, backend_of, step_through
+from tests.tiny import PACKED, draw, wild
 
 
 @torch.inference_mode()

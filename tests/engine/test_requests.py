@@ -10,7 +10,7 @@ from ember.backends.sampling import BadSampling, SamplingParams
 from ember.engine.engine import Engine
 from ember.engine.requests import BadPrompt
 from ember.model.checkpoint import load_decoder, save_decoder
-from tests.backends.architectures import wild
+from tests.tiny import wild
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7], [8]]
 FREE = SamplingParams(n=2, max_tokens=12, temperature=1.0, seed=5)

@@ -4,10 +4,13 @@ import logging
 from pathlib import Path
 
 from ember.studies.p1.gates.row import GateFailed, passed
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(GATES)
 def check_smoke(
     model: Path,
     *,
