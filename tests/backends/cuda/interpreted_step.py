@@ -155,7 +155,7 @@ def test_a_packed_prefill_equals_the_eager_decoder(shape, pieces):
     decoder, tokens = make(**SHAPES[shape]), draw(2, 9)
     truth = ContiguousCache(decoder.arch, 2, 12)
     expected = decoder.logits(decoder(tokens, cache=truth))
-    cache = ContiguousCache(decoder.arch, 3, 12).rows(1, 3)
+    cache = ContiguousCache.over(ContiguousCache(decoder.arch, 3, 12).kv[:, :, 1:3])
     weights, end = PackedDecoder(decoder), 0
     for piece in tokens.split(pieces, 1):
         logits = run_packed(decoder.arch, weights, piece, cache)
