@@ -8,6 +8,7 @@ to, and what a family's files say is `ember.model.families`'s.
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -80,6 +81,12 @@ class Architecture:
                 raise BadArchitecture(
                     f"architecture.{name} is {value!r}.\n"
                     f"Set it to a whole number from 1 to {most:,}."
+                )
+        for name in ("norm_eps", "rope_theta", "rope_local_theta", "query_scalar"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise BadArchitecture(
+                    f"architecture.{name} is {value!r}.\nSet it to a number above 0."
                 )
         if self.num_heads % self.num_kv_heads:
             raise BadArchitecture(
