@@ -7,7 +7,6 @@ Each switch stands for a feature the decoder has; the code never asks which fami
 to, and what a family's files say is `ember.model.families`'s.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from dataclasses import dataclass, fields
 from ember.model.families import ACTIVATIONS, family_of, sliding_but_every
 from ember.model.presets import preset_fields
 from ember.model.rope import BadArchitecture, RopeScaling
+from ember.records.errors import nearest
 from ember.records.foreign import Fields
 
 # Sizes, and the most that a model may have of each: what is above stands in no real config.
@@ -126,8 +126,7 @@ class Architecture:
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"Did you mean {near[0]}?" if near else f"Known fields: {', '.join(known)}."
+                hint = nearest(name, known).strip()
                 raise BadArchitecture(f"unknown architecture field {name!r}.\n{hint}")
         given = {  # from YAML they are lists
             name: tuple(value) if isinstance(value, list) else value
