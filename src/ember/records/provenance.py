@@ -317,7 +317,7 @@ def _pdf_keywords(path: Path, content: bytes) -> str | None:
 
 
 def _pdf_string(content: bytes, place: int) -> str:
-    """A literal string of a PDF, from behind its opening parenthesis."""
+    """A literal string of a PDF, from after its opening parenthesis."""
     escapes = {ord("n"): "\n", ord("r"): "\r", ord("t"): "\t"}
     characters = []
     while place < len(content) and content[place] != ord(")"):
