@@ -3,20 +3,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.cache.contiguous import BadCacheUse, CacheFull, ContiguousCache
-from ember.model.architecture import Architecture
+from ember.cache.base import BadCacheUse, CacheFull
+from ember.cache.contiguous import ContiguousCache
+from tests.tiny import tiny
 
-ARCH = Architecture.make(
-    model_type="qwen3",
-    hidden_size=16,
-    intermediate_size=16,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    vocab_size=8,
-    max_positions=32,
-)
+ARCH = tiny(head_dim=4, vocab_size=8, max_positions=32)
 
 
 def draw(tokens: int, batch: int = 2, seed: int = 0):
@@ -24,11 +15,22 @@ def draw(tokens: int, batch: int = 2, seed: int = 0):
     return torch.randn(2, batch, 2, tokens, 4, generator=generator).unbind()
 
 
+def append(cache: ContiguousCache, layer: int, k, v):
+    """An update with keys (B, Hkv, T, D) that are rotated already."""
+    found = cache.update(layer, k.transpose(1, 2), v.transpose(1, 2), _turned, None)
+    assert found.bias is None
+    return found.k, found.v
+
+
+def _turned(k):
+    return k.transpose(1, 2)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 2), st.sampled_from(["append", "truncate", "write"]), st.integers(0, 6)
+            st.integers(0, 2), st.sampled_from(["update", "truncate", "write"]), st.integers(0, 6)
         ),
         max_size=12,
     )
@@ -38,10 +40,10 @@ def test_any_sequence_of_operations_equals_concatenated_tensors(operations):
     model = {layer: torch.zeros(2, 2, 2, 0, 4) for layer in range(3)}
     for step, (layer, name, amount) in enumerate(operations):
         length = cache.length(layer)
-        if name == "append":
+        if name == "update":
             k, v = draw(amount, seed=step)
             model[layer] = torch.cat([model[layer], torch.stack([k, v])], 3)
-            torch.testing.assert_close(torch.stack(cache.append(layer, k, v)), model[layer])
+            torch.testing.assert_close(torch.stack(append(cache, layer, k, v)), model[layer])
         elif name == "truncate":
             cache.truncate(min(amount, length), [layer])
             model[layer] = model[layer][:, :, :, : min(amount, length)]
@@ -58,9 +60,9 @@ def test_any_sequence_of_operations_equals_concatenated_tensors(operations):
 
 def test_overflow_names_the_capacity_and_changes_nothing():
     cache = ContiguousCache(ARCH, 2, 5)
-    cache.append(0, *draw(4))
+    append(cache, 0, *draw(4))
     with pytest.raises(CacheFull, match=r"6 tokens(.|\n)*capacity is 5(.|\n)*capacity=6"):
-        cache.append(0, *draw(2))
+        append(cache, 0, *draw(2))
     assert cache.length(0) == 4
 
 
@@ -68,7 +70,7 @@ def test_spread_repeats_rows_and_rows_share_memory():
     cache = ContiguousCache(ARCH, 6, 8)
     first = cache.rows(0, 2)
     for layer in range(3):
-        first.append(layer, *draw(5, seed=layer))
+        append(first, layer, *draw(5, seed=layer))
     cache.spread(2, 5)
     for layer in range(3):
         k, v = cache.read(layer)
@@ -80,7 +82,7 @@ def test_spread_repeats_rows_and_rows_share_memory():
 def test_segment_has_the_prefix_caches_layout():
     cache = ContiguousCache(ARCH, 2, 8)
     for layer in range(3):
-        cache.append(layer, *draw(5, seed=layer))
+        append(cache, layer, *draw(5, seed=layer))
     segment = cache.segment(1, 2, 5)
     assert segment.shape == (3, 2, 2, 3, 4)
     for layer in range(3):
@@ -99,7 +101,7 @@ def test_one_row_is_written_to_all():
 
 def test_some_layers_only():
     cache = ContiguousCache(ARCH, 1, 8, layers=range(1, 3))
-    cache.append(2, *draw(3, batch=1))
+    append(cache, 2, *draw(3, batch=1))
     assert (cache.length(1), cache.length(2)) == (0, 3)
     with pytest.raises(BadCacheUse, match="layer 0 is not in this cache"):
         cache.length(0)
@@ -121,7 +123,7 @@ def test_gradients_are_refused():
     cache = ContiguousCache(ARCH, 2, 8)
     k, v = draw(1)
     with pytest.raises(BadCacheUse, match="keeps no gradients"):
-        cache.append(0, k.requires_grad_(), v)
+        append(cache, 0, k.requires_grad_(), v)
 
 
 def test_reset_advance_and_bytes():

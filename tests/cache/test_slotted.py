@@ -5,22 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ember.cache.contiguous import BadCacheUse
+from ember.cache.base import BadCacheUse
 from ember.cache.slotted import Size, SlottedCache, size_for
 from ember.measure.memory import NotEnoughMemory
-from ember.model.architecture import Architecture
+from tests.tiny import tiny
 
-ARCH = Architecture.make(
-    model_type="llama",
-    hidden_size=8,
-    intermediate_size=8,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    vocab_size=7,
-    max_positions=64,
-)
+ARCH = tiny(num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, vocab_size=7)
 
 
 def make(prompt_tokens=20, rows=3, row_tokens=4) -> SlottedCache:
@@ -52,7 +42,7 @@ def test_a_view_writes_into_its_run_alone():
     run = cache.reserve(3)
     view = cache.view(run)
     for layer in range(2):
-        view.append(layer, torch.ones(1, 1, 3, 4), torch.full((1, 1, 3, 4), 2.0))
+        view.write(layer, 0, torch.ones(1, 1, 3, 4), torch.full((1, 1, 3, 4), 2.0))
     keys, values = cache.segment(run, 1)
     assert keys.unique().tolist() == [1.0]
     assert values.unique().tolist() == [2.0]

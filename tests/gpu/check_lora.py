@@ -14,14 +14,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
 from ember.lora.adapter import draw_adapter, linears
 from ember.lora.kernels import TILE, Launch, Matrix, Tile
 from ember.lora.merge import Merger
 from ember.lora.store import AdapterStore
 from ember.measure.roofline import copy_bandwidth_gb_s
-from ember.model.architecture import PRESETS, Architecture
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
 
 SIZES = {
@@ -94,7 +94,7 @@ def check_graphs() -> None:
         store.load(f"a{seed}", drawn(decoder, seed).scaled(8.0))
     for _ in range(3):
         base = engine.generate(prompts, sampling)[0][0]
-    step = engine._slot(1).step
+    backend = engine.backend
     for seed in (1, 2, 1):
         store.activate(f"a{seed}")
         found = engine.generate(prompts, sampling)[0][0]
@@ -107,7 +107,7 @@ def check_graphs() -> None:
         assert found.tokens != base.tokens
     store.deactivate()
     assert engine.generate(prompts, sampling)[0][0].tokens == base.tokens
-    assert engine._slot(1).step is step
+    assert engine.backend is backend
     print("graphs: replayed steps and prefills see each swap")
 
 
@@ -124,7 +124,7 @@ def timed(call, repeats=30) -> float:
 
 @torch.no_grad()
 def tune(modes=(False,)) -> None:
-    decoder = random_decoder(PRESETS["qwen3-4b"], 0, "cuda", torch.bfloat16)
+    decoder = random_decoder(Architecture.make("qwen3-4b"), 0, "cuda", torch.bfloat16)
     adapters = [drawn(decoder, seed) for seed in (1, 2)]
     weights = [linears(decoder)[key].weight for key in adapters[0]]
     traffic = 2 * sum(w.nbytes for w in weights)

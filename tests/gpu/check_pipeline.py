@@ -17,23 +17,24 @@ from pathlib import Path
 
 import torch
 
-from ember.engine.pipeline.pipeline import Pipeline
-from ember.engine.sampling import SamplingParams
-from ember.experiments.fetch_model import fetch_model
-from ember.experiments.pipeline_summary import summarise_pipeline
-from ember.experiments.pipeline_sweep import profile_layers, profile_stages, sweep_splits
-from ember.experiments.workload import make_workload
+from ember.backends.sampling import SamplingParams
 from ember.measure.system import hardware
 from ember.model.architecture import Architecture
+from ember.pipeline.pipeline import Pipeline
 from ember.records.provenance import collect
-from ember.records.schemas.pipeline import (
+from ember.records.tables import write_table
+from ember.studies.p1.pipeline.measure import profile_layers, sweep_splits
+from ember.studies.p1.pipeline.summary import summarise_pipeline
+from ember.studies.p1.pipeline.tables import (
     LAYER_COSTS,
     PIPELINE,
     PIPELINE_EVENTS,
     PIPELINE_RUNS,
 )
-from ember.records.schemas.rollout import ROLLOUT_PROFILE
-from ember.records.tables import write_table
+from ember.studies.p1.profile.stages import profile_stages
+from ember.studies.p1.profile.tables import ROLLOUT_PROFILE
+from ember.studies.p1.workload.make import make_workload
+from ember.studies.shared.models.fetch import fetch_model
 
 SMALL = {
     "model_type": "qwen3",

@@ -13,12 +13,12 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ember.experiments.decode_roofline import measure_decode
-from ember.experiments.fetch_model import fetch_model
 from ember.measure.system import hardware
 from ember.records.provenance import collect
-from ember.records.schemas.roofline import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
 from ember.records.tables import write_table
+from ember.studies.p1.roofline.measure import measure_decode
+from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
+from ember.studies.shared.models.fetch import fetch_model
 
 SAMPLINGS = [{"temperature": 1.0}, {"temperature": 1.0, "top_k": 50, "top_p": 0.9}]
 

@@ -14,18 +14,16 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ember.experiments.fetch_model import fetch_model
-from ember.experiments.rollout_consistency import check_consistency
-from ember.experiments.rollout_throughput import measure_rollouts, summarise_rollouts
-from ember.experiments.workload import make_workload
 from ember.measure.system import hardware
 from ember.records.provenance import collect
-from ember.records.schemas.rollout_core import (
-    ROLLOUT_CONSISTENCY,
-    ROLLOUT_SPEED,
-    ROLLOUT_THROUGHPUT,
-)
 from ember.records.tables import write_table
+from ember.studies.p1.consistency.measure import check_consistency
+from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
+from ember.studies.p1.rollout.measure import measure_rollouts
+from ember.studies.p1.rollout.summary import summarise_rollouts
+from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
+from ember.studies.p1.workload.make import make_workload
+from ember.studies.shared.models.fetch import fetch_model
 
 POINTS = ["4x8:8", "16x8:32", "100x8:64", "100x8:128", "100x8:256", "64x1:64", "24x16:64"]
 

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from ember.lora.adapter import ATTENTION, Adapter, BadAdapter
 from ember.lora.merge import Merger
 from ember.lora.peft import CONFIG, WEIGHTS, load_adapter, save_adapter
-from tests.lora.tiny import adapter_of, logits, saved, tiny_decoder
+from tests.lora.adapters import adapter_of, logits, saved
+from tests.tiny import wild
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -47,7 +50,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_what_peft_writes_gives_its_logits(option, tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     settings = {"r": 4, "lora_alpha": 6, "target_modules": list(ATTENTION)} | OPTIONS[option]
     model = peft.get_peft_model(peer_of(decoder, tmp_path), peft.LoraConfig(**settings)).eval()
     generator = torch.Generator().manual_seed(5)
@@ -65,7 +68,7 @@ def test_what_peft_writes_gives_its_logits(option, tmp_path):
 
 @pytest.mark.parametrize("kind", ["uniform", "ranks and layers differ", "bfloat16"])
 def test_what_is_written_peft_loads_with_equal_logits(kind, tmp_path, caplog):
-    decoder = tiny_decoder()
+    decoder = wild()
     adapter = adapter_of(decoder, rank=4)
     if kind == "ranks and layers differ":
         more = adapter_of(decoder, 2, rank=3, alpha=1.7, projections=("q_proj", "up_proj"))
@@ -86,7 +89,7 @@ def test_what_is_written_peft_loads_with_equal_logits(kind, tmp_path, caplog):
 
 
 def test_the_user_scale_multiplies_the_adapters_own(tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     adapter = adapter_of(decoder)
     save_adapter(adapter, tmp_path / "a", arch=decoder.arch)
     assert load_adapter(tmp_path / "a", scale=0.5).hash == adapter.scaled(0.5).hash
@@ -94,7 +97,7 @@ def test_the_user_scale_multiplies_the_adapters_own(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     return save_adapter(adapter_of(decoder), tmp_path / "good", arch=decoder.arch)
 
 
@@ -112,10 +115,18 @@ def folder(tmp_path):
         ({"init_lora_weights": "pissa_niter_4"}, "pissa"),
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"r": 8}, "gives it rank 8"),
-        ({"r": "4"}, "whole numbers"),
+        ({"r": "4"}, "not a whole number"),
         ({"rank_pattern": {"q_proj": 3}}, "gives it rank 3"),
         ({"rank_pattern": {"(": 3}}, "regular expression"),
-        ({"lora_alpha": "16"}, "not numbers"),
+        ({"lora_alpha": "16"}, "not a number"),
+        ({"r": [4]}, "not a whole number"),
+        ({"r": 0}, "from 1 on"),
+        ({"lora_alpha": True}, "not a number"),
+        ({"rank_pattern": [4]}, "not an object"),
+        ({"rank_pattern": {"(a+)+$": 3}}, "repeats groups"),
+        ({"rank_pattern": {".*" * 30 + "z": 3}}, "repeats too often"),
+        ({"use_rslora": "yes"}, "not true or false"),
+        ({"peft_type": ["LORA"]}, "not a text"),
     ],
 )
 def test_configurations_that_are_refused(folder, change, message):
@@ -137,6 +148,17 @@ def test_missing_and_truncated_files(folder, name):
         load_adapter(folder)
 
 
+def test_a_pipe_is_refused_and_not_waited_for(folder):
+    for name in (CONFIG, WEIGHTS):
+        whole = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(BadAdapter, match="a pipe, a socket or a device"):
+            load_adapter(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(whole)
+
+
 def edited(folder, edit):
     tensors = load_file(folder / WEIGHTS)
     edit(tensors)
@@ -146,15 +168,32 @@ def edited(folder, edit):
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
+# What PEFT, too, puts on no layer of a text model, but without a word.
+OF_OTHER_MODULES = [
+    "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+    "base_model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight",
+    "base_model.model.model.layers.0.cross_attn.q_proj.lora_A.weight",
+    "base_model.model.model.layers.0.self_attn.inner.q_proj.lora_A.weight",
+    "base_model.model.model.layers.00.self_attn.q_proj.lora_A.weight",
+    "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight",
+    "base_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+]
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda t: t.pop(FIRST), "no lora_A"),
-        (lambda t: t.update({FIRST: t[FIRST].to(torch.int8)}), "int8"),
+        (lambda t: t.update({FIRST: t[FIRST].to(torch.int8)}), "is I8"),
+        (lambda t: t.update({FIRST: t[FIRST].to(torch.complex64)}), "is C64"),
         (lambda t: t.update({FIRST: t[FIRST][:2].clone()}), "gives it rank"),
         (lambda t: t.update({FIRST: t[FIRST][0].clone()}), "a factor is a matrix"),
         (lambda t: t.update({FIRST: torch.full_like(t[FIRST], torch.inf)}), "NaN or infinity"),
         (lambda t: t.update({"lm_head.weight": t[FIRST].clone()}), "no factor of a linear layer"),
+        *(
+            (lambda t, name=name: t.update({name: t[FIRST].clone()}), re.escape(name[:25]))
+            for name in OF_OTHER_MODULES
+        ),
         (lambda t: t.clear(), "changes nothing"),
     ],
 )
@@ -165,7 +204,7 @@ def test_tensors_that_are_refused(folder, edit, message):
 
 
 def test_projections_without_a_counterpart_are_not_written(tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     part = next(iter(adapter_of(decoder).values()))
     with pytest.raises(BadAdapter, match="no counterpart"):
         save_adapter(Adapter({(0, "qkv"): part}), tmp_path / "a", arch=decoder.arch)

@@ -4,15 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.model.architecture import (
-    ACTIVATIONS,
-    FAMILIES,
-    PRESETS,
-    Architecture,
-    BadArchitecture,
-    RopeScaling,
-    UnsupportedModel,
-)
+from ember.model.architecture import Architecture
+from ember.model.families import ACTIVATIONS, FAMILIES
+from ember.model.presets import PRESETS
+from ember.model.rope import BadArchitecture, RopeScaling, UnsupportedModel
 
 SIZES = {
     "hidden_size": 32,
@@ -42,11 +37,11 @@ SIZES = {
     ],
 )
 def test_presets_have_the_published_parameter_counts(preset, parameters):
-    assert PRESETS[preset].parameter_count() == parameters
+    assert Architecture.make(preset).parameter_count() == parameters
 
 
 def test_kv_bytes_of_qwen3_4b():
-    assert PRESETS["qwen3-4b"].kv_bytes_per_token(2) == 147_456
+    assert Architecture.make("qwen3-4b").kv_bytes_per_token(2) == 147_456
 
 
 @st.composite
@@ -94,18 +89,18 @@ def test_transformers_keeps_what_the_config_says(arch):
 def test_transformers_reads_the_config_as_the_same_model():
     from transformers import AutoConfig
 
-    for arch in PRESETS.values():
+    for arch in map(Architecture.make, PRESETS):
         config = arch.to_hf()
         read = AutoConfig.for_model(**config).to_dict()
         assert Architecture.from_hf(read) == arch
 
 
 def test_reads_the_config_style_of_transformers_4():
-    config = PRESETS["llama-3.2-1b"].to_hf()
+    config = Architecture.make("llama-3.2-1b").to_hf()
     rope = config.pop("rope_parameters")
     rope.pop("rope_theta")
     config["rope_scaling"] = rope
-    assert Architecture.from_hf(config) == PRESETS["llama-3.2-1b"]
+    assert Architecture.from_hf(config) == Architecture.make("llama-3.2-1b")
 
 
 # As they stand in the models' repositories, written by Transformers 4, less what is not read.
@@ -156,11 +151,11 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_reads_published_configs(preset):
-    assert Architecture.from_hf(PUBLISHED[preset]) == PRESETS[preset]
+    assert Architecture.from_hf(PUBLISHED[preset]) == Architecture.make(preset)
 
 
 def test_gemma_layers_slide_but_every_sixth():
-    arch = PRESETS["gemma-3-1b"]
+    arch = Architecture.make("gemma-3-1b")
     assert [layer for layer in range(26) if arch.window(layer) is None] == [5, 11, 17, 23]
     assert arch.window(0) == 512
     assert arch.rope_is_local(0)
@@ -232,7 +227,7 @@ def test_missing_sizes_and_unknown_presets_are_named():
 )
 def test_unsupported_configs_are_refused_by_name(change, message):
     with pytest.raises(UnsupportedModel, match=message):
-        Architecture.from_hf(PRESETS["qwen3-0.6b"].to_hf() | change)
+        Architecture.from_hf(Architecture.make("qwen3-0.6b").to_hf() | change)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +250,7 @@ def test_what_gemma_may_have_but_the_decoder_has_not_is_refused(change, message)
 
 
 def test_an_incomplete_config_names_the_missing_key():
-    config = PRESETS["qwen3-0.6b"].to_hf()
+    config = Architecture.make("qwen3-0.6b").to_hf()
     del config["vocab_size"]
     with pytest.raises(BadArchitecture, match="vocab_size"):
         Architecture.from_hf(config)

@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.cache.base import KVRead
 from ember.cache.contiguous import ContiguousCache
-from ember.model.architecture import Architecture, RopeScaling
-from ember.model.decoder import Decoder, attend, attend_near
+from ember.model.architecture import Architecture
+from ember.model.decoder import Decoder, attend, attend_explicitly, attend_near
 from ember.model.names import from_hf
+from ember.model.rope import RopeScaling
 from tests.model.drawn import architectures, decoder_of, tokens_of
 
 TOLERANCE = 1e-4
@@ -77,11 +79,12 @@ def make_pair(model_type: str, changes: dict, seed: int = 0):
 
 
 def our_state(arch: Architecture, state: dict) -> dict:
-    """A Transformers state by our names."""
+    """A Transformers state by our names, a tied head left out."""
     return {
         ours: piece
         for name, tensor in state.items()
         for ours, piece in from_hf(arch, name, tensor).items()
+        if not (arch.tie_embeddings and ours == "lm_head.weight")
     }
 
 
@@ -349,6 +352,93 @@ def test_attention_within_a_window_equals_its_definition(heads, tokens, past, wi
     expected = scores.softmax(-1) @ wide_v
     close(attend_near(q, k, v, window), expected)
     close(attend_near(q.requires_grad_(), k, v, window), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([(1, 1), (4, 1), (4, 2)]),
+    st.integers(1, 14),
+    st.integers(0, 9),
+    st.none() | st.integers(1, 12),
+    st.sampled_from([(1, 1, 1), (2, 4, 16), (1, 4, 1)]),
+    st.sampled_from([1, 3, 256]),
+)
+def test_explicit_attention_equals_its_definition(heads, tokens, past, window, shape, at_once):
+    """With a bias of any shape, in blocks of any size; without one it is the fast attention."""
+    q_heads, kv_heads = heads
+    generator = torch.Generator().manual_seed(tokens * 10 + past)
+    keys = past + tokens
+    q = torch.randn(2, q_heads, tokens, 8, generator=generator)
+    k, v = torch.randn(2, 2, kv_heads, keys, 8, generator=generator).unbind()
+    batch, bias_heads, queries = shape
+    size = (batch, min(bias_heads, q_heads), queries, keys)
+    bias = torch.randn(size, generator=generator)
+    wide_k, wide_v = (x.repeat_interleave(q_heads // kv_heads, 1) for x in (k, v))
+    query, key = torch.arange(past, keys)[:, None], torch.arange(keys)
+    unseen = key > query if window is None else (key > query) | (key <= query - window)
+    scores = q @ wide_k.mT / 8**0.5 + bias[:, :, -tokens:]
+    shares = scores.masked_fill(unseen, -torch.inf).softmax(-1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ember.model.decoder.QUERIES_AT_ONCE", at_once)
+        found, mass = attend_explicitly(q, k, v, bias, window)
+        plain, plain_mass = attend_explicitly(q, k, v, window=window)
+    close(found, shares @ wide_v)
+    close(mass, shares.sum(2))
+    close(plain, attend(q, k, v) if window is None else attend_near(q, k, v, window))
+    close(plain_mass.sum(-1), torch.full((2, q_heads), float(tokens)))
+
+
+class Curious(ContiguousCache):
+    """Asks for attention mass, and gives a bias if there is one."""
+
+    wants_mass = True
+    bias = None
+
+    def update(self, layer, k, v, rotation, source):
+        self.seen = getattr(self, "seen", {}) | {layer: source}
+        return KVRead(*super().update(layer, k, v, rotation, source)[:2], self.bias)
+
+    def observe(self, layer, mass):
+        self.mass = getattr(self, "mass", {}) | {layer: mass}
+
+
+@settings(max_examples=40, deadline=None)
+@given(architectures(), st.integers(1, 9), st.integers(0, 9), st.integers(1, 9))
+def test_a_cache_is_told_what_it_asks_for(arch, tokens, past, last):
+    """Outputs stay, mass is one a query, and `source` is what keys were projected from."""
+    decoder, prompt = decoder_of(arch), tokens_of(arch, 2, past + tokens)
+    with torch.inference_mode():
+        plain = new_cache(decoder, 2, dtype=torch.float64)
+        curious = Curious(arch, 2, 64, dtype=torch.float64)
+        sources = {}
+        for cache in (plain, curious) if past else ():
+            decoder(prompt[:, :past], cache=cache)
+        expected = decoder(
+            prompt[:, past:],
+            cache=plain,
+            last=last,
+            tap=lambda layer, name, x: name == "attn_in" and sources.__setitem__(layer, x),
+        )
+        found = decoder(prompt[:, past:], cache=curious, last=last)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    for layer in range(arch.num_layers):
+        queries = min(last, tokens) if layer == arch.num_layers - 1 else tokens
+        mass = curious.mass[layer]
+        assert mass.shape == (2, arch.num_heads, past + tokens)
+        torch.testing.assert_close(mass.sum(-1), torch.full_like(mass[..., 0], float(queries)))
+        torch.testing.assert_close(curious.seen[layer], sources[layer], atol=1e-9, rtol=1e-9)
+
+
+@torch.inference_mode()
+def test_a_bias_of_minus_infinity_hides_a_token(decoder):
+    """Hiding all tokens of a prefix leaves what the rest gives at its own positions."""
+    tokens = draw_tokens(1, 9)
+    cache = Curious(decoder.arch, 1, 16)
+    decoder(tokens[:, :4], cache=cache)
+    cache.bias = torch.where(torch.arange(9) < 4, -torch.inf, 0.0).view(1, 1, 1, 9)
+    found = decoder(tokens[:, 4:], cache=cache)
+    close(found, decoder(tokens[:, 4:], positions=torch.arange(4, 9)))
+    assert cache.mass[0][..., :4].sum() == 0
 
 
 def test_a_small_share_of_a_large_value_is_kept_in_half_precision():

@@ -16,8 +16,8 @@ from ember.operations.plan import BadPlan, PlannedJob, Settings
 from ember.records.atomic import atomic_file
 from ember.records.code import code_hash
 from ember.records.provenance import collect, describe, file_hashes, source_root, write_sidecar
-from ember.records.schemas.decisions import READINESS
 from ember.records.tables import write_table
+from ember.studies.paper.readiness.tables import READINESS
 
 
 def row() -> dict:

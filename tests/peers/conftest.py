@@ -1,9 +1,8 @@
-"""The model that the tests of experiments use, and the environment of llama.cpp."""
+"""The environment of llama.cpp."""
 
 import pytest
 
 from ember.records.provenance import source_root
-from tests.experiments.conftest import random_model as random_model
 
 LLAMA = source_root() / ".venv-llama" / "bin" / "python"
 

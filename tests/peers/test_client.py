@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
-from ember.engine.sampling import SamplingParams
 from ember.model.checkpoint import load_decoder
 from ember.peers import serve
 from ember.peers.client import ADAPTERS, Peer, PeerFailed, PeerMissing
@@ -144,7 +144,7 @@ def test_two_stages_give_the_engines_tokens(random_model):
 
 
 def test_two_stages_without_two_devices_are_missing(monkeypatch):
-    from ember.engine.pipeline import pipeline
+    from ember.pipeline import pipeline
 
     monkeypatch.setattr(pipeline, "why_no_stages", lambda device: "two stages need two GPUs")
     answered = io.StringIO()

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ember.measure.statistics import interval
 from ember.policies.cost import (
     Measured,
     MissingMeasurement,
     Point,
     Prices,
-    interval,
     naive_cost,
     plans_of,
     policy_cost,

@@ -16,8 +16,8 @@ from tests.workflow.conftest import SMOKE, Checkout
 
 pytestmark = pytest.mark.slow
 
-COST = "results/smoke/p1/cumulative_cost.parquet"
-ROUNDS = "results/smoke/p1/policy_rounds.parquet"
+COST = "results/smoke/p1/policies/cost.parquet"
+ROUNDS = "results/smoke/p1/policies/rounds.parquet"
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_what_snakemake_does_not_see_is_found_and_fixed(copy, damage, kind, path
 
 
 def test_other_code_and_another_setting_make_products_stale(copy):
-    code = copy.path / "src/ember/figures/p1_fig3.py"
+    code = copy.path / "src/ember/studies/p1/policies/figure.py"
     code.write_text(code.read_text() + "\n\ndef _added_by_the_test():\n    return 1\n")
     setting = copy.path / "config/config.yaml"
     text = setting.read_text()

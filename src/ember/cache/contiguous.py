@@ -3,7 +3,7 @@
 Contract. Layers fill independently (a forward may run some of them), but all rows of a layer have
 the same length. Keys are stored rotated for the positions 0, 1, …, so tokens may be appended, cut
 off at the end or overwritten, but not moved. Layers that slide over a window keep all tokens too.
-Nothing is allocated after construction; what `append` and `read` return are views of the block.
+Nothing is allocated after construction; what `update` and `read` return are views of the block.
 """
 
 from collections.abc import Iterable
@@ -11,22 +11,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead
 from ember.model.architecture import Architecture
-from ember.records.errors import EmberError
+from ember.model.decoder import KeyRotation
 
 
-class CacheFull(EmberError):
-    """More tokens than the cache was made for."""
-
-
-class BadCacheUse(EmberError):
-    """A layer, row or position that the cache does not hold, or gradients it cannot keep."""
-
-
-class ContiguousCache:
+class ContiguousCache(KVCache):
     """Keys and values of `layers` (all by default) as `kv`: (layers, 2, B, Hkv, capacity, D)."""
-
-    rotated = True  # keys are stored as attention reads them
 
     def __init__(
         self,
@@ -76,14 +67,21 @@ class ContiguousCache:
         """Tokens stored in a layer."""
         return self._lengths[self._find(layer)]
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v (B, Hkv, T, D) after what is there; returns all of it as views."""
+    def positions(self, count: int, layer: int) -> Tensor:
+        """Those directly after what the layer holds, (count,)."""
+        start = self.length(layer)
+        return torch.arange(start, start + count, device=self.kv.device)
+
+    def update(
+        self, layer: int, k: Tensor, v: Tensor, rotation: KeyRotation, source: Tensor
+    ) -> KVRead:
+        """Stores rotated keys and values after what is there; returns all of it as views."""
         place = self._find(layer)
         start = self._lengths[place]
-        self.write(layer, start, k, v)
-        stop = start + k.shape[2]
+        stop = start + k.shape[1]
+        self.write(layer, start, rotation(k), v.transpose(1, 2))
         keys, values = self._keys_values[place]
-        return keys[:, :, :stop], values[:, :, :stop]
+        return KVRead(keys[:, :, :stop], values[:, :, :stop])
 
     def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> None:
         """Stores k and v (B or 1, Hkv, T, D) at start … start + T; the length grows if need be.

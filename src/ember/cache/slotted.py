@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.cache.contiguous import BadCacheUse, ContiguousCache
+from ember.cache.base import BadCacheUse
+from ember.cache.contiguous import ContiguousCache
 from ember.measure.memory import NotEnoughMemory
 from ember.model.architecture import Architecture
 

@@ -21,9 +21,10 @@ def _run(options) -> str:
     from ember.model.folder import read_architecture
 
     read_architecture(options.model)  # before the seconds that torch takes
-    from ember.experiments.prefix_sweep import prefix_savings, sweep_prefix
-    from ember.experiments.workload import make_workload
-    from ember.records.schemas.prefix import PREFIX_SAVINGS
+    from ember.studies.p1.prefix.measure import sweep_prefix
+    from ember.studies.p1.prefix.summary import prefix_savings
+    from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
+    from ember.studies.p1.workload.make import make_workload
 
     def measure(*, model, documents, prompts, tolerance, seed, **settings) -> list[dict]:
         sweep = sweep_prefix(

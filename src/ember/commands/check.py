@@ -43,12 +43,12 @@ def _run(options) -> str:
     """
     import torch
 
-    from ember.experiments.rows import measured_on
     from ember.lora.merge import Merger
     from ember.lora.peft import load_adapter
     from ember.measure.device import resolve
     from ember.model.checkpoint import load_decoder
-    from ember.records.schemas.lora import LORA_LOGITS
+    from ember.studies.measured import measured_on
+    from ember.studies.p1.lora_logits.tables import LORA_LOGITS
 
     model, adapter, tokens = options.model, options.adapter, options.tokens
     params = {"lora_scale": options.lora_scale, "positions": options.positions}

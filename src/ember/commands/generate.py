@@ -35,6 +35,7 @@ def add(commands) -> None:
     parser.add_argument("--min-p", type=float, default=0.0)
     parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT")
     parser.add_argument("--stop-token-ids", nargs="+", type=int, default=[], metavar="ID")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
@@ -44,11 +45,11 @@ def add(commands) -> None:
 
 
 def _run(options) -> str:
-    from ember.engine.sampling import SamplingParams
-    from ember.records.schemas.completions import COMPLETIONS
+    from ember.backends.sampling import SamplingParams
+    from ember.studies.p1.completions.tables import COMPLETIONS
 
     fields = ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "seed")
-    given = {name: getattr(options, name) for name in (*fields, "stop_token_ids")}
+    given = {name: getattr(options, name) for name in (*fields, "stop_token_ids", "ignore_eos")}
     names = ("device", "dtype", "max_rows", "prefix_cache_mb")
     runtime = {name: getattr(options, name) for name in names}
     inputs, seeds = [options.model, options.prompts], {"seed": options.seed}
@@ -123,18 +124,19 @@ def generate(
 
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
-    from ember.experiments.rows import measured_on
+    from ember.engine.prefill import PrefixPrefill
     from ember.measure.device import resolve
     from ember.model.checkpoint import load_decoder
+    from ember.studies.measured import measured_on
 
     device = resolve(device)
     tokenizer = _tokenizer(model, prompts, sampling)
-    ids = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+    ids = [tokenizer.encode_prompt(p) if isinstance(p, str) else list(p) for p in prompts]
     decoder = load_decoder(model, device, getattr(torch, dtype))
     engine = Engine(
         decoder,
         capacity=capacity or max(map(len, ids), default=1) + sampling.max_tokens,
-        prefix_cache=RadixCache(int(prefix_cache_mb * 1e6)) if prefix_cache_mb else None,
+        prefill=PrefixPrefill(RadixCache(int(prefix_cache_mb * 1e6))) if prefix_cache_mb else None,
         detokenize=None if tokenizer is None else lambda t: tokenizer.decode(t, skip_special=True),
         max_rows=max_rows,
     )
@@ -148,7 +150,7 @@ def generate(
 
 def completion_rows(prompts, ids, done, sampling, about: dict) -> list[dict]:
     """Rows of COMPLETIONS for completions of prompts (text or ids, and ids)."""
-    settings = ("seed", "temperature", "top_k", "top_p", "min_p", "max_tokens")
+    settings = ("temperature", "top_k", "top_p", "min_p", "max_tokens")
     return [
         {
             "prompt": number,
@@ -162,6 +164,7 @@ def completion_rows(prompts, ids, done, sampling, about: dict) -> list[dict]:
             "raw_logprobs": list(one.raw_logprobs),
             "finish_reason": one.finish_reason,
             "stop_reason": None if one.stop_reason is None else str(one.stop_reason),
+            "seed": one.seed,
             "weights_versions": " ".join(
                 f"{version}x{len(list(run))}" for version, run in itertools.groupby(one.versions)
             ),

@@ -15,7 +15,7 @@ def _run(options) -> str:
     from ember.model.folder import read_architecture
 
     read_architecture(options.model)  # before the seconds that torch takes
-    from ember.experiments.memory_budget import memory_budget
-    from ember.records.schemas.memory import MEMORY_BUDGET
+    from ember.studies.p1.memory.measure import memory_budget
+    from ember.studies.p1.memory.tables import MEMORY_BUDGET
 
     return measured(options, "memory-budget", memory_budget, MEMORY_BUDGET)

@@ -19,9 +19,10 @@ def _run(options) -> str:
     from ember.model.folder import read_architecture
 
     read_architecture(options.model)  # before the seconds that torch takes
-    from ember.experiments.rollout_profile import prefill_share, profile_rollout
-    from ember.experiments.workload import make_workload
-    from ember.records.schemas.rollout import PREFILL_SHARE
+    from ember.studies.p1.profile.measure import profile_rollout
+    from ember.studies.p1.profile.summary import prefill_share
+    from ember.studies.p1.profile.tables import PREFILL_SHARE
+    from ember.studies.p1.workload.make import make_workload
 
     def measure(*, model, contexts, repeats, seed, **settings) -> list[dict]:
         profile = profile_rollout(

@@ -1,82 +1,71 @@
-"""Prefill: the decoder's forward, replayed as a CUDA graph where a shape comes back.
+"""How a prompt's KV comes about: computed, or its longest stored prefix copied and the rest run.
 
-Contract. `Prefill(decoder)(tokens, cache)` appends the tokens' KV to the cache and gives the logits
-of the last one. It is the decoder itself, or where packed weights are given its operations with
-kernels in between (`ember.engine.kernels.prefill`). On CUDA launching a model's kernels one by one
-takes the host about as long as a thousand tokens take the device, so the second prefill of the same
-rows, length and start is recorded and later ones are replayed. Rollouts bring the same prompts
-every round; lengths that never come back are never recorded.
+Contract. A strategy fills an empty cache with one prompt and gives the logits of its last token.
+It knows the version of the weights, and what it keeps from one call to the next belongs to that
+version alone. `ember.policies.prefill` has one more.
 """
 
-import logging
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ember.backends.forward import Forward
 from ember.cache.contiguous import ContiguousCache
-from ember.engine.packing import PackedDecoder
-from ember.model.decoder import Decoder
+from ember.cache.radix import RadixCache
 
-log = logging.getLogger(__name__)
-
-KEPT_GRAPHS = 16  # shapes remembered; their recordings share one pool of memory
+Phase = Callable[[str], AbstractContextManager]
+"""Times a block under a name."""
 
 
-@dataclass
-class _Recording:
-    graph: torch.cuda.CUDAGraph
-    tokens: Tensor  # (B, T), what a replay reads
-    logits: Tensor  # (B, V), what it writes
+class PlainPrefill:
+    """Runs every prompt as a whole, and keeps nothing."""
+
+    version: str | None = None  # until an engine says
+
+    def use_version(self, version: str) -> None:
+        """The weights are of this version from now on."""
+        self.version = version
+
+    def forget(self) -> None:
+        """Drops what was made by the present version, which turned out to be broken."""
+
+    def fill(
+        self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
+    ) -> tuple[Tensor, int]:
+        """Logits (1, V) of the prompt's last token, and how many tokens were not computed.
+
+        `cache` is empty and has one row.
+        """
+        with phase("prefill"):
+            return forward(torch.from_numpy(np.asarray([prompt], dtype=np.int64)), cache), 0
 
 
-class Prefill:
-    """Prefills one block of cache memory, and its rows. In-place changes of weights show."""
+class PrefixPrefill(PlainPrefill):
+    """Copies the longest prefix that a `RadixCache` holds, runs the rest and stores it."""
 
-    def __init__(self, decoder: Decoder, *, graphs: bool, weights: PackedDecoder | None = None):
-        """`weights`: of the decoder, for the kernels, where they cover it."""
-        self._decoder, self._graphs, self._weights = decoder, graphs, weights
-        self._shapes: OrderedDict[tuple, _Recording | None] = OrderedDict()
-        self._pool = None
+    def __init__(self, cache: RadixCache):
+        self.cache = cache
 
-    def __call__(self, tokens: Tensor, cache: ContiguousCache) -> Tensor:
-        """Runs tokens (B, T), from the host, after what `cache` holds; returns logits (B, V)."""
-        if not self._graphs or not cache.kv.is_cuda:
-            return self._run(tokens.to(cache.kv.device), cache)
-        shape = (cache.kv.storage_offset(), *tokens.shape, cache.length(0))
-        new = shape not in self._shapes
-        recording = self._shapes.pop(shape, None)
-        if new:  # the first run is also what lets libraries prepare their kernels
-            logits = self._run(tokens.to(cache.kv.device), cache)
-        else:
-            if recording is None:
-                recording = self._record(tokens, cache)
-            else:
-                cache.advance(tokens.shape[1])
-            recording.tokens.copy_(tokens)
-            recording.graph.replay()
-            logits = recording.logits.clone()
-        self._shapes[shape] = recording  # the most recently used is last
-        while len(self._shapes) > KEPT_GRAPHS:
-            self._shapes.popitem(last=False)
-        return logits
+    def use_version(self, version: str) -> None:
+        if self.version not in (None, version):
+            self.forget()
+        super().use_version(version)
 
-    def _run(self, tokens: Tensor, cache: ContiguousCache) -> Tensor:
-        if self._weights is not None:
-            from ember.engine.kernels.prefill import run_packed  # imports Triton
+    def forget(self) -> None:
+        self.cache.invalidate(self.version)
 
-            return run_packed(self._decoder.arch, self._weights, tokens, cache)
-        return self._decoder.logits(self._decoder(tokens, cache=cache, last=1))[:, 0]
-
-    def _record(self, tokens: Tensor, cache: ContiguousCache) -> _Recording:
-        """Records the run without carrying it out; the cache counts the tokens all the same."""
-        log.debug(
-            "recording the prefill of %s tokens after %d", tuple(tokens.shape), cache.length(0)
-        )
-        tokens = tokens.to(cache.kv.device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._run(tokens, cache)
-        self._pool = graph.pool()
-        return _Recording(graph, tokens, logits)
+    def fill(
+        self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
+    ) -> tuple[Tensor, int]:
+        with phase("lookup"):
+            ids = np.asarray(prompt, dtype=np.int64)
+            with self.cache.match(self.version, ids[:-1]) as match:  # the last gives the logits
+                cached = match.copy_into(cache)
+        with phase("prefill"):
+            logits = forward(torch.from_numpy(ids[None, cached:]), cache)
+        with phase("store"):
+            self.cache.insert(self.version, ids, lambda start, stop: cache.segment(0, start, stop))
+        return logits, cached

@@ -7,19 +7,24 @@ PEFT itself is not imported.
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ember.lora.adapter import ATTENTION, MLP, Adapter, BadAdapter, LowRank
+from ember.lora.adapter import ATTENTION, MLP, Adapter, BadAdapter, Key, LowRank
 from ember.model.architecture import Architecture
+from ember.model.folder import FORMATS, open_weights
 from ember.records.atomic import atomic_dir
+from ember.records.foreign import read_object, shown
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FORMATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+REMEDY = "Give a folder in PEFT's format, or save or copy the adapter again."
 
 _TENSOR = re.compile(
-    r"^base_model\.model\.(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<path>.+)\.lora_(?P<factor>[AB])\.weight$"
+    r"base_model\.model\.model\.(?P<module>layers\.(?P<layer>0|[1-9]\d{0,5})\."
+    rf"(?:self_attn\.(?P<attention>{'|'.join(ATTENTION)})|mlp\.(?P<mlp>{'|'.join(MLP)})))"
+    r"\.lora_(?P<factor>[AB])\.weight"
 )
 # Options that do not change what a saved adapter computes.
 _HARMLESS = {
@@ -41,26 +46,24 @@ def load_adapter(folder: str | Path, *, scale: float = 1.0) -> Adapter:
     configuration's, and values that are not finite.
     """
     folder = Path(folder)
-    config = _read_config(folder)
-    factors = _read_factors(folder)
+    config = _read_config(folder / CONFIG)
     parts = {}
-    for (layer, path), pair in factors.items():
-        name = path.rpartition(".")[2]
-        module = f"layers.{layer}.{path}"
+    for (layer, name), pair in _read_factors(folder / WEIGHTS).items():
+        module = _path(layer, name)
         if missing := {"A", "B"} - set(pair):
             raise BadAdapter(
                 f"{folder / WEIGHTS} has no lora_{missing.pop()} of {module}.\n"
                 "Save or copy the adapter again."
             )
-        rank = _of_module(config["rank_pattern"], module, config["r"])
+        rank = _of_module(config.ranks, module, config.rank)
         if pair["A"].shape[0] != rank or pair["B"].shape[-1] != rank:
             raise BadAdapter(
                 f"{folder}: {module} has A {tuple(pair['A'].shape)} and B "
                 f"{tuple(pair['B'].shape)}, but {CONFIG} gives it rank {rank} "
-                "(r, or its entry in rank_pattern).\nSave the adapter again, or mend the pattern."
+                "(r, or its entry in rank_pattern).\nSave the adapter again, or correct that."
             )
-        alpha = _of_module(config["alpha_pattern"], module, config["lora_alpha"])
-        own = alpha / (rank**0.5 if config["use_rslora"] else rank)
+        alpha = _of_module(config.alphas, module, config.alpha)
+        own = alpha / (rank**0.5 if config.rslora else rank)
         parts[layer, name] = LowRank(pair["A"].float(), pair["B"].float(), own * scale)
     return Adapter(parts, folder.name or str(folder))
 
@@ -121,101 +124,94 @@ def save_adapter(
     return Path(folder)
 
 
-def _read_config(folder: Path) -> dict:
+@dataclass(frozen=True)
+class _Config:
+    """What a configuration says of ranks and scalings."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+
+
+def _read_config(path: Path) -> _Config:
     """The configuration with defaults, checked option by option."""
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadAdapter(
-            f"{path} is missing.\nGive a folder in PEFT's format ({CONFIG} and {WEIGHTS})."
-        ) from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise BadAdapter(f"{path} is not valid JSON ({error}).\nSave or copy it again.") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
+    config = read_object(path, BadAdapter, REMEDY)
+    if (kind := config.get("peft_type", str, None)) != "LORA":
         raise BadAdapter(f"{path} describes a {kind} adapter.\nOnly LORA can be loaded here.")
-    if config.get("bias", "none") != "none":
+    if (bias := config.get("bias", str, "none")) != "none":
         raise BadAdapter(
-            f"{path}: bias is {config['bias']!r}, and trained biases are not loaded.\n"
+            f"{path}: bias is {shown(bias)}, and trained biases are not loaded.\n"
             "Train with bias 'none'."
         )
-    init = config.get("init_lora_weights", True)
+    init = config.content.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_MOVES_BASE):
         raise BadAdapter(
-            f"{path}: init_lora_weights {init!r} changed the base model's weights too.\n"
+            f"{path}: init_lora_weights {shown(init)} changed the base model's weights too.\n"
             "Save it with PEFT's path_initial_model_for_weight_conversion, which makes it plain."
         )
     for option, value in config.items():
         if option not in _HARMLESS | _READ | {"init_lora_weights"} and value:
             raise BadAdapter(
-                f"{path}: option {option} = {value!r} is not supported.\n"
+                f"{path}: option {shown(option)} = {shown(value)} is not supported.\n"
                 "Train and save the adapter without it, or merge it with PEFT."
             )
-    read = {"r": 8, "lora_alpha": 8, "use_rslora": False} | {
-        name: config[name] for name in ("r", "lora_alpha", "use_rslora") if name in config
-    }
-    for name in ("rank_pattern", "alpha_pattern"):
-        read[name] = config.get(name) or {}
-    _check_numbers(path, read)
-    return read
+    ranks, alphas = config.object("rank_pattern"), config.object("alpha_pattern")
+    for pattern in (*ranks, *alphas):
+        _check_pattern(path, pattern)
+    return _Config(
+        rank=config.get("r", int, 8, low=1),
+        alpha=config.get("lora_alpha", float, 8.0),
+        rslora=config.get("use_rslora", bool, False),
+        ranks=ranks.values_of(int, low=1),
+        alphas=alphas.values_of(float),
+    )
 
 
-def _check_numbers(path: Path, config: dict) -> None:
-    def number(value) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-    ranks = [config["r"], *config["rank_pattern"].values()]
-    if not all(number(rank) and float(rank).is_integer() for rank in ranks):
-        raise BadAdapter(f"{path}: ranks {ranks} are not all whole numbers above 0.\nMend r.")
-    alphas = [config["lora_alpha"], *config["alpha_pattern"].values()]
-    if not all(isinstance(a, int | float) and not isinstance(a, bool) for a in alphas):
-        raise BadAdapter(f"{path}: lora_alpha {alphas} are not numbers.\nMend lora_alpha.")
-    for pattern in (*config["rank_pattern"], *config["alpha_pattern"]):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise BadAdapter(
-                f"{path}: {pattern!r} is no regular expression ({error}).\nMend the pattern."
-            ) from None
-
-
-def _read_factors(folder: Path) -> dict[tuple[int, str], dict[str, torch.Tensor]]:
-    """A and B by layer and path within it."""
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / WEIGHTS
-    if not path.is_file():
+def _check_pattern(path: Path, pattern: str) -> None:
+    """Refuses what is no regular expression, or one that could take for ever to match."""
+    repeats = len(re.findall(r"[*+?{]", pattern))
+    if len(pattern) > 1000 or repeats > 4 or re.search(r"\)[*+?{]|\\[1-9]", pattern):
         raise BadAdapter(
-            f"{path} is missing.\nGive a folder in PEFT's format; save with safe_serialization."
+            f"{path}: the pattern {shown(pattern)} repeats groups, or repeats too often.\n"
+            "Name the modules in rank_pattern or alpha_pattern more plainly."
         )
-    found: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
     try:
-        with safe_open(path, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 (not a dict)
-                match = _TENSOR.match(name)
-                if match is None:
-                    raise BadAdapter(
-                        f"{path} holds {name}, which is no factor of a linear layer.\n"
-                        "Only LoRA on the layers' projections is supported."
-                    )
-                tensor = stream.get_tensor(name)
-                if tensor.dtype not in FORMATS:
-                    raise BadAdapter(
-                        f"{path}: {name} is {tensor.dtype}.\n"
-                        "Save the adapter in float32, bfloat16 or float16."
-                    )
-                if tensor.ndim != 2:
-                    raise BadAdapter(
-                        f"{path}: {name} has shape {tuple(tensor.shape)}, a factor is a matrix.\n"
-                        "Save the adapter again."
-                    )
-                key = int(match["layer"]), match["path"]
-                found.setdefault(key, {})[match["factor"]] = tensor
-    except (SafetensorError, OSError) as error:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
         raise BadAdapter(
-            f"{path} is truncated or no safetensors file ({error}).\nSave or copy it again."
+            f"{path}: {shown(pattern)} is no regular expression ({error}).\n"
+            "Correct rank_pattern or alpha_pattern."
         ) from None
+
+
+def _read_factors(path: Path) -> dict[Key, dict[str, torch.Tensor]]:
+    """A and B by layer and projection. A tensor of any other module is refused by name.
+
+    PEFT would leave it out without a word, and the adapter would do less than it was trained to.
+    """
+    found: dict[Key, dict[str, torch.Tensor]] = {}
+    with open_weights(path, "pt", BadAdapter, REMEDY) as stream:
+        for name in sorted(stream.keys()):
+            match = _TENSOR.fullmatch(name)
+            if match is None:
+                raise BadAdapter(
+                    f"{path} holds {shown(name)}, which is no factor of a linear layer of a text "
+                    "model.\nOnly LoRA on the projections of attention and MLP is supported."
+                )
+            if (kind := stream.get_slice(name).get_dtype()) not in FORMATS:
+                raise BadAdapter(
+                    f"{path}: {name} is {kind}.\nSave the adapter in float32, bfloat16 or float16."
+                )
+            tensor = stream.get_tensor(name)
+            if tensor.ndim != 2:
+                raise BadAdapter(
+                    f"{path}: {name} has shape {tuple(tensor.shape)}, a factor is a matrix.\n"
+                    "Save the adapter again."
+                )
+            key = int(match["layer"]), match["attention"] or match["mlp"]
+            found.setdefault(key, {})[match["factor"]] = tensor
     return found
 
 

@@ -9,18 +9,19 @@ On CUDA a phase is a pair of events in the current stream, so that measuring it 
 host wait; `times_ms` waits once, at the end. On the CPU it is `time.perf_counter`.
 """
 
-import math
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from ember.measure.device import synchronize
 from ember.records.errors import EmberError
 
+T = TypeVar("T")
+
 
 class BadTiming(EmberError):
-    """Phases that overlap, or samples that cannot be summarised."""
+    """Phases that overlap, or nothing to time."""
 
 
 class PhaseClock:
@@ -85,6 +86,18 @@ class PhaseClock:
         return event
 
 
+def timed(call: Callable[[], T], device: str = "cpu") -> tuple[float, T]:
+    """Milliseconds by the host's clock until the device is done, and what the call gives.
+
+    What the host needs is in it, unlike in a phase on CUDA.
+    """
+    synchronize(device)
+    began = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return (time.perf_counter() - began) * 1e3, result
+
+
 def repeat(
     call: Callable[[], object], *, warmup: int, repeats: int, device: str = "cpu"
 ) -> list[float]:
@@ -101,38 +114,3 @@ def repeat(
             call()
         samples.append(clock.times_ms()["call"])
     return samples
-
-
-def summarise(samples: Sequence[float]) -> dict:
-    """n, median, mean, std (n - 1), cv (std / mean), p10, p50, p90, min and max of the samples.
-
-    std and cv are None for a single sample, cv also for a mean of zero: they are unknown there.
-    Percentiles interpolate linearly, like numpy's default.
-    """
-    values = sorted(float(sample) for sample in samples)
-    if not values:
-        raise BadTiming("no samples to summarise\nrecord at least one")
-    if not all(map(math.isfinite, values)):
-        raise BadTiming(f"samples hold NaN or infinity: {values}\nfind out what was measured")
-    mean = statistics.fmean(values)
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {
-        "n": len(values),
-        "median": percentile(values, 50),
-        "mean": mean,
-        "std": std,
-        "cv": std / mean if std is not None and mean else None,
-        "p10": percentile(values, 10),
-        "p50": percentile(values, 50),
-        "p90": percentile(values, 90),
-        "min": values[0],
-        "max": values[-1],
-    }
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Percentile of ascending values, interpolated linearly between neighbours."""
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

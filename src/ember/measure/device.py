@@ -30,6 +30,15 @@ def resolve(device: str) -> str:
     return device
 
 
+def device_name(device: str) -> str:
+    """Name of the device, as the tables have it: the GPU's, or cpu."""
+    if not device.startswith("cuda"):
+        return device
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
 def synchronize(device: str) -> None:
     """Wait until the device has finished what it was given."""
     if str(device).startswith("cuda"):

@@ -5,8 +5,9 @@ holds 60 MB in its L2), or the cache's speed would be reported.
 """
 
 from pathlib import Path
+from statistics import median
 
-from ember.measure.clock import repeat, summarise
+from ember.measure.clock import repeat
 from ember.measure.memory import require
 
 _BUFFER = {"cpu": 2**28, "cuda": 2**31}  # bytes
@@ -88,7 +89,7 @@ def last_cache_bytes(device: str) -> int | None:
 
 
 def _seconds(times_ms: list[float]) -> float:
-    return summarise(times_ms)["median"] / 1e3
+    return median(times_ms) / 1e3
 
 
 def _kind(device: str) -> str:

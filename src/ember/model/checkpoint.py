@@ -11,6 +11,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -29,10 +30,11 @@ from ember.model.folder import (
     KINDS,
     WEIGHTS,
     BadCheckpoint,
+    Contents,
+    check_unchanged,
+    eos_token_ids,
     open_weights,
-    read_architecture,
-    read_kind,
-    weight_files,
+    read_contents,
 )
 from ember.records.atomic import atomic_dir
 
@@ -56,26 +58,29 @@ def load_decoder(
     `NotEnoughMemory` before anything large is allocated where that is possible.
     """
     folder = Path(folder)
-    arch = read_architecture(folder)
-    kind = read_kind(folder)
-    if kind["weights"] == "random" and not weight_files(folder):
-        return random_decoder(arch, int(kind.get("seed", 0)), device, dtype)
-    files = weight_files(folder)
-    if not files:
+    contents = read_contents(folder)
+    arch = contents.arch
+    if not contents.tensors:
+        if contents.kind.get("weights", str) == "random":
+            seed = contents.kind.get("seed", int, 0, low=0)
+            decoder = random_decoder(arch, seed, device, dtype)
+            decoder.eos_token_ids = eos_token_ids(folder)
+            return decoder
         raise BadCheckpoint(
             f"{folder} holds no {WEIGHTS} and no {INDEX}.\n"
             "Give a complete model directory in safetensors format, or make it again."
         )
+    check_unchanged(folder)
     decoder = _empty_decoder(arch, device, dtype)
+    decoder.eos_token_ids = eos_token_ids(folder)
     wanted = dict(decoder.named_parameters())
     with torch.no_grad():
-        for file, name, tensor in _tensors(files):
-            pieces = names.from_hf(arch, name, tensor)
-            if check_finite and pieces and not torch.isfinite(tensor).all():
+        for name, file, tensor in _tensors(contents):
+            if check_finite and not torch.isfinite(tensor).all():
                 raise BadCheckpoint(
                     f"{name!r} in {file} holds NaN or infinity.\nTrain or download the model again."
                 )
-            for ours, piece in pieces.items():
+            for ours, piece in names.from_hf(arch, name, tensor).items():
                 parameter = wanted.pop(ours, None)
                 if parameter is None:
                     raise BadCheckpoint(
@@ -181,12 +186,13 @@ def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
         torch.set_default_dtype(usual)
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:
-    """Every tensor of the files, one at a time, on the CPU."""
-    for file in files:
+def _tensors(contents: Contents) -> Iterator[tuple[str, Path, Tensor]]:
+    """Every tensor with its name and file, one at a time, on the CPU."""
+    by_file = groupby(contents.tensors.items(), key=lambda item: item[1].file)
+    for file, found in by_file:
         with open_weights(file, "pt") as stream:
-            for name in sorted(stream.keys()):
-                yield file, name, stream.get_tensor(name)
+            for name, stored in found:
+                yield name, file, stream.get_tensor(stored.name)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -12,7 +12,7 @@ KV heads, D head dimension, R its rotated dimensions, V vocabulary.
 import functools
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ember.model.architecture import Architecture
 
+QUERIES_AT_ONCE = 256  # whose scores `attend_explicitly` holds
 TWO_PARTS_PAY = 4 << 20  # queries x keys from which two attentions beat one on CUDA (H200)
 
 Tap = Callable[[int, str, Tensor], None]
@@ -32,14 +33,18 @@ is attn_residual + mlp_out, also where the MLP reads layer_input instead (parall
 """
 
 
-class KVCache(Protocol):
-    """Where a forward leaves its keys and values and finds those of earlier tokens."""
+class Cache(Protocol):
+    """What the decoder asks of a KV cache; `ember.cache.base.KVCache` says what is meant."""
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k (rotated) and v, (B, Hkv, T, D); returns all, (B, Hkv, S + T, D)."""
+    wants_mass: bool
 
-    def length(self, layer: int) -> int:
-        """S: tokens stored so far in this layer."""
+    def positions(self, count: int, layer: int) -> Tensor: ...
+
+    def update(
+        self, layer: int, k: Tensor, v: Tensor, rotation: "KeyRotation", source: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]: ...
+
+    def observe(self, layer: int, mass: Tensor) -> None: ...
 
 
 class Decoder(nn.Module):
@@ -48,6 +53,7 @@ class Decoder(nn.Module):
     def __init__(self, arch: Architecture):
         super().__init__()
         self.arch = arch
+        self.eos_token_ids = arch.eos_token_ids  # a checkpoint may name others
         self.embed_tokens = nn.Embedding(arch.vocab_size, arch.hidden_size)
         self.layers = nn.ModuleList(Layer(arch, index) for index in range(arch.num_layers))
         self.norm = make_norm(arch, arch.hidden_size)
@@ -71,7 +77,7 @@ class Decoder(nn.Module):
         *,
         hidden: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         layers: range | None = None,
         tap: Tap | None = None,
         last: int | None = None,
@@ -79,8 +85,8 @@ class Decoder(nn.Module):
         """Runs `layers` (all by default) and returns the last one's output (B, T, H), not normed.
 
         Starts from `tokens` (B, T) or from `hidden` (B, T, H), the input of the first layer run.
-        `positions` (T,) or (B, T) rotate queries and keys; by default they follow the tokens that
-        the first layer run has in the cache. Each token attends to all that is cached and to the
+        `positions` (T,) or (B, T) rotate queries and keys; by default the cache says where the next
+        tokens of the first layer run stand. Each token attends to all that is cached and to the
         tokens of this call up to itself, in sliding layers to the last `sliding_window` of these.
 
         With `last` only that many tokens' outputs are wanted, (B, last, H): the last layer then
@@ -90,17 +96,18 @@ class Decoder(nn.Module):
             raise ValueError("give either tokens or hidden, and not both")
         x = self.embed(tokens) if hidden is None else hidden  # (B, T, H)
         layers = range(self.arch.num_layers) if layers is None else layers
-        if positions is None:
-            start = cache.length(layers[0]) if cache is not None and len(layers) else 0
-            positions = torch.arange(start, start + x.shape[1], device=x.device)
-        rotations = {
-            local: rotary_tables(self.arch, positions, x.dtype, local=local)
+        if positions is None and cache is not None and len(layers):
+            positions = cache.positions(x.shape[1], layers[0])
+        elif positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        rotaries = {
+            local: Rotary(self.arch, positions, x.dtype, local)
             for local in {self.arch.rope_is_local(index) for index in layers}
         }
         for index in layers:
             wanted = last if last is not None and index == layers[-1] else x.shape[1]
-            rotation = rotations[self.arch.rope_is_local(index)]
-            x = self.layers[index](x, rotation, index, cache, tap, wanted)
+            rotary = rotaries[self.arch.rope_is_local(index)]
+            x = self.layers[index](x, rotary, index, cache, tap, wanted)
         return x if last is None else x[:, -last:]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -126,13 +133,19 @@ class Layer(nn.Module):
         self.mlp_out_norm = make_norm(arch, arch.hidden_size) if arch.post_norms else None
 
     def forward(
-        self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap | None, last: int
+        self,
+        x: Tensor,
+        rotary: "Rotary",
+        index: int,
+        cache: Cache | None,
+        tap: Tap | None,
+        last: int,
     ) -> Tensor:
         tap = tap or _no_tap
         tap(index, "layer_input", x)
         normed = self.input_layernorm(x)
         tap(index, "attn_in", normed)
-        attended = self.self_attn(normed, rotation, index, cache, tap, last)  # (B, last, H)
+        attended = self.self_attn(normed, rotary, index, cache, tap, last)  # (B, last, H)
         if self.attn_out_norm is not None:
             attended = self.attn_out_norm(attended)
         tap(index, "attn_out", attended)
@@ -169,7 +182,7 @@ class Attention(nn.Module):
         self.q_factor = None if arch.query_scalar is None else math.sqrt(d / arch.query_scalar)
 
     def forward(
-        self, x: Tensor, rotation, index: int, cache: KVCache | None, tap: Tap, last: int
+        self, x: Tensor, rotary: "Rotary", index: int, cache: Cache | None, tap: Tap, last: int
     ) -> Tensor:
         q = self.q_proj(x[:, -last:]).unflatten(-1, (-1, self.head_dim))  # (B, last, Hq, D)
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # (B, T, Hkv, D)
@@ -177,16 +190,27 @@ class Attention(nn.Module):
         tap(index, "k_raw", k)
         tap(index, "v", v)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q = self.q_norm(q)
         if self.q_factor is not None:
             q = q * self.q_factor
-        q = rotate(q, *(table[:, -last:] for table in rotation)).transpose(1, 2)  # (B, Hq, last, D)
-        k = rotate(k, *rotation).transpose(1, 2)  # (B, Hkv, T, D)
-        v = v.transpose(1, 2)
-        if cache is not None:
-            k, v = cache.append(index, k, v)  # (B, Hkv, S + T, D)
-        attended = attend(q, k, v) if self.window is None else attend_near(q, k, v, self.window)
+        # (B, Hq, last, D)
+        q = rotate(q, *(table[:, -last:] for table in rotary.tables)).transpose(1, 2)
+        rotation = KeyRotation(self.k_norm, rotary)
+        if cache is None:
+            attended = self.attend(q, rotation(k), v.transpose(1, 2))
+        else:
+            k, v, bias = cache.update(index, k, v, rotation, x)  # (B, Hkv, S + T, D)
+            if bias is None and not cache.wants_mass:
+                attended = self.attend(q, k, v)
+            else:
+                attended, mass = attend_explicitly(q, k, v, bias, self.window)
+                if cache.wants_mass:
+                    cache.observe(index, mass)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of a full or a sliding layer, by the fast kernels."""
+        return attend(q, k, v) if self.window is None else attend_near(q, k, v, self.window)
 
 
 class MLP(nn.Module):
@@ -243,6 +267,33 @@ def make_norm(arch: Architecture, size: int) -> nn.Module:
     """A norm over the last dimension, of the architecture's kind."""
     kinds = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
     return kinds[arch.norm](size, arch.norm_eps)
+
+
+class Rotary:
+    """The rotary tables of one call, for layers of one kind (see `Architecture.rope_is_local`)."""
+
+    def __init__(self, arch: Architecture, positions: Tensor, dtype: torch.dtype, local: bool):
+        self.arch, self.positions, self.dtype, self.local = arch, positions, dtype, local
+        self.tables = self.at(positions)
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin for other positions, as from `rotary_tables`."""
+        return rotary_tables(self.arch, positions, self.dtype, local=self.local)
+
+
+class KeyRotation(NamedTuple):
+    """What makes of a layer's projected keys those that attention reads: norm, then rotate."""
+
+    norm: nn.Module | None
+    rotary: Rotary
+
+    def __call__(self, k: Tensor) -> Tensor:
+        """Keys (B, T, Hkv, D) as projected, for the call's positions: (B, Hkv, T, D)."""
+        return rotate(self.normed(k), *self.rotary.tables).transpose(1, 2)
+
+    def normed(self, k: Tensor) -> Tensor:
+        """Keys (B, T, Hkv, D), normed where the architecture norms them."""
+        return k if self.norm is None else self.norm(k)
 
 
 def rotary_tables(
@@ -343,6 +394,37 @@ def _attend_banded(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     mask = torch.ones(tokens, keys, dtype=torch.bool, device=q.device)
     mask = mask.tril(keys - tokens).triu(keys - tokens - window + 1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def attend_explicitly(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attend` (`attend_near` with a `window`), with `bias` added to the scores.
+
+    Returns the output (B, Hq, T, D) and the attention mass (B, Hq, S + T) of each key, summed over
+    the queries; `bias` is broadcastable to (B, Hq, T or more, S + T), of which the last T count.
+    Scores and mass are in float32 or wider. Some queries at a time, so that memory is bounded.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    keys, tokens = k.shape[2], q.shape[2]
+    grouped = (q.shape[0], k.shape[1], -1, q.shape[3])  # queries of a KV head are rows of it
+    k, v = k.to(wide), v.to(wide)
+    if bias is not None:
+        bias = bias[..., -tokens:, :].expand(*bias.shape[:-2], tokens, keys)
+    key, outs, mass = torch.arange(keys, device=q.device), [], 0
+    for start in range(0, tokens, QUERIES_AT_ONCE):
+        block = q[:, :, start : start + QUERIES_AT_ONCE].to(wide)
+        stop = start + block.shape[2]
+        query = torch.arange(keys - tokens + start, keys - tokens + stop, device=q.device)[:, None]
+        unseen = key > query if window is None else (key > query) | (key <= query - window)
+        scores = (block.reshape(grouped) @ k.mT).view(*block.shape[:3], keys) / q.shape[3] ** 0.5
+        if bias is not None:
+            scores = scores + bias[..., start:stop, :]
+        shares = scores.masked_fill(unseen, -torch.inf).softmax(-1)  # (B, Hq, block, S + T)
+        mass = mass + shares.sum(2)
+        rows = shares.reshape(*grouped[:3], keys) @ v
+        outs.append(rows.view(block.shape).to(q.dtype))
+    return torch.cat(outs, 2), mass
 
 
 def _attend_in_two(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:

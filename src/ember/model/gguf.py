@@ -7,7 +7,6 @@ matrices and keeps vectors in F32. What llama.cpp would compute otherwise is ref
 GELU is the tanh form: a Pythia's exact one is approximated.
 """
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -15,22 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ember.model.architecture import Architecture, sliding_but_every
+from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder
 from ember.model.decoder import Decoder, rotary_frequencies
+from ember.model.families import family_of, sliding_but_every
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
+from ember.records.foreign import Fields, read_object, shown
 
 log = logging.getLogger(__name__)
 
-# What GGUF calls a model type.
-NAMES = {
-    "qwen3": "qwen3",
-    "qwen2": "qwen2",
-    "llama": "llama",
-    "gemma3_text": "gemma3",
-    "gpt_neox": "gptneox",
-}
 # Our names (without ".weight" or ".bias") and GGUF's; {} is the layer.
 TENSORS = {
     "embed_tokens": "token_embd",
@@ -79,7 +72,7 @@ def export_gguf(
     tokenizer = tokenizer_dir and _read_tokenizer(Path(tokenizer_dir), decoder.arch.vocab_size)
     tensors = _tensors(decoder, dtype)
     with atomic_file(path) as part:
-        writer = GGUFWriter(part, NAMES[decoder.arch.model_type])
+        writer = GGUFWriter(part, _name(decoder.arch))
         writer.add_name(Path(model_dir).name)
         _add_architecture(writer, decoder.arch, dtype)
         if tokenizer:
@@ -116,7 +109,7 @@ def check_gguf(path: str | Path, model_dir: str | Path) -> int:
     found = {tensor.name: tensor for tensor in reader.tensors}
     dtype = "F16" if any(tensor.tensor_type.name == "F16" for tensor in reader.tensors) else "F32"
     for key, value in _metadata(decoder.arch).items():
-        full = f"{NAMES[decoder.arch.model_type]}.{key}"
+        full = f"{_name(decoder.arch)}.{key}"
         field = reader.get_field(full)
         if field is None or not _same(field.contents(), value):
             raise _differs(path, full)
@@ -142,12 +135,18 @@ def _same(found, value) -> bool:
     return bool(np.isclose(found, value, rtol=1e-6))
 
 
+def _name(arch: Architecture) -> str:
+    """What GGUF calls the architecture's family."""
+    return family_of(arch.model_type).gguf
+
+
 def _refuse(arch: Architecture) -> None:
     """What the file could not say, or llama.cpp computes otherwise whatever the file says."""
     kind, gemma = arch.model_type, arch.model_type == "gemma3_text"
     activations = {"gemma3_text": ("gelu_tanh",), "gpt_neox": ("gelu", "gelu_tanh")}
     llama3 = arch.rope_scaling is not None and arch.rope_scaling.is_llama3
     faults = {
+        "tensors": _name(arch) is None,
         "attention biases": (arch.qkv_bias, arch.o_bias)
         != {"qwen2": (True, False), "gpt_neox": (True, True)}.get(kind, (False, False)),
         "MLP biases": kind != "gpt_neox" and arch.mlp_bias,
@@ -207,7 +206,7 @@ def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
         str: writer.add_string,
     }
     for key, value in _metadata(arch).items():
-        adders[type(value)](f"{NAMES[arch.model_type]}.{key}", value)
+        adders[type(value)](f"{_name(arch)}.{key}", value)
     writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
 
 
@@ -260,44 +259,45 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> dict:
     from gguf import TokenType
 
     path = folder / "tokenizer.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        model = content["model"]
-        if model["type"] != "BPE":
-            raise BadGguf(f"{path} is a {model['type']} tokenizer.\nOnly byte-level BPE is known.")
-        vocabulary, merges = model["vocab"], model["merges"]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadGguf(
-            f"{path} is missing or no tokenizer ({error}).\nGive the model's tokenizer directory."
-        ) from None
+    content = read_object(path, BadGguf, "Give the model's tokenizer directory.", 256 << 20)
+    model = content.get("model", dict)
+    if (kind := model.get("type", str)) != "BPE":
+        raise BadGguf(f"{path} is a {kind} tokenizer.\nOnly byte-level BPE is known.")
     tokens = [f"[PAD{index}]" for index in range(vocab_size)]  # rows without a token
     types = [int(TokenType.UNUSED)] * vocab_size
-    added = {token["content"]: token for token in content.get("added_tokens", ())}
-    for text, index in (vocabulary | {text: t["id"] for text, t in added.items()}).items():
+    known = model.get("vocab", dict).values_of(int, low=0)
+    added = {}
+    for token in content.items_of("added_tokens", dict) or ():
+        text = token.get("content", str)
+        known[text], added[text] = token.get("id", int, low=0), token.get("special", bool, False)
+    for text, index in known.items():
         if index >= vocab_size:
             raise BadGguf(
                 f"{path} has token {index}, but the model has {vocab_size}.\n"
                 "Give the tokenizer that the model was trained with."
             )
         tokens[index] = text
-        special = added.get(text, {}).get("special")
-        kind = TokenType.NORMAL if special is None else TokenType.USER_DEFINED
-        types[index] = int(TokenType.CONTROL if special else kind)
-    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        usual = TokenType.USER_DEFINED if text in added else TokenType.NORMAL
+        types[index] = int(TokenType.CONTROL if added.get(text) else usual)
+    merges = model.get("merges", list)
+    try:
+        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    except TypeError:
+        raise model.bad("has merges that are not pairs of texts") from None
     return {"tokens": tokens, "types": types, "merges": pairs, "split": _split(content, path)}
 
 
-def _split(content: dict, path: Path) -> str:
+def _split(content: Fields, path: Path) -> str:
     """llama.cpp's name of how the tokenizer splits text."""
-    splitter = content.get("pre_tokenizer") or {}
-    parts = splitter.get("pretokenizers", [splitter])
-    kinds = [part.get("type") for part in parts]
-    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+    splitter = content.object("pre_tokenizer")
+    parts = splitter.items_of("pretokenizers", dict) or [splitter]
+    kinds = [part.get("type", str, None) for part in parts]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex", bool, True):
         return "gpt-2"
-    if kinds == ["Split", "ByteLevel"] and QWEN_SPLIT in str(parts[0].get("pattern")):
+    if kinds == ["Split", "ByteLevel"] and QWEN_SPLIT in str(parts[0].content.get("pattern")):
         return "qwen2"
     raise BadGguf(
-        f"{path} splits text in a way that has no known name in GGUF ({kinds}).\n"
+        f"{path} splits text in a way that has no known name in GGUF ({shown(kinds)}).\n"
         "Use a tokenizer trained by this workflow, or Qwen's."
     )
 

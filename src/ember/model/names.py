@@ -9,35 +9,28 @@ import re
 from collections.abc import Mapping
 
 from ember.model.architecture import Architecture
+from ember.model.families import family_of
 
-# Pieces of a name that are not the decoder's own, by model type; a layer's number stays.
-RENAMED = {
-    "gemma3_text": {
-        "post_attention_layernorm": "attn_out_norm",
-        "pre_feedforward_layernorm": "post_attention_layernorm",
-        "post_feedforward_layernorm": "mlp_out_norm",
-    },
-    "gpt_neox": {
-        "embed_in": "embed_tokens",
-        "final_layer_norm": "norm",
-        "embed_out": "lm_head",
-        "attention": "self_attn",
-        "dense": "o_proj",
-        "dense_h_to_4h": "up_proj",
-        "dense_4h_to_h": "down_proj",
-    },
-}
-BASE = {"gpt_neox": "gpt_neox."}  # before every name but the head's; elsewhere "model."
 # Constants that checkpoints of other versions keep; the decoder computes them.
 CONSTANTS = re.compile(r"(rotary_emb\.inv_freq|attention\.(bias|masked_bias))$")
 PACKED = re.compile(r"(layers\.\d+\.self_attn\.)query_key_value\.(weight|bias)$")
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"  # the decoder's names
+
+
+def renamed(arch: Architecture, name: str) -> str:
+    """The decoder's name of a checkpoint's tensor, GPT-NeoX's packed ones apart."""
+    family = family_of(arch.model_type)
+    pieces = name.removeprefix(family.base).split(".")
+    return ".".join(family.renamed.get(piece, piece) for piece in pieces)
+
+
 def is_constant(arch: Architecture, name: str) -> bool:
     """Whether a checkpoint's tensor is no parameter: a constant, or a copy of the tied head."""
-    head = name in ("lm_head.weight", "embed_out.weight")
-    return (head and arch.tie_embeddings) or CONSTANTS.search(name) is not None
+    tied = arch.tie_embeddings and renamed(arch, name) == HEAD
+    return tied or CONSTANTS.search(name) is not None
 
 
 def from_hf(arch: Architecture, name: str, tensor) -> dict:
@@ -47,10 +40,8 @@ def from_hf(arch: Architecture, name: str, tensor) -> dict:
     """
     if is_constant(arch, name):
         return {}
-    renamed = RENAMED.get(arch.model_type, {})
-    pieces = name.removeprefix(BASE.get(arch.model_type, "model.")).split(".")
-    ours = ".".join(renamed.get(piece, piece) for piece in pieces)
-    packed = PACKED.match(ours) if arch.model_type == "gpt_neox" else None
+    ours = renamed(arch, name)
+    packed = PACKED.match(ours) if family_of(arch.model_type).packed_qkv else None
     if packed is None:
         return {ours: tensor}
     where, kind = packed.groups()
@@ -66,13 +57,13 @@ def from_hf(arch: Architecture, name: str, tensor) -> dict:
 
 def to_hf(arch: Architecture, parameters: Mapping) -> dict:
     """A checkpoint's tensors, by its names, of all the decoder's parameters."""
-    theirs = {ours: piece for piece, ours in RENAMED.get(arch.model_type, {}).items()}
-    base = BASE.get(arch.model_type, "model.")
-    parameters = _pack(arch, parameters) if arch.model_type == "gpt_neox" else parameters
+    family = family_of(arch.model_type)
+    theirs = {ours: piece for piece, ours in family.renamed.items()}
+    parameters = _pack(arch, parameters) if family.packed_qkv else parameters
     state = {}
     for name, tensor in parameters.items():
-        renamed = ".".join(theirs.get(piece, piece) for piece in name.split("."))
-        state[renamed if name == "lm_head.weight" else base + renamed] = tensor
+        full = ".".join(theirs.get(piece, piece) for piece in name.split("."))
+        state[full if name == HEAD else family.base + full] = tensor
     return state
 
 

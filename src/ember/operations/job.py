@@ -4,7 +4,7 @@
         rows = experiment(run.input.model, **run.params.settings, seed=run.params.seed)
         run.table(rows, SCHEMA)
 
-Figures and final tables are written by `ember.figures.style.save` and
+Figures and final tables are written by `ember.studies.style.save` and
 `ember.operations.publish.publish`, which only the scripts that use them import: a job's code is
 all that its script reaches.
 

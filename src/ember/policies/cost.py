@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ember.measure.statistics import bootstrap, interval
 from ember.policies.plan import Plan
 from ember.records.errors import EmberError
 
@@ -114,7 +115,7 @@ class Prices:
                 "the device in the table lora_latency; add device to p1.lora.keeps and run rule "
                 "time_lora"
             )
-        return self._median(rows["ms"].to_numpy(float)[:, None] / 1000)[:, 0]
+        return self._median(rows["ms"].to_numpy(float) / 1000)
 
     def _prefix_ratio(self, prefix: int) -> np.ndarray:
         key = ("prefix", prefix)
@@ -133,7 +134,7 @@ class Prices:
                     f"shared prefix of {prefix} in the table prefix_sweep; add them to p1.prefix "
                     "(prompts, prefix_fractions) and run rule sweep_prefix"
                 )
-            self._ratios[key] = self._median(ratios[:, None])[:, 0]
+            self._ratios[key] = self._median(ratios)
         return self._ratios[key]
 
     def _restart_ratio(self, action: str, layer: int, token: int, rank: int) -> np.ndarray:
@@ -141,7 +142,7 @@ class Prices:
         if key not in self._ratios:
             part, full = self._restart_ms(*key), self._restart_ms("recompute", 0, 0, 0)
             ratios = (part / full).dropna().to_numpy(float)
-            self._ratios[key] = self._median(ratios[:, None])[:, 0]
+            self._ratios[key] = self._median(ratios)
         return self._ratios[key]
 
     def _restart_ms(self, action: str, layer: int, token: int, rank: int):
@@ -169,10 +170,8 @@ class Prices:
         return rows.set_index("repeat")["ms"]
 
     def _median(self, samples: np.ndarray) -> np.ndarray:
-        """(n, k) samples -> (1 + resamples, k): the median, then the median of each resample."""
-        picks = self._rng.integers(len(samples), size=(self.resamples, len(samples)))
-        estimate = np.median(samples, axis=0, keepdims=True)
-        return np.concatenate([estimate, np.median(samples[picks], axis=1)])
+        """(n, ...) samples -> (1 + resamples, ...): the median, then that of each resample."""
+        return bootstrap(samples, self._rng, self.resamples)
 
 
 def policy_cost(
@@ -222,12 +221,6 @@ def naive_cost(prices: Prices, rounds: Sequence[Mapping], rollouts: int) -> np.n
         for number, row in enumerate(rounds)
     ]
     return np.cumsum(each, axis=0)
-
-
-def interval(samples: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of bootstrap samples that hold the estimate first."""
-    low, high = np.percentile(samples[1:], [2.5, 97.5])
-    return float(min(low, samples[0])), float(max(high, samples[0]))
 
 
 def _decoded(prices: Prices, rollouts: int) -> dict[str, np.ndarray]:

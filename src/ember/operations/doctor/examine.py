@@ -38,7 +38,7 @@ from ember.operations.plan import (
     profile_scale,
 )
 from ember.records import remedy
-from ember.records.code import code_hashes
+from ember.records.code import BadCode, Library
 from ember.records.errors import EmberError
 from ember.records.provenance import (
     SIDECAR,
@@ -137,6 +137,7 @@ def _dead_links(results: Path) -> list[str]:
 class _Examination:
     def __init__(self, results: Path, settings: Settings, progress):
         self.folder, self.root = results.parent, source_root()
+        self._library = Library(self.root / "src")
         self.settings, self.progress = settings, progress
         self.known_scales = sorted(f.stem for f in (self.root / "config/scale").glob("*.yaml"))
         self.files = _walk(results, self.known_scales)
@@ -341,7 +342,8 @@ class _Examination:
     def _check_origin(self, case: _Case) -> None:
         """The job's record against the code, the plan and the inputs that there are now."""
         record, standing = case.record, case.standing
-        if record and record.get("code") not in self._codes():
+        params = record.get("params") or {}
+        if record and record.get("code") != self._code(params.get("script"), params.get("step")):
             case.add(STALE, standing, f"made by other code ({str(record.get('code'))[:8]})")
         recorded = {entry["path"]: entry["sha256"] for entry in record.get("inputs", ())}
         if record and set(recorded) != set(case.job.inputs):
@@ -364,9 +366,14 @@ class _Examination:
                 gone.add(STALE, [path], why)
 
     @cache  # noqa: B019 (one examination a process)
-    def _codes(self) -> set[str]:
-        scripts = (self.root / "workflow" / "scripts").glob("*.py")
-        return set(code_hashes(scripts, self.root / "src").values())
+    def _code(self, script: str | None, step: str | None) -> str | None:
+        """The code hash of a rule's script and step as they are now; None where there is none."""
+        file = self.root / "workflow" / "scripts" / str(script)
+        modules = [f"ember.studies.{step.rpartition('.')[0]}"] if step else []
+        try:
+            return self._library.code_hash(file, *modules) if file.is_file() else None
+        except BadCode:
+            return None
 
     def _gone(self, scale: str, job: PlannedJob) -> _Case:
         for case in self.cases:

@@ -7,7 +7,7 @@ prompt is prefilled, so that the stages overlap). On a CPU the stages share the 
 
 def imports(setup):
     """Import the engine; two stages that cannot run here count as not installed."""
-    from ember.engine.pipeline.pipeline import why_no_stages
+    from ember.pipeline.pipeline import why_no_stages
 
     if reason := why_no_stages(setup.get("device", "cpu")):
         raise ImportError(reason)
@@ -19,10 +19,10 @@ def load(setup):
 
     import torch
 
-    from ember.engine.pipeline.pipeline import Pipeline
-    from ember.engine.pipeline.plan import splits_of
-    from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
     from ember.model.folder import read_architecture
+    from ember.pipeline.pipeline import Pipeline
+    from ember.pipeline.plan import splits_of
     from ember.records.provenance import ember_version
 
     given = setup["arguments"]
@@ -42,7 +42,7 @@ def load(setup):
     def generate(prompt, new_tokens):
         run = pipeline.generate(
             [prompt],
-            SamplingParams(temperature=0.0, max_tokens=new_tokens),
+            SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True),
             split=split,
             micro_batches=1,
             chunks=given.get("chunks", 1),

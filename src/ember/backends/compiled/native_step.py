@@ -1,0 +1,215 @@
+"""The decoding step on the CPU as one call of compiled code, in float32 or bfloat16.
+
+Contract. Logits equal the eager decoder's (1e-4 in float32). `native_step.c` is compiled for this
+machine's processor by the C compiler that is there (`CC`, or cc) when it is first needed, which
+takes about two seconds, and kept in the user's cache. A row's result depends neither on
+the batch nor on the number of threads, not by a bit. Where weights are bfloat16, arithmetic is
+float32 all the same, which the decoder's is not.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ember.backends.packing import PackedDecoder
+from ember.model.architecture import Architecture
+from ember.model.decoder import rotary_tables
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = (
+    *("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"),
+    *("-shared", "-fPIC", "-std=gnu11"),
+)
+DTYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+POINTER = ctypes.c_void_p
+WORTH_THREADS = 1.2  # times as fast as one: less than elsewhere, since these do not wait for long
+
+
+class NativeStep:
+    """A step over one packed decoder and rows' KV; `logits` (B, V), float32, is overwritten."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        weights: PackedDecoder,
+        kv: Tensor,
+        positions: int,
+        prompts: Tensor | None = None,
+    ):
+        """`kv` (L, 2, B, Hkv, S, D) is what rows have of their own, `prompts` (L, 2, Hkv, T, D)
+        what they may share; `positions`: the most tokens of a sequence."""
+        batch, dim = kv.shape[2], arch.head_dim
+        self._function = _library(kv.dtype)[0].ember_step
+        self._threads = max(torch.get_num_threads(), os.cpu_count() or 1)
+        scratch = batch * arch.hidden_size + arch.groups * (dim + positions)
+        scratch = -(-scratch // 16) * 16
+        layers = (_Layer * arch.num_layers)(
+            *(_layer(weights, i, kv, prompts) for i in range(arch.num_layers))
+        )
+        floats = {
+            "x": batch * arch.hidden_size,
+            "qkv": batch * (arch.num_heads + 2 * arch.num_kv_heads) * dim,
+            "attended": batch * arch.num_heads * dim,
+            "acted": batch * arch.intermediate_size,
+            "scratch": self._threads * scratch,
+        }
+        buffers = {name: torch.empty(count) for name, count in floats.items()}
+        self.logits = torch.empty(batch, len(weights.head))
+        tables = _swapped_tables(arch, positions)
+        # Whatever the code reads or writes must live as long as the step.
+        self._kept = [weights, kv, prompts, layers, buffers, tables]
+        self.x = buffers["x"].view(batch, -1)  # (B, H), the residual stream after the layers
+        self._step = _Step(
+            *(arch.num_layers, arch.hidden_size, arch.intermediate_size, len(weights.head)),
+            *(arch.num_heads, arch.num_kv_heads, dim),
+            *(*kv.stride()[2:4], 0 if prompts is None else prompts.stride(2)),
+            arch.norm_eps,
+            *(_address(x) for x in (weights.embedding, weights.norm, weights.head, *tables)),
+            ctypes.addressof(layers),
+            *(_address(buffers[name]) for name in ("x", "qkv", "attended", "acted")),
+            _address(self.logits),
+            _address(buffers["scratch"]),
+            scratch,
+        )
+        self._dtype, self._vocabulary = kv.dtype, len(weights.embedding)
+        self._none, self._own = torch.zeros(2, batch, dtype=torch.long)
+
+    def __call__(self, tokens: Tensor, position: int) -> Tensor:
+        """Runs tokens (B,) at a position of rows that share nothing; returns logits (B, V)."""
+        self._own.fill_(position)
+        return self.run(tokens, self._none, self._none, self._own).to(self._dtype)
+
+    def run(self, tokens: Tensor, starts: Tensor, shared: Tensor, own: Tensor) -> Tensor:
+        """Runs one token of each of the first B rows; returns logits (B, V). All are int64 (B,).
+
+        Row b reads `shared[b]` tokens of the prompts from `starts[b]` on, then `own[b]` of its own,
+        after which the KV of the new one is stored.
+        """
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocabulary:
+            raise IndexError(f"a token is not in 0 … {self._vocabulary - 1}: {tokens.tolist()}")
+        arrays = [x.contiguous() for x in (tokens, starts, shared, own)]
+        rows, threads = len(tokens), min(torch.get_num_threads(), self._threads)
+        step = ctypes.byref(self._step)
+        self._function(step, *(x.data_ptr() for x in arrays), rows, threads)
+        return self.logits[:rows]
+
+
+class _Layer(ctypes.Structure):
+    WEIGHTS = (
+        *("input_norm", "post_norm", "qkv", "o", "gate_up", "down"),
+        *("qkv_bias", "o_bias", "gate_up_bias", "down_bias"),
+    )
+    OTHERS = ("q_norm", "k_norm", "keys", "values", "prompt_keys", "prompt_values")
+    _fields_ = tuple((name, POINTER) for name in (*WEIGHTS, *OTHERS))
+
+
+class _Step(ctypes.Structure):
+    SIZES = ("layers", "hidden", "intermediate", "vocabulary", "heads", "kv_heads", "dim")
+    STRIDES = ("row_stride", "head_stride", "prompt_stride")
+    POINTERS = (
+        *("embedding", "norm", "head", "cos", "sin", "layer"),
+        *("x", "qkv", "attended", "acted", "logits", "scratch"),
+    )
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in (*SIZES, *STRIDES)),
+        ("eps", ctypes.c_float),
+        *((name, POINTER) for name in POINTERS),
+        ("scratch_floats", ctypes.c_int64),
+    )
+
+
+def _layer(weights: PackedDecoder, index: int, kv: Tensor, prompts: Tensor | None) -> _Layer:
+    layer = weights.layers[index]
+    norms = (None, None) if weights.qk_norms is None else weights.qk_norms[index]
+    shared = (None, None) if prompts is None else prompts[index]
+    return _Layer(
+        *(_address(getattr(layer, name)) for name in _Layer.WEIGHTS),
+        *(_address(x) for x in (*norms, *kv[index], *shared)),
+    )
+
+
+def _swapped_tables(arch: Architecture, positions: int) -> list[Tensor]:
+    """cos and sin (positions, D) such that rotate(x) = cos · x + sin · (x with halves swapped)."""
+    cos, sin = (x[0, :, 0] for x in rotary_tables(arch, torch.arange(positions), torch.float32))
+    return [torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def why_no_code(dtype: torch.dtype) -> str | None:
+    """Why there is no compiled code for a type of weights; None if there is."""
+    if dtype not in DTYPES:
+        return f"there is no compiled code for {dtype}"
+    return _library(dtype)[1]
+
+
+@cache
+def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str | None]:
+    """The compiled code for a type of weights, or why there is none."""
+    try:
+        library = ctypes.CDLL(str(build(dtype)))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = f"no compiled code: {error}"
+        log.info("decoding without compiled code (%s)", reason)
+        return None, reason
+    library.ember_step.argtypes = [POINTER] * 5 + [ctypes.c_int64, ctypes.c_int]
+    library.ember_step.restype = None
+    return library, None
+
+
+def build(dtype: torch.dtype) -> Path:
+    """Compiles the source for this machine, unless that is done, and returns the library's path.
+
+    Raises OSError or subprocess.SubprocessError where no compiler is found or it fails.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        raise OSError("no C compiler (cc) is installed here")
+    command = [*compiler.split(), *FLAGS, *DTYPES[dtype], str(SOURCE)]
+    # The name says for what source, processor and compiler; a shared home may serve several.
+    about = "\0".join([SOURCE.read_text(), *command[:-1], _processor(), platform.machine()])
+    name = f"native_step-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
+    target = cache_folder() / name
+    if not target.is_file():
+        log.info("compiling %s for this processor", SOURCE.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / name
+            done = subprocess.run(
+                [*command, "-o", str(made)], capture_output=True, text=True, timeout=120
+            )
+            if done.returncode:
+                raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+            made.replace(target)  # two processes may compile at once: the last one wins
+    return target
+
+
+def cache_folder() -> Path:
+    """$EMBER_CACHE, or ember/ in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("EMBER_CACHE") or f"{base}/ember").expanduser()
+
+
+def _processor() -> str:
+    """What -march=native looks at."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(
+        dict.fromkeys(x for x in lines if x.startswith(("flags", "model name", "Features")))
+    )

@@ -1,0 +1,380 @@
+"""Attention of one new token a row over its prompt, which several rows may share, and its own.
+
+Contract. `Attention` norms and rotates the new queries and keys, writes the new keys and values
+into the rows' own memory, and gives what each query attends to. Which rows share which prompt,
+where it lies in the arena and how long it is are tables on the device, so that a recorded graph
+stays valid while rows are refilled: a group is a run of the arena and the rows that read it, once
+for all of them. What follows the prompt, a row reads from its own memory. Few rows read both in
+parts by programs of their own, which all start at once; many in one loop, see `group_attention`. A
+part's result and log-sum-exp are merged afterwards, in the order of the parts. A row's result
+depends on lengths, the numbers of parts and its place in its group alone, not on other rows.
+
+Shapes: B rows, R rows of memory, Hq and Hkv heads, G = Hq / Hkv, D head dimension, T tokens of the
+arena, W tokens of a row's own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ember.backends.cuda.group_attention import NEW, absorb, attend_groups, normed, rotated
+
+SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
+QUERIES = 64  # the most rows of queries in one program
+FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to merge
+
+
+class Cut(NamedTuple):
+    """How programs read in groups: `block` keys at a time, `stages` of them on their way."""
+
+    block: int
+    stages: int
+    warps: int
+
+
+# Two such programs fit on a multiprocessor, and 256 are what an H200 runs at once (docs/engine.md).
+LONG, SHORT, LEAST, PROGRAMS = Cut(64, 3, 4), Cut(32, 3, 4), Cut(16, 2, 4), 256
+
+
+@triton.jit
+def _attend(
+    qkv_ptr,  # (B, (Hq + 2 Hkv) D)
+    prompts_ptr,  # (2, Hkv, T, D), one layer
+    rows_ptr,  # (2, R, Hkv, W, D), one layer
+    cos_ptr,  # (positions, D / 2) float32
+    sin_ptr,  # (positions, D / 2) float32
+    norms_ptr,  # (2, D): of queries and keys, where NORM
+    position_ptr,  # (B,): of the new token in its sequence
+    shared_ptr,  # (B,): tokens of the prompt
+    members_ptr,  # (GROUPS, PER): rows of each group, -1 for none
+    starts_ptr,  # (GROUPS,): where its prompt lies in the arena
+    lengths_ptr,  # (GROUPS,): tokens of it
+    out_ptr,  # (B, Hq, SHARED_PARTS + OWN_PARTS, D) float32
+    lse_ptr,  # (B, Hq, SHARED_PARTS + OWN_PARTS) float32, base 2
+    SLOTS,  # R
+    T,
+    W,
+    scale,  # log2(e) / sqrt(D)
+    eps,
+    GROUPS: tl.constexpr,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,  # rows of queries, a power of 2
+    PER: tl.constexpr,  # candidates of one program
+    BLOCK: tl.constexpr,  # keys at a time
+    SHARED_PARTS: tl.constexpr,
+    OWN_PARTS: tl.constexpr,
+    NORM: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_launch_dependents()
+    G: tl.constexpr = HQ // HKV
+    HALF: tl.constexpr = D // 2
+    FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
+    PARTS: tl.constexpr = FIRST + OWN_PARTS
+    WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
+    head = tl.program_id(0)
+    task = tl.program_id(1)
+    lane = tl.arange(0, R)
+    dims = tl.arange(0, HALF)
+    alldims = tl.arange(0, D)
+    keys = tl.arange(0, BLOCK)
+
+    # What this program reads: a part of a prompt for some candidates, or of a row for itself.
+    on_prompt = task < GROUPS * SHARED_PARTS
+    own_task = task - GROUPS * SHARED_PARTS
+    group = tl.where(on_prompt, task // SHARED_PARTS, 0)
+    source = tl.where(on_prompt, 0, own_task // OWN_PARTS)
+    part = tl.where(on_prompt, task % SHARED_PARTS, own_task % OWN_PARTS)
+    member = tl.load(
+        members_ptr + group * PER + lane // G, mask=on_prompt & (lane < PER * G), other=-1
+    )
+    row = tl.where(on_prompt, member, source)  # (R,)
+    used = tl.where(on_prompt, member >= 0, lane < G)
+    row = tl.where(used, row, source)
+    slot = tl.where(on_prompt, part, FIRST + part)
+    position = tl.load(position_ptr + source).to(tl.int32)
+    own = position - tl.load(shared_ptr + source).to(tl.int32)
+    length = tl.where(on_prompt, tl.load(lengths_ptr + group).to(tl.int32), own)
+    parts = tl.where(on_prompt, SHARED_PARTS, OWN_PARTS)
+    size = tl.cdiv(tl.cdiv(length, parts), BLOCK) * BLOCK
+    start = part * size
+    stop = tl.minimum(start + size, length)
+    new = (on_prompt == 0) & (part == 0)  # this program has the new token as well
+
+    run = head.to(tl.int64) * T + tl.load(starts_ptr + group).to(tl.int64)
+    memory = (source.to(tl.int64) * HKV + head) * W
+    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
+    plane = tl.where(on_prompt, T.to(tl.int64) * HKV, W.to(tl.int64) * (HKV * SLOTS))
+    values = base + plane * D
+    # The first keys and values are asked for before the queries are there.
+    seen = (start + keys < stop)[:, None]
+    at = (start + keys)[:, None] * D
+    k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
+    k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
+    v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)  # (BLOCK, D)
+    if PDL:
+        gdc_wait()
+
+    kind = rows_ptr.dtype.element_ty
+    places = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D + dims[None, :]
+    a = tl.load(places).to(tl.float32)  # (R, D / 2)
+    b = tl.load(places + HALF).to(tl.float32)
+    if NORM:
+        a, b = normed(a, b, norms_ptr, dims, HALF, D, eps)
+    a, b = rotated(a, b, cos_ptr, sin_ptr, tl.load(position_ptr + row), dims, HALF)
+    q1, q2 = a.to(kind), b.to(kind)
+
+    best = tl.full((R,), -float("inf"), tl.float32)
+    mass = tl.zeros((R,), tl.float32)
+    acc = tl.zeros((R, D), tl.float32)
+    if new:
+        place = qkv_ptr + source * WIDTH + (HQ + head) * D
+        lower = tl.load(place + dims).to(tl.float32)  # (D / 2,)
+        upper = tl.load(place + HALF + dims).to(tl.float32)
+        if NORM:
+            total = tl.sum(lower * lower, 0) + tl.sum(upper * upper, 0)
+            whole = tl.rsqrt(total / D + eps)
+            lower *= whole * tl.load(norms_ptr + D + dims).to(tl.float32)
+            upper *= whole * tl.load(norms_ptr + D + HALF + dims).to(tl.float32)
+        turn = position.to(tl.int64) * HALF + dims
+        c, s = tl.load(cos_ptr + turn), tl.load(sin_ptr + turn)
+        new1 = (lower * c - upper * s).to(kind)
+        new2 = (upper * c + lower * s).to(kind)
+        newv = tl.load(place + HKV * D + alldims)
+        tl.store(base + own * D + dims, new1)
+        tl.store(base + own * D + HALF + dims, new2)
+        tl.store(values + own * D + alldims, newv)
+        best = tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], 1)
+        best = (best + tl.sum(q2.to(tl.float32) * new2.to(tl.float32)[None, :], 1)) * scale
+        mass = tl.full((R,), 1.0, tl.float32)
+        acc = tl.zeros((R, D), tl.float32) + newv.to(tl.float32)[None, :]
+
+    for begin in range(start, stop, BLOCK):
+        # The next keys and values are on their way while these are used.
+        coming = (begin + BLOCK + keys < stop)[:, None]
+        at = (begin + BLOCK + keys)[:, None] * D
+        next1 = tl.load(base + at + dims[None, :], mask=coming, other=0.0)
+        next2 = tl.load(base + at + HALF + dims[None, :], mask=coming, other=0.0)
+        next_v = tl.load(values + at + alldims[None, :], mask=coming, other=0.0)
+        allowed = (begin + keys < stop)[None, :]
+        best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
+        k1, k2, v = next1, next2, next_v
+
+    spots = (row * HQ + head * G + lane % G) * PARTS + slot  # (R,)
+    lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
+    tl.store(lse_ptr + spots, lse, mask=used)
+    if (stop > start) | new:
+        out = acc / mass[:, None]
+        tl.store(out_ptr + spots[:, None] * D + alldims[None, :], out, mask=used[:, None])
+
+
+@triton.jit
+def _merge(
+    parts_ptr,  # (N, PARTS, D) float32
+    lse_ptr,  # (N, PARTS) float32, base 2
+    out_ptr,  # (N, D)
+    N,  # B · Hq
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    POWER: tl.constexpr,
+    HEADS: tl.constexpr,  # of one program
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
+    part = tl.arange(0, POWER)
+    dims = tl.arange(0, D)
+    places = head[:, None] * PARTS + part[None, :]
+    there = (head < N)[:, None] & (part < PARTS)[None, :]
+    lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"))  # (HEADS, POWER)
+    top = tl.max(lse, 1)
+    shares = tl.exp2(lse - tl.where(top == -float("inf"), 0.0, top)[:, None])
+    # Empty parts have written nothing: what lies in their memory must not be read.
+    seen = (shares > 0)[:, :, None]
+    found = tl.load(parts_ptr + places[:, :, None] * D + dims[None, None, :], mask=seen, other=0.0)
+    out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
+    spots = out_ptr + head[:, None] * D + dims[None, :]
+    tl.store(spots, out.to(out_ptr.dtype.element_ty), mask=(head < N)[:, None])
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which rows read which prompt: what a recorded graph is made for.
+
+    `groups` of up to `per` rows each; their tables are on the device.
+    """
+
+    groups: int
+    per: int
+
+
+class Tables:
+    """The tables of groups on the device; `fill` brings those of a batch."""
+
+    def __init__(self, slots: int, device: torch.device):
+        self.members = torch.full((slots * QUERIES,), -1, dtype=torch.int32, device=device)
+        self.starts, self.lengths = torch.zeros(2, slots, dtype=torch.int32, device=device)
+
+    def fill(self, groups: Sequence[tuple[int, int, Sequence[int]]], per: int) -> None:
+        """Groups of (start, length, rows)."""
+        rows = [list(rows) + [-1] * (per - len(rows)) for _, _, rows in groups]
+        upload(self.members, [row for group in rows for row in group])
+        upload(self.starts, [start for start, _, _ in groups])
+        upload(self.lengths, [length for _, length, _ in groups])
+
+
+def upload(target: Tensor, values: Sequence) -> None:
+    """Copies numbers to the beginning of a tensor without waiting for the device."""
+    if not len(values):
+        return
+    source = torch.tensor(values, dtype=target.dtype)
+    if target.is_cuda:
+        source = source.pin_memory()
+    target[: len(values)].copy_(source, non_blocking=True)
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have on a multiprocessor."""
+    if device.type != "cuda":
+        return 2**30  # the interpreter has no such bound
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+
+
+class Attention:
+    """Attention over `rows` (L, 2, R, Hkv, W, D), and over `prompts` (L, 2, Hkv, T, D) if given."""
+
+    def __init__(
+        self,
+        rows: Tensor,
+        num_heads: int,
+        cos: Tensor,
+        sin: Tensor,
+        prompts: Tensor | None = None,
+    ):
+        """`cos` and `sin` (positions, D / 2), in float32."""
+        self._rows, self._heads, self._prompts = rows, num_heads, prompts
+        self._cos, self._sin = cos, sin
+        self._group = num_heads // rows.shape[3]
+        self.most = max(1, QUERIES // self._group)  # rows of a group
+        self.tables = Tables(rows.shape[2], rows.device)
+        self._shared_memory = shared_memory(rows.device)
+        self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
+        """Of a prompt and of a row's own, where rows are few."""
+        heads = self._heads // self._group
+        if not sharing.groups:
+            return 0, SHARED_PARTS
+        shared = max(1, min(SHARED_PARTS, FEW_PROGRAMS // (sharing.groups * heads)))
+        own = max(1, min(OWN_PARTS, FEW_PROGRAMS // (rows * heads)))
+        return _power(shared), _power(own)
+
+    def group_parts(self, sharing: Sharing) -> int:
+        """Of what a group reads: as many as keep the device busy."""
+        pairs = sharing.groups * (self._heads // self._group)
+        return _power(max(1, min(SHARED_PARTS, PROGRAMS // pairs)))
+
+    def __call__(
+        self,
+        layer: int,
+        qkv: Tensor,
+        norms: Tensor | None,
+        position: Tensor,
+        shared: Tensor,
+        out: Tensor,
+        sharing: Sharing,
+        *,
+        eps: float,
+        pdl: bool = False,
+    ) -> Tensor:
+        """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose tokens are at `position` (B,).
+
+        `norms` (2, D) are the weights of the query and key norms; `shared` (B,) is the length of
+        each row's prompt, 0 where it has none of its own.
+        """
+        _, _, slots, kv_heads, width, dim = self._rows.shape
+        batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
+        prompts = self._rows if self._prompts is None else self._prompts
+        in_groups = sharing.groups > 0 and batch > FEW_ROWS
+        if in_groups:
+            parts = self.group_parts(sharing)
+            tasks, cut = sharing.groups * parts, self._cut(parts)
+            kernel, warps = attend_groups, cut.warps
+            options = {"BLOCK": cut.block, "STAGES": cut.stages, "PARTS": parts, "NEW": NEW}
+        else:
+            shared_parts, own_parts = self.parts(batch, sharing)
+            tasks = sharing.groups * shared_parts + batch * own_parts
+            kernel, warps, parts = _attend, 4, shared_parts + own_parts
+            options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
+            options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
+        partial, lse = self._buffers(batch, parts)
+        kernel[(kv_heads, tasks)](
+            *(qkv, prompts[layer], self._rows[layer], self._cos, self._sin),
+            *(qkv if norms is None else norms, position, shared),
+            *(tables.members, tables.starts, tables.lengths, partial, lse),
+            *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps),
+            HQ=self._heads,
+            HKV=kv_heads,
+            D=dim,
+            R=max(16, triton.next_power_of_2(sharing.per * self._group)),
+            PER=sharing.per,
+            NORM=norms is not None,
+            PDL=pdl,
+            num_warps=warps,
+            **options,
+            **launch,
+        )
+        self._merged(partial, lse, out, pdl)
+        return out
+
+    def _cut(self, parts: int) -> Cut:
+        """The longest blocks that have room; short parts have few blocks."""
+        key = self._rows.shape[-1] * self._rows.itemsize
+        fitting = (
+            cut
+            for cut in (LONG, SHORT)
+            if 2 * (cut.stages * cut.block + QUERIES) * key <= self._shared_memory
+        )
+        return next((cut for cut in fitting if parts <= 8 or cut is SHORT), LEAST)
+
+    def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, pdl: bool) -> None:
+        """The parts together, (B, Hq D)."""
+        (batch, heads, parts), launch = lse.shape, {"launch_pdl": True} if pdl else {}
+        each, warps = (1, 1) if batch <= FEW_ROWS else (4, 4)
+        _merge[(triton.cdiv(batch * heads, each),)](
+            *(partial, lse, out, batch * heads),
+            D=out.shape[1] // heads,
+            PARTS=parts,
+            POWER=triton.next_power_of_2(parts),
+            HEADS=each,
+            PDL=pdl,
+            num_warps=warps,
+            **launch,
+        )
+
+    def _buffers(self, batch: int, parts: int) -> tuple[Tensor, Tensor]:
+        if (batch, parts) not in self._partial:
+            shape, device = (batch, self._heads, parts), self._rows.device
+            self._partial[batch, parts] = (
+                torch.zeros(*shape, self._rows.shape[-1], device=device),
+                torch.zeros(shape, device=device),
+            )
+        return self._partial[batch, parts]
+
+
+def _power(number: int) -> int:
+    """The largest power of 2 that is not larger."""
+    return 1 << (number.bit_length() - 1)

@@ -1,0 +1,154 @@
+"""Prefill with packed matrices, and one kernel each for what stands between the large products.
+
+Contract. Appends the tokens' KV to the cache and gives the last token's
+logits. The matrix products and attention are the libraries', which reach the hardware's limit here;
+norm and rotation of queries and keys with the write into the cache are one kernel, and so is
+SiLU · up. Rotation is in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ember.backends.packing import PackedDecoder
+from ember.cache.contiguous import ContiguousCache
+from ember.model.architecture import Architecture
+from ember.model.decoder import attend, rotary_tables
+
+
+@triton.jit
+def _rotate(
+    qkv_ptr,  # (B, T, Hq + 2 Hkv, D)
+    q_ptr,  # (B, T, Hq, D)
+    k_ptr,  # (B, Hkv, S, D), the cache
+    v_ptr,  # (B, Hkv, S, D)
+    cos_ptr,  # (T, D / 2) float32
+    sin_ptr,  # (T, D / 2) float32
+    norms_ptr,  # (2, D), where NORM
+    T,
+    start,  # tokens in the cache
+    row_stride,
+    head_stride,
+    eps,
+    HQ: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    HEADS: tl.constexpr,  # of one program, a power of 2
+    NORM: tl.constexpr,
+):
+    HALF: tl.constexpr = D // 2
+    token = tl.program_id(0).to(tl.int64)  # b · T + t
+    row, t = token // T, token % T
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    there = (head < HQ + 2 * HKV)[:, None]
+    dims = tl.arange(0, HALF)
+    places = qkv_ptr + (token * (HQ + 2 * HKV) + head)[:, None] * D + dims[None, :]
+    raw1 = tl.load(places, mask=there, other=0.0)
+    raw2 = tl.load(places + HALF, mask=there, other=0.0)
+    a, b = raw1.to(tl.float32), raw2.to(tl.float32)  # (HEADS, D / 2)
+    is_q, is_v = head < HQ, head >= HQ + HKV
+    if NORM:
+        factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
+        kind = tl.where(is_q, 0, D)[:, None] + dims[None, :]
+        a *= factor * tl.load(norms_ptr + kind).to(tl.float32)
+        b *= factor * tl.load(norms_ptr + kind + HALF).to(tl.float32)
+    cos = tl.load(cos_ptr + t * HALF + dims)[None, :]
+    sin = tl.load(sin_ptr + t * HALF + dims)[None, :]
+    out1 = (a * cos - b * sin).to(raw1.dtype)
+    out2 = (b * cos + a * sin).to(raw1.dtype)
+    queries = q_ptr + (token * HQ + head)[:, None] * D + dims[None, :]
+    tl.store(queries, out1, mask=is_q[:, None])
+    tl.store(queries + HALF, out2, mask=is_q[:, None])
+    spot = row * row_stride + (start + t) * D
+    is_k = (head >= HQ) & (head < HQ + HKV)
+    keys = k_ptr + spot + (head - HQ)[:, None] * head_stride + dims[None, :]
+    tl.store(keys, out1, mask=is_k[:, None])
+    tl.store(keys + HALF, out2, mask=is_k[:, None])
+    values = v_ptr + spot + (head - HQ - HKV)[:, None] * head_stride + dims[None, :]
+    tl.store(values, raw1, mask=is_v[:, None] & there)
+    tl.store(values + HALF, raw2, mask=is_v[:, None] & there)
+
+
+@triton.jit
+def _silu_mul(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    """out (rows, width) = silu(gate) · up, of gate_up (rows, 2 width)."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    places, there = gate_up_ptr + row * 2 * width + at, at < width
+    gate = tl.load(places, mask=there, other=0.0).to(tl.float32)
+    up = tl.load(places + width, mask=there, other=0.0).to(tl.float32)
+    out = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + row * width + at, out.to(out_ptr.dtype.element_ty), mask=there)
+
+
+def rotate_into(
+    qkv: Tensor,
+    norms: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    start: int,
+    arch: Architecture,
+) -> Tensor:
+    """Norms and rotates qkv (B, T, (Hq + 2 Hkv) D); keys and values go to `start` … of the cache's
+    views (B, Hkv, S, D), the queries are returned, (B, Hq, T, D)."""
+    batch, tokens, _ = qkv.shape
+    heads, kv_heads, d = arch.num_heads, arch.num_kv_heads, arch.head_dim
+    q = torch.empty(batch, tokens, heads, d, dtype=qkv.dtype, device=qkv.device)
+    block = 16
+    _rotate[(batch * tokens, triton.cdiv(heads + 2 * kv_heads, block))](
+        *(qkv, q, keys, values, cos, sin, cos if norms is None else norms),
+        *(tokens, start, keys.stride(0), keys.stride(1), arch.norm_eps),
+        HQ=heads,
+        HKV=kv_heads,
+        D=d,
+        HEADS=block,
+        NORM=norms is not None,
+        num_warps=4,
+    )
+    return q.transpose(1, 2)
+
+
+def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+    """silu(gate) · up (rows, I) of gate_up (rows, 2 I)."""
+    rows, width = gate_up.shape
+    if out is None:
+        out = torch.empty(rows, width // 2, dtype=gate_up.dtype, device=gate_up.device)
+    block = min(1024, triton.next_power_of_2(width // 2))
+    _silu_mul[(rows, triton.cdiv(width // 2, block))](gate_up, out, width // 2, BLOCK=block)
+    return out
+
+
+def run_packed(
+    arch: Architecture, weights: PackedDecoder, tokens: Tensor, cache: ContiguousCache
+) -> Tensor:
+    """Runs tokens (B, T) after what `cache` holds; returns the last one's logits (B, V)."""
+    start, (batch, length) = cache.length(0), tokens.shape
+    positions = torch.arange(start, start + length, device=tokens.device)
+    cos, sin = (x[0, :, 0].contiguous() for x in rotary_tables(arch, positions, torch.float32))
+    cache.advance(length)
+    eps, size = arch.norm_eps, (arch.hidden_size,)
+    x = F.embedding(tokens, weights.embedding).flatten(0, 1)  # (B T, H)
+    for index, layer in enumerate(weights.layers):
+        qkv = F.linear(F.rms_norm(x, size, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+        norms = None if weights.qk_norms is None else weights.qk_norms[index]
+        keys, values = cache.kv[index].unbind(0)
+        q = rotate_into(qkv.view(batch, length, -1), norms, cos, sin, keys, values, start, arch)
+        keys, values = cache.read(index)
+        if index == len(weights.layers) - 1:  # of the rest only the last token is wanted
+            q, x = q[:, :, -1:], x.view(batch, length, -1)[:, -1]
+        attended = attend(q, keys, values).transpose(1, 2).flatten(0, 1).flatten(1)
+        x = _add_linear(x, attended, layer.o, layer.o_bias)
+        normed = F.rms_norm(x, size, layer.post_norm, eps)
+        acted = silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias))
+        x = _add_linear(x, acted, layer.down, layer.down_bias)
+    return F.linear(F.rms_norm(x, size, weights.norm, eps), weights.head)
+
+
+def _add_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x + y · weightᵀ (+ bias)."""
+    x = torch.addmm(x, y, weight.t())
+    return x if bias is None else x.add_(bias)

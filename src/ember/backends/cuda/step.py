@@ -1,0 +1,434 @@
+"""The decoding step in kernels of its own, and sampling after it: no host between two tokens.
+
+Contract. `KernelStep` runs the first rows of its memory: `arrange` says how many, where each stands
+and which prompt it reads (or `stand`, that all stand at one position of their own memory), then
+`sample` and `advance` take turns, each one CUDA graph, made for a number of rows and reused.
+Candidates read the KV of their prompt where it lies, so that nothing has to be copied.
+
+What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
+product (gate and up, SiLU · up) · product (down, + residual). Norms are part of the products. From
+9 rows on a product that adds to the residual stream splits its columns, and who sums them norms,
+too; above 128 rows the products are the library's.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ember.backends.cuda.attention import FEW_ROWS, Attention, Sharing, shared_memory, upload
+from ember.backends.cuda.prefill import silu_mul
+from ember.backends.cuda.products import (
+    NORM_TILE,
+    Normed,
+    Plan,
+    Tiling,
+    add_normed,
+    embed,
+    matvec,
+    skinny,
+    wide,
+)
+from ember.backends.cuda.sampling import Sampler
+from ember.backends.packing import PackedDecoder
+from ember.backends.sampling import SamplingParams
+from ember.model.architecture import Architecture
+from ember.model.decoder import rotary_tables
+
+EXACT = 16  # up to so many rows a graph each; above, of the next multiple
+MULTIPLE = {64: 8, 1024: 32}  # up to so many rows: of what
+
+
+class Seat(NamedTuple):
+    """Where a row stands: its prompt's start in the arena and length, and tokens of its own."""
+
+    start: int
+    prompt: int
+    own: int
+
+
+class KernelStep:
+    """A step over one packed decoder and one block of memory; see the module."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        weights: PackedDecoder,
+        rows: Tensor,
+        positions: int,
+        prompts: Tensor | None = None,
+    ):
+        """`rows` (L, 2, R, Hkv, W, D) and `prompts` (L, 2, Hkv, T, D) are memory for KV;
+        `positions`: the most tokens of a sequence."""
+        slots, device, dtype = rows.shape[2], rows.device, rows.dtype
+        self._arch, self._weights, self._kv = arch, weights, rows
+        cos, sin = rotary_tables(arch, torch.arange(positions, device=device), torch.float32)
+        cos, sin = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
+        self._position, self._shared = torch.zeros(2, slots, dtype=torch.int32, device=device)
+        self._tokens = torch.zeros(slots, dtype=torch.long, device=device)
+
+        def buffer(width: int) -> Tensor:
+            return torch.zeros(slots, width, dtype=dtype, device=device)
+
+        heads, d = arch.num_heads, arch.head_dim
+        self._x = buffer(arch.hidden_size)
+        self._qkv = buffer((heads + 2 * arch.num_kv_heads) * d)
+        self._attended = buffer(heads * d)
+        self._acted = buffer(arch.intermediate_size)
+        self.logits = buffer(arch.vocab_size)
+        self._normed: dict[int, Normed] = {}
+        self._plain_normed = buffer(arch.hidden_size)
+        self._shared_memory = shared_memory(device)
+        tilings = [
+            self._tiling(min(slots, MANY_ROWS), arch.hidden_size, k, gated=False, summed=True)
+            for k in (heads * d, arch.intermediate_size)
+        ]
+        most = max(tiling.splits for tiling in tilings) * min(slots, MANY_ROWS)
+        self._sums = torch.zeros(most * arch.hidden_size, device=device)
+        self._sampler = Sampler(self.logits, self._tokens, self._position, rows.shape[4])
+        self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
+        self._attention = Attention(rows, heads, cos, sin, prompts)
+        self._rows, self._sharing = slots, Sharing(0, 1)
+        self._use_graphs = False
+        self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
+        self._pool = None
+        # Dependent launches need Hopper or newer; the kernels run without them all the same.
+        self._pdl = rows.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+
+    def stand(self, position: int) -> None:
+        """From now on every row is at a position of its own memory and shares nothing."""
+        self._position.fill_(position)
+        self._shared.zero_()
+        self._rows, self._sharing = len(self._tokens), Sharing(0, 1)
+
+    def capture(self) -> None:
+        """From now on everything runs as CUDA graphs, recorded when first used."""
+        self._use_graphs = True
+
+    @property
+    def tokens(self) -> Tensor:
+        """(R,): what was sampled last and runs next."""
+        return self._tokens
+
+    @property
+    def x(self) -> Tensor:
+        """(R, H): the residual stream after the layers."""
+        return self._x
+
+    def arrange(self, seats: Sequence[Seat]) -> None:
+        """From now on the rows are these. Positions are those of the last token that a row has
+        sampled, which `sample` counts up from one before its first."""
+        self._rows = self._bucket(len(seats))
+        spare = self._rows - len(seats)  # they write into their own memory, which nobody reads
+        upload(self._position, [s.prompt + s.own - 1 for s in seats] + [0] * spare)
+        upload(self._shared, [s.prompt for s in seats] + [0] * spare)
+        found: dict[tuple[int, int], list[int]] = {}
+        for row, seat in enumerate(seats):
+            found.setdefault((seat.start, seat.prompt), []).append(row)
+        per = min(self._attention.most, _power(max(map(len, found.values()))))
+        groups = [
+            (*prompt, rows[first : first + per])
+            for prompt, rows in found.items()
+            for first in range(0, len(rows), per)
+        ]
+        count = min(_power(len(groups)), self._rows)
+        self._attention.tables.fill(groups + [(0, 0, ())] * (count - len(groups)), per)
+        self._sharing = Sharing(count, per)
+
+    def _bucket(self, rows: int) -> int:
+        """The number of rows of the graph that runs so many."""
+        if rows <= EXACT:
+            return rows
+        multiple = next((m for most, m in MULTIPLE.items() if rows <= most), 64)
+        return min(-(-rows // multiple) * multiple, len(self._tokens))
+
+    def draw(self, params: Sequence[SamplingParams], seeds: Sequence[int], steps: Sequence[int]):
+        """How the rows sample: their parameters, seeds, and tokens sampled so far."""
+        sampler = self._sampler
+        free = [not p.greedy for p in params]
+        upload(sampler.inverse, [1.0 if p.greedy else 1 / p.temperature for p in params])
+        upload(sampler.noise, [float(f) for f in free])
+        # Greedy takes the best, which no cut removes.
+        upload(sampler.top_k, [p.top_k * f for p, f in zip(params, free, strict=True)])
+        upload(sampler.top_p, [p.top_p if f else 1.0 for p, f in zip(params, free, strict=True)])
+        upload(sampler.min_p, [p.min_p * f for p, f in zip(params, free, strict=True)])
+        upload(sampler.seeds, seeds)
+        upload(sampler.steps, steps)
+        if not any(p.ranked for p in params):
+            sampler.keep_all()
+        self._draws = {
+            "noise": any(free),
+            "cut": any(p.cuts for p in params),
+            "ranked": any(p.ranked for p in params),
+            "alternatives": max(p.logprobs or 0 for p in params),
+        }
+
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of weights that a step reads in each of its `parts`."""
+        bytes_of = {
+            name: sum(getattr(layer, name).nbytes for layer in self._weights.layers)
+            for name in ("qkv", "o", "gate_up", "down")
+        }
+        return bytes_of | {"head": self._weights.head.nbytes}
+
+    def sample(self) -> None:
+        """Chooses each row's next token from the logits."""
+        rows, draws = self._rows, self._draws
+        self._run(("sample", rows, *draws.values()), lambda: self._sampler.run(rows=rows, **draws))
+
+    def advance(self) -> None:
+        """Runs the chosen tokens; their logits are the next to sample from."""
+        self._run(("step", self._rows, self._sharing), self._step)
+
+    def sampled(self, steps: int, rows: int) -> tuple[Tensor, ...]:
+        """Of the first rows in the first steps of the history: tokens (steps, rows), logprobs, raw
+        logprobs, and alternatives' ids and raw logprobs where they are noted. On the device."""
+        sampler, here = self._sampler, (slice(steps), slice(rows))
+        found = (sampler.history, sampler.logprobs, sampler.raw_logprobs)
+        found += sampler.alternatives.get(self._draws["alternatives"], ())
+        return tuple(tensor[here] for tensor in found)
+
+    def rewind(self) -> None:
+        """The history begins anew."""
+        self._sampler.ticks.zero_()
+
+    def _run(self, name: tuple, call) -> None:
+        if not self._use_graphs:
+            call()
+            return
+        graph = self._graphs.get(name)
+        if graph is None:
+            graph = self._graphs[name] = self._record(call)
+        graph.replay()
+
+    def _record(self, call) -> torch.cuda.CUDAGraph:
+        """A graph of the call, which is carried out once before, so that its kernels are compiled.
+
+        What that overwrites and the replay reads is put back.
+        """
+        sampler = self._sampler
+        kept = (self.logits, self._tokens, self._position, sampler.steps, sampler.ticks)
+        before = [tensor.clone() for tensor in kept]
+        stream = torch.cuda.Stream(self._kv.device)
+        stream.wait_stream(torch.cuda.current_stream(self._kv.device))
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream(self._kv.device).wait_stream(stream)
+        for tensor, value in zip(kept, before, strict=True):
+            tensor.copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            call()
+        self._pool = graph.pool()
+        return graph
+
+    def parts(self) -> dict[str, Callable[[int], None]]:
+        """The kernels of one layer, in order, by name: each call launches one for a layer.
+
+        Before them `embed`, after them `head`, which take no heed of the layer.
+        """
+        rows = self._rows
+        few, many = 1 < rows <= FEW_ROWS, rows > FEW_ROWS
+        arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
+        layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
+        norms = [layer.input_norm for layer in layers] + [weights.norm]
+        if few and rows not in self._normed:
+            size, like = arch.hidden_size, self._x
+            self._normed[rows] = Normed(rows, size, like.dtype, like.device)
+        normed = self._normed[rows] if few else self._plain_normed[:rows]
+        tokens, x, qkv_out, attended, acted, logits = (
+            buffer[:rows]
+            for buffer in (
+                *(self._tokens, self._x, self._qkv),
+                *(self._attended, self._acted, self.logits),
+            )
+        )
+
+        def product(source, weight, out, *, norm=None, residual=None, feeds=None, **options):
+            """`norm`: of the input; `feeds`: the norm that the output goes through next."""
+            options |= {"residual": residual, "eps": eps}
+            if rows == 1:
+                _matvec(source, weight, out, norm=norm, pdl=pdl, **options)
+            elif few:
+                source = source if norm is None else normed
+                if feeds is not None:
+                    options |= {"normed": normed, "next_norm": feeds}
+                _skinny(source, weight, out, pdl=pdl, **options)
+            else:
+                source = source if norm is None else normed
+                self._many(source, weight, out, feeds=feeds, **options)
+
+        def embedding(_: int) -> None:
+            if few:
+                embed(tokens, weights.embedding, x, normed, norms[0], pdl=pdl)
+            else:
+                torch.index_select(weights.embedding, 0, tokens, out=x)
+            if many:
+                add_normed(x, norms[0], normed, eps=eps)
+
+        def qkv(index: int) -> None:
+            layer = layers[index]
+            product(x, layer.qkv, qkv_out, norm=norms[index], bias=layer.qkv_bias)
+
+        def attend(index: int) -> None:
+            attention(
+                index,
+                qkv_out,
+                None if weights.qk_norms is None else weights.qk_norms[index],
+                self._position,
+                self._shared,
+                attended,
+                sharing,
+                eps=eps,
+                pdl=pdl,
+            )
+
+        def o(index: int) -> None:
+            layer = layers[index]
+            product(attended, layer.o, x, residual=x, bias=layer.o_bias, feeds=layer.post_norm)
+
+        def gate_up(index: int) -> None:
+            layer = layers[index]
+            product(
+                *(x, layer.gate_up, acted),
+                norm=layer.post_norm,
+                bias=layer.gate_up_bias,
+                gated=True,
+            )
+
+        def down(index: int) -> None:
+            layer = layers[index]
+            product(acted, layer.down, x, residual=x, bias=layer.down_bias, feeds=norms[index + 1])
+
+        def head(_: int) -> None:
+            product(x, weights.head, logits, norm=weights.norm)
+
+        return {
+            "embed": embedding,
+            "qkv": qkv,
+            "attention": attend,
+            "o": o,
+            "gate_up": gate_up,
+            "down": down,
+            "head": head,
+        }
+
+    def _many(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        *,
+        eps: float,
+        residual: Tensor | None = None,
+        feeds: Tensor | None = None,
+        bias: Tensor | None = None,
+        gated: bool = False,
+    ) -> None:
+        """A product of many rows; what is added to the residual stream leaves it normed, too."""
+        rows, pdl, sums = len(x), self._pdl, None
+        tiling = self._tiling(rows, *weight.shape, gated=gated, summed=residual is not None)
+        if tiling is None:
+            _library(x, weight, out, bias=bias, residual=residual, gated=gated)
+            bias = None
+        elif residual is None:
+            wide(x, weight, out, tiling=tiling, bias=bias, gated=gated, pdl=pdl)
+        else:
+            sums = self._sums[: tiling.splits * rows * len(weight)].view(tiling.splits, rows, -1)
+            wide(x, weight, sums, tiling=tiling, pdl=pdl)
+        if residual is not None:
+            normed = self._plain_normed[:rows]
+            add_normed(out, feeds, normed, eps=eps, parts=sums, bias=bias, pdl=pdl)
+
+    def _tiling(self, *shape: int, **kind: bool) -> Tiling | None:
+        return many_tiling(*shape, **kind, size=self._x.itemsize, shared=self._shared_memory)
+
+    def _step(self) -> None:
+        parts = self.parts()
+        embedding, head = parts.pop("embed"), parts.pop("head")
+        embedding(0)
+        for index in range(len(self._weights.layers)):
+            for part in parts.values():
+                part(index)
+        head(0)
+
+
+MANY_ROWS = 128  # above, the library's products read the weights as fast
+PROGRAMS = 132  # that keep the device busy: a multiprocessor each
+
+
+def matvec_plan(columns: int, *, gated: bool) -> Plan:
+    """How a product of one row is cut; measured on an H200 (docs/engine.md)."""
+    if columns > 8192:
+        return Plan(rows=2, columns=512, ahead=5, warps=2)
+    width = min(1024, _power(columns))
+    return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
+
+
+def skinny_plan(columns: int, *, gated: bool) -> Plan:
+    """How a product of few rows is cut; measured on an H200 (docs/engine.md)."""
+    warps = 2 if gated else 4
+    width = min(128, max(16, _power(columns) // warps))
+    return Plan(rows=NORM_TILE, columns=width, ahead=3 if gated else 4, warps=warps)
+
+
+def many_tiling(
+    rows: int, out: int, columns: int, *, gated: bool, summed: bool, size: int, shared: int
+) -> Tiling | None:
+    """How a product of many rows is cut; `summed`: someone adds up split columns; `size`: bytes of
+    a number, `shared`: of a program's memory. None: the library is as fast. Measured on an H200
+    (docs/engine.md)."""
+    if rows > MANY_ROWS:
+        return None
+    batch, tiles = max(16, _power(rows)), -(-out // 64)
+    if gated:
+        tiling = Tiling(min(batch, 64), 64, columns=64, ahead=4 if batch <= 64 else 3, warps=4)
+    elif summed:
+        splits = min(-(-columns // 128), max(1, PROGRAMS // tiles))
+        tiling = Tiling(batch, 64, columns=128, ahead=4, warps=4, splits=splits)
+    elif batch <= 64:
+        tiling = Tiling(batch, 64, columns=64 if tiles > 2 * PROGRAMS else 128, ahead=4, warps=4)
+    else:
+        return None
+    column = tiling.ahead * (tiling.batch + (1 + gated) * tiling.rows) * size
+    while tiling.columns > 16 and tiling.columns * column > shared:
+        tiling = replace(tiling, columns=tiling.columns // 2)
+    return tiling
+
+
+def _power(number: int) -> int:
+    return 1 << (number - 1).bit_length()
+
+
+def _matvec(x: Tensor, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:
+    matvec(x, weight, out, plan=matvec_plan(weight.shape[1], gated=gated), gated=gated, **options)
+
+
+def _skinny(x, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:
+    plan = skinny_plan(weight.shape[1], gated=gated)
+    skinny(x, weight, out, plan=plan, gated=gated, **options)
+
+
+def _library(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    gated: bool,
+) -> None:
+    """The same product by torch's operators."""
+    if gated:
+        silu_mul(F.linear(x, weight, bias), out)
+        return
+    if residual is None:
+        torch.mm(x, weight.t(), out=out)
+    else:
+        torch.addmm(residual, x, weight.t(), out=out)
+    if bias is not None:
+        out += bias

@@ -1,0 +1,140 @@
+"""Summaries, bootstrap intervals, paired tests and corrections for many tests: once for all.
+
+Everything random is drawn from the generator handed in, so that a table repeats for its seed.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from ember.records.errors import EmberError
+
+# Sign flips of up to so many differences are all tried; of more, a sample is.
+_ALL_FLIPS = 14
+
+
+class BadSamples(EmberError):
+    """Samples that have no statistic: none at all, not finite, or not in pairs."""
+
+
+def summarise(samples: Sequence[float]) -> dict:
+    """n, median, mean, std (n - 1), cv (std / mean), p10, p50, p90, min and max of the samples.
+
+    std and cv are None for a single sample, cv also for a mean of zero: they are unknown there.
+    Percentiles interpolate linearly, like numpy's default; of fewer than ten samples they are only
+    interpolated extremes, and a figure shows the points or min and max instead.
+    """
+    values = sorted(float(sample) for sample in samples)
+    if not values:
+        raise BadSamples("no samples to summarise\nrecord at least one")
+    if not all(map(math.isfinite, values)):
+        raise BadSamples(f"samples hold NaN or infinity: {values}\nfind out what was measured")
+    mean = statistics.fmean(values)
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        "n": len(values),
+        "median": percentile(values, 50),
+        "mean": mean,
+        "std": std,
+        "cv": std / mean if std is not None and mean else None,
+        "p10": percentile(values, 10),
+        "p50": percentile(values, 50),
+        "p90": percentile(values, 90),
+        "min": values[0],
+        "max": values[-1],
+    }
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """Percentile of ascending values, interpolated linearly between neighbours."""
+    place = (len(ordered) - 1) * percent / 100
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def _median(drawn: np.ndarray) -> np.ndarray:
+    return np.median(drawn, axis=1)
+
+
+def bootstrap(
+    samples,
+    rng: np.random.Generator,
+    resamples: int,
+    statistic: Callable[[np.ndarray], np.ndarray] = _median,
+) -> np.ndarray:
+    """(1 + resamples, ...): the statistic of the samples, then of each resample of them.
+
+    samples: (n, ...), resampled along the first axis, so that what belongs to one item stays
+    together. statistic: takes (m, n, ...) and reduces the axis of n; by default the median.
+    """
+    samples = np.asarray(samples)
+    if not len(samples):
+        raise BadSamples("no samples to resample\nrecord at least one")
+    picks = rng.integers(len(samples), size=(resamples, len(samples)))
+    return np.concatenate([statistic(samples[None]), statistic(samples[picks])])
+
+
+def interval(draws: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of what `bootstrap` gives (1 + resamples,); holds the estimate."""
+    low, high = np.percentile(draws[1:], [2.5, 97.5])
+    return float(min(low, draws[0])), float(max(high, draws[0]))
+
+
+def paired(ours, theirs, rng: np.random.Generator, resamples: int = 10_000) -> dict:
+    """Two subjects on the same items: n, difference (mean of ours - theirs), low, high and p.
+
+    low and high bound the difference by bootstrap over items. p is that of the two-sided sign-flip
+    test, whose null hypothesis is that either subject could have given either value: exact for few
+    items that differ, else from `resamples` random flips. For right and wrong answers it is
+    McNemar's exact test.
+    """
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
+        raise BadSamples(
+            f"samples of shapes {ours.shape} and {theirs.shape} are no pairs\n"
+            "measure both subjects on the same items, at least one"
+        )
+    differences = ours - theirs
+    low, high = interval(bootstrap(differences, rng, resamples, partial(np.mean, axis=1)))
+    return {
+        "n": len(differences),
+        "difference": float(differences.mean()),
+        "low": low,
+        "high": high,
+        "p": _sign_flip_p(differences[differences != 0], rng, resamples),
+    }
+
+
+def _sign_flip_p(differences: np.ndarray, rng: np.random.Generator, resamples: int) -> float:
+    """Share of the sign flips whose sum is at least as far from zero as the one found."""
+    count = len(differences)
+    exact = count <= _ALL_FLIPS
+    if exact:
+        flips = np.arange(2**count)[:, None] >> np.arange(count) & 1
+    else:
+        flips = rng.integers(2, size=(resamples, count))
+    found = abs(differences.sum())
+    sums = np.abs((1 - 2 * flips) @ differences)
+    as_far = int((sums >= found - 1e-9 * np.abs(differences).sum()).sum())
+    # What was found is one of the flips; of a sample it is the one that is always there.
+    return as_far / 2**count if exact else (1 + as_far) / (1 + resamples)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: those below alpha are significant together."""
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def leading_equal(tokens: Sequence[int], others: Sequence[int]) -> float:
+    """Fraction of `tokens` before the first that differs from `others`."""
+    pairs = zip(tokens, others, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(tokens), len(others)))
+    return same / len(tokens)

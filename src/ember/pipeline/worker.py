@@ -1,0 +1,361 @@
+"""The process of one stage: loads the model, then does what its parent asks, one command at a time.
+
+    python -m ember.pipeline.worker FD
+
+Contract. FD is a connection to the parent. Its first message is a `Start`, every further one
+(command, arguments) of `Worker`'s methods; each is answered by ("done", result) or by
+("failed", message), after which the process ends. It also ends when the parent does.
+"""
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ember.backends.sampling import SamplingParams, prompt_key
+from ember.engine.engine import Engine
+from ember.model.checkpoint import load_decoder
+from ember.pipeline.plan import make_micro_batches, plan_units
+from ember.pipeline.run import run_first, run_last
+from ember.pipeline.stage import Stage, take_layers
+from ember.pipeline.timeline import DeviceTimeline, HostTimeline
+from ember.pipeline.wire import DeviceWire, HostWire
+from ember.records.errors import EmberError
+
+KEPT_STAGES = 32  # micro-batches' stages, with their caches and graphs, that stay in memory
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a stage's process is told first. `splits`: those it will be asked for."""
+
+    rank: int
+    model: str
+    device: str
+    dtype: str
+    threads: int
+    splits: tuple[int, ...]
+    whole: bool
+    capacity: int
+    rendezvous: str
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Generate:
+    """One run of the pipeline; see `Pipeline.generate`."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: SamplingParams
+    split: int
+    micro_batches: int
+    chunks: int
+    overlap: bool
+
+
+class Worker:
+    """One stage; its public methods are the commands."""
+
+    def __init__(self, start: Start):
+        self._rank, self._capacity = start.rank, start.capacity
+        self._device = f"cuda:{start.rank}" if start.device == "cuda" else "cpu"
+        torch.set_num_threads(start.threads)
+        if start.device == "cuda":
+            torch.cuda.set_device(start.rank)
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{start.rendezvous}",
+            rank=start.rank,
+            world_size=2,
+            timeout=timedelta(seconds=start.timeout_s),
+        )
+        timeout = timedelta(seconds=start.timeout_s)
+        if start.device == "cuda":
+            self._wire = DeviceWire(start.rank, self._device, timeout)
+        else:
+            self._wire = HostWire(start.rank, timeout)
+        self._connect()
+        decoder = load_decoder(Path(start.model), self._device, getattr(torch, start.dtype))
+        self.layers = decoder.arch.num_layers
+        kept = range(self.layers)
+        if not start.whole:
+            kept = (
+                range(max(start.splits)) if start.rank == 0 else range(min(start.splits), kept.stop)
+            )
+        self._first_layer = kept.start
+        self._decoder = take_layers(decoder, kept)
+        self._stages: OrderedDict[tuple, Stage] = OrderedDict()
+        self._engine = None
+
+    def _connect(self) -> None:
+        """One message each way: connections are made here and not in the midst of a run."""
+        self._open_timeline()
+        number = torch.zeros(1, dtype=torch.long, device=self._device)
+        for back in (False, True):
+            if self._rank == int(back):
+                self._wire.send(number, None, back=back)
+            else:
+                self._wire.take(self._wire.post(number, None, back=back))
+        self._wire.close()
+
+    def generate(self, order: Generate) -> dict:
+        """Runs this stage's share; times in seconds of the machine's clock."""
+        lengths = [len(prompt) for prompt in order.prompts]
+        groups = make_micro_batches(lengths, order.micro_batches)
+        stages = [self._stage(order.split, number, len(g)) for number, g in enumerate(groups)]
+        with torch.inference_mode():
+            for stage, group in zip(stages, groups, strict=True):
+                stage.begin(order.sampling, [(prompt_key(order.prompts[n]), 0) for n in group])
+            units = plan_units(
+                [lengths[group[0]] for group in groups],
+                order.sampling.max_tokens,
+                chunks=order.chunks,
+                overlap=order.overlap,
+            )
+            tokens = [torch.tensor([order.prompts[n] for n in group]) for group in groups]
+            inputs = self._prefill_inputs(units, tokens)
+            timeline = self._open_timeline()
+            began = time.perf_counter()
+            if self._rank == 0:
+                run_first(units, stages, inputs, self._wire, timeline, overlap=order.overlap)
+                rows = []
+            else:
+                run_last(units, stages, inputs, self._wire, timeline, overlap=order.overlap)
+                rows = [stage.sampled() for stage in stages]
+            self._wire.close()
+            ended = time.perf_counter()
+        found: list = [None] * len(lengths)
+        for group, (ids, logprobs) in zip(groups, rows, strict=False):
+            for place, number in enumerate(group):
+                found[number] = (ids[place], logprobs[place])
+        return {
+            "began": began,
+            "ended": ended,
+            "events": _by_unit(timeline.seconds(), units),
+            "completions": found,
+            "forms": sorted({stage.backend for stage in stages}),
+        }
+
+    def _prefill_inputs(self, units, tokens) -> list:
+        """What each prefill unit runs: tokens, or memory for hidden states that will come."""
+        arch, weight = self._decoder.arch, self._decoder.embed_tokens.weight
+        inputs = []
+        for unit in units:
+            if unit.step:
+                inputs.append(None)
+            elif self._rank == 0:
+                part = tokens[unit.micro_batch][:, unit.start : unit.stop]
+                inputs.append(part.to(self._device))
+            else:
+                shape = (len(tokens[unit.micro_batch]), unit.stop - unit.start, arch.hidden_size)
+                inputs.append(torch.empty(shape, dtype=weight.dtype, device=self._device))
+        return inputs
+
+    def _open_timeline(self):
+        """Both stages are idle and ready; the run may begin."""
+        if self._device != "cpu":
+            torch.cuda.synchronize(self._device)
+        timeline = HostTimeline() if self._device == "cpu" else DeviceTimeline(self._device)
+        self._wire.open(timeline)
+        dist.barrier()
+        return timeline
+
+    def _stage(self, split: int, number: int, rows: int) -> Stage:
+        """The stage of a micro-batch; made once while it is in use."""
+        layers = range(split) if self._rank == 0 else range(split, self.layers)
+        key = (split, number, rows)
+        stage = self._stages.pop(key, None) or self._new_stage(layers, rows)
+        self._stages[key] = stage  # the most recently used is last
+        while len(self._stages) > KEPT_STAGES:
+            self._stages.popitem(last=False)
+        return stage
+
+    def _new_stage(self, layers: range, rows: int, **ends: bool) -> Stage:
+        ends = ends or {"first": self._rank == 0, "last": self._rank == 1}
+        own = range(layers.start - self._first_layer, layers.stop - self._first_layer)
+        with torch.inference_mode():
+            return Stage(take_layers(self._decoder, own), rows, self._capacity, **ends)
+
+    def ping(self, hidden_shape: tuple, back_shape: tuple, count: int, repeats: int) -> list[float]:
+        """Seconds of a message forward and one back, mean of `count` in a row, `repeats` times.
+
+        Shapes of hidden states or, where one is (B,), of tokens.
+        """
+        weight, device = self._decoder.embed_tokens.weight, self._device
+        there, back = (
+            torch.zeros(shape, dtype=torch.long if len(shape) == 1 else weight.dtype, device=device)
+            for shape in (hidden_shape, back_shape)
+        )
+        seconds = []
+        for turn in range(-1, repeats):
+            self._open_timeline()
+            began = time.perf_counter()
+            for _ in range(count):
+                if self._rank == 0:
+                    self._wire.send(there, None)
+                    self._wire.take(self._wire.post(back, None, back=True))
+                else:
+                    self._wire.take(self._wire.post(there, None))
+                    self._wire.send(back, None, back=True)
+            self._wire.close()
+            if turn >= 0:
+                seconds.append((time.perf_counter() - began) / count)
+        return seconds
+
+    def single(self, prompts, sampling: SamplingParams) -> dict:
+        """The one-device engine on the same prompts, all in one batch, in this process."""
+        if self._engine is None:
+            self._engine = Engine(self._decoder, capacity=self._capacity)
+        _synchronize(self._device)
+        began = time.perf_counter()
+        found = self._engine.generate(prompts, sampling)
+        _synchronize(self._device)
+        ended = time.perf_counter()
+        tokens = [(list(c.tokens), list(c.logprobs)) for [c] in found]
+        return {"began": began, "ended": ended, "completions": tokens}
+
+    def cost(self, rows: int, context: int, tokens: int, steps: int, repeats: int) -> list[dict]:
+        """Milliseconds of every part of the model in prefill and decoding, one row a repeat.
+
+        Each layer is a stage of its own, and all take turns as in a forward, so that caches are as
+        warm as there. What a call costs beside its layers is what all layers take alone less what
+        they take together. Embedding and head are the difference they make to a layer. A prefill
+        is of `tokens` tokens, decoding after `context` cached ones; `steps` is the number of
+        decoding steps that a time is the mean of.
+        """
+        with torch.inference_mode():
+            decode = self._decode_costs(rows, context, steps, repeats)
+            return self._prefill_costs(rows, tokens, repeats) + decode
+
+    def _decode_costs(self, rows: int, context: int, steps: int, repeats: int) -> list[dict]:
+        count, sampling = self.layers, SamplingParams(max_tokens=steps + 1)
+        middle, vocabulary = {"first": False, "last": False}, self._decoder.arch.vocab_size
+        stages = {
+            f"layer {i}": self._new_stage(range(i, i + 1), rows, **middle) for i in range(count)
+        }
+        stages["all"] = self._new_stage(range(count), rows, **middle)
+        stages["embed"] = self._new_stage(range(1), rows, first=True, last=False)
+        stages["head"] = self._new_stage(range(count - 1, count), rows, first=False, last=True)
+        names = [(row, 0) for row in range(rows)]
+        found = []
+        for turn in range(-1, repeats):
+            timeline = HostTimeline() if self._device == "cpu" else DeviceTimeline(self._device)
+            for stage in stages.values():
+                stage.begin(sampling, names)
+                stage.cache.advance(context)
+                if stage.last:  # a first token, from which decoding goes on
+                    stage.sample(self._decoder.embed_tokens.weight.new_zeros(rows, vocabulary))
+            _synchronize(self._device)
+            for _ in range(steps):
+                for name, stage in stages.items():
+                    start = timeline.mark()
+                    out = stage.decode()
+                    end = timeline.mark()
+                    timeline.add("decode", name, start, end)
+                    if stage.last:
+                        stage.sample(out)
+                        timeline.add("decode", "sample", end, timeline.mark())
+            if turn < 0:
+                continue
+            ms = dict.fromkeys([*stages, "sample"], 0.0)
+            for _, name, start, end in timeline.seconds():
+                ms[name] += (end - start) * 1e3 / steps
+            call = (sum(ms[f"layer {i}"] for i in range(count)) - ms["all"]) / max(1, count - 1)
+            parts = {f"layer {i}": ms[f"layer {i}"] - call for i in range(count)}
+            parts |= {"call": call, "embed": ms["embed"] - ms["layer 0"], "sample": ms["sample"]}
+            parts["head"] = ms["head"] - ms[f"layer {count - 1}"]
+            found += [_cost("decode", part, turn, value) for part, value in parts.items()]
+        return found
+
+    def _prefill_costs(self, rows: int, tokens: int, repeats: int) -> list[dict]:
+        decoder, found = self._decoder, []
+        first = self._new_stage(range(self.layers), rows, first=True, last=True)
+        ids = torch.zeros(rows, tokens, dtype=torch.long, device=self._device)
+        for turn in range(-1, repeats):
+            timeline = HostTimeline() if self._device == "cpu" else DeviceTimeline(self._device)
+            first.begin(SamplingParams(max_tokens=1), [(row, 0) for row in range(rows)])
+            _synchronize(self._device)
+            marks = [("", timeline.mark())]
+            hidden = decoder.embed(ids)
+            marks.append(("embed", timeline.mark()))
+            for index in range(self.layers):
+                hidden = decoder(hidden=hidden, cache=first.cache, layers=range(index, index + 1))
+                marks.append((f"layer {index}", timeline.mark()))
+            logits = decoder.logits(hidden[:, -1:])[:, 0]
+            marks.append(("head", timeline.mark()))
+            first.sample(logits)
+            marks.append(("sample", timeline.mark()))
+            for (_, start), (name, end) in itertools.pairwise(marks):
+                timeline.add("prefill", name, start, end)
+            if turn >= 0:
+                found += [
+                    _cost("prefill", name, turn, (end - start) * 1e3)
+                    for _, name, start, end in timeline.seconds()
+                ]
+        return found
+
+
+def _cost(phase: str, part: str, turn: int, ms: float) -> dict:
+    return {"phase": phase, "part": part, "repeat": turn, "ms": ms}
+
+
+def _by_unit(marks: list[tuple], units: list) -> list[tuple]:
+    """Marks with the unit's micro-batch, step and chunk instead of the unit."""
+    chunk, seen = {}, {}
+    for unit in units:
+        if not unit.step:
+            chunk[unit] = seen.get(unit.micro_batch, 0)
+            seen[unit.micro_batch] = chunk[unit] + 1
+    return [
+        (kind, unit.micro_batch, unit.step, chunk.get(unit, 0), start, end)
+        for kind, unit, start, end in marks
+    ]
+
+
+def _synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _end_with(process: int) -> None:
+    """Ends this process once its parent is another: the one that started it is gone."""
+    while os.getppid() == process:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+def main() -> None:
+    """Answers the parent until it hangs up."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    parent = Connection(int(sys.argv[1]))
+    try:
+        worker = Worker(parent.recv())
+        parent.send(("done", worker.layers))
+        while True:
+            command, arguments = parent.recv()
+            parent.send(("done", getattr(worker, command)(*arguments)))
+    except EOFError:
+        os._exit(0)  # the parent is gone: do not wait for the peer
+    except KeyboardInterrupt:
+        os._exit(130)
+    except Exception as error:
+        if not isinstance(error, EmberError):
+            traceback.print_exc()
+        with contextlib.suppress(OSError):
+            parent.send(("failed", f"{type(error).__name__}: {error}"))
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

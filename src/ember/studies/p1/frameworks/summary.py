@@ -1,0 +1,65 @@
+"""The comparison of frameworks in a row each: mean, spread, ratios and caveats (P1-1.3)."""
+
+from statistics import median
+
+from ember.measure.statistics import summarise
+from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS, FRAMEWORKS
+from ember.studies.rows import records
+from ember.studies.steps import makes
+
+EMBER = "ember"
+SUMMARISED = ("decode_tokens_per_s", "total_tokens_per_s", "ttft_ms", "tpot_ms")
+# Columns in which a framework may differ from Ember, and how a reader calls them.
+COMPARED = {
+    "weights_format": "weights",
+    "kv_cache": "KV cache",
+    "kv_dtype": "KV number format",
+    "threads": "threads",
+    "ttft_until": "TTFT until",
+}
+
+
+@makes(FRAMEWORKS)
+def summarise_frameworks(runs) -> list[dict]:
+    """Rows of FRAMEWORKS from a FRAMEWORK_RUNS table: its path, a data frame or rows."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in records(runs, FRAMEWORK_RUNS):
+        groups.setdefault((row["point"], row["framework"]), []).append(row)
+    rows = []
+    for (point, _), group in groups.items():
+        timed = [row for row in group if row["status"] == "ok"]
+        bad = [row for row in group if row["status"] != "ok"]
+        first = (bad or timed)[0]
+        row = dict.fromkeys(FRAMEWORKS.names) | {k: first.get(k) for k in FRAMEWORKS.names}
+        if timed:
+            row |= {k: timed[0][k] for k in row if k in timed[0] and k not in ("status", "reason")}
+        row["n"] = len(timed)
+        for name in SUMMARISED if timed else ():
+            found = summarise([run[name] for run in timed])
+            row |= {f"{name}_{key}": found[key] for key in ("mean", "std", "cv")}
+        ratios = [run["ember_ratio"] for run in timed if run["ember_ratio"] is not None]
+        row["ember_ratio"] = median(ratios) if ratios else None
+        row["ember_ratio_min"] = min(ratios, default=None)
+        row["ember_ratio_max"] = max(ratios, default=None)
+        shares = [run["tokens_equal_share"] for run in timed]
+        row["tokens_equal_share"] = min((s for s in shares if s is not None), default=None)
+        row["caveats"] = _caveats(row, groups.get((point, EMBER)))
+        rows.append(row)
+    return rows
+
+
+def _caveats(row: dict, embers: list[dict] | None) -> str | None:
+    """In what a row is not like Ember's, in words."""
+    ember = next((run for run in embers or () if run["status"] == "ok"), None)
+    if ember is None or not row["n"] or row["framework"] == EMBER:
+        return None
+    found = [
+        f"{words} {row[name]}, not {ember[name]}"
+        for name, words in COMPARED.items()
+        if row[name] != ember[name]
+    ]
+    if (row["decode_threads"] or row["threads"]) != row["threads"]:
+        found.append(f"decodes on {row['decode_threads']} of {row['threads']} threads")
+    if not row["same_weights"]:
+        found.append("other random weights")
+    return "; ".join(found) or None

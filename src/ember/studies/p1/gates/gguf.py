@@ -1,0 +1,36 @@
+"""Gate: the same weights exist as GGUF, and their hash is recorded (P1-0.3)."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from ember.studies.p1.gates.row import passed, skipped
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.steps import makes
+
+log = logging.getLogger(__name__)
+
+
+@makes(GATES)
+def check_gguf_export(model: Path, gguf: Path) -> list[dict]:
+    """Export `model` to `gguf`/model.gguf, compare every tensor, and return the gate's row.
+
+    Random weights have no checkpoint that another engine could read, so the gate is skipped and
+    `gguf` says why. Raises for a tensor that differs from the model's.
+    """
+    from ember.model.folder import weights_kind
+    from ember.model.gguf import check_gguf, export_gguf
+
+    model, folder = Path(model), Path(gguf)
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights_kind(model) == "random":
+        reason = "random weights are drawn on load; there is no checkpoint to export"
+        (folder / "SKIPPED").write_text(reason + "\n")
+        return [skipped("gguf", reason)]
+    path = folder / "model.gguf"
+    export_gguf(model, model, path)
+    check_gguf(path, model)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    log.info("%s: %d bytes, every tensor equal to the model's", path, path.stat().st_size)
+    return [passed("gguf", f"{path.name}: {path.stat().st_size:,} bytes, sha256 {digest}")]

@@ -1,0 +1,178 @@
+"""How long a model takes to load, and a process to its first token (P1-1.4).
+
+Every load is a process of its own, so that nothing is warm but what is meant to be; loaders take
+turns. Cold means that the files' pages were dropped from the page cache just before and that the
+system confirms it; where it cannot be confirmed the row says so, where pages stayed it is skipped.
+"""
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ember.measure.device import resolve
+from ember.measure.progress import Progress
+from ember.records.errors import EmberError
+from ember.studies.measured import measured_on
+from ember.studies.p1.loading import process as load_once
+from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING_RUNS
+from ember.studies.steps import makes
+
+log = logging.getLogger(__name__)
+
+STAYED = 0.02  # share of pages that may stay in memory in a cold load (the header, say)
+PARTS = ("start_s", "import_s", "load_s", "prefill_s", "rest_s")
+
+
+class LoadFailed(EmberError):
+    """A load that ended with an error; the message has its last line."""
+
+
+@makes(LOADING_RUNS, FIRST_TOKEN)
+def measure_loading(
+    *,
+    model: str | Path,
+    gguf: str | Path,
+    workload,
+    prompt_tokens: int,
+    repeats: int,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> tuple[list[dict], list[dict]]:
+    """Rows of LOADING_RUNS and of FIRST_TOKEN, the latter for a prompt of the workload."""
+    from ember.studies.p1.workload.make import read_workload
+
+    shared = {"model": model, "repeats": repeats, "device": device, "dtype": dtype}
+    runs = time_loading(gguf=gguf, seed=seed, **shared)
+    prompt = read_workload(workload).prompt(0, prompt_tokens, 0)
+    return runs, time_first_token(prompt=prompt, **shared)
+
+
+def time_loading(
+    *,
+    model: str | Path,
+    gguf: str | Path,
+    repeats: int,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> list[dict]:
+    """Rows of LOADING_RUNS: each loader `repeats` times with a cold and a warm page cache.
+
+    Loaders: `read` (reading the safetensors files, the limit), `ember`, `transformers`, `gguf`.
+    Declared random weights are written to a folder first, so that there is something to load;
+    `gguf` is the directory that the GGUF gate left.
+    """
+    device = resolve(device)
+    file, skipped = Path(gguf) / "model.gguf", Path(gguf) / "SKIPPED"
+    with stored(model, device, dtype) as (folder, files):
+        shared = {"model": str(folder), "device": device, "dtype": dtype}
+        requests = {
+            "read": shared | {"files": files},
+            "ember": shared | {"files": files},
+            "transformers": shared | {"files": files},
+            "gguf": shared | {"files": [str(file)], "gguf": str(file)},
+        }
+        about = measured_on(model, device, dtype)
+        rows = []
+        if not file.is_file():
+            reason = skipped.read_text().strip() if skipped.is_file() else f"{file} is not there"
+            del requests["gguf"]
+            for cache in ("cold", "warm"):
+                rows.append(_row("gguf", cache, 0, about, status="skipped", reason=reason))
+        order = list(requests)
+        progress = Progress(log, 2 * repeats * len(order))
+        for repeat in range(repeats):
+            first = (seed + repeat) % len(order)
+            for name in order[first:] + order[:first]:
+                for cache in ("cold", "warm"):
+                    found = _in_process(requests[name] | {"loader": name, "cold": cache == "cold"})
+                    rows.append(_timed(name, cache, repeat, about, found))
+                    progress.step(f"{name}, {cache}")
+    return sorted(rows, key=lambda row: (row["loader"], row["cache"], row["repeat"]))
+
+
+def time_first_token(
+    *, model: str | Path, prompt: Sequence[int], repeats: int, device: str, dtype: str
+) -> list[dict]:
+    """Rows of FIRST_TOKEN: whole processes, from their start to the first token, by part.
+
+    The model's files are in the page cache. Reading them there is not part of the time.
+    """
+    device = resolve(device)
+    about = measured_on(model, device, dtype)
+    rows = []
+    with stored(model, device, dtype) as (folder, files):
+        request = {"model": str(folder), "device": device, "dtype": dtype, "files": files}
+        for repeat in range(repeats):
+            found = _in_process(request | {"prompt": list(prompt)})
+            row = {"repeat": repeat, "prompt_tokens": len(prompt)}
+            row |= {part: found[part] for part in PARTS}
+            rows.append(row | {"total_s": sum(found[part] for part in PARTS)} | about)
+            log.info("first token after %.2f s", rows[-1]["total_s"])
+    return rows
+
+
+@contextlib.contextmanager
+def stored(model: str | Path, device: str, dtype: str) -> Iterator[tuple[Path, list[str]]]:
+    """A model directory with weight files, and these; declared random weights are written first."""
+    from ember.model.folder import weight_files
+
+    model = Path(model).resolve()
+    if files := weight_files(model):
+        yield model, [str(file) for file in files]
+        return
+    import torch
+
+    from ember.model.checkpoint import load_decoder, save_decoder
+
+    with tempfile.TemporaryDirectory(prefix="ember-loading-") as name:
+        folder = Path(name) / model.name
+        save_decoder(load_decoder(model, device, getattr(torch, dtype)), folder, weights="random")
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        yield folder, [str(file) for file in weight_files(folder)]
+
+
+def _in_process(request: dict) -> dict:
+    """The answer of `load_once` in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-m", load_once.__name__, json.dumps(request)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+        raise LoadFailed(
+            f"loading {request['model']} by {request.get('loader', 'ember')} failed: {last}\n"
+            "make the model again, or run where there is more memory"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _timed(loader: str, cache: str, repeat: int, about: dict, found: dict) -> dict:
+    share = found["resident_share"]
+    row = _row(loader, cache, repeat, about) | {
+        "bytes": found["bytes"],
+        "import_s": found["import_s"],
+        "resident_share": share,
+        "verified": share is not None and (share <= STAYED if cache == "cold" else share == 1.0),
+    }
+    if cache == "cold" and share is not None and share > STAYED:
+        stayed = f"{share:.0%} of the files stayed in the page cache"
+        return row | {"status": "skipped", "reason": stayed}
+    return row | {
+        "load_s": found["load_s"],
+        "mb_per_s": found["bytes"] / found["load_s"] / 1e6,
+    }
+
+
+def _row(loader: str, cache: str, repeat: int, about: dict, **values) -> dict:
+    row = dict.fromkeys(LOADING_RUNS.names) | about
+    row |= {"loader": loader, "cache": cache, "repeat": repeat, "status": "ok", "verified": False}
+    return row | values

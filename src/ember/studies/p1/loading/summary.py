@@ -1,0 +1,35 @@
+"""Loading times in a row for each loader and state of the page cache (P1-1.4)."""
+
+from ember.measure.statistics import summarise
+from ember.studies.p1.loading.tables import LOADING, LOADING_RUNS
+from ember.studies.rows import records
+from ember.studies.steps import makes
+
+
+@makes(LOADING)
+def summarise_loading(runs) -> list[dict]:
+    """Rows of LOADING from a LOADING_RUNS table: its path, a data frame or rows."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in records(runs, LOADING_RUNS):
+        groups.setdefault((row["loader"], row["cache"]), []).append(row)
+    limits = {
+        cache: summarise([run["mb_per_s"] for run in group])["median"]
+        for (loader, cache), group in groups.items()
+        if loader == "read" and all(run["status"] == "ok" for run in group)
+    }
+    rows = []
+    for (_, cache), group in groups.items():
+        timed = [run for run in group if run["status"] == "ok"]
+        bad = [run for run in group if run["status"] != "ok"]
+        row = dict.fromkeys(LOADING.names)
+        row |= {name: (timed or bad)[0][name] for name in row if name in group[0]}
+        row["n"], row["limit_mb_per_s"] = len(timed), limits.get(cache)
+        if timed:
+            load = summarise([run["load_s"] for run in timed])
+            row |= {f"load_s_{key}": load[key] for key in ("median", "mean", "std", "cv")}
+            row["import_s_median"] = summarise([run["import_s"] for run in timed])["median"]
+            row["mb_per_s"] = summarise([run["mb_per_s"] for run in timed])["median"]
+            if row["limit_mb_per_s"]:
+                row["share_of_limit"] = row["mb_per_s"] / row["limit_mb_per_s"]
+        rows.append(row)
+    return rows

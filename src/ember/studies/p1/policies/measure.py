@@ -1,0 +1,92 @@
+"""P1-5: what every configured policy recomputes at every workload point, round by round."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ember.policies.build import build_policies
+from ember.policies.policy import CachePolicy, RoundStats
+from ember.policies.simulator import Workload, simulate
+from ember.records.errors import EmberError
+from ember.studies.p1.policies.tables import POLICY_ROUNDS, SHARINGS
+from ember.studies.steps import makes
+
+log = logging.getLogger(__name__)
+
+
+@makes(POLICY_ROUNDS)
+def simulate_policies(
+    *, model: str | Path, policies: Sequence[Mapping], rounds: Mapping
+) -> list[dict]:
+    """Rows of POLICY_ROUNDS for a model directory, of which only config.json is read.
+
+    policies: plain dicts (see `build_policies`). rounds: rounds, prompts, candidates and points,
+    each a dict of context, generation and prefix.
+    """
+    num_layers, rows = layers_of(model), []
+    for point in rounds["points"]:
+        for sharing in SHARINGS:
+            prompts = rounds["prompts"] * (rounds["candidates"] if sharing == "independent" else 1)
+            workload = Workload(prompts, point["context"], point["prefix"])
+            for policy in build_policies(policies, num_layers):
+                labels = {
+                    "point": f"{point['context']}/{point['generation']}",
+                    **{key: point[key] for key in ("context", "generation", "prefix")},
+                    "sharing": sharing,
+                }
+                for stats in simulate(policy, workload, rounds["rounds"]):
+                    rows.append(labels | _row(policy, stats))
+                log.info(
+                    "%s, %s: %s recomputes %.6f of all cells",
+                    labels["point"],
+                    sharing,
+                    policy.id,
+                    policy.totals().recompute_ratio,
+                )
+    return rows
+
+
+def layers_of(model: str | Path) -> int:
+    """Layers of a model directory, from its config.json alone."""
+    path = Path(model) / "config.json"
+    try:
+        return int(json.loads(path.read_text())["num_hidden_layers"])
+    except (OSError, ValueError, KeyError) as error:
+        raise EmberError(
+            f"{path}: cannot read the number of layers ({type(error).__name__}: {error}); "
+            "make the model again or point models.<name> to a directory in Hugging Face format"
+        ) from None
+
+
+def _row(policy: CachePolicy, stats: RoundStats) -> dict:
+    by_token = stats.recompute_by_token()
+    plans = stats.plans.items()
+    return {
+        "policy": policy.id,
+        "label": policy.label,
+        "rank": getattr(policy, "rank", 0),
+        "frozen_layers": policy.frozen_layers,
+        "round": stats.round,
+        "num_layers": policy.num_layers,
+        "prompts": stats.prompts,
+        "recompute_cells": stats.recompute_cells,
+        "reuse_cells": stats.reuse_cells,
+        "corrected_cells": stats.corrected_cells,
+        "full_refreshes": stats.full_refreshes,
+        "recompute_ratio": stats.recompute_ratio,
+        "stale_cells": stats.stale_cells,
+        "mean_staleness": stats.mean_staleness,
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "recompute_by_layer": stats.recompute_by_layer,
+        "token_bounds": [token for token, _ in by_token],
+        "recompute_by_token": [cells for _, cells in by_token],
+        "plan_prefills": [count for _, count in plans],
+        "plan_start_layer": [plan.start_layer for plan, _ in plans],
+        "plan_stop_layer": [plan.stop_layer for plan, _ in plans],
+        "plan_start_token": [plan.start_token for plan, _ in plans],
+        "plan_prefix": [plan.prefix_tokens for plan, _ in plans],
+        "plan_correct": [int(plan.correct) for plan, _ in plans],
+        "evidence": "modelled",
+    }

@@ -1,0 +1,108 @@
+"""One look for every figure, and one way to write it: PNG, PDF, caption, all with provenance.
+
+Sizes are those of a two-column paper; colours are Okabe and Ito's, safe for colour-blind readers,
+and every series also has its own marker or line style.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ember.records.atomic import atomic_file, write_text
+from ember.records.provenance import figure_metadata
+
+COLUMN = 3.4  # inches
+PAGE = 7.0
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+
+_RC = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def style() -> Iterator:
+    """Draw inside this: gives pyplot with the project's look and no display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(_RC):
+        yield plt
+        plt.close("all")
+
+
+def save(figure, stem: Path, caption: str, provenance: Mapping) -> None:
+    """Write `stem`.png, `stem`.pdf and `stem`.caption.md, each whole or not at all."""
+    stem, caption = Path(stem), caption.strip() + "\n"
+    # The caption's numbers belong to this drawing: `ember doctor` compares them.
+    hashed = {"caption_sha256": hashlib.sha256(caption.encode()).hexdigest()}
+    metadata = figure_metadata({**provenance, **hashed})
+    for ending in ("png", "pdf"):
+        with atomic_file(stem.with_name(f"{stem.name}.{ending}")) as part:
+            figure.savefig(part, format=ending, metadata=metadata)
+    write_text(stem.with_name(f"{stem.name}.caption.md"), caption)
+
+
+def basis(table, scale: str) -> str:
+    """One sentence for a caption: model, weights, device, number format, evidence and scale."""
+    first = table.iloc[0]
+    sentence = (
+        f"Model {first['model']} ({first['weights']} weights), {first['dtype']} on "
+        f"{first['device']}; evidence: {', '.join(sorted(set(table['evidence'])))}; "
+        f"scale {scale}."
+    )
+    if scale == "smoke":
+        sentence += " Scale smoke is a test of the workflow: no number here supports a claim."
+    return sentence
+
+
+def device_time(device: str) -> str:
+    """What a second of this device is called on an axis."""
+    return "GPU time" if device.startswith("cuda") else "CPU time"
+
+
+def look(index: int) -> dict:
+    """Colour, marker and line of the series number `index`."""
+    return {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": LINES[index]}
+
+
+def panel(axes, letter: str, **where) -> None:
+    """Name a panel of a figure."""
+    axes.set_title(letter, loc="left", fontweight="bold", **where)
+
+
+def powers_of_two(axes, values) -> None:
+    """A logarithmic horizontal axis with a tick at each of the values."""
+    ticks = sorted(set(values))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.minorticks_off()
+
+
+def error(rows, middle: str, low: str, high: str, scale: float = 1.0) -> tuple:
+    """Lengths of error bars around the column `middle`, down to `low` and up to `high`."""
+    below, above = rows[middle] - rows[low], rows[high] - rows[middle]
+    return scale * below.clip(lower=0), scale * above.clip(lower=0)

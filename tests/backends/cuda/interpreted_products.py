@@ -1,0 +1,163 @@
+"""Products of a few rows against torch, in float32, under Triton's interpreter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ember.backends.cuda.products import (
+    NORM_TILE,
+    Normed,
+    Plan,
+    Tiling,
+    add_normed,
+    embed,
+    matvec,
+    skinny,
+    wide,
+)
+
+EPS = 1e-5
+TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def expect(x, weight, norm=None, bias=None, residual=None, gated=False):
+    if norm is not None:
+        x = F.rms_norm(x, x.shape[1:], norm, EPS)
+    out = F.linear(x, weight, bias)
+    if gated:
+        gate, up = out.chunk(2, 1)
+        out = F.silu(gate) * up
+    return out if residual is None else out + residual
+
+
+# Sizes that the tiles divide, and sizes that they do not.
+SIZES = [(64, 128), (70, 96), (33, 40)]
+VARIANTS = {
+    "plain": {},
+    "normed": {"norm"},
+    "residual": {"residual"},
+    "all": {"norm", "bias", "residual"},
+    "gated": {"norm", "gated"},
+    "gated with bias": {"norm", "gated", "bias"},
+}
+
+
+def case(rows: int, n: int, k: int, variant: str) -> dict:
+    has = VARIANTS[variant]
+    width = 2 * n if "gated" in has else n
+    return {
+        "x": draw(rows, k),
+        "weight": draw(width, k, seed=1) * k**-0.5,
+        "norm": 1 + draw(k, seed=2) if "norm" in has else None,
+        "bias": draw(width, seed=3) if "bias" in has else None,
+        "residual": draw(rows, n, seed=4) if "residual" in has else None,
+        "gated": "gated" in has,
+    }
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("sizes", SIZES)
+def test_matvec(sizes, variant, ahead):
+    given = case(1, *sizes, variant)
+    out = torch.full((1, sizes[0]), torch.nan)
+    plan = Plan(rows=4, columns=32, ahead=ahead, warps=1)
+    matvec(given.pop("x"), given.pop("weight"), out, plan=plan, eps=EPS, **given)
+    torch.testing.assert_close(out, expect(**case(1, *sizes, variant)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("warps", [1, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("rows", [2, 17])
+def test_skinny(rows, sizes, variant, warps):
+    given = case(rows, *sizes, variant)
+    n, k = sizes
+    x, norm = given.pop("x"), given.pop("norm")
+    if norm is not None:
+        normed = Normed(rows, k, torch.float32, torch.device("cpu"))
+        embed(torch.arange(rows), x, torch.empty_like(x), normed, norm)
+    out = torch.full((rows, n), torch.nan)
+    plan = Plan(rows=16, columns=16, ahead=2, warps=warps)
+    weight = given.pop("weight")
+    skinny(x if norm is None else normed, weight, out, plan=plan, eps=EPS, **given)
+    torch.testing.assert_close(out, expect(**case(rows, *sizes, variant)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("tile", [16, 32])
+def test_a_product_prepares_the_norm_of_the_next(tile):
+    x, weight, norm = draw(3, 64), 0.1 * draw(100, 64, seed=1), 1 + draw(100, seed=2)
+    residual = draw(3, 100, seed=3)
+    normed = Normed(3, 100, torch.float32, torch.device("cpu"))
+    normed.squares.fill_(torch.nan)  # from an earlier producer with other tiles
+    plan = Plan(rows=tile, columns=32, ahead=2, warps=1)
+    out = residual.clone()  # in place, as the residual stream is
+    skinny(x, weight, out, plan=plan, residual=out, normed=normed, next_norm=norm)
+    expected = expect(x, weight, residual=residual)
+    torch.testing.assert_close(out, expected, **TOLERANCE)
+    torch.testing.assert_close(normed.scaled, expected * norm, **TOLERANCE)
+    squares = normed.squares[: normed.tiles].sum(0)
+    torch.testing.assert_close(squares, expected.square().sum(1), **TOLERANCE)
+    head = draw(50, 100, seed=4)
+    logits = skinny(normed, head, torch.empty(3, 50), plan=plan, eps=EPS)
+    torch.testing.assert_close(logits, expect(expected, head, norm), **TOLERANCE)
+
+
+def test_a_row_is_the_same_in_any_batch():
+    x, weight = draw(5, 64), draw(32, 64, seed=1)
+    plan = Plan(rows=16, columns=16, ahead=2, warps=2)
+    together = skinny(x, weight, torch.empty(5, 32), plan=plan)
+    for row in range(5):
+        alone = skinny(x[row : row + 1], weight, torch.empty(1, 32), plan=plan)
+        assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("variant", ["plain", "gated", "gated with bias"])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("rows", [9, 33])
+def test_wide(rows, sizes, variant):
+    given = case(rows, *sizes, variant) | {"norm": None}
+    out = torch.full((rows, sizes[0]), torch.nan)
+    tiling = Tiling(batch=16, rows=32, columns=32, ahead=2, warps=1)
+    parts = {name: given[name] for name in ("bias", "gated")}
+    wide(given["x"], given["weight"], out, tiling=tiling, **parts)
+    torch.testing.assert_close(out, expect(**given), **TOLERANCE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("splits", [1, 3, 5])  # of four blocks: some have none to read
+def test_sums_of_split_columns_are_added_and_normed(splits, bias):
+    x, weight, residual = draw(9, 100), 0.1 * draw(70, 100, seed=1), draw(9, 70, seed=2)
+    norm, offset = 1 + draw(70, seed=3), draw(70, seed=4) if bias else None
+    sums = torch.full((splits, 9, 70), torch.nan)
+    wide(x, weight, sums, tiling=Tiling(16, 32, 32, 2, 1, splits))
+    stream, normed = residual.clone(), torch.full((9, 70), torch.nan)
+    add_normed(stream, norm, normed, eps=EPS, parts=sums, bias=offset)
+    expected = expect(x, weight, bias=offset, residual=residual)
+    torch.testing.assert_close(stream, expected, **TOLERANCE)
+    torch.testing.assert_close(normed, F.rms_norm(expected, (70,), norm, EPS), **TOLERANCE)
+    again = torch.full((9, 70), torch.nan)
+    add_normed(stream, norm, again, eps=EPS)  # nothing to add
+    assert torch.equal(again, normed)
+
+
+@pytest.mark.parametrize("wrong", [{"gated": True}, {"bias": torch.zeros(32)}])
+def test_split_columns_take_neither_gate_nor_bias(wrong):
+    with pytest.raises(ValueError, match="without gate and bias"):
+        wide(
+            *(draw(9, 64), draw(64, 64), torch.zeros(2, 9, 32)),
+            tiling=Tiling(16, 32, 32, 2, 1, splits=2),
+            **wrong,
+        )
+
+
+def test_tiles_too_small_for_a_norm_are_an_error():
+    x, weight = draw(2, 64), draw(32, 64)
+    normed, out = Normed(2, 32, torch.float32, torch.device("cpu")), torch.empty(2, 32)
+    plan = Plan(rows=NORM_TILE // 2, columns=16, ahead=2, warps=1)
+    with pytest.raises(ValueError, match="tiles of 16 rows or more"):
+        skinny(x, weight, out, plan=plan, normed=normed, next_norm=x[0])

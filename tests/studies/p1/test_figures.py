@@ -1,0 +1,309 @@
+"""Figures: every number of a caption is in the table, and files come whole with provenance."""
+
+import pandas as pd
+import pytest
+
+from ember.records.provenance import read_figure_provenance
+from ember.studies.p1.frameworks import figure as p1_frameworks
+from ember.studies.p1.loading import figure as p1_loading
+from ember.studies.p1.pipeline.figure import draw_gantt, draw_splits
+from ember.studies.p1.policies import figure as p1_fig3
+from ember.studies.p1.prefix import figure as p1_sec44
+from ember.studies.p1.profile import figure as p1_fig2
+from ember.studies.style import save
+
+ABOUT = {"model": "policy", "weights": "trained", "device": "cpu", "dtype": "float32"}
+
+
+def share_table() -> pd.DataFrame:
+    rows = []
+    for generation in (64, 128):
+        for context in (512, 1024):
+            share = context / (context + 8 * generation)
+            times = {
+                f"{phase}_ms_median": value
+                for phase, value in {
+                    "prefill": context / 10,
+                    "decode": generation * 0.7,
+                    "sampling": generation * 0.1,
+                    "transfer": 0.1,
+                }.items()
+            }
+            rows.append(
+                ABOUT
+                | times
+                | {
+                    "mode": "single",
+                    "status": "ok",
+                    "reason": None,
+                    "context": context,
+                    "generation": generation,
+                    "n": 5,
+                    "prefill_share": share,
+                    "prefill_share_p10": share - 0.01,
+                    "prefill_share_p90": share + 0.02,
+                    "evidence": "measured",
+                }
+            )
+    rows.append(
+        dict.fromkeys(rows[0])
+        | ABOUT
+        | {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
+        | {"evidence": "measured", "context": 512, "generation": 64}
+    )
+    return pd.DataFrame(rows)
+
+
+def savings_table() -> pd.DataFrame:
+    rows = [
+        ABOUT
+        | {
+            "prompt_tokens": prompt,
+            "prefix_tokens": int(prompt * fraction),
+            "documents": 12,
+            "savings": 0.9 * fraction,
+            "savings_low": 0.9 * fraction - 0.02,
+            "savings_high": 0.9 * fraction + 0.01,
+            "speedup": 1 / (1 - 0.9 * fraction),
+            "expected_with_attention": 0.95 * fraction,
+            "uncached_ms_median": prompt / 8,
+            "cached_ms_median": prompt / 8 * (1 - 0.9 * fraction),
+            "tokens_equal_share": 1.0,
+            "max_logit_diff": 2.3e-5,
+            "evidence": "measured",
+        }
+        for prompt in (512, 1024)
+        for fraction in (0.25, 0.5, 0.75)
+    ]
+    return pd.DataFrame(rows)
+
+
+def cost_table() -> pd.DataFrame:
+    rows = []
+    for context, generation in ((2048, 128), (4096, 64)):
+        for sharing in ("independent", "shared"):
+            for policy, saved in (("naive", 0.0), ("prefix_only", 0.12)):
+                for turn in (1, 2, 3):
+                    total = context / 200 * turn * (1 - saved)
+                    rows.append(
+                        ABOUT
+                        | {
+                            "point": f"{context}/{generation}",
+                            "context": context,
+                            "generation": generation,
+                            "policy": policy,
+                            "label": policy.title(),
+                            "sharing": sharing,
+                            "round": turn,
+                            "cumulative_s": total,
+                            "cumulative_low_s": total * 0.98,
+                            "cumulative_high_s": total * 1.02,
+                            "savings_vs_naive": saved,
+                            "savings_low": saved - 0.01,
+                            "savings_high": saved + 0.01,
+                            "evidence": "modelled",
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def test_fig2_says_the_range_of_shares_and_what_was_not_measured():
+    figure, caption = p1_fig2.draw(share_table(), "tiny")
+    assert len(figure.axes) == 2
+    assert "from 33.3 % at 512 tokens of context and 128 generated" in caption
+    assert "to 66.7 % at 1024 and 64" in caption
+    assert "two_stage_overlap (one device)" in caption
+    assert "scale tiny" in caption
+
+
+def test_fig2_says_what_two_stages_take():
+    share = share_table()
+    share["total_ms_median"] = 100.0
+    staged = share[share["mode"] == "single"].assign(mode="two_stage_serial")
+    staged["total_ms_median"] = [110.0, 120.0, 130.0, 140.0]
+    _, caption = p1_fig2.draw(pd.concat([share, staged]), "tiny")
+    assert "Two pipeline stages take 1.10 to 1.40 times as long without." in caption
+
+
+def pipeline_table(**changes) -> pd.DataFrame:
+    rows = []
+    for mode in ("overlap", "no_overlap", "single"):
+        for first in (1, 2) if mode != "single" else (3,):
+            speed = 100.0 * first if mode == "overlap" else 80.0
+            rows.append(
+                ABOUT
+                | {
+                    "point": f"{first}+{3 - first}-{mode}",
+                    "split": f"{first}+{3 - first}",
+                    "first_layers": first,
+                    "mode": mode,
+                    "context": 32,
+                    "generation": 8,
+                    "sequences": 4,
+                    "micro_batches": 2,
+                    "n": 5,
+                    "tokens_per_s_median": speed,
+                    "tokens_per_s_p10": speed - 1,
+                    "tokens_per_s_p90": speed + 2,
+                    "predicted_tokens_per_s": None if mode == "single" else 1.1 * speed,
+                    "predicted_best_split": "2+1" if mode == "overlap" else None,
+                    "total_ms_median": 100.0,
+                    "busy_first_ms_median": 30.0 * first,
+                    "busy_last_ms_median": 90.0 - 30.0 * first,
+                    "bubble_share_median": 0.55 if mode == "overlap" else 0.625,
+                    "standing": "best" if (mode, first) == ("overlap", 2) else "slower",
+                    "status": "ok",
+                    "reason": None,
+                    "evidence": "measured",
+                }
+                | changes
+            )
+    return pd.DataFrame(rows)
+
+
+def events_table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "split": "2+1",
+            "mode": mode,
+            "stage": stage,
+            "kind": kind,
+            "micro_batch": micro_batch,
+            "step": step,
+            "start_ms": 10.0 * step + 3 * micro_batch + stage,
+            "end_ms": 10.0 * step + 3 * micro_batch + stage + 1,
+        }
+        for mode in ("overlap", "no_overlap")
+        for stage in (0, 1)
+        for micro_batch in (0, 1)
+        for step in range(8)
+        for kind in ("decode" if step else "prefill", "send")
+    )
+
+
+def test_the_splits_are_drawn_with_the_best_the_predicted_and_one_device():
+    figure, caption = draw_splits(pipeline_table(), "tiny")
+    assert len(figure.axes) == 2
+    assert "is 2+1 (overlap) at 200 tokens/s, with a bubble of 55.0 %." in caption
+    assert "best split with overlap, of all possible, is 2+1." in caption
+    assert "One device with all 4 sequences in one batch: 80 tokens/s." in caption
+
+
+def test_the_timing_diagram_shows_the_best_split_and_its_bubbles():
+    figure, caption = draw_gantt(events_table(), pipeline_table(), "tiny")
+    whole, close = figure.axes[0], figure.axes[1]
+    assert whole.get_xlim() == (0.0, 75.0)
+    # Four steps of two stages and two micro-batches from the middle of seven.
+    assert close.get_xlim() == (30.0, 65.0)
+    assert "Pipeline timing at 2+1 layers" in caption
+    assert "55.0 % overlap, 62.5 % no overlap" in caption
+
+
+def test_without_two_devices_the_pipeline_figures_say_why():
+    skipped = pipeline_table(status="skipped", reason="two GPUs are needed", n=0)
+    for _, caption in (
+        draw_splits(skipped, "gpu"),
+        draw_gantt(events_table().iloc[:0], skipped, "gpu"),
+    ):
+        assert "Not measured: two GPUs are needed. Scale gpu." in caption
+
+
+def test_sec44_gives_the_interval_at_half_of_the_prompt():
+    _, caption = p1_sec44.draw(savings_table(), "tiny")
+    assert "prompt 512: 45.0 % [43.0, 46.0], 1.82×, operation count 47.5 %" in caption
+    assert "n = 12 documents" in caption
+
+
+def test_fig3_says_that_it_is_modelled_and_what_each_policy_saves():
+    rounds = {"rounds": 3, "prompts": 100, "candidates": 8}
+    figure, caption = p1_fig3.draw(cost_table(), rounds, "tiny")
+    assert len(figure.axes) == 4
+    assert "(modelled)" in caption
+    highest = cost_table()["cumulative_high_s"].max()
+    assert all(axes.get_ylim()[1] >= highest for axes in figure.axes[:2]), "curves are cut off"
+    assert "Prefix_Only 12.0 % [11.0, 13.0]" in caption
+    assert "evidence: modelled" in caption
+
+
+def test_a_smoke_caption_supports_no_claim():
+    _, caption = p1_sec44.draw(savings_table(), "smoke")
+    assert "no number here supports a claim" in caption
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf"])
+def test_a_figure_carries_its_provenance(tmp_path, ending):
+    figure, caption = p1_sec44.draw(savings_table(), "tiny")
+    provenance = {"rule": "plot_sec44", "code": "abc", "inputs": [], "config": {"scale": "tiny"}}
+    save(figure, tmp_path / "fig", caption, provenance)
+    assert read_figure_provenance(tmp_path / f"fig.{ending}")["rule"] == "plot_sec44"
+    assert (tmp_path / "fig.caption.md").read_text().startswith("**Sec 4.4")
+
+
+def frameworks_table() -> pd.DataFrame:
+    base = ABOUT | {"evidence": "measured", "prompt_tokens": 32, "generated_tokens": 16}
+    rows = []
+    for point, limit in (("small", None), ("large", 10.0)):
+        for place, (name, speed) in enumerate((("ember", 8.0), ("llama_cpp", 6.4), ("vllm", None))):
+            rows.append(
+                base
+                | {
+                    "point": point,
+                    "framework": name,
+                    "n": 3 if speed else 0,
+                    "decode_tokens_per_s_mean": speed,
+                    "decode_tokens_per_s_std": 0.1 * place if speed else None,
+                    "ember_ratio": 8.0 / speed if speed else None,
+                    "ember_ratio_min": 1.2 if speed else None,
+                    "ember_ratio_max": 1.3 if speed else None,
+                    "caveats": "weights GGUF F32, not safetensors" if place == 1 else None,
+                    "limit_tokens_per_s": limit,
+                    "read_gb_s": 24.0,
+                    "status": "ok" if speed else "skipped",
+                    "reason": None if speed else "ModuleNotFoundError: No module named 'vllm'",
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def test_frameworks_caption_compares_and_names_what_did_not_run(tmp_path):
+    drawing, caption = p1_frameworks.draw(frameworks_table(), "tiny")
+    save(drawing, tmp_path / "p1_frameworks", caption, {"rule": "plot_frameworks"})
+    assert "Ember is 1.25 times (1.20 to 1.30) as fast as llama.cpp" in caption
+    assert "weights GGUF F32, not safetensors" in caption
+    assert "24.0 GB/s" in caption
+    assert "Ember reaches 80 % of it" in caption
+    assert "Without a line: the model fits into the processor's cache." in caption
+    assert "Not measured everywhere: vLLM" in caption
+    assert "nan" not in caption.lower()
+
+
+def test_loading_caption_has_the_numbers_of_both_tables(tmp_path):
+    rows = []
+    for loader, seconds in (("read", 0.01), ("ember", 0.05), ("gguf", None)):
+        for cache in ("cold", "warm"):
+            rows.append(
+                ABOUT
+                | {
+                    "loader": loader,
+                    "cache": cache,
+                    "n": 3 if seconds else 0,
+                    "load_s_median": seconds,
+                    "load_s_std": 0.001 if seconds else None,
+                    "mb_per_s": 1.0 / seconds if seconds else None,
+                    "share_of_limit": 0.01 / seconds if seconds else None,
+                    "verified": cache == "warm",
+                    "evidence": "measured",
+                    "status": "ok" if seconds else "skipped",
+                    "reason": None if seconds else "no checkpoint to export",
+                }
+            )
+    parts = {"start_s": 0.1, "import_s": 2.0, "load_s": 0.2, "prefill_s": 0.1, "rest_s": 0.1}
+    tokens = pd.DataFrame(
+        [parts | {"repeat": i, "prompt_tokens": 32, "total_s": 2.5 + i} for i in range(3)]
+    )
+    drawing, caption = p1_loading.draw(pd.DataFrame(rows), tokens, "tiny")
+    save(drawing, tmp_path / "p1_loading", caption, {"rule": "plot_loading"})
+    assert "Ember (safetensors), cold: 0.050 s, 20 % of reading the bytes alone." in caption
+    assert "median 3.50 s (2.50 to 4.50)" in caption
+    assert "Skipped: gguf (no checkpoint to export)." in caption
+    assert "could not be verified" in caption
