@@ -55,7 +55,7 @@ from ember.records.tables import verify_table
 _LARGE = 200e6  # bytes: reading more is worth a line of progress
 _FILES = (".parquet", ".csv", ".md", ".tex", ".png", ".pdf", ".json", ".jsonl", ".txt", ".gguf")
 _KEPT = {"results/README.md"}
-_FOLLOWS = "Input files updated by another job"
+_FOLLOWS, _INCOMPLETE = "Input files updated by another job", "Incomplete output files: "
 
 
 class NotResults(EmberError):
@@ -393,12 +393,17 @@ class _Examination:
         for job in answer:
             if case := cases.get(job.name):
                 case.reason = job.reason
-                own = [part for part in job.reason.split("; ") if not part.startswith(_FOLLOWS)]
-                if own and case.standing and not case.faults:
-                    kind = BROKEN if job.reason.startswith("Incomplete output") else STALE
-                    text = "; ".join(own).strip()
+                parts = [part.strip() for part in job.reason.split("; ")]
+                own = [part for part in parts if part and not part.startswith(_FOLLOWS)]
+                if not own or not case.standing or case.faults:
+                    continue
+                if own[0].startswith(_INCOMPLETE):
+                    paths = own[0].removeprefix(_INCOMPLETE).split(", ")
+                    case.add(BROKEN, paths, "Snakemake marked it as incomplete: its job was killed")
+                else:
+                    text = "; ".join(own)
                     brief = text if len(text) <= 300 else f"{text[:300]} …"
-                    case.add(kind, case.standing, f"Snakemake would make it again: {brief}")
+                    case.add(STALE, case.standing, f"Snakemake would make it again: {brief}")
 
     def _check_params(self) -> None:
         """The parameters on record are those of the job that Snakemake remembers."""
