@@ -1,35 +1,43 @@
 # Helpers of the rules: where files go, what code a job depends on, what it asks for.
 # They are pure functions of the configuration; the rules hold no logic of their own.
+import copy
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
 
 # Not workflow.basedir: that is workflow/ when a catalogue starts from workflow/Snakefile.
 ROOT = Path(str(workflow.current_basedir)).resolve().parent
 SRC = ROOT / "src"
+# What profile, command line or an outer workflow set over the configuration files.
+GIVEN = copy.deepcopy(dict(config))
 
-# This checkout's library, whatever is installed.
-if str(SRC) not in sys.path:
-    sys.path.insert(0, str(SRC))
+# This checkout's library, whatever is installed or stands on PYTHONPATH.
+sys.path[:] = [str(SRC), *(path for path in sys.path if path != str(SRC))]
 
 from ember.config.load import ConfigError, check_scale, load, with_types
 from ember.operations import history, preflight
+from ember.operations.plan import run_scale
 from ember.operations.settings import CHECKS
 from ember.records.code import Library
 from ember.records.errors import EmberError
 
-preflight.prepare_environment(SRC)
+preflight.prepare_environment(SRC, sys.argv)
 ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
 LIBRARY = Library(SRC)
 PRODUCTS = []  # programme, section and path, as the rules declare them
+# A --configfile on the command line replaces the profile's, and with it the profile's scale.
+if "scale" not in GIVEN and (scale := run_scale()):
+    GIVEN["scale"] = scale
 
 
 def scale_file(config):
     """The file of the chosen scale, or an error that names the nearest one."""
     try:
-        return str(check_scale(config.get("scale"), ROOT / "config" / "scale"))
+        scale = GIVEN.get("scale", config.get("scale", "tiny"))
+        return str(check_scale(scale, ROOT / "config" / "scale"))
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 
@@ -38,19 +46,26 @@ def load_settings(config):
     """The checked configuration as plain values; unknown and ill-typed keys are errors."""
     import yaml
 
+    # Read here as well: in a module with a configuration of its own, Snakemake reads no files.
     files = [ROOT / "config" / "config.yaml", Path(scale_file(config))]
-    sources = [(str(f.relative_to(ROOT)), yaml.safe_load(f.read_text())) for f in files]
-    given = given_settings()
-    sources.append(("--config or --configfile", given))
+    sources = [
+        (str(f.relative_to(ROOT)), yaml.safe_load(f.read_text("utf-8"))) for f in files
+    ]
+    merged = {}
+    for _, values in sources:
+        update_config(merged, values)
+    sources.append(("--config or --configfile", GIVEN))
     try:
-        return load(with_types(config, given), sources, CHECKS).model_dump()
+        settings = load(with_types(merged, GIVEN), sources, CHECKS).model_dump()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
+    config["scale"] = settings["scale"]  # jobs are told the scale by it
+    return settings
 
 
 def given_settings():
-    """What profile and command line set over the configuration files."""
-    return dict(workflow.config_settings.overwrite_config)
+    """What profile, command line or an outer workflow set over the configuration files."""
+    return GIVEN
 
 
 def before_planning(settings):
@@ -64,9 +79,10 @@ def before_planning(settings):
 
 
 def before_work(settings):
-    """Stop before the first job where results or the device cannot be had."""
+    """Stop before the first job where results, the device or the cluster cannot be had."""
+    executor = workflow.executor_plugin.name if workflow.executor_plugin else "local"
     try:
-        preflight.check_local(settings, Path("results"), local=workflow.local_exec)
+        preflight.check_local(settings, Path("results"), executor)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 
@@ -193,8 +209,7 @@ def grow(base):
 def earlier_jobs():
     """What earlier jobs of this scale took, here and on the machines under docs/measured."""
     scale, measured = SETTINGS["scale"], ROOT / "docs" / "measured"
-    rules = history.rule_names(ROOT)
-    return history.read_history(scale, Path("results"), measured, rules)
+    return history.read_history(scale, Path("results"), measured)
 
 
 def minutes(limit):

@@ -230,3 +230,51 @@ def test_a_scale_of_zero_is_the_base():
     parts = {k: LowRank(p.a, p.b, 0.0) for k, p in adapter_of(decoder).items()}
     Merger(decoder).swap(Adapter(parts))
     assert equal_bits(decoder, before)
+
+
+def double(weight) -> None:
+    with torch.no_grad():
+        weight.mul_(2)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_a_base_that_others_change_while_nothing_is_merged_stays_changed(keep):
+    decoder = wild()
+    merger = Merger(decoder, keep=keep)
+    merger.swap(adapter_of(decoder))
+    merger.swap(None)
+    double(decoder.layers[0].self_attn.q_proj.weight)  # counted by torch
+    moved = decoder.layers[1].self_attn.q_proj.weight
+    moved.data = moved.data * 3  # put elsewhere
+    before = bits(decoder)
+    merger.swap(adapter_of(decoder, 2))
+    merger.swap(None)
+    if keep == "none":
+        assert torch.allclose(moved, before["layers.1.self_attn.q_proj.weight"], atol=1e-5)
+    else:
+        assert equal_bits(decoder, before)
+
+
+@pytest.mark.parametrize("keep", ["device", "host"])
+def test_a_base_that_others_change_under_an_adapter_is_refused(keep):
+    decoder = wild()
+    merger = Merger(decoder, keep=keep)
+    merger.swap(adapter_of(decoder))
+    double(decoder.layers[0].self_attn.q_proj.weight)
+    for adapter in (None, adapter_of(decoder, 2)):
+        with pytest.raises(LostWeights, match=r"layer 0 q_proj were changed(.|\n)*Load the model"):
+            merger.swap(adapter)
+
+
+def test_weights_that_no_adapter_changes_may_change_at_any_time():
+    decoder = wild()
+    merger = Merger(decoder)
+    merger.swap(adapter_of(decoder))
+    double(decoder.layers[0].mlp.up_proj.weight)
+    double(decoder.norm.weight)
+    before = bits(decoder)
+    merger.swap(None)
+    assert torch.equal(decoder.norm.weight, before["norm.weight"])
+    merger.swap(adapter_of(decoder, 2, projections=("up_proj",)))
+    merger.swap(None)
+    assert torch.equal(decoder.layers[0].mlp.up_proj.weight, before["layers.0.mlp.up_proj.weight"])

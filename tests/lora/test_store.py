@@ -11,6 +11,7 @@ from ember.lora import merge
 from ember.lora.adapter import BadAdapter
 from ember.lora.peft import save_adapter
 from ember.lora.store import AdapterStore
+from ember.model.version import version
 from tests.lora.adapters import adapter_of, bits, equal_bits, logits
 from tests.tiny import wild
 
@@ -37,7 +38,7 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
         store.load(f"seed-{seed}", adapter_of(decoder, seed, b_std=0.5))
     assert engine.weights_version == "base"
     for name, seed in (("seed-1", 1), ("seed-2", 2), ("seed-1", 1)):
-        version = store.activate(name)
+        now = store.activate(name)
         found = tokens_of(engine)
         other = wild()
         alone = AdapterStore(other)
@@ -47,8 +48,8 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
         assert found.tokens == wanted.tokens
         assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
         assert found.tokens != base.tokens
-        assert set(found.versions) == {version} == {engine.weights_version}
-        assert version == f"base+{store.adapter(name).hash[:16]}"
+        assert set(found.versions) == {now} == {engine.weights_version}
+        assert now == f"base+{store.adapter(name).hash[:16]}"
         assert found.cached_tokens == 0, "the prefix cache forgot other weights' KV"
         assert tokens_of(engine).cached_tokens > 0
     assert engine.backend is before, "nothing was packed or captured anew"
@@ -126,7 +127,7 @@ def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch)
     store.activate("good")
     tokens_of(engine)
     before = tokens_of(engine)  # with the prompt's prefix from the cache, as later
-    answer, version = logits(decoder), engine.weights_version
+    answer, told = logits(decoder), engine.weights_version
     if stage == "load":
         wide = wild(hidden_size=64)
         folder = save_adapter(adapter_of(wide), tmp_path / "wide", arch=wide.arch)
@@ -146,7 +147,7 @@ def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch)
         with pytest.raises(RuntimeError, match="interrupted"):
             store.activate("next")
     assert torch.equal(logits(decoder), answer)
-    assert engine.weights_version == version
+    assert engine.weights_version == told
     assert store.active == "good"
     after = tokens_of(engine)
     assert (after.tokens, after.logprobs) == (before.tokens, before.logprobs)
@@ -159,3 +160,43 @@ def test_an_engine_needs_merged_adapters_of_its_own_decoder():
         other = decoder if not options["merged"] else wild()
         with pytest.raises(BadAdapter, match="own decoder"):
             AdapterStore(other, engine=engine_of(decoder), **options)
+
+
+def test_versions_without_an_engine_are_the_content_of_the_base_and_of_the_adapter():
+    decoder = wild()
+    store = AdapterStore(decoder)
+    assert store.version == version(decoder) != version(wild(seed=1))
+    store.load("a", adapter_of(decoder, 1))
+    first = store.activate("a")
+    assert first == f"{version(wild())}+{store.adapter('a').hash[:16]}"
+    assert version(decoder) != version(wild()), "whoever caches KV sees the switch"
+    assert store.deactivate() == version(decoder) == version(wild())
+
+
+def test_a_base_changed_while_nothing_is_active_has_another_version_and_stays():
+    decoder = wild()
+    store = AdapterStore(decoder)
+    store.load("a", adapter_of(decoder, 1))
+    before = store.activate("a")
+    store.deactivate()
+    with torch.no_grad():
+        decoder.layers[0].self_attn.q_proj.weight.mul_(2)
+    changed = bits(decoder)
+    assert store.activate("a") != before
+    store.deactivate()
+    assert equal_bits(decoder, changed)
+
+
+def test_the_copies_of_the_base_can_be_dropped():
+    decoder = wild()
+    store = AdapterStore(decoder)
+    store.load("a", adapter_of(decoder, 1))
+    store.activate("a")
+    assert store.base_bytes > 0
+    store.forget_base()
+    assert (store.base_bytes, store.active) == (0, None)
+    decoder.layers[0].self_attn.q_proj.weight.data.mul_(2)
+    before = bits(decoder)
+    store.activate("a")
+    store.deactivate()
+    assert equal_bits(decoder, before)

@@ -34,6 +34,13 @@ PACKAGES = (
 # What results depend on; documents and tests do not change them.
 SOURCES = ("src", "rules", "workflow", "config", "Snakefile")
 _MARK = "ember-provenance "
+_FORM = {
+    **dict.fromkeys(("rule", "started"), str),
+    **dict.fromkeys(("inputs", "outputs", "products"), list),
+    **dict.fromkeys(
+        ("config", "params", "seeds", "source", "versions", "hardware", "job", "times"), dict
+    ),
+}
 _RENDERED = {".csv", ".md", ".tex", ".json", ".jsonl", ".txt"}
 _WORTH_A_NOTE = 2**20  # bytes: smaller files are read as fast as a note about them
 _SETTLED_NS = 2 * 10**9
@@ -154,7 +161,7 @@ def _versions() -> dict[str, str]:
 def ember_version(root: Path | None = None) -> str:
     """Version of ember: of the source tree where there is one, else of the installed package."""
     try:
-        project = tomllib.loads(((root or source_root()) / "pyproject.toml").read_text())
+        project = tomllib.loads(((root or source_root()) / "pyproject.toml").read_text("utf-8"))
         return project["project"]["version"]
     except (OSError, KeyError, ValueError):
         return metadata.version("ember")
@@ -272,7 +279,10 @@ def provenance_of(path: Path | str) -> dict | None:
     if path.suffix == ".parquet":
         from ember.records.tables import table_provenance
 
-        return table_provenance(path)
+        made = table_provenance(path)
+        if made is not None and not is_provenance(made):
+            raise BadProvenance(f"the provenance in {path} cannot be read\n{again(path)}")
+        return made
     if path.suffix in (".png", ".pdf"):
         return read_figure_provenance(path)
     return None
@@ -317,7 +327,7 @@ def _pdf_keywords(path: Path, content: bytes) -> str | None:
 
 
 def _pdf_string(content: bytes, place: int) -> str:
-    """A literal string of a PDF, from behind its opening parenthesis."""
+    """A literal string of a PDF, from after its opening parenthesis."""
     escapes = {ord("n"): "\n", ord("r"): "\r", ord("t"): "\t"}
     characters = []
     while place < len(content) and content[place] != ord(")"):
@@ -333,11 +343,33 @@ def _pdf_string(content: bytes, place: int) -> str:
 def _loads(path: Path, text: bytes | str) -> dict:
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
-    if not isinstance(data, dict):
+    if not is_provenance(data):
         raise BadProvenance(f"the provenance in {path} cannot be read\n{again(path)}")
     return data
+
+
+def is_provenance(data: object) -> bool:
+    """Whether foreign data has the form of `collect`'s, so that its parts can be used."""
+    if not isinstance(data, dict):
+        return False
+    parts = {key: data.get(key) for key in _FORM}
+    fits = all(part is None or isinstance(part, _FORM[key]) for key, part in parts.items())
+    return (
+        fits
+        and all(isinstance(path, str) for path in parts["outputs"] or ())
+        and all(map(_is_described, [*(parts["inputs"] or ()), *(parts["products"] or ())]))
+    )
+
+
+def _is_described(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("path"), str)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("bytes", 0), int)
+    )
 
 
 # Files

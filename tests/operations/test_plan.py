@@ -2,11 +2,11 @@
 
 import pytest
 
-from ember.operations.plan import BadPlan, planned_jobs
+from ember.operations.plan import BadPlan, Settings, planned_jobs
 
 
 def test_the_jobs_behind_a_figure_come_with_files_and_resources(tmp_path):
-    jobs = planned_jobs(["results/p1_fig3.png"], config=["scale=smoke"], folder=tmp_path)
+    jobs = planned_jobs(["results/p1_fig3.png"], Settings(config=("scale=smoke",)), folder=tmp_path)
     named = {job.name: job for job in jobs}
     assert named["build_corpus_long"].outputs == ("results/smoke/corpora/long.parquet",)
     assert named["train_model_policy"].threads >= 1
@@ -19,7 +19,7 @@ def test_the_jobs_behind_a_figure_come_with_files_and_resources(tmp_path):
 
 
 def test_the_profile_chooses_the_scale(tmp_path):
-    jobs = planned_jobs(["p1_gates"], profile="slurm", folder=tmp_path)
+    jobs = planned_jobs(["p1_gates"], Settings("slurm"), folder=tmp_path)
     assert any("results/gpu/" in path for job in jobs for path in job.outputs)
 
 
