@@ -1,28 +1,13 @@
 """The configuration: the committed scales are valid, and mistakes are named."""
 
-from pathlib import Path
+import json
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.config.load import ConfigError, check_scale, load, with_types
-
-CONFIG = Path(__file__).resolve().parents[2] / "config"
-SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
-
-
-def merged(scale: str) -> dict:
-    def over(base, top):
-        both = isinstance(base, dict) and isinstance(top, dict)
-        if not both:
-            return top
-        return base | {key: over(base.get(key), value) for key, value in top.items()}
-
-    base = yaml.safe_load((CONFIG / "config.yaml").read_text())
-    scaled = yaml.safe_load((CONFIG / "scale" / f"{scale}.yaml").read_text())
-    return over(base, scaled) | {"scale": scale}
+from ember.config.load import ConfigError, check_scale, json_schema, load, with_types
+from tests.config.scales import CONFIG, SCALES, changed, having, leaves, merged
 
 
 def test_there_are_four_scales():
@@ -57,7 +42,7 @@ def keys_of(node, path=()):
 
 
 # Of corpora, models and frameworks users choose the names.
-FREE = (("corpora",), ("models",), ("p1", "peers", "frameworks"))
+FREE = (("corpora",), ("models",), ("p1", "frameworks", "peers"))
 KEYS = [p for p in keys_of(merged("tiny")) if not any(p[: len(free)] == free for free in FREE)]
 
 
@@ -88,17 +73,14 @@ def test_any_key_with_a_letter_too_many_is_refused_by_name(path, where):
         (("models", "policy"), {"source": "local"}, "needs path"),
         (("models", "policy"), {"source": "random"}, "needs a shape"),
         (("corpora", "long"), {"source": "files"}, "needs paths"),
-        (("tokenizer", "corpora"), ["none"], "'none' is not one of long, short"),
+        (("tokenizer", "corpora"), ["lnog"], "corpora.0.*'lnog'. Did you mean 'long'"),
+        (("p1", "model"), "polcy", "p1.model.*'polcy'. Did you mean 'policy'"),
+        (("p1", "profile", "contexts"), [64, 512, 64], "64 stands twice"),
     ],
 )
 def test_an_ill_typed_or_senseless_value_is_refused(path, value, said):
-    config = merged("tiny")
-    node = config
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
     with pytest.raises(ConfigError, match=said):
-        load(config)
+        load(changed(merged("tiny"), path, value))
 
 
 def test_the_message_names_the_file_of_the_mistake():
@@ -116,3 +98,53 @@ def test_nested_values_of_the_command_line_are_typed():
     assert config.p1.profile.contexts == [512]
     with pytest.raises(ConfigError, match="repeats"):
         load(with_types(over, {"p1": {"profile": {"repeats": "three"}}}))
+
+
+VALUES = [leaf for scale in SCALES for leaf in leaves(merged(scale))]
+LISTS = sorted({path for path, value in VALUES if isinstance(value, list)}, key=str)
+# Here an empty list says something: all frameworks.
+MAY_BE_EMPTY = ("p1", "frameworks", "points")
+
+
+@pytest.mark.parametrize("path", LISTS, ids=lambda path: ".".join(map(str, path)))
+def test_a_list_without_anything_is_refused_by_name(path):
+    for config in having(path):
+        emptied = changed(config, path, [])
+        if path[:3] == MAY_BE_EMPTY and path[-1] == "frameworks":
+            load(emptied)
+            continue
+        with pytest.raises(ConfigError, match=".".join(map(str, path)).replace("[", "")):
+            load(emptied)
+
+
+@pytest.mark.parametrize("section", ["corpora", "models"])
+def test_a_section_without_anything_is_refused_by_name(section):
+    with pytest.raises(ConfigError, match=section):
+        load(merged("tiny") | {section: {}})
+
+
+def test_no_list_of_the_schema_may_be_empty_unless_that_is_its_default():
+    sections = json.loads(json_schema())["$defs"]
+    lists = {
+        (section, key): field
+        for section, model in sections.items()
+        for key, field in model["properties"].items()
+        if field.get("type") == "array"
+    }
+    assert len(lists) > 20
+    assert all("minItems" in field or field["default"] == [] for field in lists.values())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=70) | st.from_regex(r"[a-z0-9._-]{1,66}", fullmatch=True))
+def test_a_name_of_a_model_or_corpus_can_stand_in_a_path(name):
+    plain = set("abcdefghijklmnopqrstuvwxyz0123456789._-")
+    fine = 0 < len(name) <= 64 and set(name.lower()) <= plain and name[0] not in "._-"
+    for section in ("models", "corpora"):
+        config = merged("tiny")
+        config[section][name] = next(iter(config[section].values()))
+        if fine:
+            load(config)
+            continue
+        with pytest.raises(ConfigError, match="cannot be a name"):
+            load(config)

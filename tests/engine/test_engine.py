@@ -9,33 +9,18 @@ from hypothesis import strategies as st
 
 from ember.backends.sampling import SamplingParams, make_generators, prompt_key, sample
 from ember.cache.radix import RadixCache
-from ember.engine.engine import BadPrompt, Engine
+from ember.engine.engine import Engine
+from ember.engine.prefill import PrefixPrefill
+from ember.engine.requests import BadPrompt
 from ember.measure.clock import PhaseClock
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
+from tests.tiny import wild
 
-ARCH = Architecture.make(
-    model_type="qwen3",
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    vocab_size=31,
-    max_positions=128,
-    tie_embeddings=True,
-)
+SMALL = {"num_layers": 2, "vocab_size": 31, "tie_embeddings": True}
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    decoder = random_decoder(ARCH, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-    return decoder
+    return wild(**SMALL)
 
 
 @torch.inference_mode()
@@ -106,7 +91,7 @@ def test_threads_are_restored(decoder):
 
 
 def test_weights_that_moved_are_packed_again(decoder):
-    other = random_decoder(ARCH, seed=3)
+    other = wild(**SMALL, seed=3)
     sampling = SamplingParams(max_tokens=6)
     engine = Engine(other, capacity=16)
     engine.generate([PROMPTS[0]], sampling)
@@ -137,7 +122,7 @@ requests = st.lists(
 def test_any_sequence_of_requests_is_the_same_with_the_prefix_cache(decoder, requests, budget):
     """Prompts of three token ids share prefixes often; a small budget evicts."""
     plain = Engine(decoder, capacity=12)
-    cached = Engine(decoder, capacity=12, prefix_cache=RadixCache(budget))
+    cached = Engine(decoder, capacity=12, prefill=PrefixPrefill(RadixCache(budget)))
     for number, (prompts, candidates, update) in enumerate(requests):
         if update:
             plain.set_weights_version(str(number))
@@ -153,7 +138,7 @@ def test_any_sequence_of_requests_is_the_same_with_the_prefix_cache(decoder, req
 
 
 def test_a_repeated_prompt_runs_only_its_last_token(decoder):
-    engine = Engine(decoder, capacity=16, prefix_cache=RadixCache(10**6))
+    engine = Engine(decoder, capacity=16, prefill=PrefixPrefill(RadixCache(10**6)))
     clock = PhaseClock("cpu")
     first = engine.prefill_prompt(PROMPTS[1], clock=clock)
     assert (first.cached_tokens, first.logits.shape) == (0, (1, 31))

@@ -10,18 +10,14 @@ from hypothesis import strategies as st
 from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
+from ember.engine.prefill import PrefixPrefill
 from ember.measure.clock import PhaseClock
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
+from tests.tiny import decoder_of, tiny
 
-ARCH = Architecture.make(
-    model_type="qwen3",
+ARCH = tiny(
     hidden_size=16,
     intermediate_size=24,
     num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
     vocab_size=13,
     max_positions=64,
     tie_embeddings=True,
@@ -29,16 +25,6 @@ ARCH = Architecture.make(
 TOKEN_BYTES = ARCH.kv_bytes_per_token(4)
 GREEDY = SamplingParams(max_tokens=4)
 PLENTY = 1 << 20
-
-
-def lively_decoder():
-    """Weights so large that a wrong key or value shows in the logits."""
-    decoder = random_decoder(ARCH, seed=1)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(15.0)
-    return decoder
 
 
 def update_weights(decoder, seed):
@@ -51,8 +37,8 @@ def update_weights(decoder, seed):
 
 
 def engines(budget):
-    decoder = lively_decoder()
-    cached = Engine(decoder, capacity=32, prefix_cache=RadixCache(budget))
+    decoder = decoder_of(ARCH)
+    cached = Engine(decoder, capacity=32, prefill=PrefixPrefill(RadixCache(budget)))
     return cached, Engine(decoder, capacity=32)
 
 
@@ -103,7 +89,7 @@ def test_any_sequence_gives_the_same_with_and_without(steps, budget_tokens, repe
                 assert row.versions == other.versions
                 assert row.cached_tokens < row.prompt_tokens
                 assert other.cached_tokens == 0
-        assert cached.prefix_cache.stats.bytes <= cached.prefix_cache.budget_bytes
+        assert cached.prefill.cache.stats.bytes <= cached.prefill.cache.budget_bytes
 
 
 def test_a_stale_prefix_would_show():
@@ -127,7 +113,7 @@ def test_hits_partial_hits_and_repeats_reuse_what_they_can():
         for prompt in ([*head, 6], [*head, 6], [*head, 7, 8], [2, 2], head[:3], [*head, 6, 9, 9])
     ]
     assert reused == [0, 5, 5, 0, 2, 6]
-    stats = cached.prefix_cache.stats
+    stats = cached.prefill.cache.stats
     assert (stats.hits, stats.partial_hits, stats.misses) == (2, 2, 2)
 
 
@@ -145,9 +131,9 @@ def test_an_update_empties_the_cache_and_the_same_version_does_not():
     cached, _ = engines(PLENTY)
     cached.prefill_prompt([1, 2, 3])
     cached.set_weights_version("base")
-    assert cached.prefix_cache.stats.bytes == 3 * TOKEN_BYTES
+    assert cached.prefill.cache.stats.bytes == 3 * TOKEN_BYTES
     cached.set_weights_version("round-1")
-    assert cached.prefix_cache.stats.bytes == 0
+    assert cached.prefill.cache.stats.bytes == 0
     assert cached.prefill_prompt([1, 2, 3]).cached_tokens == 0
 
 
@@ -157,7 +143,7 @@ def test_a_small_budget_keeps_the_head_that_prompts_share():
     for tail in range(6, 13):
         cached.prefill_prompt([*head, tail, tail])
     assert cached.prefill_prompt([*head, 0]).cached_tokens == 5
-    assert cached.prefix_cache.stats.evictions > 0
+    assert cached.prefill.cache.stats.evictions > 0
 
 
 def test_lookup_and_store_are_timed_beside_the_prefill():

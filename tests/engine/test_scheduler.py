@@ -10,35 +10,20 @@ from hypothesis import strategies as st
 
 from ember.backends.sampling import BadSampling, SamplingParams
 from ember.cache.radix import RadixCache
-from ember.engine.engine import BadPrompt, Engine, EngineBusy
+from ember.engine.engine import Engine, EngineBusy
+from ember.engine.prefill import PrefixPrefill
+from ember.engine.requests import BadPrompt
 from ember.engine.scheduler import NotFinite, compact
 from ember.measure.memory import NotEnoughMemory
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
+from tests.tiny import decoder_of, tiny
 
-ARCH = Architecture.make(
-    model_type="qwen3",
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    vocab_size=32,
-    max_positions=128,
-    tie_embeddings=True,
-)
+ARCH = tiny(num_layers=2, vocab_size=32, tie_embeddings=True)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11], [12], [3, 2, 1, 0, 5, 6, 7], [8, 8]]
 FREE = SamplingParams(n=3, max_tokens=9, temperature=1.0, seed=5)
 
 
 def lively():
-    decoder = random_decoder(ARCH, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-    return decoder
+    return decoder_of(ARCH)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +215,7 @@ def test_alternatives_are_the_likeliest_tokens(decoder, candidates):
 @pytest.mark.parametrize("candidates", [1, 2])
 def test_broken_weights_are_an_error_and_mended_ones_serve(candidates):
     decoder = lively()
-    engine = Engine(decoder, capacity=16, prefix_cache=RadixCache(10**6))
+    engine = Engine(decoder, capacity=16, prefill=PrefixPrefill(RadixCache(10**6)))
     expected = engine.generate(PROMPTS, FREE, candidates)
     weight = decoder.layers[1].mlp.up_proj.weight
     kept = weight.detach().clone()
@@ -239,7 +224,7 @@ def test_broken_weights_are_an_error_and_mended_ones_serve(candidates):
     engine.set_weights_version("broken")
     with pytest.raises(NotFinite, match=r"'broken'(.|\n)*Check the weights"):
         engine.generate(PROMPTS, FREE, candidates)
-    assert engine.prefix_cache.stats.bytes == 0
+    assert engine.prefill.cache.stats.bytes == 0
     with torch.no_grad():
         weight.copy_(kept)
     assert tokens_of(engine.generate(PROMPTS, FREE, candidates)) == tokens_of(expected)

@@ -11,6 +11,7 @@ import torch
 from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
+from ember.engine.prefill import PrefixPrefill
 from ember.model import decoder as model
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
@@ -61,7 +62,7 @@ def check_reuse(dtype: torch.dtype) -> None:
         for parameter in decoder.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3)  # so that a wrong key or value shows
-    reusing = Engine(decoder, capacity=600, prefix_cache=RadixCache(10**9))
+    reusing = Engine(decoder, capacity=600, prefill=PrefixPrefill(RadixCache(10**9)))
     plain = Engine(decoder, capacity=600, graphs=False)
     greedy, worst = SamplingParams(max_tokens=8), 0.0
     for update in range(5):

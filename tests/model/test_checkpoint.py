@@ -24,35 +24,14 @@ from ember.model.folder import (
 )
 from ember.model.rope import BadArchitecture, UnsupportedModel
 from ember.records.provenance import file_hashes, write_sidecar
+from tests.tiny import tiny, wild
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 51,
-    "max_positions": 64,
-}
+SIZES = {"vocab_size": 51, "max_positions": 64}
 TOKENS = torch.arange(24).view(2, 12)
 
 
-FAMILY = {"gpt_neox": {"num_kv_heads": 4}, "gemma3_text": {"sliding_window": 5}}
-
-
 def make(model_type="qwen3", **changes):
-    fields = SIZES | FAMILY.get(model_type, {}) | changes
-    return random_decoder(Architecture.make(model_type=model_type, **fields), seed=1)
-
-
-def wild(decoder):
-    """The decoder with weights of which each one matters, its biases and norms too."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return decoder
+    return random_decoder(tiny(model_type, **SIZES | changes), seed=1)
 
 
 @torch.inference_mode()
@@ -76,7 +55,7 @@ def edit_weights(folder, change):
 def test_transformers_loads_what_is_saved(tmp_path, model_type, tied):
     from transformers import AutoModelForCausalLM
 
-    decoder = wild(make(model_type, tie_embeddings=tied))
+    decoder = wild(model_type, **SIZES, tie_embeddings=tied)
     save_decoder(decoder, tmp_path / "model")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert theirs.dtype == torch.float32
@@ -95,7 +74,7 @@ def test_transformers_loads_what_is_saved(tmp_path, model_type, tied):
 def test_shards_that_transformers_saved_are_loaded(tmp_path, model_type, tied):
     from transformers import AutoModelForCausalLM
 
-    save_decoder(wild(make(model_type, tie_embeddings=tied)), tmp_path / "one")
+    save_decoder(wild(model_type, **SIZES, tie_embeddings=tied), tmp_path / "one")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "one").eval()
     theirs.save_pretrained(tmp_path / "many", max_shard_size="8KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
@@ -111,7 +90,7 @@ def test_shards_that_transformers_saved_are_loaded(tmp_path, model_type, tied):
 
 def test_constants_that_old_checkpoints_keep_are_passed_over(tmp_path):
     """Pythia's files have masks and rotary frequencies among the weights, and -inf in one."""
-    decoder = wild(make("gpt_neox"))
+    decoder = wild("gpt_neox", **SIZES)
     folder = save_decoder(decoder, tmp_path / "model")
 
     def add(state):
@@ -145,7 +124,7 @@ def test_weights_are_loaded_in_the_dtype_asked_for(folder):
 
 
 def test_declared_random_weights_are_drawn_on_load(tmp_path):
-    arch = Architecture.make(model_type="qwen3", **SIZES)
+    arch = tiny(**SIZES)
     (tmp_path / "config.json").write_text(json.dumps(arch.to_hf()))
     (tmp_path / "ember.json").write_text('{"weights": "random", "seed": 1}')
     assert weights_kind(tmp_path) == "random"
@@ -154,7 +133,7 @@ def test_declared_random_weights_are_drawn_on_load(tmp_path):
 
 
 def test_random_weights_depend_on_the_seed_alone():
-    arch = Architecture.make(model_type="qwen3", **SIZES)
+    arch = tiny(**SIZES)
     first, same, other = (logits(random_decoder(arch, seed)) for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -308,7 +287,7 @@ def test_a_head_that_is_the_embedding_is_tied(folder, only):
 def test_of_one_file_and_an_index_the_file_is_taken_as_transformers_takes_it(folder):
     from transformers import AutoModelForCausalLM
 
-    other = save_decoder(wild(make(tie_embeddings=True)), folder.with_name("other"))
+    other = save_decoder(wild(**SIZES, tie_embeddings=True), folder.with_name("other"))
     (other / "model.safetensors").rename(folder / "shard.safetensors")
     index = {"weight_map": {"model.norm.weight": "shard.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

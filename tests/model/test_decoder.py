@@ -79,11 +79,12 @@ def make_pair(model_type: str, changes: dict, seed: int = 0):
 
 
 def our_state(arch: Architecture, state: dict) -> dict:
-    """A Transformers state by our names."""
+    """A Transformers state by our names, a tied head left out."""
     return {
         ours: piece
         for name, tensor in state.items()
         for ours, piece in from_hf(arch, name, tensor).items()
+        if not (arch.tie_embeddings and ours == "lm_head.weight")
     }
 
 

@@ -8,18 +8,19 @@ from ember.lora.merge import KEEPS, Merger
 from ember.model import version as module
 from ember.model.checkpoint import load_decoder, save_decoder
 from ember.model.version import changed, version, weighted_sums
-from tests.lora.tiny import adapter_of, tiny_decoder
+from tests.lora.adapters import adapter_of
+from tests.tiny import wild
 
 
 def test_equal_weights_have_equal_versions_and_others_do_not(tmp_path):
-    decoder, same, other = tiny_decoder(), tiny_decoder(), tiny_decoder(seed=1)
+    decoder, same, other = wild(), wild(), wild(seed=1)
     assert version(decoder) == version(same) != version(other)
     assert version(load_decoder(save_decoder(decoder, tmp_path / "model"))) == version(decoder)
     assert version(decoder.to(torch.bfloat16)) != version(same)
 
 
 def test_it_is_found_once_for_as_long_as_nothing_changes(monkeypatch):
-    decoder, calls = tiny_decoder(), []
+    decoder, calls = wild(), []
     real = module._content
     monkeypatch.setattr(module, "_content", lambda d: calls.append(1) or real(d))
     assert len({version(decoder) for _ in range(3)}) == 1
@@ -37,7 +38,7 @@ def test_it_is_found_once_for_as_long_as_nothing_changes(monkeypatch):
     ids=["scaled", "one number", "rows swapped", "trained"],
 )
 def test_changes_that_torch_counts_are_seen(change):
-    decoder = tiny_decoder()
+    decoder = wild()
     before = version(decoder)
     with torch.no_grad():
         change(decoder.layers[1].mlp.up_proj.weight)
@@ -50,17 +51,17 @@ def _with_gradient(weight):
 
 
 def test_replaced_weights_are_seen_and_moved_ones_have_the_same_version():
-    decoder = tiny_decoder()
+    decoder = wild()
     before = version(decoder)
     weight = decoder.layers[0].self_attn.q_proj.weight
     weight.data = weight.data.clone()
     assert version(decoder) == before
-    decoder.load_state_dict(tiny_decoder(seed=1).state_dict(), assign=True)
-    assert version(decoder) == version(tiny_decoder(seed=1)) != before
+    decoder.load_state_dict(wild(seed=1).state_dict(), assign=True)
+    assert version(decoder) == version(wild(seed=1)) != before
 
 
 def test_changes_past_torch_must_be_told():
-    decoder = tiny_decoder()
+    decoder = wild()
     before = version(decoder)
     decoder.norm.weight.data.mul_(2)
     changed(decoder)
@@ -69,13 +70,13 @@ def test_changes_past_torch_must_be_told():
 
 @pytest.mark.parametrize("keep", KEEPS)
 def test_merged_adapters_give_the_version_of_what_the_weights_then_are(keep):
-    decoder, base = tiny_decoder(), version(tiny_decoder())
+    decoder, base = wild(), version(wild())
     merger = Merger(decoder, keep=keep)
     seen = []
     for seed in (1, 2, 1, None, 2):
         merger.swap(None if seed is None else adapter_of(decoder, seed))
         seen.append(version(decoder))
-        fresh = tiny_decoder()
+        fresh = wild()
         fresh.load_state_dict(decoder.state_dict())
         assert seen[-1] == version(fresh), "as if it were made of these weights"
     if keep != "none":
@@ -84,7 +85,7 @@ def test_merged_adapters_give_the_version_of_what_the_weights_then_are(keep):
 
 
 def test_going_back_to_a_merged_adapter_costs_no_pass(monkeypatch):
-    decoder = tiny_decoder()
+    decoder = wild()
     merger = Merger(decoder)
     adapters = [merger.prepare(adapter_of(decoder, seed)) for seed in (1, 2)]
     for prepared in (*adapters, None):
@@ -97,7 +98,7 @@ def test_going_back_to_a_merged_adapter_costs_no_pass(monkeypatch):
 
 
 def test_branches_count_when_they_are_active():
-    decoder = tiny_decoder()
+    decoder = wild()
     base, branches = version(decoder), Branches(decoder)
     branches.attach("a", adapter_of(decoder, 1), trainable=True)
     assert version(decoder) == base

@@ -1,5 +1,6 @@
 """A job ends with one clear message and leaves whole products with their provenance, or none."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 from ember.operations import job
 from ember.records.errors import EmberError
+from ember.records.provenance import digest
 from ember.records.schema import EVIDENCE, Column, Schema
 from ember.records.tables import read_table, table_provenance
 
@@ -92,3 +94,24 @@ def test_a_failed_job_writes_nothing(snakemake, tmp_path):
         run.table([{"x": "one", "evidence": "measured"}], TABLE)
     assert not (tmp_path / "results/table.parquet").exists()
     assert "column x" in (tmp_path / "logs/measure.log").read_text()
+
+
+def test_a_finished_job_leaves_a_record_of_its_products_and_times(snakemake, tmp_path):
+    with job.start(snakemake) as run:
+        run.table([{"x": 1, "evidence": "measured"}], TABLE)
+    record = json.loads((tmp_path / "results/smoke/benchmarks/measure_policy.job.json").read_text())
+    assert record["started"] == table_provenance("results/table.parquet")["started"]
+    [product] = record["products"]
+    assert (product["path"], product["sha256"]) == (
+        "results/table.parquet",
+        digest("results/table.parquet")[0],
+    )
+    times = record["times"]
+    assert all(times[f"{name}_s"] >= 0 for name in ("start", "elapsed", *job.PARTS))
+    assert times["imports_s"] > 0, "a job that runs a model imports torch before its body"
+
+
+def test_a_failed_job_leaves_no_record(snakemake, tmp_path):
+    with pytest.raises(SystemExit), job.start(snakemake):
+        raise EmberError("no")
+    assert not (tmp_path / "results").exists()

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from tests.engine.pipeline.test_stage import generate, make
 
 from ember.backends.cuda import attention, step
 from ember.backends.cuda.products import Plan
-from ember.pipeline import stage as stage_module
+from tests.pipeline.test_stage import generate, make
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -17,8 +16,6 @@ def test_two_stages_are_the_decoder(rows, monkeypatch):
     monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
     monkeypatch.setattr(attention, "SHARED_PARTS", 1)
     monkeypatch.setattr(attention, "OWN_PARTS", 1)
-    # As on a device: not the host's step.
-    monkeypatch.setattr(stage_module, "_fastest", stage_module._KernelRun)
     decoder = make("qwen3")
     tokens = torch.randint(67, (rows, 5), generator=torch.Generator().manual_seed(2))
     found, sampled, forms = generate(decoder, tokens, 2, steps=2)

@@ -7,20 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.lora.adapter import LowRank
 from ember.model.decoder import Decoder
 from ember.model.families import FAMILIES
-from ember.policies.execute import (
-    KvKey,
-    LowRank,
-    PolicyRunner,
-    PromptKV,
-    StaleFactors,
-    adapter_hash,
-    content_hash,
-    correct,
-    prompt_key,
-    run_plan,
-)
+from ember.policies.correctable import StaleFactors
+from ember.policies.execute import PolicyRunner, PromptKV, prompt_key, run_plan
 from ember.policies.plan import BadPolicy, Plan
 from ember.policies.policy import (
     KeepRegion,
@@ -327,18 +318,18 @@ def test_the_ledger_calls_no_cell_exact_that_is_not(data):
 def test_kv_of_other_weights_is_found_by_no_key():
     decoder = make_decoder(17)
     lora = Lora(decoder, everywhere(), seed=18)
-    runner = PolicyRunner(decoder, PeriodicRefresh(LAYERS, 10), version=adapter_hash(lora.adapter))
+    runner = PolicyRunner(decoder, PeriodicRefresh(LAYERS, 10), version=lora.version)
     tokens = prompt()
     old = runner.version
     runner.prefill(1, tokens)
     lora.step()
     runner.on_update(lora.update(2))
     assert runner.version != old
-    assert runner.store.get(KvKey(runner.version, prompt_key(tokens))) is None
+    assert runner.store.get(runner.version, prompt_key(tokens)) is None
     done = runner.prefill(2, tokens)
     assert done.version == runner.version == policy_version(runner)
-    assert runner.store.get(KvKey(runner.version, prompt_key(tokens))) is done.kv
-    assert runner.store.get(KvKey(old, prompt_key(tokens))) is None
+    assert runner.store.get(runner.version, prompt_key(tokens)) is done.kv
+    assert runner.store.get(old, prompt_key(tokens)) is None
     assert len(runner.store) == 1
 
 
@@ -360,22 +351,94 @@ def test_a_failed_prefill_leaves_no_kv_under_the_new_weights(monkeypatch):
     assert len(runner.store) == 0
 
 
-def test_content_hashes_see_values_names_shapes_and_types():
-    one = torch.arange(6.0)
-    hashes = [
-        content_hash({"a": one}),
-        content_hash({"b": one}),
-        content_hash({"a": one.view(2, 3)}),
-        content_hash({"a": one.double()}),
-        content_hash({"a": one + 1e-6}),
-    ]
-    assert len(set(hashes)) == len(hashes)
-    assert content_hash({"a": one.clone()}) == hashes[0]
-    part = LowRank(one.view(1, 6), one.view(6, 1), 0.5)
-    assert adapter_hash({(0, "k_proj"): part}) != adapter_hash({(1, "k_proj"): part})
-    assert adapter_hash({(0, "k_proj"): part}) != adapter_hash(
-        {(0, "k_proj"): LowRank(part.a, part.b, 0.25)}
+def test_a_refused_correction_leaves_policy_and_store_together():
+    """The prompt is forgotten by both; its next prefill is a full one, and exact."""
+    decoder = make_decoder(27)
+    lora = Lora(decoder, everywhere(), seed=28)
+    runner = PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 100), adapter=lora.adapter)
+    tokens, other = prompt(), prompt(1)
+    for each in (tokens, other):
+        runner.prefill(1, each)
+    lora.step()
+    lora.a = {key: a + 0.1 for key, a in lora.a.items()}
+    runner.on_update(lora.update(2), lora.adapter)
+    prefills = len(runner.policy.stats)
+    with pytest.raises(StaleFactors):
+        runner.prefill(2, tokens)
+    assert len(runner.policy.stats) == prefills  # what was not done is not counted
+    assert len(runner.store) == 1
+    done = runner.prefill(2, tokens)
+    assert done.plan.full_refresh
+    assert_exact(done.kv, fresh(decoder, tokens)[1])
+    with pytest.raises(StaleFactors):  # the other prompt's KV is of the old A as before
+        runner.prefill(2, other)
+
+
+def test_a_failure_amid_a_round_takes_the_shared_prefix_with_it(monkeypatch):
+    decoder = make_decoder(29)
+    shared = prompt(1, 10)
+    first, second = (shared + prompt(seed, 14) for seed in (2, 3))
+    runner = PolicyRunner(decoder, PrefixOnly(LAYERS))
+    runner.prefill(1, first, shared_prefix=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "logits", lambda hidden: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            runner.prefill(1, first, shared_prefix=10)
+    done = runner.prefill(1, second, shared_prefix=10)
+    assert done.plan.full_refresh
+    assert runner.prefill(1, first, shared_prefix=10).plan.prefix_tokens == 10
+
+
+def test_a_refused_correction_changes_nothing():
+    decoder = make_decoder(30)
+    lora = Lora(decoder, everywhere(), seed=31)
+    kv = PromptKV.empty(decoder, prompt())
+    adapter = lora.adapter
+    run_plan(decoder, kv, Plan.full(LAYERS), adapter=adapter)
+    before = kv.cache.kv.clone()
+    moved = {key: LowRank(part.a, part.b + 1.0, part.scale) for key, part in adapter.items()}
+    moved[LAYERS - 1, "v_proj"] = LowRank(
+        adapter[LAYERS - 1, "v_proj"].a + 1.0, adapter[LAYERS - 1, "v_proj"].b, 0.5
     )
+    with pytest.raises(StaleFactors):
+        kv.cache.correct(moved)
+    assert torch.equal(kv.cache.kv, before)
+    assert kv.cache.correct(adapter) == 0
+
+
+def test_factors_come_with_a_shared_prefix():
+    """A prompt that took its prefix from another is corrected as one that was computed whole."""
+    decoder = make_decoder(32)
+    lora = Lora(decoder, everywhere(), seed=33)
+    shared = prompt(1, 10)
+    donor, taker = (PromptKV.empty(decoder, shared + prompt(seed, 14)) for seed in (2, 3))
+    whole = PromptKV.empty(decoder, taker.tokens[0].tolist())
+    old = lora_copy(lora)
+    for kv in (donor, whole):
+        run_plan(decoder, kv, Plan.full(LAYERS), adapter=old)
+    plan = Plan(0, LAYERS, 10, prefix_tokens=10)
+    run_plan(decoder, taker, plan, adapter=old, donor=donor)
+    lora.step()
+    assert taker.cache.correct(lora.adapter) == whole.cache.correct(lora.adapter) == 2 * LAYERS
+    assert_exact(taker, whole)
+
+
+def test_layers_left_alone_can_be_corrected_later():
+    """A restart renews the layers above; those below still are of the adapter that made them."""
+    decoder = make_decoder(34)
+    lora = Lora(decoder, [(0, "k_proj"), (0, "v_proj")], seed=35)
+    tokens = prompt()
+    kv = PromptKV.empty(decoder, tokens)
+    run_plan(decoder, kv, Plan.full(LAYERS), boundaries=[2], adapter=lora_copy(lora))
+    lora.step()
+    run_plan(decoder, kv, Plan.restart(LAYERS, 2), boundaries=[2], adapter=lora_copy(lora))
+    lora.step()
+    kv.cache.correct(lora_copy(lora))
+    assert_exact(kv, fresh(decoder, tokens)[1], range(1))
+
+
+def lora_copy(lora: Lora) -> dict:
+    return {key: LowRank(part.a, part.b.clone(), part.scale) for key, part in lora.adapter.items()}
 
 
 def test_memory_is_reported_by_what_it_is_for():
@@ -409,7 +472,7 @@ def test_impossible_work_is_refused_with_a_remedy():
     with pytest.raises(BadPolicy, match="shared prefix of 3"):
         run_plan(decoder, kv, Plan(0, LAYERS, 3, prefix_tokens=3))
     with pytest.raises(StaleFactors, match="without keeping factors"):
-        correct(decoder, kv, lora.adapter)
+        kv.cache.correct(lora.adapter)
     with pytest.raises(BadPolicy, match="built for 6 layers"):
         PolicyRunner(decoder, Naive(6))
     with pytest.raises(BadPolicy, match="give the adapter"):
@@ -433,13 +496,12 @@ def test_a_stale_visit_in_between_forbids_the_correction():
     kv = PromptKV.empty(decoder, tokens)
     adapters = [lora.adapter]
     for _ in range(2):
-        before = {key: LowRank(p.a, p.b.clone(), p.scale) for key, p in lora.adapter.items()}
-        adapters.append(before)
+        adapters.append(lora_copy(lora))
         lora.step()
     run_plan(decoder, kv, Plan.full(LAYERS), adapter=adapters[1])
     run_plan(decoder, kv, Plan.last_tokens(LAYERS, TOKENS), adapter=adapters[2])
     with pytest.raises(StaleFactors, match="in parts by different weights"):
-        correct(decoder, kv, lora.adapter)
+        kv.cache.correct(lora.adapter)
 
 
 def test_versions_chain_through_the_rounds():

@@ -1,4 +1,4 @@
-"""The policy engine: rollouts over rounds with real reuse equal those without, and say by whom."""
+"""Prefills by a policy: rollouts over rounds with real reuse equal those without."""
 
 import pytest
 import torch
@@ -6,11 +6,22 @@ import torch
 from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
 from ember.measure.clock import PhaseClock
+from ember.policies.execute import PolicyRunner
+from ember.policies.plan import BadPolicy
 from ember.policies.policy import Naive, PeriodicRefresh, PrefixOnly, UpdateLocality, compose
-from ember.policies.prefill import PolicyEngine
+from ember.policies.prefill import PolicyPrefill
 from tests.policies.tiny_lora import LAYERS, Lora, everywhere, make_decoder, prompt
 
 SAMPLING = SamplingParams(max_tokens=6, temperature=1.0, seed=3)
+
+
+def engine_of(decoder, policy) -> Engine:
+    return Engine(decoder, capacity=32, prefill=PolicyPrefill(PolicyRunner(decoder, policy)))
+
+
+def update(engine, change) -> None:
+    engine.prefill.runner.on_update(change)
+    engine.set_weights_version(change.version)
 
 
 @pytest.mark.parametrize(
@@ -28,15 +39,16 @@ def test_exact_policies_roll_out_what_a_plain_engine_does(policy):
     decoder = make_decoder(30, dtype=torch.float32)
     lora = Lora(decoder, everywhere(2), seed=31)
     policy.reset()
-    engine = PolicyEngine(decoder, policy, capacity=32)
+    engine = engine_of(decoder, policy)
     shared = prompt(1, 8)
     prompts = [shared + prompt(seed, 8) for seed in (2, 3, 4)]
     versions = []
     for round in (1, 2, 3):
         if round > 1:
             lora.step()
-            engine.on_update(lora.update(round))
-        done = engine.rollout(round, prompts, SAMPLING, num_candidates=2, shared_prefix=8)
+            update(engine, lora.update(round))
+        engine.prefill.begin(round, shared_prefix=8)
+        done = engine.generate(prompts, SAMPLING, num_candidates=2)
         plain = Engine(decoder, capacity=32).generate(prompts, SAMPLING, num_candidates=2)
         for mine, theirs in zip(done, plain, strict=True):
             assert [one.tokens for one in mine] == [one.tokens for one in theirs]
@@ -53,15 +65,26 @@ def test_stale_reuse_is_real_and_recorded():
     decoder = make_decoder(32, dtype=torch.float32)
     lora = Lora(decoder, everywhere(), seed=33)
     policy = PeriodicRefresh(LAYERS, 10)
-    engine = PolicyEngine(decoder, policy, capacity=32)
+    engine = engine_of(decoder, policy)
     prompts = [prompt(5, 16)]
-    engine.rollout(1, prompts, SAMPLING)
+    engine.generate(prompts, SAMPLING)
     lora.step()
-    engine.on_update(lora.update(2))
+    update(engine, lora.update(2))
     clock = PhaseClock("cpu")
-    [[done]] = engine.rollout(2, prompts, SAMPLING, clock=clock)
+    engine.prefill.begin(2)
+    [[done]] = engine.generate(prompts, SAMPLING, clock=clock)
     [[plain]] = Engine(decoder, capacity=32).generate(prompts, SAMPLING)
     assert done.cached_tokens == 15
     assert done.logprobs[0] != pytest.approx(plain.logprobs[0], abs=1e-3)
     assert policy.stats[1].stale_cells > 0
     assert {"prefill", "decode", "sampling"} <= set(clock.times_ms())
+
+
+def test_weights_that_only_one_of_both_was_told_of_are_refused():
+    decoder = make_decoder(34, dtype=torch.float32)
+    lora = Lora(decoder, everywhere(), seed=35)
+    engine = engine_of(decoder, Naive(LAYERS))
+    lora.step()
+    engine.prefill.runner.on_update(lora.update(2))
+    with pytest.raises(BadPolicy, match="set_weights_version"):
+        engine.generate([prompt(5, 16)], SAMPLING)

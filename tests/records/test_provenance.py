@@ -46,7 +46,7 @@ def test_collect_records_everything_as_plain_data(tmp_path, made):
     assert found["seconds"] == 1.235
     assert found["config"] == {"scale": "smoke"}
     assert {"python", "numpy", "pyarrow"} <= set(found["versions"])
-    assert len(found["source"]["tree_sha256"]) == 64
+    assert found["source"]["commit"] or len(found["source"]["tree_sha256"]) == 64
     assert found["ember"]
     for key in ("params", "seeds", "code", "hardware", "threads", "started"):
         assert found[key]
@@ -107,13 +107,17 @@ def test_commit_and_dirty_flag(source):
     assert len(clean["commit"]) == 40
     assert clean["dirty"] is False
     assert "note" not in clean
+    assert "tree_sha256" not in clean, "the commit names the tree"
     (source / "docs/a.md").write_text("two\n")
+    module._source_state.cache_clear()
     assert source_state(source) == clean
     (source / "src/ember/new.py").write_text("two\n")
+    assert source_state(source) == clean, "asked once a process"
+    module._source_state.cache_clear()
     dirty = source_state(source)
     assert dirty["dirty"] is True
     assert dirty["commit"] == clean["commit"]
-    assert dirty["tree_sha256"] != clean["tree_sha256"]
+    assert dirty["tree_sha256"] == tree_sha256(source)
 
 
 def test_without_git_a_content_hash_stands_in_and_says_so(source):
@@ -223,3 +227,41 @@ def test_the_version_is_that_of_the_source(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[project]\nversion = "9.8.7"\n')
     assert module.ember_version(tmp_path) == "9.8.7"
     assert module.ember_version(module.source_root())
+
+
+def test_digests_of_large_files_are_noted_for_other_jobs_and_never_outlive_a_change(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "_SETTLED_NS", 0)
+    (tmp_path / ".snakemake").mkdir()
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"a" * 2**20)
+    first = digest(weights, remembered=True)
+    [note] = (tmp_path / ".snakemake/ember-digests").iterdir()
+
+    def another_process():
+        module._hash_once.cache_clear()
+
+    another_process()
+    note.write_text(note.read_text().replace(first[0], "0" * 64))
+    assert digest(weights, remembered=True)[0] == "0" * 64, "taken from the note"
+    assert digest(weights) == first, "who checks a file reads it"
+    times = weights.stat()
+    weights.write_bytes(b"b" * 2**20)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    another_process()
+    changed = digest(weights, remembered=True)
+    assert changed[0] not in (first[0], "0" * 64), "same size and mtime, other content"
+    for damaged in ("", "x", "1 2 3", note.read_text()[:-9]):
+        note.write_text(damaged)
+        another_process()
+        assert digest(weights, remembered=True) == changed
+
+
+def test_small_and_unsettled_files_are_not_noted(tmp_path):
+    (tmp_path / ".snakemake").mkdir()
+    (tmp_path / "small").write_bytes(b"a")
+    (tmp_path / "fresh").write_bytes(b"a" * 2**20)
+    for name in ("small", "fresh"):
+        digest(tmp_path / name, remembered=True)
+    assert not (tmp_path / ".snakemake/ember-digests").exists()

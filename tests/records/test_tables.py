@@ -97,7 +97,7 @@ def test_any_truncation_is_detected(tmp_path_factory, data):
     kept = data.draw(st.integers(0, len(whole) - 1))
     path = tmp_path_factory.mktemp("cut") / "t.parquet"
     path.write_bytes(whole[:kept])
-    with pytest.raises((TruncatedTable, DamagedTable), match=r"delete it and run `snakemake"):
+    with pytest.raises((TruncatedTable, DamagedTable), match=r"delete it and run `\S*snakemake"):
         read_rows(path)
 
 
@@ -125,7 +125,8 @@ def test_a_truncated_file_says_so(tmp_path, times, rows):
         read_table(path)
     cause, remedy = str(caught.value).splitlines()
     assert cause.startswith(f"{path} is truncated")
-    assert remedy == f"delete it and run `snakemake --profile local {path}`"
+    assert remedy.startswith("delete it and run `")
+    assert remedy.endswith(f"snakemake --profile local {path}`")
 
 
 def test_an_empty_file_is_truncated(tmp_path):

@@ -28,7 +28,7 @@ def refused(checkout, *arguments) -> str:
             ["unknown key 'p1.profile.repeat'", "Did you mean 'repeats'"],
         ),
         ("p1={model: polcy}", ["p1.model", "'polcy'", "policy"]),
-        ("p1={policies: [{name: naif}]}", ["p1.policies.0.name", "Did you mean 'naive'"]),
+        ("p1={policies: [{name: naif}]}", ["p1.policies.0", "Did you mean 'naive'"]),
     ],
 )
 def test_a_bad_setting_is_named_with_the_nearest_valid_one(fresh, setting, said):

@@ -1,8 +1,8 @@
-"""Prefill: the decoder's forward, replayed as a CUDA graph where a shape comes back.
+"""A prompt's forward: the decoder's, replayed as a CUDA graph where a shape comes back.
 
-Contract. `Prefill(decoder)(tokens, cache)` appends the tokens' KV to the cache and gives the logits
+Contract. `Forward(decoder)(tokens, cache)` appends the tokens' KV to the cache and gives the logits
 of the last one. It is the decoder itself, or where packed weights are given its operations with
-kernels in between (`ember.backends.cuda.prefill`). On CUDA launching a model's kernels one by one
+kernels in between (`backends.cuda.prefill`). On CUDA launching a model's kernels one by one
 takes the host about as long as a thousand tokens take the device, so the second prefill of the same
 rows, length and start is recorded and later ones are replayed. Rollouts bring the same prompts
 every round; lengths that never come back are never recorded.
@@ -31,12 +31,14 @@ class _Recording:
     logits: Tensor  # (B, V), what it writes
 
 
-class Prefill:
-    """Prefills one block of cache memory, and its rows. In-place changes of weights show."""
+class Forward:
+    """Runs prompts into one block of cache memory. In-place changes of weights show."""
 
-    def __init__(self, decoder: Decoder, *, graphs: bool, weights: PackedDecoder | None = None):
+    def __init__(
+        self, decoder: Decoder, *, graphs: bool = False, weights: PackedDecoder | None = None
+    ):
         """`weights`: of the decoder, for the kernels, where they cover it."""
-        self._decoder, self._graphs, self._weights = decoder, graphs, weights
+        self._decoder, self._graphs, self.weights = decoder, graphs, weights
         self._shapes: OrderedDict[tuple, _Recording | None] = OrderedDict()
         self._pool = None
 
@@ -63,10 +65,10 @@ class Prefill:
         return logits
 
     def _run(self, tokens: Tensor, cache: ContiguousCache) -> Tensor:
-        if self._weights is not None:
+        if self.weights is not None:
             from ember.backends.cuda.prefill import run_packed  # imports Triton
 
-            return run_packed(self._decoder.arch, self._weights, tokens, cache)
+            return run_packed(self._decoder.arch, self.weights, tokens, cache)
         return self._decoder.logits(self._decoder(tokens, cache=cache, last=1))[:, 0]
 
     def _record(self, tokens: Tensor, cache: ContiguousCache) -> _Recording:

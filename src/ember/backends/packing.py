@@ -8,24 +8,8 @@ changes of weights (an optimizer's, a merged adapter's) show in both. Packing tw
 import torch
 from torch import Tensor, nn
 
-from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, Layer
-
-
-def why_unpacked(arch: Architecture) -> str | None:
-    """Why the fast steps and their kernels, which do what Llama and Qwen need and no more, do not
-    serve an architecture; None if they do. The decoder itself then takes their place."""
-    reasons = {
-        "its norms are no plain RMSNorm": arch.norm != "rms",
-        "it norms what attention and MLP give": arch.post_norms,
-        "its MLP runs beside attention": arch.parallel_residual,
-        "its MLP is not gated by SiLU": not arch.gated_mlp or arch.activation != "silu",
-        "it rotates a part of each head": arch.rope_fraction != 1.0,
-        "layers slide over a window": bool(arch.sliding_layers),
-        "it scales its scores": arch.query_scalar is not None,
-        "it scales its embeddings": arch.scaled_embedding,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+from ember.model.linear import bias_of, dense_weight
 
 
 class PackedLayer:
@@ -43,24 +27,21 @@ class PackedLayer:
 
 
 class PackedDecoder:
-    """All weights of a decoder, packed; `is_current` tells whether they still lie there."""
+    """All weights of a decoder, packed."""
 
     def __init__(self, decoder: Decoder):
-        self._decoder = decoder
         self.layers = [PackedLayer(layer) for layer in decoder.layers]
         self.qk_norms = _pack_qk_norms(decoder) if decoder.arch.qk_norm else None  # (L, 2, D)
         self.embedding = decoder.embed_tokens.weight.detach()  # (V, H)
         self.norm = decoder.norm.weight.detach()  # (H,)
         head = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
         self.head = head.weight.detach()  # (V, H)
-        self._addresses = self._find()
 
-    def is_current(self) -> bool:
-        """False once parameters have been replaced or moved, not after in-place changes."""
-        return self._addresses == self._find()
 
-    def _find(self) -> tuple[int, ...]:
-        return tuple(parameter.data_ptr() for parameter in self._decoder.parameters())
+def addresses(decoder: Decoder) -> tuple[int, ...]:
+    """Where the parameters lie: others once they have been replaced, moved or packed, the same
+    after in-place changes."""
+    return tuple(parameter.data_ptr() for parameter in decoder.parameters())
 
 
 def pack(parameters: list[nn.Parameter]) -> Tensor:
@@ -86,17 +67,9 @@ def pack(parameters: list[nn.Parameter]) -> Tensor:
 
 def _pack_linears(linears: list[nn.Module]) -> tuple[Tensor, Tensor | None]:
     """Weights (sum of rows, columns) and biases of linear layers, stacked."""
-    for linear in linears:
-        if type(linear) is not nn.Linear:
-            raise TypeError(
-                f"the decoding step cannot pack a {type(linear).__name__}.\n"
-                "Merge adapters into the weights first, or decode with the Decoder itself."
-            )
-    bias = linears[0].bias is not None
-    return (
-        pack([linear.weight for linear in linears]),
-        pack([linear.bias for linear in linears]) if bias else None,
-    )
+    biases = [bias_of(linear) for linear in linears]
+    weights = pack([dense_weight(linear) for linear in linears])
+    return weights, None if biases[0] is None else pack(biases)
 
 
 def _pack_qk_norms(decoder: Decoder) -> Tensor:

@@ -1,32 +1,135 @@
-"""Which decoders and caches the kernels serve. Imports no Triton, so that asking is cheap."""
+"""Which backend runs a decoder, and why not a faster one.
+
+Contract. `kernels` are Triton's on CUDA, `compiled` is the CPU's compiled step, `eager` the decoder
+itself, which runs everything. `unsupported_reason` is the one place that knows what each serves.
+Asking imports no Triton, so that it is cheap.
+"""
 
 import importlib.util
 import os
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ember.backends.packing import why_unpacked
+from ember.backends.base import Backend
+from ember.backends.compiled.native_step import why_no_code
+from ember.backends.forward import Forward
+from ember.cache.contiguous import ContiguousCache
+from ember.cache.slotted import SlottedCache
 from ember.model.architecture import Architecture
+from ember.model.decoder import Decoder
+from ember.model.linear import is_linear, weight_format
+from ember.records.errors import EmberError
 
-ROWS = 1024  # the most rows of a batch
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FASTEST_FIRST = ("kernels", "compiled", "eager")
+KERNEL_ROWS = 1024  # the most rows of a batch
+KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def why_not(arch: Architecture, memory: Tensor, rows: int) -> str | None:
-    """Why a step over such a cache's memory must use plain operators; None if the kernels serve."""
-    if (reason := why_unpacked(arch)) is not None:
+class Unsupported(EmberError):
+    """A backend was asked for by name that does not serve the case."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to run. `needs`: what the cache asks for beyond keys and values, "bias" and "mass"
+    (see `ember.cache.base`)."""
+
+    arch: Architecture
+    device: torch.device
+    dtype: torch.dtype
+    rows: int = 1
+    batch_invariant: bool = False
+    formats: frozenset[str] = frozenset({"dense"})
+    needs: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, decoder: Decoder, **fields) -> "Case":
+        """Of a decoder's architecture and weights; `fields`: the others. Raises TypeError where a
+        linear layer is more than its weight."""
+        weight = decoder.embed_tokens.weight
+        formats = frozenset(weight_format(m) for m in decoder.layers.modules() if is_linear(m))
+        return cls(decoder.arch, weight.device, weight.dtype, formats=formats, **fields)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The backend that runs, and of each faster one why it does not."""
+
+    name: str
+    reasons: dict[str, str]
+
+
+def select(case: Case, only: str | None = None) -> Selection:
+    """The fastest backend that serves the case; with `only` that one, or `Unsupported`."""
+    if only is not None and only not in FASTEST_FIRST:
+        raise Unsupported(f"there is no backend {only!r}.\nChoose from {', '.join(FASTEST_FIRST)}.")
+    reasons = {}
+    for name in FASTEST_FIRST:
+        reason = unsupported_reason(name, case)
+        if only == name and reason is not None:
+            raise Unsupported(
+                f"the backend {name} does not serve this: {reason}.\n"
+                "Leave backend= out: the fastest that serves is taken."
+            )
+        if reason is None and only in (None, name):
+            return Selection(name, reasons)
+        reasons[name] = reason or f"the caller asked for {only}"
+    raise AssertionError("the eager backend serves every case")
+
+
+def unsupported_reason(backend: str, case: Case) -> str | None:
+    """Why a backend does not serve a case; None if it does."""
+    if backend == "eager":
+        return None
+    packed = sorted(case.formats - {"dense"})
+    if (reason := unsupported_architecture(case.arch)) is not None:
         return reason
-    if not memory.is_cuda and not interpreted():
-        return "the cache is not on a CUDA device"
+    if packed:
+        return f"it has no form for {', '.join(packed)} weights"
+    if case.needs:
+        return f"it lacks attention's {' and '.join(sorted(case.needs))}"
+    return _not_compiled(case) if backend == "compiled" else _not_kernels(case)
+
+
+def unsupported_architecture(arch: Architecture) -> str | None:
+    """Why the fast backends, which do what Llama and Qwen need and no more, do not serve an
+    architecture; None if they do."""
+    reasons = {
+        "its norms are no plain RMSNorm": arch.norm != "rms",
+        "it norms what attention and MLP give": arch.post_norms,
+        "its MLP runs beside attention": arch.parallel_residual,
+        "its MLP is not gated by SiLU": not arch.gated_mlp or arch.activation != "silu",
+        "it rotates a part of each head": arch.rope_fraction != 1.0,
+        "layers slide over a window": bool(arch.sliding_layers),
+        "it scales its scores": arch.query_scalar is not None,
+        "it scales its embeddings": arch.scaled_embedding,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _not_compiled(case: Case) -> str | None:
+    if case.device.type != "cpu":
+        return "the weights are not on the CPU"
+    if case.arch.head_dim % 2:
+        return f"a head dimension of {case.arch.head_dim} is odd"
+    return why_no_code(case.dtype)
+
+
+def _not_kernels(case: Case) -> str | None:
+    arch, cuda = case.arch, case.device.type == "cuda"
+    if not cuda and not interpreted():
+        return "the weights are not on a CUDA device"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if memory.is_cuda and torch.cuda.get_device_capability(memory.device) < (8, 0):
+    if cuda and torch.cuda.get_device_capability(case.device) < (8, 0):
         return "the device is older than compute capability 8.0"
-    if memory.dtype not in DTYPES:
-        return f"there are no kernels for {memory.dtype}"
-    if rows > ROWS:
-        return f"a batch of {rows} rows is above {ROWS}"
+    if case.dtype not in KERNEL_DTYPES:
+        return f"there are no kernels for {case.dtype}"
+    if case.batch_invariant:
+        return "how they cut products and attention depends on the batch, and so do the last bits"
+    if case.rows > KERNEL_ROWS:
+        return f"a batch of {case.rows} rows is above {KERNEL_ROWS}"
     if arch.head_dim not in (32, 64, 128, 256):
         return f"a head dimension of {arch.head_dim} is not 32, 64, 128 or 256"
     if arch.groups > 16:
@@ -37,3 +140,30 @@ def why_not(arch: Architecture, memory: Tensor, rows: int) -> str | None:
 def interpreted() -> bool:
     """Whether Triton runs kernels on the CPU, as the tests ask it to."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.inference_mode()
+def make_backend(
+    name: str,
+    decoder: Decoder,
+    cache: SlottedCache,
+    *,
+    capacity: int,
+    forward: Forward,
+    staging: ContiguousCache | None = None,
+    graphs: bool = True,
+    batch_invariant: bool = False,
+) -> Backend:
+    """The backend over memory made for it. `capacity`: the most tokens of a sequence; `graphs`:
+    record CUDA graphs where there is CUDA. The decoder's weights are packed in place."""
+    if name == "kernels":
+        from ember.backends.cuda.backend import KernelBackend  # imports Triton
+
+        return KernelBackend(decoder, cache, forward, staging, capacity, graphs=graphs)
+    if name == "compiled":
+        from ember.backends.compiled.backend import CompiledBackend
+
+        return CompiledBackend(decoder, cache, forward, capacity)
+    from ember.backends.eager import EagerBackend
+
+    return EagerBackend(decoder, cache, forward, staging, invariant=batch_invariant)

@@ -50,3 +50,9 @@ def fastest_threads(step: Callable[[], object], worth: float = WORTH_THREADS) ->
     least = {threads: min(times) for threads, times in seconds.items()}
     log.debug("seconds of a decoding step by threads: %s", least)
     return all_threads if least[1] > worth * least[all_threads] else 1
+
+
+def use_threads(number: int) -> None:
+    """Sets torch's threads."""
+    if torch.get_num_threads() != number:  # setting them costs more than asking
+        torch.set_num_threads(number)

@@ -1,36 +1,68 @@
 """Checks a merged configuration and says precisely what is wrong with it.
 
-`load(merged, sources)` returns the typed `Config`, or raises `ConfigError` naming every bad key,
-the file it came from and, for a misspelt key or value, the nearest valid one. `sources` is the
-ordered list of (name, mapping) that were merged, lowest priority first.
+`load(merged, sources, checks)` returns the typed `Config`, or raises `ConfigError` naming every bad
+key, the file it came from and, for a misspelt key or value, the nearest valid one. `sources` is the
+ordered list of (name, mapping) that were merged, lowest priority first. `checks` look at the typed
+configuration for what only the packages above know: their names, shapes and limits.
 """
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
-from ember.config.models import Config
+from ember.config.settings import Config
 from ember.records.errors import EmberError
 
 Sources = Iterable[tuple[str, Mapping]]
+Problem = tuple[tuple[str | int, ...], str]
+"""Where a key stands, and what is wrong with its value."""
+Check = Callable[[Config], Iterable[Problem]]
 
 
 class ConfigError(EmberError):
     """The configuration cannot be used; the message names key, file and remedy."""
 
 
-def load(merged: Mapping, sources: Sources = ()) -> Config:
-    """The typed configuration. Raises `ConfigError` for unknown, missing or ill-typed keys."""
+def load(merged: Mapping, sources: Sources = (), checks: Iterable[Check] = ()) -> Config:
+    """The typed configuration. Raises `ConfigError` for unknown, missing or ill-typed keys, for
+    references to what is not there, and for what a check finds."""
     sources = list(sources)
     try:
-        return Config.model_validate(dict(merged))
+        config = Config.model_validate(dict(merged))
+        lines = []
     except ValidationError as error:
         lines = [_explain(issue, sources) for issue in error.errors(include_url=False)]
-        raise ConfigError("configuration: " + "\n  ".join(dict.fromkeys(lines))) from None
+    for check in () if lines else (_references, *checks):
+        lines += [
+            f"{_key(path)}{_origin(path, sources)}: {problem}" for path, problem in check(config)
+        ]
+    if lines:
+        raise ConfigError("configuration: " + "\n  ".join(dict.fromkeys(lines)))
+    return config
+
+
+def unknown(value: object, known: Iterable[str]) -> str | None:
+    """What is wrong with a name that is not among those known, with the nearest one."""
+    known = sorted(known)
+    return None if value in known else f"unknown name {value!r}.{_nearest(str(value), known)}"
+
+
+def _references(config: Config) -> Iterable[Problem]:
+    """Names of models and corpora that the configuration does not define."""
+    named = [(("p1", "model"), config.p1.model, config.models)]
+    lists = [(("tokenizer", "corpora"), config.tokenizer.corpora)]
+    for name, model in config.models.items():
+        if model.training:
+            lists.append((("models", name, "training", "corpora"), model.training.corpora))
+    for path, names in lists:
+        named += [((*path, place), name, config.corpora) for place, name in enumerate(names)]
+    for path, name, known in named:
+        if wrong := unknown(name, known):
+            yield path, wrong
 
 
 def with_types(merged: Mapping, overrides: Mapping) -> dict:
@@ -68,13 +100,48 @@ def check_scale(scale: object, folder: Path) -> Path:
 
 def json_schema() -> str:
     """The JSON Schema of the configuration, as committed in workflow/schemas/."""
-    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    return _compact(_untitled(Config.model_json_schema())) + "\n"
+
+
+def _untitled(node):
+    """Without the titles, which only repeat the names of keys and classes."""
+    if isinstance(node, list):
+        return [_untitled(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _untitled(value)
+        for key, value in node.items()
+        if key != "title" or not isinstance(value, str)
+    }
+
+
+def _compact(node, indent: str = "", before: int = 0, width: int = 240) -> str:
+    """JSON in which all that fits on a line stands on one, and what does not a line an entry."""
+    text = json.dumps(node)
+    if len(indent) + before + len(text) < width or not isinstance(node, dict | list):
+        return text
+    inner = indent + "  "
+    if isinstance(node, list):
+        items, ends = [_compact(item, inner) for item in node], "[]"
+    else:
+        keys = {json.dumps(key) + ": ": value for key, value in node.items()}
+        items, ends = [key + _compact(node, inner, len(key)) for key, node in keys.items()], "{}"
+    return f"{ends[0]}\n{inner}" + f",\n{inner}".join(items) + f"\n{indent}{ends[1]}"
+
+
+def _key(path: Iterable) -> str:
+    return ".".join(map(str, path)) or "(top level)"
 
 
 def _explain(issue: Mapping, sources: list) -> str:
     path = [part for part in issue["loc"] if not str(part).startswith("function-")]
-    key = ".".join(map(str, path)) or "(top level)"
-    origin = _origin(path, sources)
+    if path and path[-1] == "[key]":
+        return (
+            f"{_key(path[:-2])}: {path[-2]!r} cannot be a name{_origin(path[:-1], sources)}: "
+            "take letters, digits, dots, dashes and underscores, at most 64."
+        )
+    key, origin = _key(path), _origin(path, sources)
     if issue["type"] == "extra_forbidden":
         return f"unknown key {key!r}{origin}.{_nearest(str(path[-1]), _siblings(path[:-1]))}"
     if issue["type"] == "missing":
@@ -97,7 +164,7 @@ def _nearest(name: str, known: list[str]) -> str:
     return f" Valid here: {', '.join(known)}." if known else ""
 
 
-def _origin(path: list, sources: list) -> str:
+def _origin(path: Iterable, sources: list) -> str:
     for name, mapping in reversed(sources):
         node = mapping
         try:

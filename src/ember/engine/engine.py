@@ -1,33 +1,29 @@
 """The engine: prompts in, completions out, with every phase timed apart.
 
 Contract. The engine knows token ids, not text; a `detokenize` function makes text of them. A prompt
-is prefilled once however many candidates it has, by the decoder itself; rows of the batch are
-refilled as others end (`ember.engine.scheduler`). With a prefix cache (`RadixCache`) the longest
-stored prefix of a prompt is copied instead of computed, and what was computed is stored; keys are
-never shared across weights versions.
+is prefilled once however many candidates it has, by a strategy (`engine.prefill`); rows of the
+batch are refilled as others end (`engine.scheduler`), on the fastest backend that serves
+(`backends.select`). KV is never shared across weights versions.
 """
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ember.backends.compiled import native_step
-from ember.backends.compiled.backend import NativeRows
-from ember.backends.forward import Prefill
-from ember.backends.packing import PackedDecoder, why_unpacked
-from ember.backends.rows import HostBatch, Lockstep
-from ember.backends.sampling import BadSampling, SamplingParams
-from ember.backends.select import why_not
+from ember.backends.base import Backend
+from ember.backends.forward import Forward
+from ember.backends.packing import PackedDecoder, addresses
+from ember.backends.sampling import SamplingParams
+from ember.backends.select import Case, Selection, make_backend, select
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Size, SlottedCache, size_for
-from ember.engine.host_rows import HostRows
-from ember.engine.scheduler import Batch, Completion, Prompt, Rollout, RolloutStats
-from ember.engine.step import SPLIT, DecodeStep
+from ember.engine.prefill import PlainPrefill
+from ember.engine.requests import BadPrompt, Completion, Prompt, check_prompt, make_prompts
+from ember.engine.scheduler import Scheduler
+from ember.engine.stats import RolloutStats
 from ember.engine.stops import Detokenize
 from ember.measure.clock import PhaseClock
 from ember.measure.memory import available_bytes, require
@@ -36,14 +32,8 @@ from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
 
-KEPT_SLOTS = 3  # batch sizes whose caches and graphs stay in memory
 MAX_ROWS = {"cpu": 32, "cuda": 128}  # candidates that decode together, unless told otherwise
-COPIES_PAY = 4096  # prompt tokens; above, the CPU reads a prompt once for all its candidates
 MEMORY_SHARE = 0.8  # of the free memory, for the KV of a rollout
-
-
-class BadPrompt(EmberError):
-    """A prompt that the engine cannot run; the message says why."""
 
 
 class EngineBusy(EmberError):
@@ -52,20 +42,11 @@ class EngineBusy(EmberError):
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A prompt that has been run: logits (B, V) of its last token, tokens reused, and its KV."""
+    """A prompt that has been run: logits (1, V) of its last token, tokens reused, and its KV."""
 
     logits: Tensor
     cached_tokens: int
     cache: ContiguousCache
-
-
-@dataclass
-class _Slot:
-    """Memory of one batch size, and what runs on it."""
-
-    cache: ContiguousCache
-    step: DecodeStep
-    prefill: Prefill
 
 
 class Engine:
@@ -76,40 +57,53 @@ class Engine:
         decoder: Decoder,
         *,
         capacity: int,
-        prefix_cache=None,
+        prefill: PlainPrefill | None = None,
         weights_version: str = "base",
-        graphs: bool | None = None,
-        kernels: bool = True,
+        graphs: bool = True,
+        backend: str | None = None,
         detokenize: Detokenize | None = None,
         max_rows: int | None = None,
         cache_bytes: int | None = None,
         batch_invariant: bool = False,
     ):
-        """`capacity`: the most tokens of a prompt and its completion. `prefix_cache`: a RadixCache.
-        `detokenize`: text of token ids, for stop strings and the completions' text.
+        """`capacity`: the most tokens of a prompt and its completion. `prefill`: how prompts' KV
+        comes about, by default `PlainPrefill()`. `detokenize`: text of token ids, for stop strings
+        and the completions' text.
 
         `max_rows`: the most candidates that decode together; `cache_bytes`: the most memory for
-        their KV (by default a share of what is free). `batch_invariant`: on the CPU without
-        compiled code, which is so anyway, make a candidate the same to the last bit whatever runs
-        beside it, at some cost in time.
+        their KV (by default a share of what is free). `batch_invariant`: in float32 a candidate is
+        the same to the last bit under other batch compositions, at some cost in time.
 
-        `graphs`: record decoding, and prefills of shapes that come back, as CUDA graphs (by default
-        on CUDA). `kernels`: use Triton's on CUDA, compiled code on the CPU, where they cover
-        the case, plain operators elsewhere. The decoder's weights are packed in place, see
-        `DecodeStep`; changing them later needs `set_weights_version`.
+        `graphs`: on CUDA record decoding, and prefills of shapes that come back, as graphs.
+        `backend`: its name, by default the fastest that serves. The fast ones pack the decoder's
+        weights in place; changing them later needs `set_weights_version`.
         """
-        self.decoder = decoder
-        self.capacity = capacity
-        self.prefix_cache = prefix_cache
-        self.graphs = graphs
-        self.kernels = kernels
-        self.detokenize, self.max_rows = detokenize, max_rows
-        self.cache_bytes, self.batch_invariant = cache_bytes, batch_invariant
+        self.decoder, self.capacity = decoder, capacity
+        self.graphs, self.detokenize = graphs, detokenize
+        self.max_rows, self.cache_bytes = max_rows, cache_bytes
+        self.batch_invariant = batch_invariant
         self.last_stats: RolloutStats | None = None
-        self._version = weights_version
-        self._slots: dict[int, _Slot] = {}
-        self._rows = None  # the last HostBatch or DeviceBatch
-        self._running = False
+        self._only, self._version, self._lock = backend, weights_version, _Lock()
+        self.prefill = PlainPrefill() if prefill is None else prefill
+        self._addresses: tuple[int, ...] = ()  # of the parameters, when what follows was made
+        self._backend: Backend | None = None
+        self._forward: Forward | None = None
+        self._staging: ContiguousCache | None = None
+
+    @property
+    def prefill(self) -> PlainPrefill:
+        """The strategy by which prompts' KV comes about."""
+        return self._prefill
+
+    @prefill.setter
+    def prefill(self, strategy: PlainPrefill) -> None:
+        strategy.use_version(self._version)
+        self._prefill = strategy
+
+    @property
+    def backend(self) -> Backend | None:
+        """What the last rollout ran on."""
+        return self._backend
 
     @property
     def weights_version(self) -> str:
@@ -117,9 +111,8 @@ class Engine:
 
     def set_weights_version(self, version: str) -> None:
         """Says that the weights have changed: nothing computed before is reused."""
-        if self.prefix_cache is not None and version != self._version:
-            self.prefix_cache.invalidate(self._version)
         self._version = version
+        self.prefill.use_version(version)
 
     def generate(
         self,
@@ -131,15 +124,16 @@ class Engine:
     ) -> list[list[Completion]]:
         """Candidates of each prompt, in the order of the prompts.
 
-        `sampling_params`: for all prompts, or one for each; `num_candidates` overrides their `n`.
+        Prompts are token ids: lists, arrays, or whatever can be iterated. `sampling_params`: for
+        all prompts, or one for each; `num_candidates` overrides their `n`. A completion ends at the
+        model's end-of-text tokens, unless `ignore_eos`.
         What a candidate samples depends on its prompt, its parameters and its number alone. The
         clock gets the phases prefill, decode (steps), sampling and transfer (tokens to the host),
         and, with a prefix cache, lookup and store. `last_stats` tells what was done. Raises
         `BadPrompt` and `BadSampling` before anything runs, `NotFinite` for broken weights.
         """
-        if not prompts:
-            return []
-        return self.stream(prompts, sampling_params, num_candidates, clock=clock).run()
+        requests = self._requests(prompts, sampling_params, num_candidates)
+        return self._schedule(requests, clock).run() if requests else []
 
     def stream(
         self,
@@ -148,7 +142,7 @@ class Engine:
         num_candidates: int | None = None,
         *,
         clock: PhaseClock | None = None,
-    ) -> Rollout:
+    ) -> Scheduler:
         """As `generate`, to be iterated for chunks of tokens as they come; it can be cancelled.
 
         Nothing runs before the first chunk is asked for, and nothing else meanwhile.
@@ -156,18 +150,33 @@ class Engine:
         requests = self._requests(prompts, sampling_params, num_candidates)
         if not requests:
             raise BadPrompt("there are no prompts.\nGive at least one.")
-        rollout = Rollout(
-            self._batch(requests),
-            requests,
-            phase=clock.phase if clock is not None else _untimed,
-            guard=self._alone,
-            version=lambda: self._version,
-            failed=self._forget,
-            decode=self.detokenize,
-        )
-        self.last_stats = rollout.stats
-        return rollout
+        return self._schedule(requests, clock)
 
+    def _requests(self, prompts, sampling_params, num_candidates) -> list[Prompt]:
+        return make_prompts(
+            prompts,
+            sampling_params,
+            num_candidates,
+            decoder=self.decoder,
+            capacity=self.capacity,
+            has_text=self.detokenize is not None,
+        )
+
+    def _schedule(self, requests: Sequence[Prompt], clock: PhaseClock | None) -> Scheduler:
+        backend, rows = self._prepare(requests)
+        scheduler = Scheduler(
+            backend,
+            self.prefill,
+            requests,
+            rows=rows,
+            lock=self._lock,
+            clock=clock,
+            detokenize=self.detokenize,
+        )
+        self.last_stats = scheduler.stats
+        return scheduler
+
+    @torch.inference_mode()
     def prefill_prompt(
         self, prompt: Sequence[int], *, clock: PhaseClock | None = None
     ) -> Prefilled:
@@ -175,229 +184,117 @@ class Engine:
 
         The cache is the engine's own and overwritten by the next call.
         """
-        self._check(prompt, 0)
-        with self._alone(), torch.inference_mode():
-            slot = self._slot(1)
-            slot.cache.reset()
-            phase = clock.phase if clock is not None else _untimed
-            logits, [cached] = self._prefill(slot.prefill, [prompt], slot.cache, phase)
-        return Prefilled(logits, cached, slot.cache)
+        prompt = check_prompt(prompt, 0, self.decoder.arch, self.capacity)
+        with self._lock:
+            self._drop_stale()
+            forward, cache = self._prompts(self.select(1).name)
+            cache.reset()
+            phase = (clock or PhaseClock(str(cache.kv.device))).phase
+            logits, cached = self.prefill.fill(prompt, cache, forward, phase)
+        return Prefilled(logits, cached, cache)
 
-    def _prefill(
-        self, prefill: Prefill, prompts: list[Sequence[int]], cache: ContiguousCache, phase
-    ) -> tuple[Tensor, list[int]]:
-        """Fills the empty `cache` (one row a prompt); logits (P, V) and tokens reused of each."""
-        if self.prefix_cache is None:
-            with phase("prefill"):
-                tokens = torch.from_numpy(np.asarray(prompts, dtype=np.int64))
-                return prefill(tokens, cache), [0] * len(prompts)
-        # A single prompt fills the cache itself: the lengths of a view of rows are its own.
-        rows = [cache.rows(row, row + 1) for row in range(len(prompts))]
-        rows = rows if len(prompts) > 1 else [cache]
-        found = [
-            self._prefill_suffix(prefill, prompt, row, phase)
-            for prompt, row in zip(prompts, rows, strict=True)
-        ]
-        return torch.cat([logits for logits, _ in found]), [cached for _, cached in found]
+    def select(self, rows: int) -> Selection:
+        """Which backend runs so many rows, and why no faster one does."""
+        case = Case.of(self.decoder, rows=rows, batch_invariant=self.batch_invariant)
+        return select(case, self._only)
 
-    def _prefill_suffix(
-        self, prefill: Prefill, prompt: Sequence[int], cache: ContiguousCache, phase
-    ) -> tuple[Tensor, int]:
-        """Copies the longest stored prefix and runs the rest; then stores what was run."""
-        with phase("lookup"):
-            ids = np.asarray(prompt, dtype=np.int64)
-            with self.prefix_cache.match(self._version, ids[:-1]) as match:
-                cached = match.copy_into(cache)
-        with phase("prefill"):
-            logits = prefill(torch.from_numpy(ids[None, cached:]), cache)
-        with phase("store"):
-            self.prefix_cache.insert(
-                self._version, ids, lambda start, stop: cache.segment(0, start, stop)
+    def _prepare(self, requests: Sequence[Prompt]) -> tuple[Backend, int]:
+        """What the requests run on, and in how many rows: the last backend if its memory is large
+        enough, or a new one."""
+        self._drop_stale()
+        device = self.decoder.embed_tokens.weight.device
+        total = sum(prompt.candidates for prompt in requests)
+        rows = min(total, self.max_rows or MAX_ROWS[device.type])
+        found = self.select(rows)
+        size = self._size(requests, rows, shared=found.name != "eager")
+        kept = self._backend
+        if kept is None or kept.name != found.name or not kept.cache.holds(size):
+            log.info("decoding by the backend %s (%s)", found.name, found.reasons or "the fastest")
+            kept = self._backend = None  # its memory goes before the new one comes
+            self._backend = self._new_backend(found.name, size)
+        return self._backend, size.rows
+
+    def _new_backend(self, name: str, size: Size) -> Backend:
+        weight = self.decoder.embed_tokens.weight
+        forward, staging = Forward(self.decoder), None
+        if weight.is_cuda or name == "kernels":
+            # Prompts are run always at the same place, so that recordings serve again.
+            forward, staging = self._prompts(name)
+        with torch.inference_mode():
+            cache = SlottedCache(
+                self.decoder.arch,
+                prompt_tokens=size.prompt_tokens,
+                rows=size.rows,
+                row_tokens=size.row_tokens,
+                device=weight.device,
+                dtype=weight.dtype,
             )
-        return logits, cached
-
-    def _requests(self, prompts, sampling_params, num_candidates) -> list[Prompt]:
-        """Checked prompts with their parameters."""
-        if sampling_params is None:
-            sampling_params = SamplingParams()
-        if isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params] * len(prompts)
-        if len(sampling_params) != len(prompts):
-            raise BadPrompt(
-                f"{len(sampling_params)} sampling parameters for {len(prompts)} prompts.\n"
-                "Give one for all prompts, or one for each."
-            )
-        if num_candidates is not None and num_candidates < 1:
-            raise BadPrompt(f"num_candidates is {num_candidates}.\nAsk for 1 or more.")
-        found = []
-        for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
-            self._check(prompt, params.max_tokens)
-            if params.stop and self.detokenize is None:
-                raise BadSampling(
-                    "stop strings need the text of tokens, which the engine does not know.\n"
-                    "Make the engine with detokenize=, or use stop_token_ids."
-                )
-            found.append(Prompt(number, prompt, params, num_candidates or params.n))
-        return found
-
-    def _batch(self, requests: list[Prompt]) -> Batch:
-        """What the requests run on."""
-        weight, total = self.decoder.embed_tokens.weight, sum(p.candidates for p in requests)
-        rows = min(total, self.max_rows or MAX_ROWS[weight.device.type])
-        arch, here = self.decoder.arch, weight.device.type == "cpu"
-        if self.kernels and why_not(arch, weight, rows) is None:
-            return self._kept(self._device_batch, requests, rows)
-        if self.kernels and native_step.why_not(arch, weight) is None:
-            return self._kept(self._native_batch, requests, rows)
-        on_host = here and weight.dtype == torch.float32 and why_unpacked(arch) is None
-        # One prompt's few candidates are fastest in step, each on a copy of a short prompt.
-        copied = sum(len(p.tokens) * (p.candidates - 1) for p in requests)
-        in_step = len(requests) == 1 and total == rows and copied <= COPIES_PAY
-        if on_host and (not in_step or self.batch_invariant):
-            return self._kept(self._host_batch, requests, rows)
-        return Lockstep(self._lockstep, self._prefill, requests[0].candidates, weight.device)
-
-    def _lockstep(self, rows: int) -> tuple[ContiguousCache, DecodeStep, Prefill]:
-        slot = self._slot(rows)
-        return slot.cache, slot.step, slot.prefill
-
-    def _kept(self, make, requests: list[Prompt], rows: int) -> Batch:
-        """The last batch if it is large enough, with its memory and graphs, or a new one."""
-        size = self._size(requests, rows)
-        if self._rows is None or not self._rows.serves(size):
-            self._rows = None  # its memory goes before the new one comes
-            with torch.inference_mode():
-                self._rows = make(self._slotted(size))
-        self._rows.slots = size.rows
-        return self._rows
-
-    def _host_batch(self, cache: SlottedCache) -> Batch:
-        step = HostRows(
-            *(self.decoder.arch, PackedDecoder(self.decoder), cache, self.capacity),
-            invariant=self.batch_invariant,
+        backend = make_backend(
+            name,
+            self.decoder,
+            cache,
+            capacity=self.capacity,
+            forward=forward,
+            staging=staging,
+            graphs=self.graphs,
+            batch_invariant=self.batch_invariant,
         )
-        return HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
+        self._addresses = addresses(self.decoder)
+        return backend
 
-    def _native_batch(self, cache: SlottedCache) -> Batch:
-        weights = PackedDecoder(self.decoder)
-        step = NativeRows(self.decoder.arch, weights, cache, self.capacity)
-        return HostBatch(step, cache, Prefill(self.decoder, graphs=False), self._prefill)
+    @torch.inference_mode()
+    def _prompts(self, name: str) -> tuple[Forward, ContiguousCache]:
+        """How a backend runs prompts, and memory for one, made when first needed."""
+        packed = name == "kernels"
+        if self._forward is None or (self._forward.weights is not None) != packed:
+            weights = PackedDecoder(self.decoder) if packed else None
+            self._forward = Forward(self.decoder, graphs=self.graphs, weights=weights)
+            self._addresses = addresses(self.decoder)
+        if self._staging is None:
+            arch, weight = self.decoder.arch, self.decoder.embed_tokens.weight
+            needed = self.capacity * arch.kv_bytes_per_token(weight.element_size())
+            require(needed, str(weight.device), f"a KV cache of {self.capacity} tokens")
+            self._staging = ContiguousCache(arch, 1, self.capacity, weight.device, weight.dtype)
+        return self._forward, self._staging
 
-    def _device_batch(self, cache: SlottedCache) -> Batch:
-        from ember.backends.cuda.backend import DeviceBatch  # imports Triton
-        from ember.backends.cuda.step import KernelStep
+    def _drop_stale(self) -> None:
+        """Parameters have been replaced or moved: what reads them where they lay goes."""
+        if self._addresses != addresses(self.decoder):
+            self._backend = self._forward = self._staging = None
 
-        slot = self._slot(1)
-        positions = max(self.capacity, slot.cache.capacity)
-        step = KernelStep(
-            self.decoder.arch, slot.step.weights, cache.rows, positions, cache.prompts
-        )
-        if cache.rows.is_cuda and self.graphs is not False:
-            step.capture()
-        return DeviceBatch(step, cache, slot.cache, slot.prefill, self._prefill)
-
-    @property
-    def device_step(self):
-        """The kernels' step that the last rollout ran on, if it did."""
-        return getattr(self._rows, "step", None)
-
-    @property
-    def decode_threads(self) -> int | None:
-        """The CPU threads that steps of the last batch ran on; None on a GPU."""
-        return getattr(self._rows, "threads", None)
-
-    def _size(self, requests: list[Prompt], rows: int) -> Size:
-        """Memory that the requests could use, within the budget."""
+    def _size(self, requests: Sequence[Prompt], rows: int, *, shared: bool) -> Size:
+        """Memory that the requests could use, within the budget. `shared`: rows read their prompt
+        in the arena; else each slot has a copy, and the arena one prompt and the next."""
         weight, arch = self.decoder.embed_tokens.weight, self.decoder.arch
         token = arch.kv_bytes_per_token(weight.element_size())
         budget = self.cache_bytes
         if budget is None:
-            held = 0 if self._rows is None else self._rows.kv_bytes()[1]
+            held = 0 if self._backend is None else self._backend.cache.bytes
             budget = int(MEMORY_SHARE * available_bytes(str(weight.device))) + held
+        new = max(prompt.params.max_tokens for prompt in requests)
+        whole = max(len(prompt.tokens) + prompt.params.max_tokens for prompt in requests)
         return size_for(
             [len(prompt.tokens) for prompt in requests],
-            [prompt.candidates for prompt in requests],
-            max(prompt.params.max_tokens for prompt in requests),
+            [prompt.candidates for prompt in requests] if shared else [rows],
+            new if shared else whole,
             rows=rows,
             budget_tokens=budget // token,
             token_bytes=token,
         )
 
-    def _slotted(self, size: Size) -> SlottedCache:
-        weight = self.decoder.embed_tokens.weight
-        return SlottedCache(
-            self.decoder.arch,
-            prompt_tokens=size.prompt_tokens,
-            rows=size.rows,
-            row_tokens=size.row_tokens,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
 
-    @contextlib.contextmanager
-    def _alone(self):
-        """One call at a time: all share the engine's memory."""
-        if self._running:
+class _Lock:
+    """One call at a time: all share the engine's memory."""
+
+    def __init__(self):
+        self._held = False
+
+    def __enter__(self) -> None:
+        if self._held:
             raise EngineBusy(
                 "the engine is in the middle of another call.\nExhaust or close its stream first."
             )
-        self._running = True
-        try:
-            yield
-        finally:
-            self._running = False
+        self._held = True
 
-    def _forget(self) -> None:
-        """Drops KV that broken weights may have left in the prefix cache."""
-        if self.prefix_cache is not None:
-            self.prefix_cache.invalidate(self._version)
-
-    def _slot(self, rows: int) -> _Slot:
-        """Cache and step for a batch; made once, and anew when the weights have moved."""
-        slot = self._slots.pop(rows, None)
-        if slot is None or not slot.step.is_current():
-            if slot is not None:
-                self._slots.clear()  # the other steps read the old weights too
-            while len(self._slots) >= KEPT_SLOTS:
-                self._slots.pop(next(iter(self._slots)))
-            cache = self._new_cache(rows)
-            step = DecodeStep(self.decoder, cache, graph=self.graphs, kernels=self.kernels)
-            packed = None if step.loop is None else step.weights
-            prefill = Prefill(self.decoder, graphs=self.graphs is not False, weights=packed)
-            slot = _Slot(cache, step, prefill)
-        self._slots[rows] = slot  # the most recently used is last
-        return slot
-
-    def _new_cache(self, rows: int) -> ContiguousCache:
-        arch, weight = self.decoder.arch, self.decoder.embed_tokens.weight
-        # Rounded up so that the graph's attention reads whole parts.
-        capacity = -(-self.capacity // SPLIT) * SPLIT if weight.is_cuda else self.capacity
-        needed = rows * capacity * arch.kv_bytes_per_token(weight.element_size())
-        require(needed, str(weight.device), f"a KV cache of {rows} x {capacity} tokens")
-        return ContiguousCache(arch, rows, capacity, weight.device, weight.dtype)
-
-    def _check(self, prompt: Sequence[int], new_tokens: int) -> None:
-        if not len(prompt):
-            raise BadPrompt("a prompt is empty.\nGive every prompt at least one token.")
-        if len(prompt) + new_tokens > self.capacity:
-            raise BadPrompt(
-                f"{len(prompt)} prompt tokens and {new_tokens} new ones exceed the engine's "
-                f"capacity of {self.capacity}.\nShorten them or make the engine with more."
-            )
-        vocabulary = self.decoder.arch.vocab_size
-        if not (min(prompt) >= 0 and max(prompt) < vocabulary):
-            raise BadPrompt(
-                f"a prompt has token ids outside of 0 … {vocabulary - 1}.\n"
-                "Use the model's own tokenizer."
-            )
-        positions = self.decoder.arch.max_positions
-        if len(prompt) + new_tokens > positions:
-            raise BadPrompt(
-                f"{len(prompt)} prompt tokens and {new_tokens} new ones exceed the model's context "
-                f"of {positions} tokens.\nShorten them or use a model with a longer context."
-            )
-
-
-def _untimed(name: str):
-    """Stands in for a clock's `phase` where there is none."""
-    return contextlib.nullcontext()
+    def __exit__(self, *_) -> None:
+        self._held = False

@@ -1,7 +1,7 @@
 """Adapters known by name and switched by name, merged into an engine's weights or beside them.
 
     store = AdapterStore(decoder, engine=engine)
-    store.load("round-1", "results/tiny/p1/adapters/trained")
+    store.load("round-1", "results/tiny/p1/lora_adapters/trained")
     store.activate("round-1")     # one pass over the weights
     store.deactivate()            # the base, bit for bit
 

@@ -1,15 +1,13 @@
-"""What of a process's time is not its own work: start, imports, model loading, and the like.
+"""What of a job's time is not its own work, by time stamps.
 
-    overhead.watch_imports()
     with overhead.part("model_load"):
         …
-    overhead.seconds()   # {"imports": 2.1, "model_load": 0.4}
+    overhead.seconds()   # {"model_load": 0.4}
 
-Parts are exclusive: an import inside another part counts as import only. Only the thread that
-called `watch_imports` (or `part` first) is watched, for the others run beside it.
+Parts do not overlap: inside a part, another one's time counts for the outer. Only the main thread
+is timed, for the others run beside it. A job leaves the times in its record (`record_file`).
 """
 
-import builtins
 import os
 import threading
 import time
@@ -17,71 +15,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-IMPORTS = "imports"
-
-
-class _Clock:
-    def __init__(self):
-        self.thread = threading.get_ident()
-        self.open: list[str] = []
-        self.since = 0.0
-        self.total: dict[str, float] = {}
-
-    def enter(self, name: str) -> None:
-        self.charge()
-        self.open.append(name)
-
-    def leave(self) -> None:
-        self.charge()
-        self.open.pop()
-
-    def charge(self) -> None:
-        now = time.perf_counter()
-        if self.open:
-            self.total[self.open[-1]] = self.total.get(self.open[-1], 0.0) + now - self.since
-        self.since = now
-
-
-_clock = _Clock()
+_total: dict[str, float] = {}
+_open: list[str] = []
 
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Time the block as `name`, less the parts inside it."""
-    if threading.get_ident() != _clock.thread:
+    """Time the block as `name`, unless it stands inside another part."""
+    if _open or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _clock.enter(name)
+    _open.append(name)
+    began = time.perf_counter()
     try:
         yield
     finally:
-        _clock.leave()
-
-
-def watch_imports() -> None:
-    """Time import statements from now on, as the part "imports"."""
-    if getattr(builtins.__import__, "_watched", False):
-        return
-    original = builtins.__import__
-
-    def watched(*args, **kwargs):
-        # Statements of modules that are being imported belong to the statement that began it.
-        if threading.get_ident() != _clock.thread or _clock.open[-1:] == [IMPORTS]:
-            return original(*args, **kwargs)
-        _clock.enter(IMPORTS)
-        try:
-            return original(*args, **kwargs)
-        finally:
-            _clock.leave()
-
-    watched._watched = True
-    builtins.__import__ = watched
+        _total[name] = _total.get(name, 0.0) + time.perf_counter() - began
+        _open.clear()
 
 
 def seconds() -> dict[str, float]:
-    """Seconds by part until now."""
-    _clock.charge()
-    return dict(_clock.total)
+    """Seconds of the parts that have ended."""
+    return dict(_total)
 
 
 def process_age_s() -> float | None:
@@ -95,6 +50,9 @@ def process_age_s() -> float | None:
         return None
 
 
-def cost_file(scale: str, name: str, root: Path | str = ".") -> Path:
-    """Where a job leaves the parts of its time: beside Snakemake's benchmark of it."""
-    return Path(root) / "results" / str(scale) / "benchmarks" / f"{name}.parts.json"
+def record_file(scale: str, name: str, root: Path | str = ".") -> Path:
+    """The record of a job: its provenance, the digests of its products and the parts of its time.
+
+    Beside Snakemake's benchmark of it. `name`: rule and wildcard values.
+    """
+    return Path(root) / "results" / str(scale) / "benchmarks" / f"{name}.job.json"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ember.records.atomic import atomic_dir
 from ember.records.errors import EmberError
+from ember.records.remedy import remake
 from ember.records.trace import format_trace, mismatches, nodes, trace
 
 PRODUCT_ENDINGS = (".png", ".pdf", ".parquet", ".csv", ".md", ".tex")
@@ -32,7 +33,7 @@ def archive(experiment: str, results: Path, reports: Path, *, day: date | None =
     if not products:
         raise NothingToArchive(
             f"no product {experiment}* in {results}.\nMake it first: "
-            f"snakemake --profile local {results}/{experiment}.png"
+            f"{remake(results / f'{experiment}.png')}"
         )
     target = reports / f"{experiment}_{(day or date.today()).isoformat()}"
     if target.exists():

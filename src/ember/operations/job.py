@@ -8,8 +8,9 @@ Figures and final tables are written by `ember.studies.style.save` and
 `ember.operations.publish.publish`, which only the scripts that use them import: a job's code is
 all that its script reaches.
 
-Everything a job writes carries the job's provenance (P1-0.5). A failure ends the process with one
-clear message in the log and on stderr, and leaves no half-written product.
+Everything a job writes carries the job's provenance (P1-0.5), and a finished job leaves its record
+(`ember.measure.overhead.record_file`). A failure ends the process with one clear message in the
+log and on stderr, and leaves no half-written product.
 """
 
 import json
@@ -19,8 +20,9 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
 from ember.measure import overhead
@@ -44,12 +46,13 @@ class Job:
         self._began = time.perf_counter()
         self._started = datetime.now(UTC)
         self._start_s = overhead.process_age_s()
+        self._made: dict | None = None
 
     def provenance(self) -> dict:
         """Rule, inputs with hashes, parameters, code, versions, hardware, start and duration."""
         with overhead.part("provenance"):
-            made = self._collect()
-        return made | {"job": self._identity()}
+            self._made = self._collect() | {"job": self._identity()}
+        return self._made
 
     def _collect(self) -> dict:
         from ember.measure.system import hardware
@@ -81,22 +84,21 @@ class Job:
             **({"slurm_job": cluster} if cluster else {}),
         }
 
-    def record_cost(self) -> None:
-        """Leave beside Snakemake's benchmark what of the job's time was not its own work.
+    def record(self) -> None:
+        """Leave what the job read and wrote, and what of its time was not its own work.
 
         Not in the products' provenance: they are written before the job is done.
         """
+        from ember.records.provenance import describe
+
+        made = self._made or self.provenance()
+        with overhead.part("provenance"):
+            products = [describe(path) for path in self.output]
+        times = {"start_s": self._start_s, "elapsed_s": time.perf_counter() - self._began}
         parts = overhead.seconds()
-        cost = {
-            "started": self._started.isoformat(timespec="seconds"),
-            "start_s": self._start_s,
-            "elapsed_s": time.perf_counter() - self._began,
-            **{f"{name}_s": round(parts.get(name, 0.0), 4) for name in PARTS},
-        }
-        write_text(
-            overhead.cost_file(self.snakemake.config.get("scale"), self._identity()["name"]),
-            json.dumps(cost) + "\n",
-        )
+        times |= {f"{name}_s": round(parts.get(name, 0.0), 4) for name in PARTS}
+        path = overhead.record_file(self.snakemake.config.get("scale"), made["job"]["name"])
+        write_text(path, json.dumps(made | {"products": products, "times": times}) + "\n")
 
     def table(self, rows, schema, path=None) -> None:
         """Write an intermediate table, by default the job's only output."""
@@ -124,10 +126,11 @@ def start(snakemake) -> Iterator[Job]:
     _open_log(snakemake.log[0] if snakemake.log else None)
     _limit_threads(snakemake.threads)
     run = Job(snakemake)
-    overhead.watch_imports()
     log.info("rule %s starts", snakemake.rule)
     try:
+        _import_libraries(snakemake)
         yield run
+        run.record()
     except EmberError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
@@ -139,7 +142,6 @@ def start(snakemake) -> Iterator[Job]:
             _fail(f"out of device memory: {str(error).splitlines()[0]}; {_MEMORY_REMEDY}", 1)
         log.error("unexpected error\n%s", traceback.format_exc())
         raise
-    run.record_cost()
     log.info("rule %s done in %.1f s", snakemake.rule, time.perf_counter() - run._began)
 
 
@@ -147,6 +149,16 @@ _MEMORY_REMEDY = (
     "use a smaller scale, shorter contexts or fewer documents, or give the job more memory "
     "(resources.mem_mb)"
 )
+
+
+def _import_libraries(snakemake) -> None:
+    """The slow libraries that this kind of job imports in any case, so that their time is seen."""
+    names = ["torch"] if snakemake.params.get("runtime") else []
+    names += ["matplotlib.pyplot"] if any(str(f).endswith(".png") for f in snakemake.output) else []
+    with overhead.part("imports"):
+        for name in names:
+            with suppress(ImportError):  # a gate's to say, or the script's own
+                import_module(name)
 
 
 def _fail(message: str, status: int) -> None:
@@ -158,7 +170,7 @@ def _open_log(path) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="w"))
+        handlers.append(logging.FileHandler(path, mode="w", encoding="utf-8"))
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(name)s: %(message)s",

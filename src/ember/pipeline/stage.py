@@ -1,11 +1,9 @@
 """One stage's share of the model for one micro-batch: prefill and decoding steps of its layers.
 
 Contract. A first stage takes tokens, a last one gives logits; what passes between them is the
-residual stream. Decoding takes the fastest form there is for the layers: on the CPU in float32 a
-`NativeStep` (or `HostStep`), on CUDA a `KernelStep` where the kernels cover the case, elsewhere the
-decoder itself. The steps know only whole models. So a later stage is given one whose embedding
-table is its inbox (row r "embeds" as what came for row r), an earlier one a head of a few rows that
-nobody reads.
+residual stream. Decoding takes the fastest backend that serves the layers. The fast ones' steps
+know only whole models. So a later stage is given one whose embedding table is its inbox (row r
+"embeds" as what came for row r), an earlier one a head of a few rows that nobody reads.
 
 Shapes: B rows of the micro-batch, T tokens, H hidden, V vocabulary.
 """
@@ -17,14 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ember.backends.compiled import native_step
 from ember.backends.compiled.native_step import NativeStep
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams, make_generators, row_seed, sample
-from ember.backends.select import why_not
+from ember.backends.select import Case, select
 from ember.cache.contiguous import ContiguousCache
-from ember.engine.host_step import HostStep
-from ember.engine.step import SPLIT, swapped_tables
 from ember.measure.memory import require
 from ember.model.decoder import Decoder
 
@@ -48,12 +43,20 @@ class Stage:
     run next by a later stage. Both are fixed memory, for messages and graphs.
     """
 
-    def __init__(self, part: Decoder, rows: int, capacity: int, *, first: bool, last: bool):
-        """`part`: see `take_layers`; `capacity`: the most tokens of a row."""
+    def __init__(
+        self,
+        part: Decoder,
+        rows: int,
+        capacity: int,
+        *,
+        first: bool,
+        last: bool,
+        backend: str | None = None,
+    ):
+        """`part`: see `take_layers`; `capacity`: the most tokens of a row; `backend`: by which
+        it decodes, the fastest that serves by default."""
         weight = part.embed_tokens.weight
         self.part, self.first, self.last = part, first, last
-        if weight.is_cuda:
-            capacity = -(-capacity // SPLIT) * SPLIT  # as the engine's
         needed = rows * capacity * part.arch.kv_bytes_per_token(weight.element_size())
         require(needed, str(weight.device), f"a stage's KV cache of {rows} x {capacity} tokens")
         self.cache = ContiguousCache(part.arch, rows, capacity, weight.device, weight.dtype)
@@ -61,12 +64,8 @@ class Stage:
         self.inbox = torch.zeros(
             rows, part.arch.hidden_size, dtype=weight.dtype, device=weight.device
         )
-        self._run = _fastest(self)
-
-    @property
-    def form(self) -> str:
-        """Which form decoding takes: native, host, kernels or eager."""
-        return self._run.form
+        self.backend = select(Case.of(part, rows=rows), backend).name
+        self._run = RUNS[self.backend](self)
 
     def begin(self, sampling: SamplingParams, names: Sequence[tuple[int, int]]) -> None:
         """Forgets what was run; `names`: (prompt key, candidate) of each row, for random numbers.
@@ -105,19 +104,8 @@ class Stage:
         return tokens.t().tolist(), logprobs.t().tolist()
 
 
-def _fastest(stage: Stage):
-    kv = stage.cache.kv
-    if kv.device.type == "cpu" and kv.dtype == torch.float32:
-        return _HostRun(stage)
-    if why_not(stage.part.arch, kv, len(stage.tokens)) is None:
-        return _KernelRun(stage)
-    return _EagerRun(stage)
-
-
 class _EagerRun:
     """Steps by the decoder, sampling by torch's operators."""
-
-    form = "eager"
 
     def __init__(self, stage: Stage):
         self._stage = stage
@@ -144,18 +132,13 @@ class _EagerRun:
         return tuple(torch.stack(part) for part in zip(*self._history, strict=True))
 
 
-class _HostRun(_EagerRun):
-    """Steps by `NativeStep`, or where that cannot be had by `HostStep`."""
+class _CompiledRun(_EagerRun):
+    """Steps by compiled code."""
 
     def __init__(self, stage: Stage):
         super().__init__(stage)
         arch, weights = _as_whole_model(stage)
-        kv = stage.cache.kv
-        tables = swapped_tables(arch, stage.cache.capacity, kv.dtype, kv.device)
-        if native_step.why_not(arch, kv) is None:
-            self.form, self._step = "native", NativeStep(arch, weights, kv, *tables)
-        else:
-            self.form, self._step = "host", HostStep(arch, weights, stage.cache, *tables)
+        self._step = NativeStep(arch, weights, stage.cache.kv, stage.cache.capacity)
         self._inputs = stage.tokens if stage.first else torch.arange(len(stage.tokens))
 
     def decode(self) -> Tensor:
@@ -163,13 +146,11 @@ class _HostRun(_EagerRun):
         position = cache.length(0)
         cache.advance(1)
         logits = self._step(self._inputs, position)
-        return logits if self._stage.last else self._step.x
+        return logits if self._stage.last else self._step.x.to(cache.kv.dtype)
 
 
 class _KernelRun:
     """Steps and sampling by `KernelStep`: CUDA graphs of Triton's kernels."""
-
-    form = "kernels"
 
     def __init__(self, stage: Stage):
         from ember.backends.cuda.step import KernelStep  # imports Triton
@@ -238,3 +219,6 @@ def _as_whole_model(stage: Stage):
         arch = replace(arch, vocab_size=UNREAD)
         weights.head = weights.head.new_zeros(UNREAD, weights.head.shape[1])
     return arch, weights
+
+
+RUNS = {"eager": _EagerRun, "compiled": _CompiledRun, "kernels": _KernelRun}  # by backend

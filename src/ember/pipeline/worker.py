@@ -144,7 +144,7 @@ class Worker:
             "ended": ended,
             "events": _by_unit(timeline.seconds(), units),
             "completions": found,
-            "forms": sorted({stage.form for stage in stages}),
+            "forms": sorted({stage.backend for stage in stages}),
         }
 
     def _prefill_inputs(self, units, tokens) -> list:

@@ -1,59 +1,42 @@
 """Carries out plans on the real decoder: partial prefills, restarts, corrections (P1-5, P1-8).
 
-A `PromptKV` holds what a prompt's prefill leaves behind: keys and values, the hidden states
-entering the boundary layers and, where stale KV is to be corrected (P1-8), low-rank activations
-x·Aᵀ (r numbers a token and adapted projection) and, if the architecture norms its keys, the raw
-ones. `run_plan` brings it up to date as a `Plan` says, `PolicyRunner` asks a policy for the plan.
-KV is stored under the content hash of the weights that made it; it crosses an update only through
-a policy's plan, never by accident.
-
-The correction assumes that A stands still: then B alone moves K by s·(xAᵀ)ΔBᵀ. If A trains too,
-the stored activations belong to the old A; the correction then needs x itself (H numbers a token
-instead of r) and has rank 2r, so `correct` refuses and asks for a full refresh.
+A `PromptKV` holds what a prompt's prefill leaves behind: its KV in a `CorrectableCache`, and the
+hidden states entering the boundary layers. `run_plan` brings it up to date as a `Plan` says,
+`PolicyRunner` asks a policy for the plan. KV is stored under the version (content hash) of the
+weights that made it; it crosses an update only through a policy's plan, never by accident.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ember.cache.contiguous import ContiguousCache
 from ember.lora.adapter import LowRank
-from ember.model.decoder import Decoder, rotary_tables, rotate
+from ember.model.decoder import Decoder
+from ember.policies.correctable import Adapter, CorrectableCache
 from ember.policies.plan import BadPolicy, Plan, Request, Update
 from ember.policies.policy import CachePolicy
-from ember.records.errors import EmberError
-
-
-class StaleFactors(EmberError):
-    """Stored low-rank activations do not fit the adapter they are to be corrected by."""
-
-
-Adapter = Mapping[tuple[int, str], LowRank]
-"""Adapted projections by (layer, "k_proj" or "v_proj"); others do not touch KV directly."""
 
 
 @dataclass
 class PromptKV:
-    """The KV of one prompt and what its reuse needs. T tokens, Hkv KV heads of D, hidden size H."""
+    """The KV of one prompt and what its reuse needs. T tokens, hidden size H."""
 
     tokens: Tensor  # (1, T)
-    cache: ContiguousCache  # batch 1, keys rotated
+    cache: CorrectableCache
     hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> entering it, (1, T, H)
     top: Tensor | None = None  # last token after the last layer, (1, 1, H)
-    factors: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # x·Aᵀ, (T, r)
-    raw_keys: dict[int, Tensor] = field(default_factory=dict)  # layer -> (T, Hkv, D)
-    adapter: Adapter | None = None  # what K, V and factors stand at; None: mixed or not kept
 
     @classmethod
     def empty(cls, decoder: Decoder, tokens: Sequence[int]) -> "PromptKV":
         """Room for a prompt's KV, in the decoder's format and on its device."""
         weight = decoder.embed_tokens.weight
         ids = torch.tensor([list(tokens)], device=weight.device)
-        return cls(ids, ContiguousCache(decoder.arch, 1, ids.shape[1], weight.device, weight.dtype))
+        cache = CorrectableCache(decoder.arch, ids.shape[1], weight.device, weight.dtype)
+        return cls(ids, cache)
 
     @property
     def length(self) -> int:
@@ -65,13 +48,11 @@ class PromptKV:
         """Memory by what it is for: kv, hidden, factors, raw_keys."""
         parts = {
             "hidden": [*self.hidden.values(), *([] if self.top is None else [self.top])],
-            "factors": self.factors.values(),
-            "raw_keys": self.raw_keys.values(),
+            "factors": self.cache.factors.values(),
+            "raw_keys": self.cache.raw_keys.values(),
         }
-        return {"kv": self.cache.bytes} | {
-            name: sum(t.numel() * t.element_size() for t in tensors)
-            for name, tensors in parts.items()
-        }
+        sizes = {name: sum(t.nbytes for t in tensors) for name, tensors in parts.items()}
+        return {"kv": self.cache.bytes} | sizes
 
 
 @torch.inference_mode()
@@ -91,100 +72,26 @@ def run_plan(
     same first plan.prefix_tokens tokens, computed with the present weights. Raises BadPolicy if the
     plan needs something that is not stored, StaleFactors if a correction is impossible.
     """
-    layers, tokens = decoder.arch.num_layers, kv.length
+    layers, tokens, cache = decoder.arch.num_layers, kv.length, kv.cache
     plan.check(layers, tokens)
+    rectangles = plan.rectangles(layers, tokens)
+    _forget(cache, rectangles)
     if plan.prefix_tokens:
-        _copy_prefix(kv, donor, plan.prefix_tokens, boundaries)
+        _copy_prefix(kv, donor, plan.prefix_tokens)
+    _check_whole(cache, rectangles)
+    cache.adapter = adapter
     if plan.correct:
-        correct(decoder, kv, adapter or {}, stop_token=plan.start_token)
-    elif adapter is not None:
-        fresh = plan.full_refresh or kv.adapter is adapter
-        if plan.prefix_tokens and donor is not None:
-            fresh = donor.adapter is adapter and plan.start_layer == 0
-        kv.adapter = adapter if fresh else None
-    tap = _keeper(kv, adapter, decoder.arch.qk_norm) if adapter is not None else None
+        cache.correct(adapter or {})
     x = _entering(decoder, kv, plan.start_layer, plan.start_token)
-    first = plan.start_token
     for start, stop in _spans(plan.start_layer, plan.stop_layer, boundaries):
-        x = _run(decoder, kv, x, first, range(start, stop), tap)
+        x = decoder(hidden=x, cache=cache, layers=range(start, stop))
         if stop in boundaries and stop < layers:
-            _keep(kv.hidden, stop, x, first, tokens, axis=1)
+            _keep(kv.hidden, stop, x, plan.start_token, tokens)
     x = x[:, -1:]
     if plan.stop_layer < layers:
-        x = _run(decoder, kv, x, tokens - 1, range(plan.stop_layer, layers), tap)
+        x = decoder(hidden=x, cache=cache, layers=range(plan.stop_layer, layers))
     kv.top = x
     return decoder.logits(x)[:, 0]
-
-
-@torch.inference_mode()
-def correct(
-    decoder: Decoder,
-    kv: PromptKV,
-    adapter: Adapter,
-    *,
-    stop_token: int | None = None,
-    first_layer: int = 0,
-) -> int:
-    """Correct K and V of the first `stop_token` tokens in place for the change of B (P1-8.1).
-
-    K_raw += s·(xAᵀ)ΔBᵀ, then norm and rotate; V += s·(xAᵀ)ΔBᵀ. Exact in the first layer that
-    changed, approximate above it, where x itself has moved. Returns the number of corrected
-    projections. Raises StaleFactors if A moved or nothing was kept.
-    """
-    if kv.adapter is None:
-        raise StaleFactors(
-            "this prompt's KV cannot be corrected: it was made without keeping factors, or in "
-            "parts by different weights; refresh it in full with the adapter given"
-        )
-    stop = kv.length if stop_token is None else stop_token
-    weight = decoder.embed_tokens.weight
-    positions = torch.arange(stop, device=weight.device)
-    rotations = {
-        local: rotary_tables(decoder.arch, positions, weight.dtype, local=local)
-        for local in {decoder.arch.rope_is_local(n) for n in range(decoder.arch.num_layers)}
-    }
-    corrected = 0
-    for layer in range(first_layer, decoder.arch.num_layers):
-        attention = decoder.layers[layer].self_attn
-        rotation = rotations[decoder.arch.rope_is_local(layer)]
-        keys, values = kv.cache.read(layer, 0, stop)  # (1, Hkv, stop, D)
-        for name, where in (("k_proj", keys), ("v_proj", values)):
-            moved = _moved(kv.adapter.get((layer, name)), adapter.get((layer, name)))
-            if moved is None:
-                continue
-            corrected += 1
-            change = kv.factors[layer, name][:stop] @ moved.T  # (stop, Hkv·D)
-            change = change.unflatten(-1, (-1, decoder.arch.head_dim))  # (stop, Hkv, D)
-            if name == "v_proj":
-                where += change.transpose(0, 1)
-            elif attention.k_norm is None:  # rotation is linear: correct what is stored
-                where += rotate(change[None], *rotation).transpose(1, 2)
-            else:
-                raw = kv.raw_keys[layer][:stop]
-                raw += change
-                where.copy_(rotate(attention.k_norm(raw[None]), *rotation).transpose(1, 2))
-    kv.adapter = adapter
-    return corrected
-
-
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bytes: the version of weights or of an adapter."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def adapter_hash(adapter: Adapter) -> str:
-    """Content hash of an adapter."""
-    tensors = {}
-    for (layer, name), part in adapter.items():
-        tensors[f"{layer}.{name}.a"] = part.a
-        tensors[f"{layer}.{name}.b"] = part.b
-        tensors[f"{layer}.{name}.scale"] = torch.tensor([part.scale], dtype=torch.float64)
-    return content_hash(tensors)
 
 
 def prompt_key(tokens: Sequence[int]) -> str:
@@ -192,48 +99,37 @@ def prompt_key(tokens: Sequence[int]) -> str:
     return hashlib.sha256(torch.tensor(list(tokens)).numpy().tobytes()).hexdigest()
 
 
-@dataclass(frozen=True)
-class KvKey:
-    """Whose KV this is: content hash of the weights, content hash of the prompt."""
-
-    weights: str
-    prompt: str
-
-
 class KvStore:
-    """Prompts' KV under the weights that made it. `get` finds an exact key only; `take` is the one
-    way across an update: it removes KV whatever made it, to be put back when brought up to date."""
+    """Prompts' KV with the version of the weights that made it.
+
+    `get` finds KV of exactly these weights; `take` is the one way across an update: it removes KV
+    whatever made it, to be put back when brought up to date.
+    """
 
     def __init__(self):
-        self._entries: dict[KvKey, PromptKV] = {}
-        self._latest: dict[str, KvKey] = {}
+        self._entries: dict[str, tuple[str, PromptKV]] = {}
 
     def __len__(self):
         return len(self._entries)
 
-    def get(self, key: KvKey) -> PromptKV | None:
-        """KV made (or brought up to date) under exactly these weights."""
-        return self._entries.get(key)
+    def get(self, version: str, prompt: str) -> PromptKV | None:
+        """KV made (or brought up to date) by the weights of this version."""
+        found, kv = self._entries.get(prompt, (None, None))
+        return kv if found == version else None
 
-    def put(self, key: KvKey, kv: PromptKV) -> None:
+    def put(self, version: str, prompt: str, kv: PromptKV) -> None:
         """Store KV; what the prompt had under other weights is dropped."""
-        self.forget(key.prompt)
-        self._entries[key] = kv
-        self._latest[key.prompt] = key
+        self._entries[prompt] = (version, kv)
 
     def take(self, prompt: str) -> PromptKV | None:
         """Remove and return the prompt's KV, whatever weights made it."""
-        return self._entries.pop(self._latest.pop(prompt, None), None)
-
-    def forget(self, prompt: str) -> None:
-        """Drop a prompt's KV."""
-        self.take(prompt)
+        return self._entries.pop(prompt, (None, None))[1]
 
     @property
     def bytes(self) -> dict[str, int]:
         """Memory of all prompts by what it is for."""
         out = {"kv": 0, "hidden": 0, "factors": 0, "raw_keys": 0}
-        for kv in self._entries.values():
+        for _, kv in self._entries.values():
             for name, size in kv.bytes.items():
                 out[name] += size
         return out
@@ -289,24 +185,27 @@ class PolicyRunner:
         self._donors.clear()
 
     def prefill(self, round: int, tokens: Sequence[int], shared_prefix: int = 0) -> Prefill:
-        """Bring a prompt's KV up to date as the policy plans, and record that it was done."""
+        """Bring a prompt's KV up to date as the policy plans, and record that it was done.
+
+        Where that fails the prompt is forgotten, by the policy too: its next prefill is a full one.
+        """
         request = Request(round, prompt_key(tokens), len(tokens), shared_prefix)
-        key = KvKey(self.version, request.prompt)
         prefix = (self.version, prompt_key(tokens[:shared_prefix]))
         plan = self.policy.plan(request)
-        kv = self.store.take(request.prompt)
-        if kv is None:
-            kv = PromptKV.empty(self.decoder, tokens)
-        donor = self._donors.get(prefix) if plan.prefix_tokens else None
-        logits = run_plan(
-            self.decoder,
-            kv,
-            plan,
-            boundaries=self.policy.boundaries,
-            adapter=self.adapter if self.policy.keeps_factors else None,
-            donor=donor,
-        )
-        self.store.put(key, kv)
+        kv = self.store.take(request.prompt) or PromptKV.empty(self.decoder, tokens)
+        try:
+            logits = run_plan(
+                self.decoder,
+                kv,
+                plan,
+                boundaries=self.policy.boundaries,
+                adapter=self.adapter if self.policy.keeps_factors else None,
+                donor=self._donors.get(prefix) if plan.prefix_tokens else None,
+            )
+        except BaseException:
+            self._drop(request.prompt, kv)
+            raise
+        self.store.put(self.version, request.prompt, kv)
         self.policy.record(request, plan)
         if shared_prefix and self.policy.history.prefix_donor(request) == request.prompt:
             self._donors[prefix] = kv
@@ -315,9 +214,10 @@ class PolicyRunner:
     def forget(self, tokens: Sequence[int]) -> None:
         """Drop a prompt's KV, here and in the policy's view."""
         prompt = prompt_key(tokens)
-        gone = self.store.get(KvKey(self.version, prompt))
+        self._drop(prompt, self.store.take(prompt))
+
+    def _drop(self, prompt: str, gone: PromptKV | None) -> None:
         self._donors = {key: kv for key, kv in self._donors.items() if kv is not gone}
-        self.store.forget(prompt)
         self.policy.forget(prompt)
 
 
@@ -336,17 +236,22 @@ def _entering(decoder: Decoder, kv: PromptKV, layer: int, first: int) -> Tensor:
     return kv.hidden[layer][:, first:]
 
 
-def _run(decoder: Decoder, kv: PromptKV, x: Tensor, first: int, layers: range, tap) -> Tensor:
-    """Run tokens first.. through `layers`; their KV replaces what was there."""
-    if not len(layers):
-        return x
-    held = {kv.cache.length(layer) for layer in layers}
-    if any(length < first for length in held):
-        raise BadPolicy(
-            f"tokens from {first} on are to run over {min(held)} stored ones; prefill in full first"
-        )
-    kv.cache.truncate(first, layers)
-    return decoder(hidden=x, cache=kv.cache, layers=layers, tap=tap)
+def _forget(cache: CorrectableCache, rectangles: Sequence[tuple[int, int, int, int]]) -> None:
+    """Drops what a plan computes anew."""
+    for start, _, first, last in rectangles:
+        for layer in range(first, last):
+            cache.truncate(min(start, cache.length(layer)), [layer])
+
+
+def _check_whole(cache: CorrectableCache, rectangles) -> None:
+    """Raises BadPolicy where tokens that a plan reuses are not there."""
+    for start, _, first, last in rectangles:
+        shortest = min(cache.length(layer) for layer in range(first, last))
+        if shortest < start:
+            raise BadPolicy(
+                f"tokens from {start} on are to run over {shortest} stored ones; prefill in full "
+                "first"
+            )
 
 
 def _spans(start: int, stop: int, boundaries: Sequence[int]) -> list[tuple[int, int]]:
@@ -355,50 +260,20 @@ def _spans(start: int, stop: int, boundaries: Sequence[int]) -> list[tuple[int, 
     return [(a, b) for a, b in pairwise(cuts) if a < b]
 
 
-def _keep(store: dict, key, value: Tensor, first: int, tokens: int, axis: int) -> None:
-    """Store `value` for tokens first..tokens along `axis`, over what is there."""
+def _keep(store: dict[int, Tensor], layer: int, x: Tensor, first: int, tokens: int) -> None:
+    """Hidden states (1, tokens - first, H) entering a layer, over what is there."""
     if first == 0:
-        store[key] = value
-    elif key in store:
-        store[key].narrow(axis, first, tokens - first).copy_(value)
+        store[layer] = x
+    elif layer in store:
+        store[layer][:, first:tokens] = x
     else:
-        raise BadPolicy(f"{key}: earlier tokens were not kept; prefill in full first")
-
-
-def _keeper(kv: PromptKV, adapter: Adapter, normed_keys: bool):
-    """A tap that keeps x·Aᵀ of the adapted projections, and raw keys if they are normed."""
-
-    def tap(layer: int, name: str, tensor: Tensor) -> None:
-        first = kv.length - tensor.shape[1]
-        if name == "attn_in":
-            for projection in ("k_proj", "v_proj"):
-                part = adapter.get((layer, projection))
-                if part is not None:
-                    key = (layer, projection)
-                    _keep(kv.factors, key, tensor[0] @ part.a.T, first, kv.length, axis=0)
-        elif name == "k_raw" and normed_keys and (layer, "k_proj") in adapter:
-            _keep(kv.raw_keys, layer, tensor[0], first, kv.length, axis=0)
-
-    return tap
-
-
-def _moved(old: LowRank | None, new: LowRank | None) -> Tensor | None:
-    """Change of scale·b, (out, r); None if there is none."""
-    if new is old:
-        return None
-    if old is None or new is None or not (new.a is old.a or torch.equal(new.a, old.a)):
-        raise StaleFactors(
-            "the adapter's A has changed (or a projection was added or dropped), and the stored "
-            "activations belong to the old one; train B only, or refresh in full when A moves"
+        raise BadPolicy(
+            f"hidden states of earlier tokens entering layer {layer} were not kept; prefill in "
+            "full first"
         )
-    if new.b is old.b and new.scale == old.scale:
-        return None
-    return new.scale * new.b - old.scale * old.b
 
 
-def _copy_prefix(
-    kv: PromptKV, donor: PromptKV | None, length: int, boundaries: Sequence[int]
-) -> None:
+def _copy_prefix(kv: PromptKV, donor: PromptKV | None, length: int) -> None:
     """Take the first `length` tokens' KV, hidden states and factors from another prompt."""
     if donor is None or not torch.equal(donor.tokens[:, :length], kv.tokens[:, :length]):
         raise BadPolicy(
@@ -407,16 +282,11 @@ def _copy_prefix(
         )
     if donor is kv:
         return
-    for layer in kv.cache.layers:
-        kv.cache.write(layer, 0, *donor.cache.read(layer, 0, length))
-    mine, theirs = ([(one.hidden, 1), (one.factors, 0), (one.raw_keys, 0)] for one in (kv, donor))
-    for (store, axis), (source, _) in zip(mine, theirs, strict=True):
-        for key, value in source.items():
-            if key not in store:
-                shape = list(value.shape)
-                shape[axis] = kv.length
-                store[key] = value.new_empty(shape)
-            store[key].narrow(axis, 0, length).copy_(value.narrow(axis, 0, length))
+    kv.cache.copy_prefix(donor.cache, length)
+    for layer, x in donor.hidden.items():
+        if layer not in kv.hidden:
+            kv.hidden[layer] = x.new_empty(1, kv.length, x.shape[2])
+        kv.hidden[layer][:, :length] = x[:, :length]
 
 
 def _snapshot(adapter: Adapter, before: Adapter) -> Adapter:

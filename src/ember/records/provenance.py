@@ -14,14 +14,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 from ember.records.atomic import write_json
 from ember.records.errors import BadProvenance
+from ember.records.remedy import again, remake
 
 SIDECAR = "provenance.json"
 PACKAGES = (
@@ -32,6 +35,8 @@ PACKAGES = (
 SOURCES = ("src", "rules", "workflow", "config", "Snakefile")
 _MARK = "ember-provenance "
 _RENDERED = {".csv", ".md", ".tex", ".json", ".jsonl", ".txt"}
+_WORTH_A_NOTE = 2**20  # bytes: smaller files are read as fast as a note about them
+_SETTLED_NS = 2 * 10**9
 _IGNORED_NAMES = {"__pycache__", ".snakemake_timestamp"}
 
 
@@ -78,21 +83,25 @@ def collect(
 
 def describe(path: Path | str) -> dict:
     """A file or directory as an input: path, kind, sha256, bytes. Raises `BadProvenance`."""
-    sha256, size = digest(path)
+    sha256, size = digest(path, remembered=True)
     kind = "directory" if Path(path).is_dir() else "file"
     return {"path": _relative(path), "kind": kind, "sha256": sha256, "bytes": size}
 
 
-def digest(path: Path | str) -> tuple[str, int]:
-    """SHA-256 and bytes of a file, or of a directory's file names and contents."""
+def digest(path: Path | str, *, remembered: bool = False) -> tuple[str, int]:
+    """SHA-256 and bytes of a file, or of a directory's file names and contents.
+
+    remembered: take the digest of a large file that an earlier job of the run noted, where inode,
+    size and times are still the same. Raises `BadProvenance` where nothing is there.
+    """
     path = Path(path)
     if path.is_file():
-        return _file_digest(path)
+        return _file_digest(path, remembered)
     if not path.is_dir():
-        raise BadProvenance(f"{path} does not exist\nmake it with `snakemake {path}`")
+        raise BadProvenance(f"{path} does not exist\nmake it with `{remake(path)}`")
     total, size = hashlib.sha256(), 0
     for file in _files(path):
-        sha256, length = _file_digest(file)
+        sha256, length = _file_digest(file, remembered)
         total.update(f"{file.relative_to(path).as_posix()}:{sha256}\n".encode())
         size += length
     return total.hexdigest(), size
@@ -128,6 +137,11 @@ def describe_machine(hardware: Mapping, *, details: bool = False) -> str:
 
 def versions() -> dict[str, str]:
     """Python and the installed packages that results may depend on."""
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
@@ -140,7 +154,7 @@ def versions() -> dict[str, str]:
 def ember_version(root: Path | None = None) -> str:
     """Version of ember: of the source tree where there is one, else of the installed package."""
     try:
-        project = tomllib.loads(((root or source_root()) / "pyproject.toml").read_text())
+        project = tomllib.loads(((root or source_root()) / "pyproject.toml").read_text("utf-8"))
         return project["project"]["version"]
     except (OSError, KeyError, ValueError):
         return metadata.version("ember")
@@ -152,21 +166,25 @@ def source_root() -> Path:
 
 
 def source_state(root: Path) -> dict:
-    """Commit and dirty flag of the source tree, and a hash of its content.
+    """Commit and dirty flag of the source tree; where they do not name it, a hash of its content.
 
     Without git (a copied tree, no git program) commit and dirty are None and `note` says that the
-    hash of src, rules, workflow, config and Snakefile stands in for them.
+    hash of src, rules, workflow, config and Snakefile stands in for them. Asked once a process.
     """
-    state = {"commit": None, "dirty": None, "tree_sha256": tree_sha256(root)}
-    top = _git(root, "rev-parse", "--show-toplevel", "HEAD")
+    return dict(_source_state(root.resolve()))
+
+
+@lru_cache(maxsize=8)
+def _source_state(root: Path) -> dict:
     # A tree without git may stand inside someone else's repository: its commit says nothing.
-    if top and len(top.splitlines()) == 2 and Path(top.splitlines()[0]) == root.resolve():
-        state["commit"] = top.splitlines()[1]
-        changes = _git(root, "status", "--porcelain", "--", *SOURCES)
-        state["dirty"] = None if changes is None else bool(changes)
-    else:
-        state["note"] = f"no git: tree_sha256 hashes {', '.join(SOURCES)}"
-    return state
+    lines = _git_status(root).splitlines() if (root / ".git").exists() else []
+    commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid ")), None)
+    if commit in (None, "(initial)"):
+        note = f"no git: tree_sha256 hashes {', '.join(SOURCES)}"
+        return {"commit": None, "dirty": None, "tree_sha256": tree_sha256(root), "note": note}
+    if all(line.startswith("#") for line in lines):
+        return {"commit": commit, "dirty": False}
+    return {"commit": commit, "dirty": True, "tree_sha256": tree_sha256(root)}
 
 
 def tree_sha256(root: Path) -> str:
@@ -185,14 +203,15 @@ def _in_build_output(path: Path) -> bool:
     return any(part.endswith(".egg-info") for part in path.parts)
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def _git_status(root: Path) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain=v2"]
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30
+            [*command, "--branch", "--", *SOURCES], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 # Inside products
@@ -232,7 +251,7 @@ def read_figure_provenance(path: Path | str) -> dict | None:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BadProvenance(f"{path} cannot be read: {error.strerror}\n{_again(path)}") from None
+        raise BadProvenance(f"{path} cannot be read: {error.strerror}\n{again(path)}") from None
     if path.suffix == ".png":
         text = _png_keywords(path, content)
     else:
@@ -273,7 +292,7 @@ def carrier(path: Path | str) -> Path:
 
 def _png_keywords(path: Path, content: bytes) -> str | None:
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise BadProvenance(f"{path} is not a PNG image\n{_again(path)}")
+        raise BadProvenance(f"{path} is not a PNG image\n{again(path)}")
     place, found = 8, None
     while place + 12 <= len(content):
         length = int.from_bytes(content[place : place + 4], "big")
@@ -283,14 +302,14 @@ def _png_keywords(path: Path, content: bytes) -> str | None:
         if kind == b"IEND":
             return found
         place += 12 + length
-    raise BadProvenance(f"{path} is truncated: the image has no end\n{_again(path)}")
+    raise BadProvenance(f"{path} is truncated: the image has no end\n{again(path)}")
 
 
 def _pdf_keywords(path: Path, content: bytes) -> str | None:
     if not content.startswith(b"%PDF"):
-        raise BadProvenance(f"{path} is not a PDF\n{_again(path)}")
+        raise BadProvenance(f"{path} is not a PDF\n{again(path)}")
     if b"%%EOF" not in content[-1024:]:
-        raise BadProvenance(f"{path} is truncated: the PDF has no end\n{_again(path)}")
+        raise BadProvenance(f"{path} is truncated: the PDF has no end\n{again(path)}")
     start = content.find(b"/Keywords (" + _MARK.encode())
     if start < 0:
         return None
@@ -317,12 +336,8 @@ def _loads(path: Path, text: bytes | str) -> dict:
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        raise BadProvenance(f"the provenance in {path} cannot be read\n{_again(path)}")
+        raise BadProvenance(f"the provenance in {path} cannot be read\n{again(path)}")
     return data
-
-
-def _again(path: Path) -> str:
-    return f"delete it and run `snakemake --profile local {path}`"
 
 
 # Files
@@ -344,15 +359,40 @@ def _files(folder: Path) -> list[Path]:
     return sorted((file for file in files if file.is_file()), key=lambda file: file.as_posix())
 
 
-def _file_digest(path: Path) -> tuple[str, int]:
+def _file_digest(path: Path, remembered: bool = False) -> tuple[str, int]:
     stat = path.stat()
-    return _hash_once(
-        str(path.resolve()), stat.st_mtime_ns, stat.st_size, stat.st_ino
-    ), stat.st_size
+    known = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return _hash_once(str(path.resolve()), known, remembered), stat.st_size
 
 
 @lru_cache(maxsize=4096)
-def _hash_once(path: str, mtime_ns: int, size: int, inode: int) -> str:
+def _hash_once(path: str, known: tuple[int, ...], remembered: bool) -> str:
     # A job stamps several products with the same inputs: read a model's files once.
+    note = _note(path) if remembered and known[1] >= _WORTH_A_NOTE else None
+    if note and (sha256 := _noted(note, known)):
+        return sha256
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    # A file that changes again within the clock's tick would look the same: let it settle.
+    if note and time.time_ns() - max(known[2:]) > _SETTLED_NS:
+        with suppress(OSError):
+            note.parent.mkdir(exist_ok=True)
+            written = note.with_suffix(f".{os.getpid()}")
+            written.write_text(" ".join(map(str, (*known, sha256))))
+            os.replace(written, note)
+    return sha256
+
+
+def _note(path: str) -> Path | None:
+    """Where jobs of one working folder note the digest of a large file for each other."""
+    folder = Path(".snakemake")
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    return folder / "ember-digests" / name if folder.is_dir() else None
+
+
+def _noted(note: Path, known: tuple[int, ...]) -> str | None:
+    with suppress(OSError, ValueError):
+        *was, sha256 = note.read_text().split()
+        if was == [str(number) for number in known] and len(sha256) == 64:
+            return sha256
+    return None  # nothing noted, of an earlier content, or damaged

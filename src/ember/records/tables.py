@@ -29,6 +29,7 @@ from ember.records.errors import (
     SchemaMismatch,
     TruncatedTable,
 )
+from ember.records.remedy import again, remake
 from ember.records.schema import Column, Schema, differences
 
 FORMAT = 1
@@ -136,11 +137,6 @@ def content_sha256(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def remedy(path: Path | str) -> str:
-    """How to get a product back."""
-    return f"delete it and run `snakemake --profile local {path}`"
-
-
 # Reading
 
 
@@ -165,14 +161,14 @@ def _read(path: Path, schema: Schema | None) -> tuple[pa.Table, Schema]:
 def _opened(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         what = "is a directory, not a table" if path.is_dir() else "does not exist"
-        raise MissingTable(f"{path} {what}\nmake it with `snakemake --profile local {path}`")
+        raise MissingTable(f"{path} {what}\nmake it with `{remake(path)}`")
     with path.open("rb") as file:
         head = file.read(len(_MAGIC))
         size = file.seek(0, 2)
         file.seek(max(0, size - len(_MAGIC)))
         tail = file.read()
     if not _MAGIC.startswith(head):
-        raise ForeignTable(f"{path} is not a Parquet file\nif ember made it, {remedy(path)}")
+        raise ForeignTable(f"{path} is not a Parquet file\nif ember made it, {again(path)}")
     if size < 3 * len(_MAGIC) or tail != _MAGIC:
         raise _truncated(path, size)
     try:
@@ -186,14 +182,14 @@ def _header(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict:
     if text is None:
         raise ForeignTable(
             f"{path} was not written by ember: it has no declared schema\n"
-            f"write it with ember.records.tables.write_table; if a rule makes it, {remedy(path)}"
+            f"write it with ember.records.tables.write_table; if a rule makes it, {again(path)}"
         )
     if hashlib.sha256(text).hexdigest().encode() != metadata.get(_SIGNATURE):
         raise _damaged(path, "its schema or provenance does not match its checksum")
     header = json.loads(text)
     if header["format"] != FORMAT:
         raise SchemaMismatch(
-            f"{path} has table format {header['format']}, this ember reads {FORMAT}\n{remedy(path)}"
+            f"{path} has table format {header['format']}, this ember reads {FORMAT}\n{again(path)}"
         )
     return header
 
@@ -203,18 +199,18 @@ def _check_schema(path: Path, found: Schema, wanted: Schema | None) -> None:
     if phrases:
         raise SchemaMismatch(
             f"{path} is not a table of schema {wanted.name!r}: {'; '.join(phrases)}\n"
-            f"it was written by other code than reads it: {remedy(path)}"
+            f"it was written by other code than reads it: {again(path)}"
         )
 
 
 def _truncated(path: Path, size: int) -> TruncatedTable:
     return TruncatedTable(
-        f"{path} is truncated: it ends after {size} bytes, without a Parquet footer\n{remedy(path)}"
+        f"{path} is truncated: it ends after {size} bytes, without a Parquet footer\n{again(path)}"
     )
 
 
 def _damaged(path: Path, why: str) -> DamagedTable:
-    return DamagedTable(f"{path} is damaged: {why}\n{remedy(path)}")
+    return DamagedTable(f"{path} is damaged: {why}\n{again(path)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ember.records.errors import BadProvenance, EmberError
 from ember.records.provenance import carrier, describe_machine, digest, provenance_of
+from ember.records.remedy import remake
 
 MATCHES, CHANGED, MISSING = "matches", "changed since", "missing"
 
@@ -36,9 +37,7 @@ def trace(product: Path | str) -> Node:
     """The tree behind a product. Raises `BadProvenance` for one that says nothing of its origin."""
     product = Path(product)
     if not product.exists():
-        raise BadProvenance(
-            f"{product} does not exist\nmake it with `snakemake --profile local {product}`"
-        )
+        raise BadProvenance(f"{product} does not exist\nmake it with `{remake(product)}`")
     source = carrier(product)
     provenance = provenance_of(source)
     if provenance is None:
@@ -205,6 +204,6 @@ def _verdict(top: Node) -> list[str]:
     lines = [f"{node.path}: {node.state} (recorded {_short(node.recorded)})" for node in wrong]
     if lines:
         lines.insert(0, f"{len(wrong)} files are not what {top.path} was made from:")
-        lines.append(f"to make it from what is there now: `snakemake --profile local {top.path}`")
+        lines.append(f"to make it from what is there now: `{remake(top.path)}`")
     lines += [f"{node.path}: {node.problem}" for node in lost]
     return lines or ["every file above is what was recorded when it was read"]

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from ember.backends.cuda import attention, step
-from ember.backends.cuda.backend import DeviceBatch
+from ember.backends.cuda.backend import KernelBackend
 from ember.backends.cuda.prefill import run_packed
 from ember.backends.cuda.products import Plan
-from ember.backends.cuda.step import FEW_ROWS, KernelStep
+from ember.backends.cuda.step import FEW_ROWS
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams
+from ember.backends.select import Unsupported
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.engine.step import DecodeStep
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
 from ember.model.rope import RopeScaling
+from tests.backends.steps import backend_of, step_through
+from tests.tiny import wild
 
 SIZES = {
     "hidden_size": 72,
@@ -48,13 +48,7 @@ def few_programs(monkeypatch):
 
 
 def make(dtype=torch.float32, **fields):
-    decoder = random_decoder(Architecture.make(**SIZES | fields), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            # Wild weights, so that attention is far from uniform and every weight matters.
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-    return decoder.to(dtype)
+    return wild(dtype=dtype, **SIZES | fields)
 
 
 def draw(batch: int, tokens: int) -> torch.Tensor:
@@ -73,16 +67,13 @@ def draw(batch: int, tokens: int) -> torch.Tensor:
 @torch.inference_mode()
 def test_steps_equal_the_eager_decoder(shape, batch):
     decoder, tokens = make(**SHAPES[shape]), draw(batch, 7)
-    cache = ContiguousCache(decoder.arch, batch, 16)
-    decode = DecodeStep(decoder, cache)
-    assert isinstance(decode.loop, KernelStep)
+    made = backend_of("kernels", decoder, rows=batch, capacity=16)
     truth = ContiguousCache(decoder.arch, *tokens.shape)
-    expected = decoder.logits(decoder(tokens, cache=truth))
-    decoder(tokens[:, :5], cache=cache)
-    for t in range(5, 7):
-        torch.testing.assert_close(decode(tokens[:, t]), expected[:, t], atol=2e-4, rtol=1e-4)
-    for layer in range(decoder.arch.num_layers):
-        torch.testing.assert_close(cache.read(layer), truth.read(layer), atol=1e-4, rtol=1e-4)
+    expected = decoder.logits(decoder(tokens, cache=truth))[:, 4:].transpose(0, 1)
+    found = step_through(made, tokens, 5)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    own = made.cache.rows[:, :, :batch, :, :2]  # after the prompt
+    torch.testing.assert_close(own, truth.kv[..., 5:7, :], atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -90,14 +81,11 @@ def test_a_step_in_16_bits_follows_the_eager_decoder():
     # float16, because the interpreter's products of bfloat16 are wrong; the GPU's are checked
     # by tests/gpu/check_engine.py.
     decoder, tokens = make(torch.float16, **SHAPES["qwen3-tied"]), draw(2, 8)
-    cache = ContiguousCache(decoder.arch, 2, 16, dtype=torch.float16)
-    decode = DecodeStep(decoder, cache)
-    expected = decoder.logits(decoder(tokens)).float()
-    decoder(tokens[:, :5], cache=cache)
-    for t in range(5, 8):
-        found = decode(tokens[:, t])
-        assert found.dtype == torch.float16
-        assert (found.float() - expected[:, t]).norm() / expected[:, t].norm() < 0.01
+    made = backend_of("kernels", decoder, rows=2, capacity=16)
+    expected = decoder.logits(decoder(tokens)).float()[:, 4:].transpose(0, 1)
+    found = step_through(made, tokens, 5)
+    assert found.dtype == torch.float16
+    assert (found.float() - expected).norm() / expected.norm() < 0.01
 
 
 PROMPTS = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
@@ -131,7 +119,7 @@ def test_completions_are_what_the_decoder_says_and_repeat(temperature):
 
 
 def test_a_stop_token_ends_its_row_only(monkeypatch):
-    monkeypatch.setattr(DeviceBatch, "interval", 3)
+    monkeypatch.setattr(KernelBackend, "interval", 3)
     decoder = make(**SHAPES["llama"])
     free = SamplingParams(max_tokens=11, temperature=1.0, seed=5)
     engine = Engine(decoder, capacity=16)
@@ -175,3 +163,28 @@ def test_a_packed_prefill_equals_the_eager_decoder(shape, pieces):
         torch.testing.assert_close(logits, expected[:, end - 1], atol=2e-4, rtol=1e-4)
     for layer in range(decoder.arch.num_layers):
         torch.testing.assert_close(cache.read(layer), truth.read(layer), atol=1e-4, rtol=1e-4)
+
+
+def test_batch_invariance_is_refused_and_the_decoder_keeps_it():
+    decoder = make(**SHAPES["llama"])
+    with pytest.raises(Unsupported, match="last bits"):
+        Engine(decoder, capacity=12, backend="kernels", batch_invariant=True).generate(PROMPTS)
+    engine = Engine(decoder, capacity=12, batch_invariant=True)
+    free = SamplingParams(max_tokens=3, temperature=1.0, n=2)
+    together = engine.generate(PROMPTS, free)
+    assert engine.backend.name == "eager"
+    assert engine.generate(PROMPTS[1:2], free) == together[1:2]
+
+
+def test_each_prompt_has_its_own_number_of_candidates_in_few_rows():
+    decoder = make(**SHAPES["llama"])
+    params = [SamplingParams(max_tokens=3 + n, temperature=1.0, n=n) for n in (2, 3, 1)]
+    engine = Engine(decoder, capacity=12, max_rows=2)
+    found = engine.generate(PROMPTS, params)
+    assert engine.backend.name == "kernels"
+    assert {batch.rows for batch in engine.last_stats.batches} <= {1, 2}
+    for prompt, wanted, row in zip(PROMPTS, params, found, strict=True):
+        assert [len(c.tokens) for c in row] == [wanted.max_tokens] * wanted.n
+        for completion in row:
+            expected = log_probabilities(decoder, prompt, completion.tokens)
+            assert completion.logprobs == pytest.approx(expected, abs=1e-3)

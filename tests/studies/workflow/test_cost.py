@@ -37,8 +37,8 @@ def made(root, name, *, inputs=(), started="2026-01-01T00:00:00+00:00", gpus=0, 
 def timed(root, name, *, started="2026-01-01T00:00:00+00:00", elapsed=9.0, wall=10.5):
     folder = root / "results/smoke/benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    cost = {"started": started, "elapsed_s": elapsed} | PARTS
-    (folder / f"{name}.parts.json").write_text(json.dumps(cost) + "\n")
+    record = {"started": started, "times": {"elapsed_s": elapsed} | PARTS}
+    (folder / f"{name}.job.json").write_text(json.dumps(record) + "\n")
     line = {"s": wall, "cpu_time": 12.0, "max_rss": 300.0}
     (folder / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
 
@@ -87,7 +87,7 @@ def test_a_benchmark_that_is_shorter_than_the_job_is_not_believed(tmp_path):
 def test_a_damaged_record_leaves_the_job_with_what_its_product_says(tmp_path, damage):
     product = made(tmp_path, "measure_a")
     timed(tmp_path, "measure_a")
-    (tmp_path / "results/smoke/benchmarks/measure_a.parts.json").write_text(damage)
+    (tmp_path / "results/smoke/benchmarks/measure_a.job.json").write_text(damage)
     assert collect(tmp_path, product)["measure_a"]["wall_s"] == 8.0
 
 

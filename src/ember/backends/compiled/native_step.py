@@ -1,8 +1,8 @@
 """The decoding step on the CPU as one call of compiled code, in float32 or bfloat16.
 
-Contract. As `DecodeStep`. `native_step.c` is compiled for this machine's processor by the C
-compiler that is there (`CC`, or cc) when it is first needed, which takes about two seconds, and
-kept in the user's cache; `why_not` says what stands against it. A row's result depends neither on
+Contract. Logits equal the eager decoder's (1e-4 in float32). `native_step.c` is compiled for this
+machine's processor by the C compiler that is there (`CC`, or cc) when it is first needed, which
+takes about two seconds, and kept in the user's cache. A row's result depends neither on
 the batch nor on the number of threads, not by a bit. Where weights are bfloat16, arithmetic is
 float32 all the same, which the decoder's is not.
 """
@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ember.backends.packing import PackedDecoder, why_unpacked
+from ember.backends.packing import PackedDecoder
 from ember.model.architecture import Architecture
+from ember.model.decoder import rotary_tables
 
 log = logging.getLogger(__name__)
 
@@ -36,19 +37,6 @@ POINTER = ctypes.c_void_p
 WORTH_THREADS = 1.2  # times as fast as one: less than elsewhere, since these do not wait for long
 
 
-def why_not(arch: Architecture, kv: Tensor) -> str | None:
-    """Why this step cannot serve a cache's memory `kv`; None if it can."""
-    if (reason := why_unpacked(arch)) is not None:
-        return reason
-    if kv.device.type != "cpu":
-        return "the cache is not on the CPU"
-    if kv.dtype not in DTYPES:
-        return f"there is no native code for {kv.dtype}"
-    if arch.head_dim % 2:
-        return f"a head dimension of {arch.head_dim} is odd"
-    return _library(kv.dtype)[1]
-
-
 class NativeStep:
     """A step over one packed decoder and rows' KV; `logits` (B, V), float32, is overwritten."""
 
@@ -57,17 +45,15 @@ class NativeStep:
         arch: Architecture,
         weights: PackedDecoder,
         kv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        positions: int,
         prompts: Tensor | None = None,
     ):
         """`kv` (L, 2, B, Hkv, S, D) is what rows have of their own, `prompts` (L, 2, Hkv, T, D)
-        what they may share. `cos` and `sin` (positions, D): rotate(x) = cos · x + sin · (x with
-        halves swapped)."""
+        what they may share; `positions`: the most tokens of a sequence."""
         batch, dim = kv.shape[2], arch.head_dim
         self._function = _library(kv.dtype)[0].ember_step
         self._threads = max(torch.get_num_threads(), os.cpu_count() or 1)
-        scratch = batch * arch.hidden_size + arch.groups * (dim + len(cos))
+        scratch = batch * arch.hidden_size + arch.groups * (dim + positions)
         scratch = -(-scratch // 16) * 16
         layers = (_Layer * arch.num_layers)(
             *(_layer(weights, i, kv, prompts) for i in range(arch.num_layers))
@@ -81,10 +67,10 @@ class NativeStep:
         }
         buffers = {name: torch.empty(count) for name, count in floats.items()}
         self.logits = torch.empty(batch, len(weights.head))
-        tables = [cos.float().contiguous(), sin.float().contiguous()]
+        tables = _swapped_tables(arch, positions)
         # Whatever the code reads or writes must live as long as the step.
         self._kept = [weights, kv, prompts, layers, buffers, tables]
-        self.x = buffers["x"].view(batch, -1)  # (B, H), the residual stream behind the layers
+        self.x = buffers["x"].view(batch, -1)  # (B, H), the residual stream after the layers
         self._step = _Step(
             *(arch.num_layers, arch.hidden_size, arch.intermediate_size, len(weights.head)),
             *(arch.num_heads, arch.num_kv_heads, dim),
@@ -109,7 +95,7 @@ class NativeStep:
         """Runs one token of each of the first B rows; returns logits (B, V). All are int64 (B,).
 
         Row b reads `shared[b]` tokens of the prompts from `starts[b]` on, then `own[b]` of its own,
-        behind which the KV of the new one is stored.
+        after which the KV of the new one is stored.
         """
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocabulary:
             raise IndexError(f"a token is not in 0 … {self._vocabulary - 1}: {tokens.tolist()}")
@@ -154,8 +140,21 @@ def _layer(weights: PackedDecoder, index: int, kv: Tensor, prompts: Tensor | Non
     )
 
 
+def _swapped_tables(arch: Architecture, positions: int) -> list[Tensor]:
+    """cos and sin (positions, D) such that rotate(x) = cos · x + sin · (x with halves swapped)."""
+    cos, sin = (x[0, :, 0] for x in rotary_tables(arch, torch.arange(positions), torch.float32))
+    return [torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def why_no_code(dtype: torch.dtype) -> str | None:
+    """Why there is no compiled code for a type of weights; None if there is."""
+    if dtype not in DTYPES:
+        return f"there is no compiled code for {dtype}"
+    return _library(dtype)[1]
 
 
 @cache
@@ -165,7 +164,7 @@ def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(build(dtype)))
     except (OSError, subprocess.SubprocessError) as error:
         reason = f"no compiled code: {error}"
-        log.info("decoding without native code (%s)", reason)
+        log.info("decoding without compiled code (%s)", reason)
         return None, reason
     library.ember_step.argtypes = [POINTER] * 5 + [ctypes.c_int64, ctypes.c_int]
     library.ember_step.restype = None

@@ -1,66 +1,78 @@
 """The rows of a rollout in kernels: no host between two tokens, whatever joins and leaves.
 
-Contract. A `rollout.Batch`. Tokens, log-probabilities and positions live on the device; the host is
-told by copies that the device makes while it goes on, and looks at them one interval late. Which
-row reads which prompt is a table that is filled anew when rows join or leave.
+Contract. A `Backend`. Tokens, log-probabilities and positions live on the device; the host is told
+by copies that the device makes while it goes on, and looks at them one interval late. Which row
+reads which prompt is a table that is filled anew when rows join or leave.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ember.backends.base import LOOK_EVERY, Candidate
 from ember.backends.cuda.step import KernelStep, Seat
-from ember.backends.forward import Prefill
-from ember.backends.rows import LOOK_EVERY, PrefillInto, SlottedBatch, mark
+from ember.backends.forward import Forward
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import SlottedCache
-from ember.engine.scheduler import Prompt, Row, compact
+from ember.model.decoder import Decoder
 
 
-class DeviceBatch(SlottedBatch):
-    """Rows of any prompts and lengths over a `SlottedCache`, on CUDA."""
+class KernelBackend:
+    """A `Backend` over a `KernelStep`."""
 
+    name = "kernels"
+    shares_prompts = True
+    threads = None
     interval, lag = LOOK_EVERY["cuda"], 1
 
     def __init__(
         self,
-        step: KernelStep,
+        decoder: Decoder,
         cache: SlottedCache,
-        staging: ContiguousCache,
-        run: Prefill,
-        prefill: PrefillInto,
+        forward: Forward,
+        staging: ContiguousCache | None,
+        capacity: int,
+        *,
+        graphs: bool,
     ):
-        """`staging`: where prompts are prefilled, always at the same place, so that the graphs of
-        `run` come back; the arena gets a copy."""
-        super().__init__(step, cache, run, prefill)
-        self.step, self._staging = step, staging
-        self._rows: list[Row] = []
+        """`forward` holds the packed weights; `capacity`: the most tokens of a sequence."""
+        self.cache, self.forward, self.staging = cache, forward, staging
+        self.step = KernelStep(decoder.arch, forward.weights, cache.rows, capacity, cache.prompts)
+        if cache.rows.is_cuda and graphs:
+            self.step.capture()
+        self._rows: list[tuple[Candidate, int]] = []  # and the steps sampled before it joined
+        self._samples = self._ticks = 0  # in all, and since the last look
         self._moved = False
-        self._ticks = 0
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with torch.inference_mode():
-            yield
+    @property
+    def tokens(self) -> Tensor:
+        return self.step.tokens[: len(self._rows)]
 
-    def prefill(self, prompt: Prompt, phase) -> tuple[Tensor, int]:
-        self._staging.reset()
-        logits, [cached] = self._prefill(self._run, [prompt.tokens], self._staging, phase)
-        with phase("prefill"):
-            self._cache.store(prompt.place, self._staging.segment(0, 0, len(prompt.tokens)))
-        return logits, cached
+    @property
+    def logits(self) -> Tensor:
+        return self.step.logits[: len(self._rows)]
 
-    def join(self, prompt: Prompt, rows: Sequence[Row], logits: Tensor) -> None:
-        first = len(self._rows)
-        self.step.logits[first : first + len(rows)] = logits
-        self._rows += rows
+    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+        self._rows += [(one, self._samples) for one in candidates]
+        self.logits[-len(candidates) :] = logits
         self._moved = True
+
+    def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
+        for source, target in moves:
+            self._rows[target] = self._rows[source]
+            self.cache.move(source, target, self._samples - self._rows[source][1])
+            for state in (self.step.tokens, self.step.logits):
+                state[target] = state[source]
+        del self._rows[rows:]
+        self._moved = True
+        if not rows:
+            self._rewind()  # nobody will ask
 
     def sample(self) -> None:
         self._arrange()
         self.step.sample()
+        self._samples += 1
         self._ticks += 1
 
     def advance(self) -> None:
@@ -69,40 +81,22 @@ class DeviceBatch(SlottedBatch):
 
     def receive(self) -> "DeviceReceived":
         received = DeviceReceived(self.step.sampled(self._ticks, len(self._rows)))
-        self.step.rewind()
-        self._ticks = 0
+        self._rewind()
         return received
 
-    def leave(self, rows: Sequence[int]) -> None:
-        before = list(self._rows)
-        for source, target in compact(self._rows, rows):
-            before[target] = before[source]
-            self._cache.move(source, target, before[source].issued)
-            for state in (self.step.tokens, self.step.logits):
-                state[target] = state[source]
-        self._moved = True
-
-    def clear(self) -> None:
-        for prompt in list(self._prompts):
-            self.release(prompt)
-        self._rows.clear()
-        self._ticks = 0
+    def _rewind(self) -> None:
         self.step.rewind()
-
-    def mark(self):
-        return mark(self.step.logits.device)
-
-    def kv_bytes(self) -> tuple[int, int]:
-        return self._cache.bytes_used(len(self._rows)), self._cache.bytes + self._staging.bytes
+        self._ticks = 0
 
     def _arrange(self) -> None:
         if not self._moved:
             return
-        self._moved, rows = False, self._rows
+        self._moved, rows = False, [one for one, _ in self._rows]
+        sampled = [self._samples - before for _, before in self._rows]
         self.step.arrange(
-            [Seat(r.prompt.place.start, r.prompt.place.length, r.issued) for r in rows]
+            [Seat(one.run.start, one.run.length, n) for one, n in zip(rows, sampled, strict=True)]
         )
-        self.step.draw([r.params for r in rows], [r.seed for r in rows], [r.issued for r in rows])
+        self.step.draw([one.params for one in rows], [one.seed for one in rows], sampled)
 
 
 class DeviceReceived:

@@ -1,9 +1,8 @@
-"""The decoding step in kernels of its own, and sampling behind it: no host between two tokens.
+"""The decoding step in kernels of its own, and sampling after it: no host between two tokens.
 
-Contract. `KernelStep` runs the first rows of its memory, as many as `arrange` names. It is a step
-of `ember.engine.step` (`step(tokens, position)` gives logits, every row on its own memory), and
-beyond it what a rollout runs on: `arrange` says where each row stands and which prompt it reads,
-then `sample` and `advance` take turns, each one CUDA graph, made for a number of rows and reused.
+Contract. `KernelStep` runs the first rows of its memory: `arrange` says how many, where each stands
+and which prompt it reads (or `stand`, that all stand at one position of their own memory), then
+`sample` and `advance` take turns, each one CUDA graph, made for a number of rows and reused.
 Candidates read the KV of their prompt where it lies, so that nothing has to be copied.
 
 What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
@@ -99,13 +98,6 @@ class KernelStep:
         # Dependent launches need Hopper or newer; the kernels run without them all the same.
         self._pdl = rows.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
 
-    def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        """Runs tokens (R,) at a position, every row on its own memory; returns logits (R, V)."""
-        self._tokens.copy_(tokens)
-        self.stand(position)
-        self.advance()
-        return self.logits
-
     def stand(self, position: int) -> None:
         """From now on every row is at a position of its own memory and shares nothing."""
         self._position.fill_(position)
@@ -123,7 +115,7 @@ class KernelStep:
 
     @property
     def x(self) -> Tensor:
-        """(R, H): the residual stream behind the layers."""
+        """(R, H): the residual stream after the layers."""
         return self._x
 
     def arrange(self, seats: Sequence[Seat]) -> None:
@@ -182,10 +174,6 @@ class KernelStep:
             for name in ("qkv", "o", "gate_up", "down")
         }
         return bytes_of | {"head": self._weights.head.nbytes}
-
-    def is_current(self) -> bool:
-        """Whether the decoder's parameters still lie where this step reads them."""
-        return self._weights.is_current()
 
     def sample(self) -> None:
         """Chooses each row's next token from the logits."""

@@ -28,7 +28,7 @@ def load(setup):
     engine = Engine(decoder, capacity=setup["capacity"])
 
     def generate(prompt, new_tokens):
-        sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
+        sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
         clock = PhaseClock(device)
         synchronize(device)
         began = time.perf_counter()
@@ -36,7 +36,7 @@ def load(setup):
         synchronize(device)
         total_s = time.perf_counter() - began
         ttft_s = clock.times_ms()["prefill"] / 1e3
-        return ttft_s, total_s, list(completion.tokens), {"decode_threads": engine.decode_threads}
+        return ttft_s, total_s, list(completion.tokens), {"decode_threads": engine.backend.threads}
 
     return generate, {
         "versions": {"ember": ember_version(), "torch": torch.__version__},

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ember.measure.device import device_name, resolve
-from ember.studies.rows import measured_on
+from ember.studies.measured import measured_on
+from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 CUTS = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.02}
 
 
+@makes(ROLLOUT_CONSISTENCY)
 def check_consistency(
     *,
     model: str | Path,
@@ -47,7 +50,7 @@ def check_consistency(
     exact = device == "cpu" and dtype == "float32"
     found = []
     for name, fields in (("greedy", {}), ("temperature 1", {"temperature": 1.0}), ("cuts", CUTS)):
-        params = SamplingParams(max_tokens=new_tokens, seed=seed, **fields)
+        params = SamplingParams(ignore_eos=True, max_tokens=new_tokens, seed=seed, **fields)
         log.info("%s: %s", name, fields)
         for row in _checks(decoder, asked, params, candidates, rows, tolerance, exact, peer):
             found.append(_row(name, fields, about, **row))
@@ -58,7 +61,7 @@ def check_consistency(
 
 
 def _peer(model, decoder):
-    from ember.studies.p1.speed.measure import load_peer
+    from ember.model.reference import load_peer
 
     try:
         return load_peer(model, decoder).eval(), None
@@ -70,6 +73,7 @@ def _checks(decoder, prompts, params, candidates, rows, tolerance, exact, peer):
     """Each check as a dict of check, meaning, tolerance, and what `compare` gives."""
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
+    from ember.engine.prefill import PrefixPrefill
 
     capacity = max(map(len, prompts)) + params.max_tokens
     device = decoder.embed_tokens.weight.device
@@ -103,10 +107,9 @@ def _checks(decoder, prompts, params, candidates, rows, tolerance, exact, peer):
         yield what | {"tolerance": 0.0} | compare(base_invariant, alone)
     budget = 64 * capacity * decoder.arch.kv_bytes_per_token(4)
     cache = RadixCache(budget)
-    run(prefix_cache=cache)
-    yield against(
-        "prefix cache", run(prefix_cache=cache), tolerance, "prompts found in the prefix cache"
-    )
+    run(prefill=PrefixPrefill(cache))
+    again = run(prefill=PrefixPrefill(cache))
+    yield against("prefix cache", again, tolerance, "prompts found in the prefix cache")
     yield {
         "check": "teacher-forced",
         "meaning": "one forward of the decoder over prompt and completion",

@@ -18,8 +18,9 @@ from ember.measure.memory import require
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.policies.build import build_policies
+from ember.studies.measured import measured_on
 from ember.studies.p1.restart.tables import RESTART_SWEEP
-from ember.studies.rows import measured_on
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Operation:
     rank: int
 
 
+@makes(RESTART_SWEEP)
 def sweep_restart(
     *,
     model: str | Path,
@@ -121,7 +123,7 @@ class Bench:
 
     def run(self, operation: Operation) -> None:
         """Carry out one operation."""
-        from ember.policies.execute import correct, run_plan
+        from ember.policies.execute import run_plan
         from ember.policies.plan import Plan
 
         depth, rank = self.decoder.arch.num_layers, operation.rank
@@ -129,8 +131,8 @@ class Bench:
             # From one adapter to the other and back: the KV does not drift over the repeats.
             one, other = self.adapters[rank]
             kv = self.corrected[rank]
-            target = other if kv.adapter is one else one
-            correct(self.decoder, kv, target, first_layer=operation.start_layer)
+            target = other if kv.cache.made_by[-1] is one else one
+            kv.cache.correct(target, first_layer=operation.start_layer)
         elif rank:
             adapter = self.adapters[rank][0]
             run_plan(self.decoder, self.corrected[rank], Plan.full(depth), adapter=adapter)
@@ -144,7 +146,7 @@ def _two_adapters(decoder, rank: int, seed: int) -> tuple[dict, dict]:
     """Two random adapters with the same A, for the keys and values of every layer."""
     import torch
 
-    from ember.policies.execute import LowRank
+    from ember.lora.adapter import LowRank
 
     generator = torch.Generator().manual_seed(seed)
 

@@ -14,11 +14,7 @@ from ember.measure.memory import require
 from ember.measure.statistics import bootstrap, interval
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder, save_decoder
-from ember.studies.shared.corpora.make import join_corpora
-from ember.text.corpora import SPLITS, Document
-from ember.text.ngram import NGram, unigram_log2_probs
-from ember.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
-from ember.training.lm import (
+from ember.optim.lm import (
     BadTraining,
     Recipe,
     Score,
@@ -27,6 +23,10 @@ from ember.training.lm import (
     state_key,
     train,
 )
+from ember.studies.shared.corpora.make import join_corpora
+from ember.text.corpora import SPLITS, Document
+from ember.text.ngram import NGram, unigram_log2_probs
+from ember.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ RECIPE_KEYS = (
 
 
 def train_model(
-    corpora: Sequence[Sequence[dict]],
+    corpora: Sequence,
     tokenizer_dir: str | Path,
     settings: dict,
     *,
@@ -50,10 +50,10 @@ def train_model(
 ) -> tuple[list[dict], list[dict]]:
     """Trains a decoder and returns rows of `MODEL_CARD` and of `TRAINING_LOG`.
 
-    `corpora` are rows of `CORPUS`; `settings` is an entry of the config's models with `source:
-    train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model directory with
-    tokenizer, README.md and ember.json. A run that was stopped resumes from `state`, unless
-    settings, data or `code` (a hash) have changed. It still stands when this returns: whoever
+    `corpora` are tables CORPUS (paths or rows); `settings` is an entry of the config's models with
+    `source: train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model
+    directory with tokenizer, README.md and ember.json. A run that was stopped resumes from `state`,
+    unless settings, data or `code` (a hash) have changed. It still stands when this returns: who
     asked for it removes it once the rows are written, or a job killed just then would train anew.
     """
     training = settings["training"]

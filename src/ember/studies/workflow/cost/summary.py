@@ -5,11 +5,13 @@ Nothing is timed here: a job's time is what was recorded when it ran.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 
-from ember.measure.overhead import cost_file
+from ember.measure.overhead import record_file
 from ember.records.errors import BadProvenance, EmberError
 from ember.records.provenance import describe_machine, provenance_of, size_bytes
 
@@ -77,16 +79,17 @@ def _row(made: dict, stages: Mapping[str, str], root: Path) -> dict:
 def _times(made: dict, scale: str, root: Path) -> dict:
     """Wall time and its parts: of the run that made the product, or unknown."""
     name = made["job"]["name"]
-    cost = read_last_json(cost_file(scale, name, root))
+    record = read_last_json(record_file(scale, name, root))
     bench = read_last_json(root / "results" / str(scale) / "benchmarks" / f"{name}.jsonl")
-    if cost.get("started") != made["started"] or cost.get("start_s") is None:
-        # Parts of another run, or none: only what the product itself says is known.
+    times = record.get("times") or {}
+    if record.get("started") != made["started"] or times.get("start_s") is None:
+        # The record of another run, or none: only what the product itself says is known.
         parts = dict.fromkeys(PARTS)
         return {"wall_s": made["seconds"], "wall_from": "job", **parts, **_resources({})}
-    ended = cost["start_s"] + cost["elapsed_s"]
+    ended = times["start_s"] + times["elapsed_s"]
     # Snakemake's clock includes the process's end; one of another run would not fit.
     wall = bench["s"] if bench.get("s", 0.0) > 0.95 * ended else ended
-    parts = {key: cost[key] for key in OVERHEAD if key != "exit_s"}
+    parts = {key: times[key] for key in OVERHEAD if key != "exit_s"}
     parts["exit_s"] = max(0.0, wall - ended)
     parts["work_s"] = max(0.0, wall - sum(parts.values()))
     return {
@@ -107,7 +110,7 @@ def read_last_json(path: Path) -> dict:
     Snakemake's benchmark files are such.
     """
     try:
-        numbers = json.loads(path.read_text().strip().splitlines()[-1])
+        numbers = json.loads(path.read_text("utf-8").strip().splitlines()[-1])
         return numbers if isinstance(numbers, dict) else {}
     except (OSError, ValueError, IndexError):
         return {}
@@ -135,16 +138,9 @@ def cost_by_rule(jobs: Iterable[dict], steps: Iterable[dict], goal: float) -> li
             for (stage, rule), members in groups.items()
         ]
         # The total first, then the stages by their time, each followed by its rules.
-        by_stage = {row["stage"]: row["wall_s"] for row in made if row["rule"] == ALL}
-        made.sort(
-            key=lambda row: (
-                row["stage"] != ALL,
-                -by_stage[row["stage"]],
-                row["stage"],
-                row["rule"] != ALL,
-                -row["wall_s"],
-            )
-        )
+        by_stage = {row["stage"]: -row["wall_s"] for row in made if row["rule"] == ALL}
+        by_stage[ALL] = -math.inf
+        made.sort(key=lambda r: (by_stage[r["stage"]], r["stage"], r["rule"] != ALL, -r["wall_s"]))
         rows += made
     return rows
 
@@ -159,7 +155,7 @@ def scheduling_s(steps: Iterable[dict]) -> float:
         if row["status"] == "ok":
             times.setdefault(row["step"], []).append(row["seconds"])
     try:
-        return max(0.0, _median(times["empty job"]) - _median(times["its process"]))
+        return max(0.0, median(times["empty job"]) - median(times["its process"]))
     except KeyError as error:
         raise BadProvenance(
             f"the table workflow_steps has no row {error}\nmake it again: rule time_workflow"
@@ -187,9 +183,3 @@ def _summed(jobs: list[dict], total: float, around: float, goal: float | None) -
 def _total(jobs: list[dict], key: str) -> float | None:
     values = [job[key] for job in jobs]
     return None if None in values else sum(values)
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return (ordered[middle] + ordered[-1 - middle]) / 2

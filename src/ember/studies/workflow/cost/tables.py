@@ -24,12 +24,25 @@ _PARTS = (
         "start_s",
         "float",
         "s",
-        "creation of the process to the first line of the script: interpreter, Snakemake's part",
+        "creation of the process to the script's body: interpreter, Snakemake's part, imports at "
+        "the script's head",
         nullable=True,
     ),
-    Column("imports_s", "float", "s", "import statements in the script and below", nullable=True),
+    Column(
+        "imports_s",
+        "float",
+        "s",
+        "torch in jobs that run a model, matplotlib in those that draw",
+        nullable=True,
+    ),
     Column("model_load_s", "float", "s", "reading a model into memory", nullable=True),
-    Column("provenance_s", "float", "s", "hashing inputs, asking git and hardware", nullable=True),
+    Column(
+        "provenance_s",
+        "float",
+        "s",
+        "hashing files, asking git and hardware",
+        nullable=True,
+    ),
     Column("exit_s", "float", "s", "after the last product was written", nullable=True),
     Column("work_s", "float", "s", "the rest of the wall time: what the job is for", nullable=True),
 )

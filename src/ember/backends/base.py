@@ -1,0 +1,68 @@
+"""What the scheduler asks of a backend: rows that decode together over a `SlottedCache`.
+
+Contract. Rows in use are the first ones. Prompts are run by `forward` (into `staging` where there
+is one, from which the arena gets a copy), then candidates `join` and all rows take turns in
+`sample` and `advance`. Times and threads are the scheduler's business, memory is the cache's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ember.backends.forward import Forward
+from ember.backends.sampling import SamplingParams
+from ember.cache.contiguous import ContiguousCache
+from ember.cache.slotted import Run, SlottedCache
+
+LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at what was sampled; each look waits
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row as a backend sees it: where its prompt's KV lies, how it samples, and its seed."""
+
+    run: Run
+    params: SamplingParams
+    seed: int
+
+
+class Received(Protocol):
+    """What rows sampled, on its way to the host."""
+
+    def lists(self) -> tuple[list[list[int]], list[list[float]], list[list[float]], list | None]:
+        """Waits; tokens, logprobs, raw logprobs by row and step, and alternatives if any."""
+
+
+class Backend(Protocol):
+    """One implementation of the layers, with its memory; see the module."""
+
+    name: str
+    cache: SlottedCache
+    staging: ContiguousCache | None
+    forward: Forward
+    shares_prompts: bool  # rows read their prompt's KV in the arena; else each has a copy
+    threads: int | None  # of torch, with which a step is fastest; None: whatever there are
+    interval: int  # steps between looks at what was sampled
+    lag: int  # looks that may be on their way while the next steps run
+    tokens: Tensor  # (B,): what was sampled last and runs next
+    logits: Tensor  # (B, V): what is sampled from next
+
+    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+        """Appends rows of one prompt, which sample their first token from its logits (1, V)."""
+
+    def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
+        """Moves rows (from, to), in order; the first `rows` go on, the others end.
+
+        Where none goes on, what was sampled since the last look is forgotten.
+        """
+
+    def sample(self) -> None:
+        """Every row chooses a token from its logits."""
+
+    def advance(self) -> None:
+        """Every row runs the token that it chose last."""
+
+    def receive(self) -> Received:
+        """What was sampled since the last call."""

@@ -1,0 +1,79 @@
+"""The decoder itself as a backend: any architecture, number format and device.
+
+Contract. Neighbouring rows of equal length run together as a span, through `Decoder.forward` over
+a view of their slots. A row's slot holds a copy of its prompt's KV before what it generates, so a
+slot is as long as a whole sequence, and the arena keeps a prompt only until its last candidate has
+joined. With `invariant` every span is one row: no row's arithmetic then depends on another's, not
+by a bit.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ember.backends.base import Candidate
+from ember.backends.forward import Forward
+from ember.backends.rows import TorchRows
+from ember.cache.contiguous import ContiguousCache
+from ember.cache.slotted import SlottedCache
+from ember.model.decoder import Decoder
+
+
+class EagerBackend(TorchRows):
+    """A `Backend` by the decoder's own forward."""
+
+    name = "eager"
+    shares_prompts = False
+    threads = None
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: SlottedCache,
+        forward: Forward,
+        staging: ContiguousCache | None = None,
+        *,
+        invariant: bool = False,
+    ):
+        """`cache`: with slots for prompts and what follows them."""
+        shape = (cache.slots, decoder.arch.vocab_size)
+        logits = torch.zeros(shape, dtype=cache.rows.dtype, device=cache.rows.device)
+        super().__init__(cache, logits, forward, staging)
+        self._decoder, self._invariant = decoder, invariant
+        self._lengths: list[int] = []  # tokens in each row's slot
+        self._spans: list[tuple[slice, ContiguousCache]] = []
+
+    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+        run, first = candidates[0].run, len(self._lengths)
+        new = slice(first, first + len(candidates))
+        self.cache.rows[:, :, new, :, : run.length] = self.cache.view(run).kv
+        self._lengths += [run.length] * len(candidates)
+        super().join(candidates, logits)
+        self._spans = []
+
+    def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
+        for source, target in moves:
+            self.cache.move(source, target, self._lengths[source])
+            self._lengths[target] = self._lengths[source]
+        del self._lengths[rows:]
+        super().leave(moves, rows)
+        self._spans = []
+
+    def advance(self) -> None:
+        for span, cache in self._spans or self._cut():
+            hidden = self._decoder(self._tokens[span, None], cache=cache)
+            self._logits[span] = self._decoder.logits(hidden)[:, 0]
+        self._lengths = [length + 1 for length in self._lengths]
+
+    def _cut(self) -> list[tuple[slice, ContiguousCache]]:
+        """Spans and their memory. They stay until rows join or leave: lengths grow alike."""
+        key = (lambda row: row) if self._invariant else self._lengths.__getitem__
+        for _, same in groupby(range(len(self._lengths)), key):
+            first, *others = same
+            span = slice(first, first + 1 + len(others))
+            cache = ContiguousCache.over(self.cache.rows[:, :, span])
+            cache.advance(self._lengths[first])
+            self._spans.append((span, cache))
+        return self._spans

@@ -1,0 +1,71 @@
+"""How a prompt's KV comes about: computed, or its longest stored prefix copied and the rest run.
+
+Contract. A strategy fills an empty cache with one prompt and gives the logits of its last token.
+It knows the version of the weights, and what it keeps from one call to the next belongs to that
+version alone. `ember.policies.prefill` has one more.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ember.backends.forward import Forward
+from ember.cache.contiguous import ContiguousCache
+from ember.cache.radix import RadixCache
+
+Phase = Callable[[str], AbstractContextManager]
+"""Times a block under a name."""
+
+
+class PlainPrefill:
+    """Runs every prompt as a whole, and keeps nothing."""
+
+    version: str | None = None  # until an engine says
+
+    def use_version(self, version: str) -> None:
+        """The weights are of this version from now on."""
+        self.version = version
+
+    def forget(self) -> None:
+        """Drops what was made by the present version, which turned out to be broken."""
+
+    def fill(
+        self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
+    ) -> tuple[Tensor, int]:
+        """Logits (1, V) of the prompt's last token, and how many tokens were not computed.
+
+        `cache` is empty and has one row.
+        """
+        with phase("prefill"):
+            return forward(torch.from_numpy(np.asarray([prompt], dtype=np.int64)), cache), 0
+
+
+class PrefixPrefill(PlainPrefill):
+    """Copies the longest prefix that a `RadixCache` holds, runs the rest and stores it."""
+
+    def __init__(self, cache: RadixCache):
+        self.cache = cache
+
+    def use_version(self, version: str) -> None:
+        if self.version not in (None, version):
+            self.forget()
+        super().use_version(version)
+
+    def forget(self) -> None:
+        self.cache.invalidate(self.version)
+
+    def fill(
+        self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
+    ) -> tuple[Tensor, int]:
+        with phase("lookup"):
+            ids = np.asarray(prompt, dtype=np.int64)
+            with self.cache.match(self.version, ids[:-1]) as match:  # the last gives the logits
+                cached = match.copy_into(cache)
+        with phase("prefill"):
+            logits = forward(torch.from_numpy(ids[None, cached:]), cache)
+        with phase("store"):
+            self.cache.insert(self.version, ids, lambda start, stop: cache.segment(0, start, stop))
+        return logits, cached

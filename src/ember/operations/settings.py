@@ -1,0 +1,114 @@
+"""What of the configuration only the library can judge: names, shapes, policies, lengths.
+
+Each check takes the typed configuration and gives (path of the key, what is wrong with its
+value). No torch.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ember import peers
+from ember.config.load import Problem, unknown
+from ember.config.settings import Config
+from ember.config.shared import Model
+from ember.model.architecture import Architecture
+from ember.model.folder import read_architecture
+from ember.model.presets import PRESETS
+from ember.policies.build import build_policies
+from ember.records.errors import EmberError
+
+# Depth to check policies against where the model's is not known before it is fetched.
+_DEEP = 1000
+
+
+def check_names(config: Config) -> Iterator[Problem]:
+    """Presets and adapters that nobody knows."""
+    adapters = {file.stem for file in (Path(peers.__file__).parent / "adapters").glob("[a-z]*.py")}
+    p1 = config.p1
+    named = [
+        (("models", name, "preset"), model.preset, PRESETS) for name, model in config.models.items()
+    ]
+    for place, preset in enumerate(p1.architectures.presets):
+        named.append((("p1", "architectures", "presets", place), preset, PRESETS))
+    for place, point in enumerate(p1.frameworks.points):
+        named.append((("p1", "frameworks", "points", place, "preset"), point.preset, PRESETS))
+    for name, framework in p1.frameworks.peers.items():
+        named.append((("p1", "frameworks", "peers", name, "adapter"), framework.adapter, adapters))
+    for path, name, known in named:
+        if name is not None and (wrong := unknown(name, known)):
+            yield path, wrong
+
+
+def check_shapes(config: Config) -> Iterator[Problem]:
+    """Models whose shape is none."""
+    for name, model in config.models.items():
+        if problem := _problem(lambda model=model: shape(model, config)):
+            key = "path" if model.source == "local" else "architecture"
+            yield ("models", name, key), problem
+
+
+def check_policies(config: Config) -> Iterator[Problem]:
+    """Policies that nobody knows, or with other parameters than theirs."""
+    arch = _known_shape(config, config.p1.model)
+    specs = [policy.model_dump() for policy in config.p1.policies]
+    depth = arch.num_layers if arch else _DEEP
+    found = False
+    for place, spec in enumerate(specs):
+        if problem := _problem(lambda spec=spec: build_policies([spec], depth)):
+            found = True
+            yield ("p1", "policies", place), problem
+    if not found and (problem := _problem(lambda: build_policies(specs, depth))):
+        yield ("p1", "policies"), problem
+
+
+def check_lengths(config: Config) -> Iterator[Problem]:
+    """Sequences longer than the model has positions."""
+    shapes = {name: _known_shape(config, name) for name in config.models}
+    asked = []
+    for section, tokens in config.p1.longest().items():
+        asked.append((("p1", section), tokens, config.p1.model, shapes[config.p1.model]))
+    for name, model in config.models.items():
+        if model.training:
+            path = ("models", name, "training", "sequence_length")
+            asked.append((path, model.training.sequence_length, name, shapes[name]))
+    for place, point in enumerate(config.p1.frameworks.points):
+        tokens = point.prompt_tokens + point.new_tokens
+        arch = Architecture.make(point.preset) if point.preset in PRESETS else None
+        asked.append((("p1", "frameworks", "points", place), tokens, point.preset, arch))
+    for path, tokens, name, arch in asked:
+        if arch and tokens > arch.max_positions:
+            yield (
+                path,
+                f"asks for sequences of {tokens} tokens, and {name} has {arch.max_positions} "
+                "positions. Shorten them, or choose a model with a longer context.",
+            )
+
+
+CHECKS = (check_names, check_shapes, check_policies, check_lengths)
+
+
+def shape(model: Model, config: Config) -> Architecture | None:
+    """The architecture of a configured model; None where it is not known before it is fetched."""
+    if model.source == "hub":
+        return None
+    if model.source == "local":
+        # That it is there at all is checked apart.
+        there = (Path(model.path) / "config.json").is_file()
+        return read_architecture(model.path) if there else None
+    given = {"vocab_size": config.tokenizer.vocab_size} if model.source == "train" else {}
+    return Architecture.make(model.preset, **model.architecture | given)
+
+
+def _known_shape(config: Config, name: str) -> Architecture | None:
+    try:
+        return shape(config.models[name], config)
+    except EmberError:  # said by `check_shapes`
+        return None
+
+
+def _problem(call: Callable[[], object]) -> str | None:
+    try:
+        call()
+    except EmberError as error:
+        return " ".join(str(error).split())
+    return None

@@ -1,0 +1,165 @@
+"""Names, shapes, policies and lengths are checked against the library while planning."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ember.config.load import ConfigError, load
+from ember.model.architecture import Architecture
+from ember.operations.settings import CHECKS
+from ember.peers.client import ADAPTERS
+from tests.config.scales import SCALES, at, changed, having, leaves, merged
+
+
+def checked(config):
+    return load(config, (), CHECKS)
+
+
+def refusal(config) -> str | None:
+    """Why a configuration is refused; None where it is not."""
+    try:
+        checked(config)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_committed_scales_pass(scale):
+    assert checked(merged(scale)).scale == scale
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("p1", "policies"), [{"name": "naif"}], "policies.0.*naif.*Did you mean 'naive'"),
+        (("p1", "policies"), [{"name": "updatable_kv", "every": 3}], "policies.0.*needs rank"),
+        (("p1", "policies"), [{"name": "periodic_refresh", "evry": 3}], "mean 'every'"),
+        (("p1", "policies"), [{"name": "naive", "rank": 3}], "naive has no 'rank'"),
+        (("p1", "policies"), [{"name": "keep_region", "first_layers": 5}], "0..4"),
+        (
+            ("p1", "policies"),
+            [{"name": "naive"}, {"name": "naive", "rank": None}],
+            "policies.*once",
+        ),
+        (("p1", "architectures", "presets"), ["qwen3-0.6"], "presets.0.*mean 'qwen3-0.6b'"),
+        (("models", "policy"), {"source": "random", "preset": "qwen9"}, "policy.preset.*'qwen3"),
+        (("models", "policy", "architecture", "num_heads"), 3, "policy.architecture.*num_kv_heads"),
+        (("models", "policy", "architecture", "hidden"), 3, "architecture field 'hidden'"),
+        (("models", "policy", "training", "sequence_length"), 8193, "has 8192 positions"),
+        (("p1", "peers", "points", 1, "preset"), "qwen3", "points.1.preset.*qwen3"),
+        (("p1", "peers", "points", 1, "prompt_tokens"), 10**6, "points.1.*qwen3-0.6b has 40960"),
+        (("p1", "peers", "frameworks", "vllm", "adapter"), "vllm", "mean 'vllm_offline'"),
+        (("p1", "rounds", "rounds"), 10**9, "rounds.*10000"),
+    ],
+)
+def test_what_the_library_does_not_know_is_refused_with_the_nearest(path, value, said):
+    with pytest.raises(ConfigError, match=said):
+        checked(changed(merged("tiny"), path, value))
+
+
+LENGTHS = ("context", "contexts", "generation", "generations", "prompts", "prompt_tokens", "tokens")
+LENGTHS += ("new_tokens", "train_tokens")
+TINY = [
+    (path, value)
+    for path, value in leaves(merged("tiny"))
+    if path[0] == "p1" and path[-1] in LENGTHS and path[1] not in ("architectures", "rollouts")
+    # Numbers of prompts, not their lengths.
+    if path[1:] not in (("rounds", "prompts"), ("lora", "prompts"))
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(TINY), st.integers(8193, 10**6))
+def test_any_length_beyond_the_models_positions_is_refused_by_section(leaf, tokens):
+    path, value = leaf
+    tokens = [tokens] if isinstance(value, list) else tokens
+    if "points" in path and path[1] == "peers" and path[3] == 1:
+        tokens += 40960  # a point of another shape
+    with pytest.raises(ConfigError, match=rf"p1\.{path[1]}.*positions"):
+        checked(changed(merged("tiny"), path, tokens))
+
+
+def test_there_is_a_length_of_every_study_that_runs_sequences():
+    assert {path[1] for path, _ in TINY} == {
+        *("gates", "profile", "prefix", "speed", "pipeline", "roofline", "peers", "loading"),
+        *("memory", "rounds", "lora"),
+    }
+
+
+NUMBERS = sorted(
+    {
+        path
+        for scale in SCALES
+        for path, v in leaves(merged(scale))
+        if isinstance(v, int | float) and not isinstance(v, bool)
+    },
+    key=str,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(NUMBERS),
+    st.sampled_from([-1, 10**400, math.inf, -math.inf, math.nan, True, "5", None, [], {}]),
+)
+def test_no_number_takes_what_is_none_or_absurd(path, value):
+    for config in having(path):
+        if value is None and at(config, path) is None:
+            continue
+        said = refusal(changed(config, path, value))
+        if said is not None:
+            assert str(path[0]) in said
+            continue
+        # Where a switch, a text or a missing value is as good.
+        assert value in (True, "5", None), (path, value)
+        assert {"architecture", "arguments", "policies", "max_bytes"} & set(path), (path, value)
+
+
+names = st.sampled_from(
+    ["naive", "prefix_only", "update_locality", "periodic_refresh", "updatable_kv", "keep_region"]
+)
+parameters = st.dictionaries(
+    st.sampled_from(["freeze", "freeze_layers", "every", "rank", "share_prefix", "last_tokens"]),
+    st.none() | st.booleans() | st.integers(-2, 10**10) | st.floats() | st.text(max_size=3),
+    max_size=4,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(names | st.text(max_size=5), parameters), min_size=1, max_size=3))
+def test_any_list_of_policies_is_built_or_refused(drawn):
+    specs = [{"name": name} | given for name, given in drawn]
+    said = refusal(changed(merged("tiny"), ("p1", "policies"), specs))
+    assert said is None or "p1.policies" in said
+
+
+def test_a_local_models_own_positions_count(tmp_path):
+    arch = Architecture.make("qwen3-0.6b")
+    (tmp_path / "config.json").write_text(json.dumps(arch.to_hf() | {"max_position_embeddings": 9}))
+    config = changed(
+        merged("tiny"), ("models", "policy"), {"source": "local", "path": str(tmp_path)}
+    )
+    with pytest.raises(ConfigError, match=r"p1.profile.*policy has 9 positions"):
+        checked(config)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"models.policy.path"):
+        checked(config)
+
+
+def test_an_adapter_is_a_file_of_the_adapters():
+    frameworks = merged("tiny")["p1"]["peers"]["frameworks"]
+    for name in ADAPTERS:
+        checked(changed(merged("tiny"), ("p1", "peers", "frameworks", "vllm", "adapter"), name))
+    assert {framework["adapter"] for framework in frameworks.values()} == set(ADAPTERS)
+
+
+def test_planning_needs_no_torch():
+    command = "import sys, ember.operations.settings; print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
