@@ -32,7 +32,8 @@ from ember.model.presets import PRESETS
 from ember.records.errors import EmberError
 from ember.records.foreign import Fields, parse, read_object
 from ember.text.tokenizer import load_tokenizer, save_tokenizer, train_bpe
-from tests.lora.tiny import adapter_of, tiny_decoder
+from tests.lora.adapters import adapter_of
+from tests.tiny import wild
 
 CONFIGS = 70_000  # mutations of configs, parsed alone
 FILES = 4_000  # of each of the other files, read from disk
@@ -157,7 +158,7 @@ def test_mutated_configs():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    decoder = tiny_decoder(tie_embeddings=True)
+    decoder = wild(tie_embeddings=True)
     save_decoder(decoder, folder / "model")
     save_decoder(decoder, folder / "sharded")
     (folder / "sharded" / WEIGHTS).rename(folder / "sharded" / "shard.safetensors")

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ember.records.atomic import write_json
 from ember.records.errors import BadProvenance
+from ember.records.foreign import parse
 from ember.records.remedy import again, remake
 
 SIDECAR = "provenance.json"
@@ -332,7 +333,7 @@ def _pdf_string(content: bytes, place: int) -> str:
 
 def _loads(path: Path, text: bytes | str) -> dict:
     try:
-        data = json.loads(text)
+        data = parse(text)
     except ValueError:
         data = None
     if not isinstance(data, dict):
