@@ -236,7 +236,7 @@ def test_make_gives_the_family_its_switches_and_a_preset_its_sizes():
         ({"sliding_window": 4, "sliding_layers": (2,)}, r"sliding_layers are \(2,\)"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"hidden_size": "32"}, "hidden_size is '32'"),
-        ({"num_layer": 2}, "Did you mean num_layers"),
+        ({"num_layer": 2}, "Did you mean 'num_layers'"),
         ({"model_type": "mamba"}, "Supported model types: gemma3_text, gpt_neox, llama"),
     ],
 )
