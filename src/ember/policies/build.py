@@ -1,6 +1,5 @@
 """Policies from the configuration: plain dicts in, policy objects out. No torch."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -16,6 +15,7 @@ from ember.policies.policy import (
     compose,
     layer_count,
 )
+from ember.records.errors import nearest
 
 
 def build_policies(specs: Sequence[Mapping], num_layers: int) -> list[CachePolicy]:
@@ -55,10 +55,10 @@ def _build(spec: dict, num_layers: int) -> CachePolicy:
     spec = {key: value for key, value in spec.items() if value is not None}
     name = spec.pop("name", None)
     if name not in _NEEDS:
-        raise BadPolicy(f"policies: unknown policy {name!r}.{_nearest(name, _NEEDS)}")
+        raise BadPolicy(f"policies: unknown policy {name!r}.{nearest(name, _NEEDS)}")
     for key in spec:
         if key not in _TAKES[name]:
-            raise BadPolicy(f"policies: {name} has no {key!r}.{_nearest(key, _TAKES[name])}")
+            raise BadPolicy(f"policies: {name} has no {key!r}.{nearest(key, _TAKES[name])}")
     freeze = _freeze(name, spec, num_layers)
     given = set(spec) | ({"freeze"} if freeze is not None else set())
     missing = [key for key in _NEEDS[name] if key not in given]
@@ -97,10 +97,3 @@ def _freeze(name: str, spec: dict, num_layers: int) -> int | None:
             "or their number as freeze_layers"
         )
     return round(fraction * num_layers)
-
-
-def _nearest(name, known) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Choose one of {', '.join(known)}." if known else " It takes no parameters."
