@@ -6,17 +6,30 @@ configfile: str(ROOT / "config" / "config.yaml")
 configfile: scale_file(config)
 
 
-include: "rules/settings.smk"
-include: "rules/models.smk"
-include: "rules/p1_gates.smk"
-include: "rules/p1_profile.smk"
-include: "rules/p1_engine.smk"
-include: "rules/p1_pipeline.smk"
-include: "rules/p1_peers.smk"
-include: "rules/p1_prefix.smk"
-include: "rules/p1_policies.smk"
-include: "rules/p1_lora.smk"
-include: "rules/p1_rollout.smk"
+SETTINGS = load_settings(config)
+before_planning(SETTINGS)
+
+
+onstart:
+    before_work(SETTINGS)
+
+
+wildcard_constraints:
+    corpus="|".join(SETTINGS["corpora"]),
+    model="|".join(SETTINGS["models"]),
+    shard=r"\d+",
+
+
+include: "rules/p1.smk"
+include: "rules/bases.smk"
+include: "rules/shared.smk"
+
+
+for file in sorted((ROOT / "rules" / "p1").glob("*.smk")):
+
+    include: file
+
+
 include: "rules/paper.smk"
 include: "rules/workflow.smk"
 
@@ -24,30 +37,28 @@ include: "rules/workflow.smk"
 rule all:
     default_target: True
     input:
-        P1_PRODUCTS,
-        PAPER_PRODUCTS,
-        WORKFLOW_PRODUCTS,
+        products("P1", "Paper", "Workflow"),
     message:
         "Every product of every programme"
 
 
 rule p1:
     input:
-        P1_PRODUCTS,
+        products("P1"),
     message:
         "P1: KV-cache policies for RL rollouts"
 
 
 rule paper:
     input:
-        PAPER_PRODUCTS,
+        products("Paper"),
     message:
         "Decisions and readiness of the paper"
 
 
 rule workflow_cost:
     input:
-        WORKFLOW_PRODUCTS,
+        products("Workflow"),
     message:
         "What the workflow itself costs"
 
@@ -55,75 +66,37 @@ rule workflow_cost:
 rule p1_gates:
     input:
         inter("p1/gates.parquet"),
-        table("p1_architectures"),
+        products("Gates"),
     message:
         "P1-0: the hard gates"
 
 
-rule p1_profile:
-    input:
-        figure("p1_fig2"),
-        table("p1_prefill_share"),
-        table("p1_engine_speed"),
-        figure("p1_roofline"),
-        table("p1_roofline"),
-        figure("p1_pipeline_splits"),
-        figure("p1_gantt"),
-        table("p1_pipeline"),
-        figure("p1_frameworks"),
-        table("p1_frameworks"),
-        figure("p1_loading"),
-        table("p1_loading"),
-        table("p1_memory_budget"),
-    message:
-        "P1-1: where a rollout's time goes, on one device and on two"
+for target, message, *sections in (
+    ("p1_profile", "P1-1: a rollout's time", "Profile", "Engine", "Pipeline"),
+    ("p1_prefix", "P1-2: what the prefix cache saves", "Prefix cache"),
+    ("p1_lora", "P1-3: LoRA adapters, aligned and switched in place", "LoRA"),
+    ("p1_rollout", "P1-4: the batched rollout: speed, consistency", "Rollout"),
+    ("p1_policies", "P1-5, P1-6.1: cache policies and their cost", "Policies"),
+):
 
-
-rule p1_prefix:
-    input:
-        figure("p1_sec44"),
-        table("p1_prefix_savings"),
-    message:
-        "P1-2: what the prefix cache saves"
-
-
-rule p1_policies:
-    input:
-        figure("p1_fig3"),
-        table("p1_policies"),
-    message:
-        "P1-5, P1-6.1: cache policies and their modelled cumulative cost"
-
-
-rule p1_lora:
-    input:
-        figure("p1_lora_latency"),
-        figure("p1_lora_layers"),
-        figure("p1_lora_blocks"),
-        table("p1_lora_latency"),
-        table("p1_lora_alignment"),
-    message:
-        "P1-3: LoRA adapters, aligned with PEFT and switched in place"
-
-
-rule p1_rollout:
-    input:
-        figure("p1_rollout"),
-        table("p1_rollout_speed"),
-        table("p1_rollout_consistency"),
-    message:
-        "P1-4: the batched rollout, its speed and its consistency"
+    rule:
+        name:
+            target
+        input:
+            products(*sections),
+        message:
+            message
 
 
 rule p1_fig2:
     input:
-        figure("p1_fig2"),
+        multiext("results/p1_fig2", ".png", ".pdf", ".caption.md"),
     message:
         "Figure 2"
 
 
 rule p1_fig3:
     input:
-        figure("p1_fig3"),
+        multiext("results/p1_fig3", ".png", ".pdf", ".caption.md"),
     message:
         "Figure 3"

@@ -1,44 +1,43 @@
 # Helpers of the rules: where files go, what code a job depends on, what it asks for.
 # They are pure functions of the configuration; the rules hold no logic of their own.
+import copy
 import sys
 from functools import lru_cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.utils import update_config
 
 # Not workflow.basedir: that is workflow/ when a catalogue starts from workflow/Snakefile.
 ROOT = Path(str(workflow.current_basedir)).resolve().parent
 SRC = ROOT / "src"
+# What profile, command line or an outer workflow set over the configuration files.
+GIVEN = copy.deepcopy(dict(config))
 
-# This checkout's library, whatever is installed.
-if str(SRC) not in sys.path:
-    sys.path.insert(0, str(SRC))
+# This checkout's library, whatever is installed or stands on PYTHONPATH.
+sys.path[:] = [str(SRC), *(path for path in sys.path if path != str(SRC))]
 
 from ember.config.load import ConfigError, check_scale, load, with_types
-from ember.operations.history import (
-    predict,
-    read_history,
-    rule_names,
-    runtime_minutes,
-)
-from ember.operations.preflight import (
-    check_anchor,
-    check_local,
-    check_models,
-    check_place,
-    prepare_environment,
-)
+from ember.operations import history, preflight
+from ember.operations.plan import run_scale
 from ember.operations.settings import CHECKS
-from ember.records.code import code_hashes
+from ember.records.code import Library
 from ember.records.errors import EmberError
 
-prepare_environment(SRC)
+preflight.prepare_environment(SRC, sys.argv)
+ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
+LIBRARY = Library(SRC)
+PRODUCTS = []  # programme, section and path, as the rules declare them
+# A --configfile on the command line replaces the profile's, and with it the profile's scale.
+if "scale" not in GIVEN and (scale := run_scale()):
+    GIVEN["scale"] = scale
 
 
 def scale_file(config):
     """The file of the chosen scale, or an error that names the nearest one."""
     try:
-        return str(check_scale(config.get("scale"), ROOT / "config" / "scale"))
+        scale = GIVEN.get("scale", config.get("scale", "tiny"))
+        return str(check_scale(scale, ROOT / "config" / "scale"))
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
 
@@ -47,42 +46,55 @@ def load_settings(config):
     """The checked configuration as plain values; unknown and ill-typed keys are errors."""
     import yaml
 
+    # Read here as well: in a module with a configuration of its own, Snakemake reads no files.
     files = [ROOT / "config" / "config.yaml", Path(scale_file(config))]
-    sources = [(str(f.relative_to(ROOT)), yaml.safe_load(f.read_text())) for f in files]
-    given = given_settings()
-    sources.append(("--config or --configfile", given))
+    sources = [
+        (str(f.relative_to(ROOT)), yaml.safe_load(f.read_text("utf-8"))) for f in files
+    ]
+    merged = {}
+    for _, values in sources:
+        update_config(merged, values)
+    sources.append(("--config or --configfile", GIVEN))
     try:
-        return load(with_types(config, given), sources, CHECKS).model_dump()
+        settings = load(with_types(merged, GIVEN), sources, CHECKS).model_dump()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
+    config["scale"] = settings["scale"]  # jobs are told the scale by it
+    return settings
 
 
 def given_settings():
-    """What profile and command line set over the configuration files."""
-    return dict(workflow.config_settings.overwrite_config)
-
-
-def stages():
-    """The file of rules/ that holds each rule read so far."""
-    return {rule.name: Path(rule.snakefile).stem for rule in workflow.rules}
+    """What profile, command line or an outer workflow set over the configuration files."""
+    return GIVEN
 
 
 def before_planning(settings):
     """Stop before any rule is planned where a named model or corpus is not there."""
     try:
-        check_place(Path("results"))
-        check_models(settings, Path.cwd())
-        check_anchor(settings, Path.cwd())
+        preflight.check_place(Path("results"))
+        preflight.check_models(settings, Path.cwd())
+        preflight.check_anchor(settings, Path.cwd())
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 
 
 def before_work(settings):
-    """Stop before the first job where results or the device cannot be had."""
+    """Stop before the first job where results, the device or the cluster cannot be had."""
+    executor = workflow.executor_plugin.name if workflow.executor_plugin else "local"
     try:
-        check_local(settings, Path("results"), local=workflow.local_exec)
+        preflight.check_local(settings, Path("results"), executor)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
+
+
+def stages():
+    """The file of rules/ that holds each one read so far, as p1_gates for rules/p1/gates.smk."""
+    found = {}
+    for one in workflow.rules:
+        place = Path(one.snakefile).resolve().relative_to(ROOT / "rules")
+        if place.name != "bases.smk":
+            found[one.name] = "_".join(place.with_suffix("").parts)
+    return found
 
 
 def conf(*keys):
@@ -103,110 +115,66 @@ def inter(path):
     return f"results/{SETTINGS['scale']}/{path}"
 
 
-def figure(name):
-    """A figure of the paper: raster, vector and the caption with its numbers."""
-    return [f"results/{name}{ending}" for ending in (".png", ".pdf", ".caption.md")]
+def figure(name, section, shows):
+    """Declares a figure, made of raster (in the report), vector and caption."""
+    return _product(name, section, shows, ".png", ".pdf", ".caption.md")
 
 
-def table(name):
-    """A table of the paper: data, and the forms people paste."""
-    return [f"results/{name}{ending}" for ending in (".parquet", ".csv", ".md", ".tex")]
+def table(name, section, shows):
+    """Declares a final table, made of data and the forms people paste."""
+    return _product(name, section, shows, ".parquet", ".csv", ".md", ".tex")
 
 
-def reported_figure(name, category, subcategory=None):
-    """The files of a figure, with the raster shown in the report."""
-    return [_reported(name, ".png", category, subcategory), *figure(name)[1:]]
-
-
-def reported_table(name, category, subcategory=None):
-    """The files of a table, with the CSV shown in the report."""
-    parquet, _, *rest = table(name)
-    return [parquet, _reported(name, ".csv", category, subcategory), *rest]
-
-
-def _reported(name, ending, category, subcategory):
-    return report(
-        f"results/{name}{ending}",
-        caption=str(ROOT / "workflow" / "report" / f"{name}.rst"),
-        category=category,
-        subcategory=subcategory,
+def _product(name, section, shows, *endings):
+    programme = "P1" if name.startswith("p1_") else section
+    files = [f"results/{name}{ending}" for ending in endings]
+    PRODUCTS.extend((programme, section, file) for file in files)
+    shown = report(
+        files[".csv" in endings],
+        caption=str(ROOT / "workflow" / "report" / "product.rst"),
+        category=programme,
+        subcategory=section if section != programme else None,
+        labels={"product": name, "shows": shows},
     )
+    return [shown if file == str(shown) else file for file in files]
 
 
-def logs(name):
-    """The log of a rule: logs/<scale>/<name>.log."""
-    return f"logs/{SETTINGS['scale']}/{name}.log"
+def products(*wanted):
+    """Files of the products declared so far, of programmes or sections of one."""
+    return [path for *places, path in PRODUCTS if {*places} & {*wanted}]
 
 
-def bench(name):
-    """Snakemake's own timing of a rule."""
-    return f"results/{SETTINGS['scale']}/benchmarks/{name}.jsonl"
+def study(step):
+    """Params of a rule whose step (`ember.studies.steps`) makes intermediate tables."""
+    return _run("study.py", step)
 
 
-def code_of_scripts():
-    """Hash of every script with everything it imports from the library, by file name."""
+def publish(step):
+    """Params of a rule whose step makes a final table."""
+    return _run("publish.py", step)
+
+
+def plot(step):
+    """Params of a rule whose step draws a figure."""
+    return _run("plot.py", step)
+
+
+def own_script(name):
+    """Params of a rule with a script of its own."""
+    return {"script": name, "code": code(name)}
+
+
+def _run(name, step):
+    return {"script": name, "step": step, "code": code(name, step)}
+
+
+def code(script, step=None):
+    """Hash of a script, of a step's module, and of all that they import from the library."""
+    modules = [f"ember.studies.{step.rpartition('.')[0]}"] if step else []
     try:
-        return code_hashes((ROOT / "workflow" / "scripts").glob("*.py"), SRC)
+        return LIBRARY.code_hash(ROOT / "workflow" / "scripts" / script, *modules)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
-
-
-def code(script):
-    """Hash of a script and of everything it imports from the library."""
-    return CODE[script]
-
-
-def scripts(script):
-    """Path of a rule's script."""
-    return str(ROOT / "workflow" / "scripts" / script)
-
-
-def model_dir(name=None):
-    """Directory of a model, by default of the one that P1 measures."""
-    return inter(f"models/{name or SETTINGS['p1']['model']}")
-
-
-def workload_inputs(wildcards):
-    """A model with real weights reads real text; random weights read random tokens."""
-    model = SETTINGS["models"][SETTINGS["p1"]["model"]]
-    corpus = (
-        {} if model["source"] == "random" else {"corpus": inter("corpora/long.parquet")}
-    )
-    return {"model": model_dir()} | corpus
-
-
-def cost_contexts():
-    """Prompt lengths of the cumulative cost."""
-    return sorted({point["context"] for point in SETTINGS["p1"]["rounds"]["points"]})
-
-
-def longest_prompt():
-    """Tokens a prompt of the workload must have for every rule that cuts one from it."""
-    p1 = SETTINGS["p1"]
-    return max(
-        *p1["profile"]["contexts"],
-        *p1["prefix"]["prompts"],
-        *cost_contexts(),
-        p1["speed"]["prompt_tokens"],
-        p1["pipeline"]["context"],
-        p1["loading"]["prompt_tokens"],
-        *(point["prompt_tokens"] for point in p1["peers"]["points"]),
-        p1["rollouts"]["context"],
-        p1["rollouts"]["checks"]["prompt_tokens"],
-    )
-
-
-def peer_environments():
-    """Peers whose own Python is there: the comparison runs again when one is installed."""
-    frameworks = SETTINGS["p1"]["peers"]["frameworks"]
-    own = {name: peer["python"] for name, peer in frameworks.items() if peer["python"]}
-    return [name for name, python in own.items() if (ROOT / python).is_file()]
-
-
-def rollout_settings():
-    """The calls that are timed, without the checks, which are another rule's."""
-    settings = SETTINGS["p1"]["rollouts"]
-    return {key: settings[key] for key in settings if key != "checks"}
 
 
 def models_from(*sources):
@@ -219,9 +187,7 @@ def models_from(*sources):
 
 def runtime_settings():
     """What every rule that runs a model depends on."""
-    return {key: SETTINGS[key] for key in ("device", "dtype")} | {
-        "seed": SETTINGS["seed"]
-    }
+    return {key: SETTINGS[key] for key in ("device", "dtype", "seed")}
 
 
 def threads_for_model():
@@ -234,55 +200,26 @@ def gpus():
     return 1 if SETTINGS["device"] == "cuda" else 0
 
 
-def stage_gpus():
-    """Accelerators of a job that runs two pipeline stages."""
-    return SETTINGS["p1"]["pipeline"]["gpus"] if gpus() else 0
-
-
-def stage_settings(job):
-    """The settings of `p1.pipeline` that one of its jobs uses, so that it reruns only for those."""
-    settings, profile = SETTINGS["p1"]["pipeline"], SETTINGS["p1"]["profile"]
-    shape = ["context", "generation", "sequences", "micro_batches", "chunks", "timeout"]
-    if job == "rollout":
-        return {
-            "contexts": profile["contexts"],
-            "generations": profile["generations"],
-            "warmup": profile["warmup"],
-            "repeats": settings["rollout_repeats"],
-            "split_fraction": settings["rollout_split"],
-            "chunks": settings["rollout_chunks"],
-            "timeout": settings["timeout"],
-        }
-    own = {
-        "layers": ["cost_repeats"],
-        "sweep": ["split_fractions", "warmup", "repeats"],
-    }
-    return {key: settings[key] for key in [*shape, *own[job]]}
-
-
-def anchor():
-    """An earlier pipeline table to compare with; nothing where none is set."""
-    return SETTINGS["p1"]["pipeline"]["anchor"] or []
-
-
 def grow(base):
     """A resource that doubles with each attempt, so that a retry can succeed."""
     return lambda wildcards, attempt: base * 2 ** (attempt - 1)
 
 
 @lru_cache(maxsize=1)
-def history():
+def earlier_jobs():
     """What earlier jobs of this scale took, here and on the machines under docs/measured."""
     scale, measured = SETTINGS["scale"], ROOT / "docs" / "measured"
-    return read_history(scale, Path("results"), measured, rule_names(ROOT))
+    return history.read_history(scale, Path("results"), measured)
 
 
 def minutes(limit):
     """Minutes of a job: by its earlier runs, or `limit` where there are none (docs/estimate.md)."""
     resources, gpu = SETTINGS["resources"], None if gpus() else False
     factor, minimum = resources["runtime_factor"], resources["runtime_minimum"]
-    return lambda wildcards, attempt, rulename: runtime_minutes(
-        predict(history(), "_".join([rulename, *wildcards]), rulename, gpu),
+    return lambda wildcards, attempt, rulename: history.runtime_minutes(
+        history.predict(
+            earlier_jobs(), "_".join([rulename, *wildcards]), rulename, gpu
+        ),
         limit,
         attempt,
         factor,

@@ -1,64 +1,40 @@
 # Verdicts computed from tables, and what the paper still lacks.
 
 
-# Seconds of work: not worth a cluster job each.
-localrules:
-    decide,
-    assess_readiness,
-
-
-rule decide:
+use rule job as decide with:
     input:
         gates=inter("p1/gates.parquet"),
         share="results/p1_prefill_share.parquet",
         savings="results/p1_prefix_savings.parquet",
         speed="results/p1_engine_speed.parquet",
         alignment="results/p1_lora_alignment.parquet",
-        weights=inter("p1/lora/weights.parquet"),
+        weights=inter("p1/lora_alignment/weights.parquet"),
         latency="results/p1_lora_latency.parquet",
-        exact=inter("p1/lora/exact.parquet"),
+        exact=inter("p1/lora_latency/exact.parquet"),
     output:
-        reported_table("decisions", "Paper"),
-    log:
-        logs("decide"),
-    benchmark:
-        bench("decide")
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=grow(1000),
-        runtime=minutes(5),
+        table("decisions", "Paper", "Gates and go/no-go rules"),
+    pathvars:
+        job="decide",
+    localrule: True
     params:
+        **publish("paper.decisions.summary.decide"),
         thresholds=conf("p1", "decisions"),
         scale=conf("scale"),
-        code=code("decide.py"),
     message:
         "Every go/no-go rule, applied to the tables it names"
-    script:
-        scripts("decide.py")
 
 
-rule assess_readiness:
+use rule job as assess_readiness with:
     input:
-        P1_PRODUCTS,
+        products("P1"),
         decisions="results/decisions.parquet",
     output:
-        reported_table("readiness", "Paper"),
-    log:
-        logs("assess_readiness"),
-    benchmark:
-        bench("assess_readiness")
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=grow(1000),
-        runtime=minutes(5),
+        table("readiness", "Paper", "What the paper still lacks"),
+    pathvars:
+        job="assess_readiness",
+    localrule: True
     params:
+        **publish("paper.readiness.summary.assess"),
         scale=conf("scale"),
-        code=code("assess_readiness.py"),
     message:
         "For every item of the paper: ready, or what is missing (P1-11.1)"
-    script:
-        scripts("assess_readiness.py")

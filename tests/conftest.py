@@ -52,3 +52,13 @@ def interpreted(request) -> subprocess.CompletedProcess:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory):
+    """A directory that declares random weights: two layers, vocabulary of 97."""
+    from tests.tiny import declared  # not every test needs torch
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_layers": 2, "vocab_size": 97}
+    folder = tmp_path_factory.mktemp("random-model")
+    return declared(folder, **sizes, max_positions=256, tie_embeddings=True)

@@ -9,8 +9,8 @@ from ember.backends.sampling import SamplingParams
 from ember.backends.select import Unsupported
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from tests.backends.architectures import ARCHITECTURES, PACKED, draw, wild
 from tests.backends.steps import BACKENDS, add, backend_of, force, step_through
+from tests.tiny import ARCHITECTURES, PACKED, draw, wild
 
 PAIRS = [(b, a) for b in BACKENDS for a in ARCHITECTURES if b == "eager" or a in PACKED]
 everywhere = pytest.mark.parametrize(("backend", "architecture"), PAIRS)

@@ -10,8 +10,8 @@ from ember.backends.sampling import SamplingParams
 from ember.backends.threads import restored_threads
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from tests.backends.architectures import draw, wild
 from tests.backends.steps import backend_of, step_through
+from tests.tiny import draw, wild
 
 SIZES = {  # not multiples of a vector's 16
     "hidden_size": 56,

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,3 +138,46 @@ def test_distributions_are_those_of_transformers_processors(cuts):
 def test_parameters_out_of_range_are_named(bad):
     with pytest.raises(BadSampling, match=f"{next(iter(bad))} is"):
         SamplingParams(**bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "remedy"),
+    [
+        ({"top_k": 2.5}, "whole number"),
+        ({"top_k": None}, "whole number"),
+        ({"n": "3"}, "whole number"),
+        ({"max_tokens": True}, "whole number"),
+        ({"seed": 0.5}, "whole number"),
+        ({"logprobs": 1.0}, "whole number"),
+        ({"stop_token_ids": ("7",)}, "whole number"),
+        ({"stop_token_ids": 7}, "a list"),
+        ({"stop_token_ids": (-1,)}, "0 or more"),
+        ({"stop": 5}, "a list"),
+        ({"stop": (5,)}, "not empty"),
+        ({"temperature": "1"}, "Give a number"),
+        ({"temperature": None}, "Give a number"),
+        ({"temperature": math.inf}, "0 or more"),
+        ({"top_p": math.nan}, r"\(0, 1\]"),
+        ({"min_p": True}, "Give a number"),
+        ({"ignore_eos": 1}, "True or False"),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_named(bad, remedy):
+    with pytest.raises(BadSampling, match=rf"^{next(iter(bad))} is(.|\n)*{remedy}"):
+        SamplingParams(**bad)
+
+
+def test_numbers_of_numpy_and_iterables_serve():
+    given = SamplingParams(
+        n=np.int64(2), temperature=np.float32(0.5), top_k=-1, stop_token_ids=iter([np.int32(3)])
+    )
+    assert given == SamplingParams(n=2, temperature=0.5, stop_token_ids=[3])
+    assert (type(given.n), type(given.stop_token_ids[0])) == (int, int)
+
+
+def test_a_missing_seed_is_drawn_and_a_given_one_stays():
+    params = SamplingParams(seed=None)
+    drawn = {params.with_seed().seed for _ in range(9)}
+    assert len(drawn) == 9
+    assert params.seed is None
+    assert SamplingParams(seed=3).with_seed().seed == 3

@@ -9,7 +9,7 @@ from ember.backends import select as module
 from ember.backends.select import Case, Unsupported, select, unsupported_reason
 from ember.model.architecture import Architecture
 from ember.model.presets import PRESETS
-from tests.backends.architectures import ARCHITECTURES, CHANGES, PACKED, SIZES, wild
+from tests.tiny import ARCHITECTURES, PACKED, tiny, wild
 
 CPU = torch.device("cpu")
 with_triton = pytest.mark.skipif(
@@ -19,8 +19,8 @@ with_triton = pytest.mark.skipif(
 
 def case(model_type: str = "qwen3", **fields) -> Case:
     named = {k: fields.pop(k) for k in list(fields) if k in Case.__dataclass_fields__}
-    arch = Architecture.make(model_type=model_type, **SIZES | CHANGES.get(model_type, {}) | fields)
-    return Case(**{"arch": arch, "device": CPU, "dtype": torch.float32} | named)
+    about = {"arch": tiny(model_type, **fields), "device": CPU, "dtype": torch.float32}
+    return Case(**about | named)
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -106,7 +106,8 @@ def test_a_backend_asked_for_by_name_runs_or_is_refused():
 
 
 def test_every_architecture_but_those_two_is_packed():
-    for arch in PRESETS.values():
+    for preset in PRESETS:
+        arch = Architecture.make(preset)
         reason = module.unsupported_architecture(arch)
         assert (reason is None) == (arch.model_type in PACKED), arch.model_type
         assert reason is None or "norm" in reason

@@ -5,19 +5,9 @@ from hypothesis import strategies as st
 
 from ember.cache.base import BadCacheUse, CacheFull
 from ember.cache.contiguous import ContiguousCache
-from ember.model.architecture import Architecture
+from tests.tiny import tiny
 
-ARCH = Architecture.make(
-    model_type="qwen3",
-    hidden_size=16,
-    intermediate_size=16,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    vocab_size=8,
-    max_positions=32,
-)
+ARCH = tiny(head_dim=4, vocab_size=8, max_positions=32)
 
 
 def draw(tokens: int, batch: int = 2, seed: int = 0):

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.radix import BadSegment, RadixCache
-from ember.model.architecture import Architecture
+from tests.tiny import tiny
 
 LAYERS, HEADS, DIM = 2, 1, 2
 TOKEN_BYTES = LAYERS * 2 * HEADS * DIM * 4
@@ -310,17 +310,7 @@ def test_a_zero_budget_stores_nothing():
 
 
 def test_copy_into_fills_every_row_and_layer():
-    arch = Architecture.make(
-        model_type="llama",
-        hidden_size=4,
-        intermediate_size=4,
-        num_layers=LAYERS,
-        num_heads=HEADS,
-        num_kv_heads=HEADS,
-        head_dim=DIM,
-        vocab_size=8,
-        max_positions=8,
-    )
+    arch = tiny(num_layers=LAYERS, num_heads=HEADS, num_kv_heads=HEADS, head_dim=DIM)
     cache = RadixCache(1 << 20)
     insert(cache, "v0", (1, 2, 3, 4))
     insert(cache, "v0", (1, 2, 5, 6))

@@ -8,19 +8,9 @@ from hypothesis import strategies as st
 from ember.cache.base import BadCacheUse
 from ember.cache.slotted import Size, SlottedCache, size_for
 from ember.measure.memory import NotEnoughMemory
-from ember.model.architecture import Architecture
+from tests.tiny import tiny
 
-ARCH = Architecture.make(
-    model_type="llama",
-    hidden_size=8,
-    intermediate_size=8,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    vocab_size=7,
-    max_positions=64,
-)
+ARCH = tiny(num_layers=2, num_heads=2, num_kv_heads=1, head_dim=4, vocab_size=7)
 
 
 def make(prompt_tokens=20, rows=3, row_tokens=4) -> SlottedCache:

@@ -8,32 +8,16 @@ from hypothesis import strategies as st
 from ember.cache.base import BadCacheUse, CacheFull, KVRead
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.unrotated import UnrotatedCache
-from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder, rotary_tables, rotate
 from tests.model.drawn import architectures, decoder_of, tokens_of
+from tests.tiny import ARCHITECTURES, tiny
 
-SIZES = {
-    "hidden_size": 24,
-    "intermediate_size": 32,
-    "num_layers": 3,
-    "num_heads": 4,
-    "head_dim": 8,
-    "vocab_size": 31,
-    "max_positions": 64,
-}
-FIVE = {
-    "qwen3": {"num_kv_heads": 2},
-    "qwen2": {"num_kv_heads": 1},
-    "llama": {"num_kv_heads": 2},
-    "gemma3_text": {"num_kv_heads": 2, "sliding_window": 5, "sliding_layers": (0, 2)},
-    "gpt_neox": {"num_kv_heads": 4, "rope_fraction": 0.5},
-}
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
 
 
-@pytest.fixture(params=FIVE)
+@pytest.fixture(params=ARCHITECTURES)
 def decoder(request):
-    return decoder_of(Architecture.make(model_type=request.param, **SIZES | FIVE[request.param]))
+    return decoder_of(tiny(request.param, vocab_size=31, max_positions=64))
 
 
 class Curious(UnrotatedCache):

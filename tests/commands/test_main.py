@@ -10,7 +10,6 @@ from ember.commands.main import main
 from ember.records.provenance import collect
 from ember.records.schema import EVIDENCE, Column, Schema
 from ember.records.tables import write_table
-from tests.studies.conftest import random_model as random_model
 
 TIMES = Schema(
     "times",

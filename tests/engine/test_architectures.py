@@ -9,7 +9,7 @@ from ember.engine.engine import Engine
 from ember.engine.prefill import PrefixPrefill
 from ember.model.checkpoint import save_decoder
 from ember.model.families import FAMILIES
-from tests.backends.architectures import wild
+from tests.tiny import wild
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [9, 10, 11], [12]]
 NEW = 14  # with the longest prompt more than twice the window

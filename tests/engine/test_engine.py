@@ -13,31 +13,14 @@ from ember.engine.engine import Engine
 from ember.engine.prefill import PrefixPrefill
 from ember.engine.requests import BadPrompt
 from ember.measure.clock import PhaseClock
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
+from tests.tiny import wild
 
-ARCH = Architecture.make(
-    model_type="qwen3",
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    vocab_size=31,
-    max_positions=128,
-    tie_embeddings=True,
-)
+SMALL = {"num_layers": 2, "vocab_size": 31, "tie_embeddings": True}
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    decoder = random_decoder(ARCH, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-    return decoder
+    return wild(**SMALL)
 
 
 @torch.inference_mode()
@@ -108,7 +91,7 @@ def test_threads_are_restored(decoder):
 
 
 def test_weights_that_moved_are_packed_again(decoder):
-    other = random_decoder(ARCH, seed=3)
+    other = wild(**SMALL, seed=3)
     sampling = SamplingParams(max_tokens=6)
     engine = Engine(other, capacity=16)
     engine.generate([PROMPTS[0]], sampling)

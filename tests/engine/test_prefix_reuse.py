@@ -12,17 +12,12 @@ from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
 from ember.engine.prefill import PrefixPrefill
 from ember.measure.clock import PhaseClock
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
+from tests.tiny import decoder_of, tiny
 
-ARCH = Architecture.make(
-    model_type="qwen3",
+ARCH = tiny(
     hidden_size=16,
     intermediate_size=24,
     num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
     vocab_size=13,
     max_positions=64,
     tie_embeddings=True,
@@ -30,16 +25,6 @@ ARCH = Architecture.make(
 TOKEN_BYTES = ARCH.kv_bytes_per_token(4)
 GREEDY = SamplingParams(max_tokens=4)
 PLENTY = 1 << 20
-
-
-def lively_decoder():
-    """Weights so large that a wrong key or value shows in the logits."""
-    decoder = random_decoder(ARCH, seed=1)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(15.0)
-    return decoder
 
 
 def update_weights(decoder, seed):
@@ -52,7 +37,7 @@ def update_weights(decoder, seed):
 
 
 def engines(budget):
-    decoder = lively_decoder()
+    decoder = decoder_of(ARCH)
     cached = Engine(decoder, capacity=32, prefill=PrefixPrefill(RadixCache(budget)))
     return cached, Engine(decoder, capacity=32)
 

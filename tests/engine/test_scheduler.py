@@ -15,32 +15,15 @@ from ember.engine.prefill import PrefixPrefill
 from ember.engine.requests import BadPrompt
 from ember.engine.scheduler import NotFinite, compact
 from ember.measure.memory import NotEnoughMemory
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
+from tests.tiny import decoder_of, tiny
 
-ARCH = Architecture.make(
-    model_type="qwen3",
-    hidden_size=32,
-    intermediate_size=64,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    vocab_size=32,
-    max_positions=128,
-    tie_embeddings=True,
-)
+ARCH = tiny(num_layers=2, vocab_size=32, tie_embeddings=True)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11], [12], [3, 2, 1, 0, 5, 6, 7], [8, 8]]
 FREE = SamplingParams(n=3, max_tokens=9, temperature=1.0, seed=5)
 
 
 def lively():
-    decoder = random_decoder(ARCH, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-    return decoder
+    return decoder_of(ARCH)
 
 
 @pytest.fixture(scope="module")

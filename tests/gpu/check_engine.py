@@ -1,6 +1,6 @@
 """Check the engine on a CUDA device: correctness with asserts, then speed at the Qwen3-4B shape.
 
-    PYTHONPATH=src python tests/gpu/check_engine.py [--no-speed] [--preset qwen3-4b]
+    PYTHONPATH=src:. python tests/gpu/check_engine.py [--no-speed] [--preset qwen3-4b]
 
 Eager decoding in the same number format is the truth. Prints one line a check; the speeds are those
 of random weights, which time an engine and say nothing about quality. Not collected by pytest:
@@ -16,7 +16,6 @@ import torch
 from ember.backends.sampling import SamplingParams, cut_tail
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.engine.step import SPLIT, DecodeStep
 from ember.measure.clock import PhaseClock, repeat
 from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak
 from ember.measure.statistics import summarise
@@ -24,6 +23,7 @@ from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
 from ember.model.decoder import Decoder
 from ember.model.presets import PRESETS
+from tests.backends.steps import backend_of, step_through
 
 DEVICE = "cuda"
 SMALL = {
@@ -59,6 +59,8 @@ def main() -> None:
         check_shared_prompts(decoder)
         check_refilling(decoder)
     check_weight_updates()
+    for model_type in ("gemma3_text", "gpt_neox", "qwen3"):
+        check_eager(model_type)
     arch = Architecture.make(arguments.preset)
     decoder = random_decoder(arch, 0, DEVICE, torch.bfloat16)
     check_steps(decoder, 1, tokens=1030, prefilled=1024)
@@ -96,26 +98,22 @@ def report(what: str, error: float, limit: float) -> None:
 
 @torch.inference_mode()
 def check_steps(decoder: Decoder, batch: int, tokens: int = 300, prefilled: int = 250) -> None:
-    """Logits of the captured graph, of the same operations without it, and of the eager decoder,
+    """Logits of the captured graphs and of the same kernels without, against the eager decoder's,
     across a boundary of the attention's parts."""
     dtype = decoder.embed_tokens.weight.dtype
     allowed = TOLERANCE[dtype] * (4 / 3 if batch >= MANY_ROWS else 1)
     sequence = draw(decoder, batch, tokens)
-    capacity = -(-tokens // SPLIT) * SPLIT
-    truth = ContiguousCache(decoder.arch, batch, capacity, DEVICE, dtype)
-    expected = decoder.logits(decoder(sequence, cache=truth)[:, prefilled:])
-    for graph in (True, False):
-        cache = ContiguousCache(decoder.arch, batch, capacity, DEVICE, dtype)
-        step = DecodeStep(decoder, cache, graph=graph)
-        decoder(sequence[:, :prefilled], cache=cache)
-        error = 0.0
-        for t in range(prefilled, tokens):
-            error = max(error, relative(step(sequence[:, t]), expected[:, t - prefilled]))
-        name = f"{decoder.arch.model_type} {dtype} batch {batch} {'graph' if graph else 'no graph'}"
-        report(f"{name}: logits", error, allowed)
-        error = relative(
-            torch.stack(cache.read(0)).flatten(3), torch.stack(truth.read(0)).flatten(3)
+    truth = ContiguousCache(decoder.arch, batch, tokens, DEVICE, dtype)
+    expected = decoder.logits(decoder(sequence, cache=truth)[:, prefilled - 1 :]).transpose(0, 1)
+    for graphs in (True, False):
+        made = backend_of("kernels", decoder, rows=batch, capacity=tokens, graphs=graphs)
+        name = (
+            f"{decoder.arch.model_type} {dtype} batch {batch} {'graph' if graphs else 'no graph'}"
         )
+        found = step_through(made, sequence, prefilled)
+        report(f"{name}: logits", relative(found, expected), allowed)
+        own = made.cache.rows[0, :, :batch, :, : tokens - prefilled].flatten(3)
+        error = relative(own, truth.kv[0, ..., prefilled:, :].flatten(3))
         report(f"{name}: cache of layer 0", error, TOLERANCE[dtype])
 
 
@@ -152,11 +150,11 @@ def check_generation(decoder: Decoder) -> None:
 
 
 def check_shared_prompts(decoder: Decoder) -> None:
-    """Candidates that read their prompt's KV from its row are what the plain operators make of
+    """Candidates that read their prompt's KV in the arena are what the eager backend makes of
     copies: greedy tokens in float32, and log-probabilities of one eager pass in both formats."""
     prompts = [draw(decoder, 1, n)[0].tolist() for n in (300, 300, 40)]
     greedy, free = SamplingParams(max_tokens=20), SamplingParams(max_tokens=20, temperature=1.0)
-    shared, copied = (Engine(decoder, capacity=330, kernels=kernels) for kernels in (True, False))
+    shared, copied = (Engine(decoder, capacity=330, backend=name) for name in ("kernels", "eager"))
     dtype = decoder.embed_tokens.weight.dtype
     if dtype == torch.float32:
         found, expected = (
@@ -235,16 +233,45 @@ def check_refilling(decoder: Decoder) -> None:
     report(f"{dtype}: log-probabilities of refilled rows", worst, TOLERANCE[dtype])
 
 
+def check_eager(model_type: str) -> None:
+    """The eager backend on the device: its own n of each prompt, few rows, and to the last bit
+    under other batch compositions."""
+    heads = {"num_kv_heads": 8} if model_type == "gpt_neox" else {}
+    decoder = wild(
+        random_decoder(Architecture.make(model_type=model_type, **SMALL | heads), 0, DEVICE)
+    )
+    prompts = [draw(decoder, 1, n)[0].tolist() for n in (20, 133, 20)]
+    params = [SamplingParams(n=n, max_tokens=20 + n, temperature=1.0, seed=1) for n in (3, 1, 2)]
+    options = {"capacity": 200, "batch_invariant": True}
+    engine = Engine(decoder, **options)
+    found = engine.generate(prompts, params)
+    assert engine.backend.name == "eager"
+    assert [len(row) for row in found] == [3, 1, 2]
+    assert Engine(decoder, max_rows=2, **options).generate(prompts, params) == found
+    for prompt, wanted, row in zip(prompts, params, found, strict=True):
+        [alone] = engine.generate([prompt], wanted, 1)
+        assert alone == row[:1]
+        for c in row:
+            with torch.inference_mode():
+                ids = torch.tensor([prompt + list(c.tokens)], device=DEVICE)
+                logits = decoder.logits(decoder(ids))[0, len(prompt) - 1 : -1].log_softmax(-1)
+            eager = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
+            error = (torch.tensor(c.raw_logprobs, device=DEVICE) - eager).abs().max().item()
+            assert error < 1e-2, error
+    print(f"{model_type}: eager rows, to the last bit under other batch compositions", flush=True)
+
+
 @torch.inference_mode()
 def check_weight_updates() -> None:
     """A captured graph sees weights that were changed in place."""
     decoder = wild(random_decoder(Architecture.make(model_type="qwen3", **SMALL), 0, DEVICE))
-    cache = ContiguousCache(decoder.arch, 1, SPLIT, DEVICE)
-    step = DecodeStep(decoder, cache)
+    made, tokens = backend_of("kernels", decoder, rows=1, capacity=64), draw(decoder, 1, 9)
+    step_through(made, tokens, 4)  # records the graphs
+    made.leave([], 0)
     for parameter in decoder.parameters():
         parameter.mul_(1.1)
-    token = draw(decoder, 1, 1)
-    error = relative(step(token[:, 0]), decoder.logits(decoder(token))[:, 0])
+    expected = decoder.logits(decoder(tokens)[:, 3:]).transpose(0, 1)
+    error = relative(step_through(made, tokens, 4), expected)
     report("changed weights in a graph", error, TOLERANCE[torch.float32])
 
 

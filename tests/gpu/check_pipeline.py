@@ -23,7 +23,7 @@ from ember.model.architecture import Architecture
 from ember.pipeline.pipeline import Pipeline
 from ember.records.provenance import collect
 from ember.records.tables import write_table
-from ember.studies.p1.pipeline.measure import profile_layers, profile_stages, sweep_splits
+from ember.studies.p1.pipeline.measure import profile_layers, sweep_splits
 from ember.studies.p1.pipeline.summary import summarise_pipeline
 from ember.studies.p1.pipeline.tables import (
     LAYER_COSTS,
@@ -31,6 +31,7 @@ from ember.studies.p1.pipeline.tables import (
     PIPELINE_EVENTS,
     PIPELINE_RUNS,
 )
+from ember.studies.p1.profile.stages import profile_stages
 from ember.studies.p1.profile.tables import ROLLOUT_PROFILE
 from ember.studies.p1.workload.make import make_workload
 from ember.studies.shared.models.fetch import fetch_model

@@ -17,8 +17,10 @@ from ember.measure.system import hardware
 from ember.records.provenance import collect
 from ember.records.tables import write_table
 from ember.studies.p1.lora_alignment import tables as lora
-from ember.studies.p1.lora_alignment.measure import align, summarise_alignment
-from ember.studies.p1.lora_latency.measure import summarise_latency, time_adapters
+from ember.studies.p1.lora_alignment.measure import align
+from ember.studies.p1.lora_alignment.summary import summarise_alignment
+from ember.studies.p1.lora_latency.measure import time_adapters
+from ember.studies.p1.lora_latency.summary import summarise_latency
 from ember.studies.p1.workload.make import make_workload
 from ember.studies.shared.models.fetch import fetch_model
 

@@ -18,12 +18,10 @@ from ember.measure.system import hardware
 from ember.records.provenance import collect
 from ember.records.tables import write_table
 from ember.studies.p1.consistency.measure import check_consistency
-from ember.studies.p1.rollout.measure import measure_rollouts, summarise_rollouts
-from ember.studies.p1.rollout.tables import (
-    ROLLOUT_CONSISTENCY,
-    ROLLOUT_SPEED,
-    ROLLOUT_THROUGHPUT,
-)
+from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
+from ember.studies.p1.rollout.measure import measure_rollouts
+from ember.studies.p1.rollout.summary import summarise_rollouts
+from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
 from ember.studies.p1.workload.make import make_workload
 from ember.studies.shared.models.fetch import fetch_model
 

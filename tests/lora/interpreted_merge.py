@@ -6,7 +6,8 @@ import torch
 from ember.lora import merge
 from ember.lora.kernels import Launch, Matrix, Tile, padded_rank
 from ember.lora.merge import Merger
-from tests.lora.tiny import adapter_of, bits, equal_bits, merged_by_hand, tiny_decoder
+from tests.lora.adapters import adapter_of, bits, equal_bits, merged_by_hand
+from tests.tiny import wild
 
 launch = merge._launch
 TILES = [Tile(16, 32, 4), Tile(8, 16, 4, 2)]
@@ -41,7 +42,7 @@ def test_a_launch_over_matrices_of_many_shapes(shapes, sides, dot, tile):
 @pytest.mark.parametrize("keep", ["device", "host", "none"])
 @pytest.mark.parametrize("rank", [3, 20])
 def test_the_merger_with_kernels_equals_the_sum(rank, keep):
-    decoder = tiny_decoder()
+    decoder = wild()
     before, merger = bits(decoder), Merger(decoder, keep=keep)
     assert merger.uses_kernels
     first, second = adapter_of(decoder, 1, rank=4), adapter_of(decoder, 2, rank=rank)
@@ -59,7 +60,7 @@ def test_a_pair_that_is_used_stays_prepared(monkeypatch):
     monkeypatch.setattr(merge, "KEPT_LAUNCHES", 3)
     planned = []
     monkeypatch.setattr(merge, "_launch", lambda *a: planned.append(1) or launch(*a))
-    decoder = tiny_decoder()
+    decoder = wild()
     merger = Merger(decoder)
     often = merger.prepare(adapter_of(decoder, 1))
     for seed in range(6):  # others come from folders and never again
@@ -70,7 +71,7 @@ def test_a_pair_that_is_used_stays_prepared(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(dtype):
-    decoder = tiny_decoder(dtype=dtype)
+    decoder = wild(dtype=dtype)
     adapter = adapter_of(decoder)
     expected = merged_by_hand(decoder, adapter)
     before, merger = bits(decoder), Merger(decoder)

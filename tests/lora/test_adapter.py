@@ -8,11 +8,12 @@ import torch
 from ember.lora.adapter import Adapter, BadAdapter, LowRank, check_fits, draw_adapter, linears
 from ember.policies.execute import PromptKV, run_plan
 from ember.policies.plan import Plan
-from tests.lora.tiny import SIZES, adapter_of, tiny_decoder
+from tests.lora.adapters import adapter_of
+from tests.tiny import SIZES, wild
 
 
 def test_the_hash_is_of_content_and_scale_only():
-    decoder = tiny_decoder()
+    decoder = wild()
     one, same, other = (adapter_of(decoder, seed) for seed in (1, 1, 2))
     assert one.hash == same.hash
     assert len({one.hash, other.hash, one.scaled(0.5).hash, one.only(layers=[0]).hash}) == 4
@@ -23,7 +24,7 @@ def test_the_hash_is_of_content_and_scale_only():
 
 
 def test_parts_by_layer_and_projection():
-    adapter = adapter_of(tiny_decoder())
+    adapter = adapter_of(wild())
     assert adapter.layers == (0, 1, 2)
     assert adapter.projections == ("q_proj", "k_proj", "v_proj", "o_proj")
     first, rest = adapter.only(layers=range(1)), adapter.only(layers=range(1, 3))
@@ -37,7 +38,7 @@ def test_parts_by_layer_and_projection():
 
 
 def test_drawn_adapters_begin_as_no_change():
-    decoder = tiny_decoder()
+    decoder = wild()
     adapter = draw_adapter(decoder, rank=4, alpha=8)
     assert all(not part.b.any() and part.a.any() for part in adapter.values())
     with pytest.raises(BadAdapter, match="query_key_value"):
@@ -45,7 +46,7 @@ def test_drawn_adapters_begin_as_no_change():
 
 
 def test_a_policy_reads_an_adapter_as_it_is():
-    decoder = tiny_decoder()
+    decoder = wild()
     kv = PromptKV.empty(decoder, [1, 2, 3])
     run_plan(decoder, kv, Plan.full(SIZES["num_layers"]), adapter=adapter_of(decoder))
     assert set(kv.cache.factors) == {(i, name) for i in range(3) for name in ("k_proj", "v_proj")}
@@ -63,7 +64,7 @@ def test_a_policy_reads_an_adapter_as_it_is():
     ],
 )
 def test_wrong_factors_are_refused(change, message):
-    decoder = tiny_decoder()
+    decoder = wild()
     good = {"a": torch.zeros(4, 32), "b": torch.zeros(32, 4), "scale": 1.0}
     with pytest.raises(BadAdapter, match=message):
         check_fits(Adapter({(0, "q_proj"): LowRank(**good | change)}), decoder)
@@ -75,15 +76,15 @@ def test_wrong_factors_are_refused(change, message):
 def test_another_base_model_is_refused(key, message):
     part = LowRank(torch.zeros(4, 32), torch.zeros(32, 4), 1.0)
     with pytest.raises(BadAdapter, match=message):
-        check_fits(Adapter({key: part}), tiny_decoder())
+        check_fits(Adapter({key: part}), wild())
 
 
 def test_what_float16_cannot_hold_is_refused():
     part = LowRank(torch.full((4, 32), 100.0), torch.full((32, 4), 100.0), 2.0)
     adapter = Adapter({(0, "q_proj"): part})
-    check_fits(adapter, tiny_decoder(dtype=torch.bfloat16))
+    check_fits(adapter, wild(dtype=torch.bfloat16))
     with pytest.raises(BadAdapter, match="cannot hold"):
-        check_fits(adapter, tiny_decoder(dtype=torch.float16))
+        check_fits(adapter, wild(dtype=torch.float16))
 
 
 def test_no_change_at_all_is_refused():
@@ -92,5 +93,5 @@ def test_no_change_at_all_is_refused():
 
 
 def test_every_matrix_of_a_layer_can_be_adapted():
-    names = {name for _, name in linears(tiny_decoder())}
+    names = {name for _, name in linears(wild())}
     assert names == {*("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")}

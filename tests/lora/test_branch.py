@@ -8,14 +8,15 @@ from ember.engine.engine import Engine
 from ember.lora.adapter import BadAdapter, draw_adapter
 from ember.lora.branch import Branches, LoraLinear
 from ember.lora.merge import Merger
-from tests.lora.tiny import adapter_of, bits, equal_bits, logits, tiny_decoder
+from tests.lora.adapters import adapter_of, bits, equal_bits, logits
+from tests.tiny import wild
 
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 0.2)]
 )
 def test_a_branch_computes_what_merging_does(dtype, tolerance):
-    decoder, merged = (tiny_decoder(dtype=dtype) for _ in range(2))
+    decoder, merged = (wild(dtype=dtype) for _ in range(2))
     adapter = adapter_of(decoder, projections=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj"))
     base, before = logits(decoder), bits(decoder)
     branches = Branches(decoder)
@@ -32,7 +33,7 @@ def test_a_branch_computes_what_merging_does(dtype, tolerance):
 
 
 def test_several_are_switched_by_name_and_leave_no_trace():
-    decoder = tiny_decoder()
+    decoder = wild()
     branches, base = Branches(decoder), logits(decoder)
     adapters = {
         "one": adapter_of(decoder, 1),
@@ -40,7 +41,7 @@ def test_several_are_switched_by_name_and_leave_no_trace():
     }
     alone = {}
     for name, adapter in adapters.items():
-        fresh = tiny_decoder()
+        fresh = wild()
         Merger(fresh).swap(adapter)
         alone[name] = logits(fresh)
         branches.attach(name, adapter)
@@ -57,7 +58,7 @@ def test_several_are_switched_by_name_and_leave_no_trace():
 
 
 def test_training_moves_the_factors_and_nothing_else():
-    decoder = tiny_decoder()
+    decoder = wild()
     before = bits(decoder)
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)
@@ -87,7 +88,7 @@ def test_training_moves_the_factors_and_nothing_else():
 
 
 def test_gradients_are_those_of_the_product():
-    decoder = tiny_decoder(dtype=torch.float64)
+    decoder = wild(dtype=torch.float64)
     linear = decoder.layers[0].self_attn.q_proj
     branches = Branches(decoder)
     branches.attach("one", adapter_of(decoder), trainable=True)
@@ -109,7 +110,7 @@ def test_gradients_are_those_of_the_product():
 
 
 def test_an_engine_refuses_branches():
-    decoder = tiny_decoder()
+    decoder = wild()
     branches = Branches(decoder)
     branches.attach("one", adapter_of(decoder))
     with pytest.raises(TypeError, match="Merge adapters into the weights first"):
@@ -117,7 +118,7 @@ def test_an_engine_refuses_branches():
 
 
 def test_misuse_is_refused():
-    decoder = tiny_decoder()
+    decoder = wild()
     branches = Branches(decoder)
     branches.attach("one", adapter_of(decoder))
     with pytest.raises(BadAdapter, match="attached already"):

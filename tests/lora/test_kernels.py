@@ -3,7 +3,7 @@
 import pytest
 
 from ember.lora.merge import Merger, kernels_serve
-from tests.lora.tiny import tiny_decoder
+from tests.tiny import wild
 
 
 @pytest.mark.parametrize("interpreted", ["interpreted_merge.py"], indirect=True)
@@ -12,6 +12,6 @@ def test_the_kernel_equals_plain_operators(interpreted):
 
 
 def test_without_cuda_plain_operators_serve():
-    decoder = tiny_decoder()
+    decoder = wild()
     assert not kernels_serve(decoder)
     assert not Merger(decoder).uses_kernels

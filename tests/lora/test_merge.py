@@ -9,7 +9,8 @@ from ember.lora import merge
 from ember.lora.adapter import Adapter, BadAdapter, LowRank
 from ember.lora.merge import KEEPS, LostWeights, Merger
 from ember.measure.memory import NotEnoughMemory
-from tests.lora.tiny import adapter_of, bits, equal_bits, logits, merged_by_hand, tiny_decoder
+from tests.lora.adapters import adapter_of, bits, equal_bits, logits, merged_by_hand
+from tests.tiny import wild
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -22,7 +23,7 @@ def rounding(dtype: torch.dtype) -> float:
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_merged_weights_are_the_sum_rounded_once(dtype, keep):
-    decoder = tiny_decoder(dtype=dtype)
+    decoder = wild(dtype=dtype)
     adapter = adapter_of(decoder)
     expected = merged_by_hand(decoder, adapter)
     before = bits(decoder)
@@ -43,7 +44,7 @@ def test_merged_weights_are_the_sum_rounded_once(dtype, keep):
 @pytest.mark.parametrize("keep", ["device", "host"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_hundred_swaps_and_an_unload_leave_the_base_bit_for_bit(dtype, keep):
-    decoder = tiny_decoder(dtype=dtype)
+    decoder = wild(dtype=dtype)
     before, merger = bits(decoder), Merger(decoder, keep=keep)
     adapters = [
         adapter_of(decoder, 1),
@@ -63,7 +64,7 @@ def test_a_hundred_swaps_and_an_unload_leave_the_base_bit_for_bit(dtype, keep):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_with_the_base_kept_on_the_device_nothing_depends_on_what_was_merged_before(dtype):
-    decoder, fresh = (tiny_decoder(dtype=dtype) for _ in range(2))
+    decoder, fresh = (wild(dtype=dtype) for _ in range(2))
     merger = Merger(decoder)
     for seed in range(5):
         merger.swap(adapter_of(decoder, seed))
@@ -73,7 +74,7 @@ def test_with_the_base_kept_on_the_device_nothing_depends_on_what_was_merged_bef
 
 
 def test_without_a_copy_weights_drift_and_memory_is_free():
-    decoder = tiny_decoder(dtype=torch.bfloat16)
+    decoder = wild(dtype=torch.bfloat16)
     before, merger = bits(decoder), Merger(decoder, keep="none")
     for number in range(20):
         merger.swap(adapter_of(decoder, number % 2))
@@ -87,7 +88,7 @@ def test_without_a_copy_weights_drift_and_memory_is_free():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.sampled_from(["device", "host"]))
 def test_any_order_of_swaps_ends_where_its_last_adapter_says(order, keep):
-    decoder = tiny_decoder()
+    decoder = wild()
     adapters = [
         None,
         adapter_of(decoder, 1),
@@ -103,7 +104,7 @@ def test_any_order_of_swaps_ends_where_its_last_adapter_says(order, keep):
     if last is None:
         assert equal_bits(decoder, before)
         return
-    expected = merged_by_hand(tiny_decoder(), last)
+    expected = merged_by_hand(wild(), last)
     for weight, wanted in zip(decoder.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(weight.double(), wanted, atol=3e-6)
 
@@ -112,7 +113,7 @@ def test_any_order_of_swaps_ends_where_its_last_adapter_says(order, keep):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("failing", [0, 5, 11])
 def test_a_swap_that_fails_half_way_is_undone(failing, dtype, keep, monkeypatch):
-    decoder = tiny_decoder(dtype=dtype)
+    decoder = wild(dtype=dtype)
     merger = Merger(decoder, keep=keep)
     first, second = adapter_of(decoder, 1), adapter_of(decoder, 2)
     merger.swap(first)
@@ -141,7 +142,7 @@ def test_a_swap_that_fails_half_way_is_undone(failing, dtype, keep, monkeypatch)
 
 
 def test_a_swap_that_cannot_be_undone_says_so(monkeypatch):
-    decoder = tiny_decoder()
+    decoder = wild()
     merger = Merger(decoder)
     merger.swap(adapter_of(decoder, 1))
 
@@ -157,7 +158,7 @@ def test_a_swap_that_cannot_be_undone_says_so(monkeypatch):
 
 
 def test_an_adapter_that_does_not_fit_changes_nothing():
-    decoder = tiny_decoder()
+    decoder = wild()
     merger = Merger(decoder)
     merger.swap(adapter_of(decoder))
     before = bits(decoder)
@@ -168,7 +169,7 @@ def test_an_adapter_that_does_not_fit_changes_nothing():
 
 
 def test_too_little_memory_for_the_copy_changes_nothing(monkeypatch):
-    decoder = tiny_decoder()
+    decoder = wild()
     before = bits(decoder)
 
     def none_left(needed, device, what):
@@ -182,7 +183,7 @@ def test_too_little_memory_for_the_copy_changes_nothing(monkeypatch):
 
 
 def test_the_base_can_be_forgotten_and_changed():
-    decoder = tiny_decoder()
+    decoder = wild()
     merger = Merger(decoder)
     merger.swap(adapter_of(decoder))
     merger.forget_base()
@@ -196,25 +197,25 @@ def test_the_base_can_be_forgotten_and_changed():
 
 
 def test_parameters_that_move_are_found_again():
-    decoder = tiny_decoder()
+    decoder = wild()
     merger = Merger(decoder)
     merger.swap(adapter_of(decoder, 1))
     for parameter in decoder.parameters():
         parameter.data = parameter.data.clone()
     merger.swap(adapter_of(decoder, 2))
-    expected = tiny_decoder()
+    expected = wild()
     Merger(expected).swap(adapter_of(expected, 2))
     assert equal_bits(decoder, bits(expected))
 
 
 def test_how_much_is_kept_must_be_known():
     with pytest.raises(BadAdapter, match="keep is 'gpu'"):
-        Merger(tiny_decoder(), keep="gpu")
+        Merger(wild(), keep="gpu")
 
 
 def test_large_matrices_are_summed_in_stretches(monkeypatch):
     monkeypatch.setattr(merge, "CHUNK", 100)  # three rows of 32 at a time
-    decoder = tiny_decoder(dtype=torch.bfloat16)
+    decoder = wild(dtype=torch.bfloat16)
     adapter = adapter_of(decoder)
     expected = merged_by_hand(decoder, adapter)
     Merger(decoder).swap(adapter)
@@ -224,8 +225,56 @@ def test_large_matrices_are_summed_in_stretches(monkeypatch):
 
 
 def test_a_scale_of_zero_is_the_base():
-    decoder = tiny_decoder()
+    decoder = wild()
     before = bits(decoder)
     parts = {k: LowRank(p.a, p.b, 0.0) for k, p in adapter_of(decoder).items()}
     Merger(decoder).swap(Adapter(parts))
     assert equal_bits(decoder, before)
+
+
+def double(weight) -> None:
+    with torch.no_grad():
+        weight.mul_(2)
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_a_base_that_others_change_while_nothing_is_merged_stays_changed(keep):
+    decoder = wild()
+    merger = Merger(decoder, keep=keep)
+    merger.swap(adapter_of(decoder))
+    merger.swap(None)
+    double(decoder.layers[0].self_attn.q_proj.weight)  # counted by torch
+    moved = decoder.layers[1].self_attn.q_proj.weight
+    moved.data = moved.data * 3  # put elsewhere
+    before = bits(decoder)
+    merger.swap(adapter_of(decoder, 2))
+    merger.swap(None)
+    if keep == "none":
+        assert torch.allclose(moved, before["layers.1.self_attn.q_proj.weight"], atol=1e-5)
+    else:
+        assert equal_bits(decoder, before)
+
+
+@pytest.mark.parametrize("keep", ["device", "host"])
+def test_a_base_that_others_change_under_an_adapter_is_refused(keep):
+    decoder = wild()
+    merger = Merger(decoder, keep=keep)
+    merger.swap(adapter_of(decoder))
+    double(decoder.layers[0].self_attn.q_proj.weight)
+    for adapter in (None, adapter_of(decoder, 2)):
+        with pytest.raises(LostWeights, match=r"layer 0 q_proj were changed(.|\n)*Load the model"):
+            merger.swap(adapter)
+
+
+def test_weights_that_no_adapter_changes_may_change_at_any_time():
+    decoder = wild()
+    merger = Merger(decoder)
+    merger.swap(adapter_of(decoder))
+    double(decoder.layers[0].mlp.up_proj.weight)
+    double(decoder.norm.weight)
+    before = bits(decoder)
+    merger.swap(None)
+    assert torch.equal(decoder.norm.weight, before["norm.weight"])
+    merger.swap(adapter_of(decoder, 2, projections=("up_proj",)))
+    merger.swap(None)
+    assert torch.equal(decoder.layers[0].mlp.up_proj.weight, before["layers.0.mlp.up_proj.weight"])

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from ember.lora.adapter import ATTENTION, Adapter, BadAdapter
 from ember.lora.merge import Merger
 from ember.lora.peft import CONFIG, WEIGHTS, load_adapter, save_adapter
-from tests.lora.tiny import adapter_of, logits, saved, tiny_decoder
+from tests.lora.adapters import adapter_of, logits, saved
+from tests.tiny import wild
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -49,7 +50,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_what_peft_writes_gives_its_logits(option, tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     settings = {"r": 4, "lora_alpha": 6, "target_modules": list(ATTENTION)} | OPTIONS[option]
     model = peft.get_peft_model(peer_of(decoder, tmp_path), peft.LoraConfig(**settings)).eval()
     generator = torch.Generator().manual_seed(5)
@@ -67,7 +68,7 @@ def test_what_peft_writes_gives_its_logits(option, tmp_path):
 
 @pytest.mark.parametrize("kind", ["uniform", "ranks and layers differ", "bfloat16"])
 def test_what_is_written_peft_loads_with_equal_logits(kind, tmp_path, caplog):
-    decoder = tiny_decoder()
+    decoder = wild()
     adapter = adapter_of(decoder, rank=4)
     if kind == "ranks and layers differ":
         more = adapter_of(decoder, 2, rank=3, alpha=1.7, projections=("q_proj", "up_proj"))
@@ -88,7 +89,7 @@ def test_what_is_written_peft_loads_with_equal_logits(kind, tmp_path, caplog):
 
 
 def test_the_user_scale_multiplies_the_adapters_own(tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     adapter = adapter_of(decoder)
     save_adapter(adapter, tmp_path / "a", arch=decoder.arch)
     assert load_adapter(tmp_path / "a", scale=0.5).hash == adapter.scaled(0.5).hash
@@ -96,7 +97,7 @@ def test_the_user_scale_multiplies_the_adapters_own(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     return save_adapter(adapter_of(decoder), tmp_path / "good", arch=decoder.arch)
 
 
@@ -203,7 +204,7 @@ def test_tensors_that_are_refused(folder, edit, message):
 
 
 def test_projections_without_a_counterpart_are_not_written(tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     part = next(iter(adapter_of(decoder).values()))
     with pytest.raises(BadAdapter, match="no counterpart"):
         save_adapter(Adapter({(0, "qkv"): part}), tmp_path / "a", arch=decoder.arch)

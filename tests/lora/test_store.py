@@ -11,7 +11,9 @@ from ember.lora import merge
 from ember.lora.adapter import BadAdapter
 from ember.lora.peft import save_adapter
 from ember.lora.store import AdapterStore
-from tests.lora.tiny import adapter_of, bits, equal_bits, logits, tiny_decoder
+from ember.model.version import version
+from tests.lora.adapters import adapter_of, bits, equal_bits, logits
+from tests.tiny import wild
 
 PROMPT = [5, 9, 2, 40, 41, 3, 3, 17]
 
@@ -27,7 +29,7 @@ def tokens_of(engine: Engine):
 
 
 def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
-    decoder = tiny_decoder()
+    decoder = wild()
     engine = engine_of(decoder)
     base = tokens_of(engine)  # packs the weights, makes the step
     before = engine.backend
@@ -36,9 +38,9 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
         store.load(f"seed-{seed}", adapter_of(decoder, seed, b_std=0.5))
     assert engine.weights_version == "base"
     for name, seed in (("seed-1", 1), ("seed-2", 2), ("seed-1", 1)):
-        version = store.activate(name)
+        now = store.activate(name)
         found = tokens_of(engine)
-        other = tiny_decoder()
+        other = wild()
         alone = AdapterStore(other)
         alone.load("only", adapter_of(other, seed, b_std=0.5))
         alone.activate("only")
@@ -46,8 +48,8 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
         assert found.tokens == wanted.tokens
         assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
         assert found.tokens != base.tokens
-        assert set(found.versions) == {version} == {engine.weights_version}
-        assert version == f"base+{store.adapter(name).hash[:16]}"
+        assert set(found.versions) == {now} == {engine.weights_version}
+        assert now == f"base+{store.adapter(name).hash[:16]}"
         assert found.cached_tokens == 0, "the prefix cache forgot other weights' KV"
         assert tokens_of(engine).cached_tokens > 0
     assert engine.backend is before, "nothing was packed or captured anew"
@@ -57,7 +59,7 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
 
 
 def test_unloading_leaves_the_base_of_a_packed_decoder_bit_for_bit():
-    decoder = tiny_decoder(dtype=torch.bfloat16)
+    decoder = wild(dtype=torch.bfloat16)
     before = bits(decoder)
     engine = engine_of(decoder)
     store = AdapterStore(decoder, engine=engine)
@@ -74,7 +76,7 @@ def test_unloading_leaves_the_base_of_a_packed_decoder_bit_for_bit():
 
 
 def test_a_new_adapter_of_the_same_name_takes_its_place():
-    decoder = tiny_decoder()
+    decoder = wild()
     engine = engine_of(decoder)
     store = AdapterStore(decoder, engine=engine)
     store.load("policy", adapter_of(decoder, 1))
@@ -84,7 +86,7 @@ def test_a_new_adapter_of_the_same_name_takes_its_place():
     loaded = store.load("policy", adapter_of(decoder, 2), replace=True)
     assert loaded.active
     assert engine.weights_version == loaded.version != first
-    other = tiny_decoder()
+    other = wild()
     alone = AdapterStore(other)
     alone.load("x", adapter_of(other, 2))
     alone.activate("x")
@@ -93,7 +95,7 @@ def test_a_new_adapter_of_the_same_name_takes_its_place():
 
 @pytest.mark.parametrize("merged", [True, False])
 def test_load_activate_deactivate_unload_list(merged, tmp_path):
-    decoder = tiny_decoder()
+    decoder = wild()
     base = logits(decoder)
     folder = save_adapter(adapter_of(decoder), tmp_path / "saved", arch=decoder.arch)
     store = AdapterStore(decoder, merged=merged)
@@ -118,16 +120,16 @@ def test_load_activate_deactivate_unload_list(merged, tmp_path):
 
 @pytest.mark.parametrize("stage", ["load", "swap"])
 def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch):
-    decoder = tiny_decoder()
+    decoder = wild()
     engine = engine_of(decoder)
     store = AdapterStore(decoder, engine=engine)
     store.load("good", adapter_of(decoder, 1))
     store.activate("good")
     tokens_of(engine)
     before = tokens_of(engine)  # with the prompt's prefix from the cache, as later
-    answer, version = logits(decoder), engine.weights_version
+    answer, told = logits(decoder), engine.weights_version
     if stage == "load":
-        wide = tiny_decoder(hidden_size=64)
+        wide = wild(hidden_size=64)
         folder = save_adapter(adapter_of(wide), tmp_path / "wide", arch=wide.arch)
         with pytest.raises(BadAdapter, match="trained on this base model"):
             store.load("good", folder, replace=True)
@@ -145,7 +147,7 @@ def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch)
         with pytest.raises(RuntimeError, match="interrupted"):
             store.activate("next")
     assert torch.equal(logits(decoder), answer)
-    assert engine.weights_version == version
+    assert engine.weights_version == told
     assert store.active == "good"
     after = tokens_of(engine)
     assert (after.tokens, after.logprobs) == (before.tokens, before.logprobs)
@@ -153,8 +155,48 @@ def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch)
 
 
 def test_an_engine_needs_merged_adapters_of_its_own_decoder():
-    decoder = tiny_decoder()
+    decoder = wild()
     for options in ({"merged": False}, {"merged": True}):
-        other = decoder if not options["merged"] else tiny_decoder()
+        other = decoder if not options["merged"] else wild()
         with pytest.raises(BadAdapter, match="own decoder"):
             AdapterStore(other, engine=engine_of(decoder), **options)
+
+
+def test_versions_without_an_engine_are_the_content_of_the_base_and_of_the_adapter():
+    decoder = wild()
+    store = AdapterStore(decoder)
+    assert store.version == version(decoder) != version(wild(seed=1))
+    store.load("a", adapter_of(decoder, 1))
+    first = store.activate("a")
+    assert first == f"{version(wild())}+{store.adapter('a').hash[:16]}"
+    assert version(decoder) != version(wild()), "whoever caches KV sees the switch"
+    assert store.deactivate() == version(decoder) == version(wild())
+
+
+def test_a_base_changed_while_nothing_is_active_has_another_version_and_stays():
+    decoder = wild()
+    store = AdapterStore(decoder)
+    store.load("a", adapter_of(decoder, 1))
+    before = store.activate("a")
+    store.deactivate()
+    with torch.no_grad():
+        decoder.layers[0].self_attn.q_proj.weight.mul_(2)
+    changed = bits(decoder)
+    assert store.activate("a") != before
+    store.deactivate()
+    assert equal_bits(decoder, changed)
+
+
+def test_the_copies_of_the_base_can_be_dropped():
+    decoder = wild()
+    store = AdapterStore(decoder)
+    store.load("a", adapter_of(decoder, 1))
+    store.activate("a")
+    assert store.base_bytes > 0
+    store.forget_base()
+    assert (store.base_bytes, store.active) == (0, None)
+    decoder.layers[0].self_attn.q_proj.weight.data.mul_(2)
+    before = bits(decoder)
+    store.activate("a")
+    store.deactivate()
+    assert equal_bits(decoder, before)

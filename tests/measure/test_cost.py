@@ -14,29 +14,15 @@ from ember.measure.cost import (
     step_tokens,
     switch_bytes,
 )
-from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
-from ember.model.families import FAMILIES
-
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_layers": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 50,
-    "max_positions": 64,
-}
+from tests.tiny import ARCHITECTURES, tiny
 
 
-@pytest.fixture(params=[(name, tied) for name in FAMILIES for tied in (True, False)], ids=str)
+@pytest.fixture(params=[(name, tied) for name in ARCHITECTURES for tied in (True, False)], ids=str)
 def decoder(request):
     family, tied = request.param
-    heads = {"num_kv_heads": 4} if family == "gpt_neox" else {}
     with torch.device("meta"):
-        arch = Architecture.make(model_type=family, tie_embeddings=tied, **SIZES | heads)
-        return Decoder(arch)
+        return Decoder(tiny(family, tie_embeddings=tied))
 
 
 def matrices(decoder):
@@ -87,7 +73,7 @@ def test_a_switch_reads_and_writes_what_is_adapted(decoder):
     adapted = [m.weight.nbytes for (_, name), m in linears(decoder).items() if name in ATTENTION]
     arch = decoder.arch
     width = (arch.num_heads + arch.num_kv_heads) * arch.head_dim
-    assert switch_bytes(sum(adapted)) == 2 * 4 * 3 * 2 * 16 * width
+    assert switch_bytes(sum(adapted)) == 2 * 4 * 3 * 2 * 32 * width
 
 
 def test_the_longer_of_reads_and_operations_is_the_limit():

@@ -7,6 +7,7 @@ from ember.model.architecture import NORMS, Architecture
 from ember.model.decoder import Decoder
 from ember.model.families import ACTIVATIONS
 from ember.model.rope import RopeScaling
+from tests import tiny
 
 SWITCHES = (
     "qk_norm",
@@ -52,15 +53,8 @@ def architectures(draw) -> Architecture:
 
 
 def decoder_of(arch: Architecture, seed: int = 0) -> Decoder:
-    """A decoder in float64, with weights so wild that each of them matters."""
-    decoder = Decoder(arch).double().eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            centre = 1.0 if name.endswith("norm.weight") and arch.norm != "rms_offset" else 0.0
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(centre + 0.5 * noise)
-    return decoder
+    """In float64, so that what should be equal is to the last digits."""
+    return tiny.decoder_of(arch, seed, torch.float64, scale=0.5)
 
 
 def tokens_of(arch: Architecture, batch: int, count: int, seed: int = 1) -> torch.Tensor:

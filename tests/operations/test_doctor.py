@@ -4,28 +4,20 @@ import json
 import os
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from ember.commands.main import main
-from ember.operations.doctor import bookkeeping, examine, whole
-from ember.operations.doctor.report import Call, Finding, Report, as_text, folded, set_aside
-from ember.operations.plan import BadPlan, PlannedJob
+from ember.measure.overhead import record_file
+from ember.operations.doctor import bookkeeping, examine
+from ember.operations.doctor.report import Finding, Report, as_text, folded, set_aside
+from ember.operations.plan import BadPlan, PlannedJob, Settings
 from ember.records.atomic import atomic_file
 from ember.records.code import code_hash
-from ember.records.provenance import (
-    collect,
-    file_hashes,
-    source_root,
-    write_sidecar,
-)
-from ember.records.render import render
-from ember.records.schema import Column, Schema
-from ember.records.tables import read_table, write_table
-from ember.studies.paper.decisions.tables import READINESS
-from ember.studies.style import save, style
+from ember.records.provenance import collect, describe, file_hashes, source_root, write_sidecar
+from ember.records.tables import write_table
+from ember.studies.paper.readiness.tables import READINESS
 
 
 def row() -> dict:
@@ -51,135 +43,31 @@ def made(rule="assess_readiness", inputs=(), outputs=(), scale="smoke", started=
     )
 
 
-# Whole or not
-
-
-@pytest.fixture(scope="module")
-def products(tmp_path_factory):
-    """A table with its renderings and a figure with its caption, all whole."""
-    folder = tmp_path_factory.mktemp("products")
-    provenance = made()
-    table = write_table(folder / "readiness.parquet", [row()], READINESS, provenance)
-    render(read_table(table), READINESS, folder / "readiness", provenance)
-    with style() as plt:
-        figure, axes = plt.subplots(figsize=(2, 1))
-        axes.plot([1, 2], [3, 4])
-        save(figure, folder / "p1_fig2", "Figure. 4 tokens.", provenance)
-    return folder
-
-
-NAMES = [f"readiness.{e}" for e in ("parquet", "csv", "md", "tex")]
-NAMES += [f"p1_fig2.{e}" for e in ("png", "pdf", "caption.md")]
-
-
-def test_whole_products_have_no_fault(products):
-    assert sorted(path.name for path in products.iterdir()) == sorted(NAMES)
-    for name in NAMES:
-        assert whole.check(products / name) == whole.Verdict(), name
-
-
-@pytest.mark.parametrize("name", NAMES)
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(share=st.floats(0, 1, exclude_max=True))
-def test_every_product_that_is_cut_off_is_found(products, tmp_path, name, share):
-    copied = shutil.copytree(products, tmp_path / "copy", dirs_exist_ok=True)
-    content = (copied / name).read_bytes()
-    # A PDF's line end behind %%EOF carries nothing.
-    kept = int(share * (len(content) - (name.endswith(".pdf"))))
-    (copied / name).write_bytes(content[:kept])
-    assert whole.check(copied / name).fault, kept
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith(".pdf")])
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_found_or_changes_nothing_that_is_read(
-    products, tmp_path, name, share, bit
-):
-    copied = shutil.copytree(products, tmp_path / "copy", dirs_exist_ok=True)
-    content = bytearray((copied / name).read_bytes())
-    content[int(share * len(content))] ^= 1 << bit
-    (copied / name).write_bytes(content)
-    found = whole.check(copied / name).fault
-    if name.endswith(".parquet"):  # page statistics and padding are not content
-        assert found or read_table(copied / name).equals(read_table(products / name))
-    else:
-        assert found
-
-
-def test_a_stream_of_a_pdf_that_changed_is_found(products, tmp_path):
-    content = bytearray((products / "p1_fig2.pdf").read_bytes())
-    content[content.index(b"stream") + 40] ^= 1
-    (tmp_path / "f.pdf").write_bytes(content)
-    assert "stream" in whole.check(tmp_path / "f.pdf").fault
-
-
-def test_a_directory_is_held_against_its_sidecar(tmp_path):
-    model = tmp_path / "policy"
-    model.mkdir()
-    for name in ("config.json", "weights"):
-        (model / name).write_text(name)
-    assert "provenance.json" in whole.check(model).fault
-    write_sidecar(model, made())
-    assert "no hashes" in whole.check(model).unchecked
-    write_sidecar(model, made() | {"files": file_hashes(model)})
-    assert whole.check(model) == whole.Verdict()
-    (model / "weights").write_text("weighty")
-    (model / "config.json").unlink()
-    (model / "more").write_text("x")
-    fault = whole.check(model).fault
-    for words in ("config.json is missing", "weights is not what", "more was added"):
-        assert words in fault
-
-
-def test_kind_link_schema_and_rights(tmp_path, products):
-    (tmp_path / "a.parquet").mkdir()
-    assert "a directory, not a file" in whole.check(tmp_path / "a.parquet").fault
-    (tmp_path / "model").write_text("x")
-    assert "a file, not a directory" in whole.check(tmp_path / "model").fault
-    (tmp_path / "b.csv").symlink_to(tmp_path / "nowhere")
-    assert "a link to nothing" in whole.check(tmp_path / "b.csv").fault
-    gone = Schema("gone", "Of another time", (Column("n", "int"),))
-    write_table(tmp_path / "c.parquet", [{"n": 1}], gone)
-    assert "no longer declared" in whole.check(tmp_path / "c.parquet").fault
-    other = Schema("readiness", "Of another time", (Column("n", "int"),))
-    write_table(tmp_path / "d.parquet", [{"n": 1}], other)
-    assert "lacks the column item" in whole.check(tmp_path / "d.parquet").fault
-    shutil.copy(products / "readiness.csv", tmp_path / "e.csv")
-    assert "no e.parquet beside it" in whole.check(tmp_path / "e.csv").unchecked
-
-
 # Snakemake's bookkeeping
-
-
-@settings(max_examples=50)
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=400))
-def test_names_of_marks_are_read_back(path):
-    assert bookkeeping._decoded(bookkeeping._encoded(path)) == path
 
 
 def test_temporaries_are_told_from_other_files(tmp_path):
     with atomic_file(tmp_path / "a.parquet") as part:
-        assert bookkeeping.temporary(part.name) == bookkeeping.Temporary(os.getpid(), True)
+        assert bookkeeping.temporary(part.name) == (os.getpid(), True)
         part.touch()
-    elsewhere = ".a.00000000-12-0.tmp.parquet"
-    assert bookkeeping.temporary(elsewhere) == bookkeeping.Temporary(12, None)
+    assert bookkeeping.temporary(".a.00000000-12-0.tmp.parquet") == (12, None)
     for name in ("a.parquet", ".hidden", "a.tmp"):
         assert bookkeeping.temporary(name) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"params": ["("]}', '{"params": 7}'])
+def test_damaged_records_of_snakemake_are_none(tmp_path, text):
+    file = tmp_path / ".snakemake/metadata" / bookkeeping.encoded("results/x")
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert bookkeeping.recorded_params(tmp_path, "results/x") is None
+    assert len(bookkeeping.encoded("x" * 300).parts) == 2
 
 
 # What is printed
 
 
-def test_commands_quote_and_put_targets_first():
-    call = Call("slurm", ("seed=3",))
-    words = shlex.split(call.command("tiny", ["results/a b.png"], "--forcerun", "x"))
-    assert words[:4] == ["snakemake", "results/a b.png", "--forcerun", "x"]
-    assert words[4:] == ["--profile", "slurm", "--config", "scale=tiny", "seed=3"]
+def test_files_that_are_set_aside_are_quoted():
     assert "'results/a b'" in set_aside(["results/a b"])
 
 
@@ -192,7 +80,7 @@ def test_a_report_says_what_why_and_how():
     behind = tuple(f"results/{n}.csv" for n in "abcd")
     finding = Finding("stale", ("results/x.png",), "older", "snakemake x", "tiny", behind)
     text = as_text(Report(".", [finding], commands=["snakemake x"]))
-    for words in ("stale", "results/x.png", "why:   older", "mend:  snakemake x", "1 more"):
+    for words in ("stale", "results/x.png", "why:   older", "fix:   snakemake x", "1 more"):
         assert words in text
     assert "well" not in text
     assert as_text(Report(".")) == "all is well in ./results"
@@ -202,7 +90,7 @@ def test_a_report_says_what_why_and_how():
 
 
 def job(rule, inputs, outputs) -> PlannedJob:
-    return PlannedJob(0, rule, {}, tuple(inputs), tuple(outputs), (), None, 1, {}, "")
+    return PlannedJob(rule, {}, tuple(inputs), tuple(outputs))
 
 
 READY = "results/readiness.parquet"
@@ -221,8 +109,8 @@ def plan_of(scale: str) -> list[PlannedJob]:
 def folder(tmp_path, monkeypatch):
     """Three jobs in a row, and Snakemake's answers given by the test: it would run nothing."""
 
-    def planned(targets, *, profile, config, every, folder):
-        scale = dict(word.split("=") for word in config)["scale"]
+    def planned(targets, settings, *, every, folder):
+        scale = dict(word.split("=") for word in settings.config)["scale"]
         return plan_of(scale) if every else []
 
     monkeypatch.chdir(tmp_path)
@@ -231,20 +119,26 @@ def folder(tmp_path, monkeypatch):
 
 
 def make(scale: str, *, started="2026-01-01", only=("check_gates", "decide", "assess_readiness")):
-    """The products of the three jobs, with Snakemake's records of them."""
+    """The products of the three jobs, with their records and Snakemake's of them."""
     for planned in plan_of(scale):
         if planned.rule in only:
             [path] = planned.outputs
             provenance = made(planned.rule, planned.inputs, [path], scale, started)
             write_table(path, [row()], READINESS, provenance)
-            record = bookkeeping._encoded(path)
-            file = examine.Path(".snakemake/metadata") / record
+            keep(scale, planned.name, provenance | {"products": [describe(path)]})
+            file = Path(".snakemake/metadata") / bookkeeping.encoded(path)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"params": [repr(provenance["code"])]}))
 
 
-def look(**options) -> Report:
-    return examine.examine(examine.Path("results"), **options)
+def keep(scale, name, record) -> None:
+    file = record_file(scale, name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record))
+
+
+def look(*config, profile="local", files=()) -> Report:
+    return examine.examine(Path("results"), Settings(profile, config, files))
 
 
 def test_a_folder_that_is_well(folder):
@@ -266,7 +160,7 @@ def test_products_that_snakemake_knows_nothing_of_are_not_called_well(folder):
 
 def test_a_product_with_other_parameters_than_those_on_record_is_foreign(folder):
     make("smoke")
-    file = folder / ".snakemake/metadata" / bookkeeping._encoded(READY)
+    file = folder / ".snakemake/metadata" / bookkeeping.encoded(READY)
     record = json.loads(file.read_text())
     file.write_text(json.dumps({"params": [*record["params"], "{'seed': 8}"]}))
     [finding] = look().findings
@@ -290,7 +184,7 @@ def test_one_scale_can_be_asked_for(folder):
     make("smoke")
     make("tiny", only=("check_gates",))
     (folder / "results/tiny/p1/gates.parquet").write_text("broken")
-    assert look(config=["scale=smoke"]).well
+    assert look("scale=smoke").well
     [finding] = look().findings
     assert finding.paths == ("results/tiny/p1/gates.parquet",)
 
@@ -310,17 +204,18 @@ def test_an_ancestor_at_fault_is_made_first(folder):
 
 def test_a_training_that_was_stopped_is_no_finding(folder, monkeypatch):
     make("smoke")
-    training = PlannedJob(
-        0, "train_model", {"model": "m"}, (), ("results/smoke/models/m",), (), None, 1, {}, ""
-    )
-    monkeypatch.setattr(
-        examine, "planned_jobs", lambda t, *, every, **_: [*plan_of("smoke"), training] * every
-    )
-    (folder / "results/smoke/states").mkdir()
-    (folder / "results/smoke/states/m.pt").write_bytes(b"x")
+    training = PlannedJob("train_model", {"model": "m"}, (), ("results/smoke/models/m",))
+    plan = [*plan_of("smoke"), training]
+    monkeypatch.setattr(examine, "planned_jobs", lambda *_, every, **__: plan * every)
+    state = folder / "results/smoke/states/m.pt"
+    state.parent.mkdir()
+    state.write_bytes(b"x")
     report = look()
     assert report.well
     assert any("a training was stopped" in note for note in report.notes)
+    state.parents[1].joinpath("models/m").mkdir(parents=True)
+    [finding] = [f for f in look().findings if "states" in f.paths[0]]
+    assert "a training that is over" in finding.why
 
 
 def test_a_link_to_nothing_comes_first_since_nothing_can_be_planned_with_it(folder):
@@ -376,3 +271,110 @@ def test_the_command_says_so_by_its_status(folder, capsys):
     assert finding["command"] == (
         "mkdir -p set-aside/results && mv -n results/notes.txt set-aside/results"
     )
+
+
+# What a product is that is not what its job wrote
+
+GATES = "results/smoke/p1/gates.parquet"
+
+
+def other_table(path, rule, outputs):
+    write_table(path, [row()], READINESS, made(rule, [], outputs, started="2025"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind", "words"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-9]), "broken", "is truncated"),
+        (lambda p: p.write_bytes(b""), "broken", "truncated"),
+        (lambda p: (p.unlink(), p.mkdir()), "broken", "a directory, not a file"),
+        (lambda p: other_table(p, "decide", ["results/d"]), "foreign", "rule decide wrote it as"),
+        (lambda p: other_table(p, "check_gates", [GATES]), "broken", "not what its job wrote"),
+        (lambda p: write_table(p, [row()], READINESS), "foreign", "carries no provenance"),
+    ],
+)
+def test_a_table_that_is_not_what_its_job_wrote(folder, damage, kind, words):
+    make("smoke")
+    damage(folder / GATES)
+    [finding] = look().findings
+    assert (finding.kind, finding.paths) == (kind, (GATES,))
+    assert words in finding.why
+    assert f"--forcerun {GATES}" in finding.command
+    assert ("rm -r" in finding.command) == (folder / GATES).is_dir()
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.png", "x.pdf", "x.caption.md", "x.gguf"])
+@pytest.mark.parametrize("place", [0, 7, -1])
+def test_a_flipped_bit_in_any_product_is_found(folder, monkeypatch, name, place):
+    make("smoke")
+    path = Path("results/smoke") / name
+    path.write_bytes(b"0123456789")
+    plan = [*plan_of("smoke"), job("draw", [], [str(path)])]
+    monkeypatch.setattr(examine, "planned_jobs", lambda *_, every, **__: plan * every)
+    about = made("assess_readiness", [], [str(path)])
+    keep("smoke", "draw", about | {"products": [describe(path)]})
+    assert not look().findings
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    [finding] = look().findings
+    assert finding.paths == (str(path),)
+    assert finding.kind in ("broken", "foreign")
+
+
+def test_a_directory_is_held_against_its_sidecar(folder):
+    model = folder / "policy"
+    model.mkdir()
+    for name in ("config.json", "weights"):
+        (model / name).write_text(name)
+    assert "provenance.json" in examine._differing(model)
+    write_sidecar(model, made() | {"files": file_hashes(model)})
+    assert examine._differing(model) == ""
+    (model / "weights").write_text("weighty")
+    (model / "config.json").unlink()
+    (model / "more").write_text("x")
+    fault = examine._differing(model)
+    for words in ("config.json is missing", "weights is not what", "more was added"):
+        assert words in fault
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}"])
+def test_a_product_without_its_jobs_record_is_not_called_well(folder, damage):
+    make("smoke")
+    record_file("smoke", "decide").write_text(damage)
+    report = look()
+    assert report.findings == []
+    assert [item.paths for item in report.unchecked] == [("results/decisions.parquet",)]
+    assert "no record of what it wrote" in report.unchecked[0].why
+
+
+# Settings of the user's own
+
+
+def test_commands_carry_profile_configuration_and_files_of_the_run(folder):
+    make("smoke")
+    (folder / GATES).write_bytes(b"")
+    (folder / "mine.yaml").write_text("seed: 3\n")
+    report = look("p1={a: 1}", files=("mine.yaml",), profile="slurm")
+    words = shlex.split(report.commands[0])
+    profile = ["--profile", str(source_root() / "slurm")]
+    place = ["--snakefile", str(source_root() / "Snakefile"), "--directory", str(folder)]
+    assert words[1:7] == [*place, *profile]
+    files = ["--configfile", "mine.yaml", "--config", "scale=smoke", "p1={a: 1}"]
+    assert words[7:] == [READY, "--forcerun", GATES, *files]
+    os.mkdir("elsewhere")
+    os.chdir("elsewhere")
+    report = examine.examine(folder / "results", Settings(configfiles=("../mine.yaml",)))
+    assert str(folder / "mine.yaml") in shlex.split(report.commands[0])
+
+
+def test_what_a_users_own_configuration_made_is_not_set_aside(folder):
+    make("smoke")
+    own = "results/smoke/p1/mine.parquet"
+    write_table(own, [row()], READINESS, made("sweep_prefix", [], [own]))
+    report = look()
+    assert report.findings == report.commands == []
+    [unchecked] = report.unchecked
+    assert unchecked.paths == (own,)
+    assert "--configfile of its run" in unchecked.why
+    assert main(["doctor", "--configfile", "none.yaml"]) == 1

@@ -1,16 +1,20 @@
 """What can be known to fail is said before any job starts."""
 
 import errno
+import os
 
 import pytest
 
 from ember.operations import preflight
+from ember.operations.plan import run_scale
 from ember.operations.preflight import (
     Unready,
     check_anchor,
     check_local,
     check_models,
+    check_place,
     check_writable,
+    prepare_environment,
 )
 
 MODELS = {"policy": {"source": "local", "path": "weights"}}
@@ -50,12 +54,41 @@ def test_an_anchor_that_is_not_there_or_is_the_product_itself_is_refused(tmp_pat
 
 def test_a_gpu_is_needed_only_where_jobs_run_here(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: f"/usr/bin/{name}")
     settings = {"device": "cuda", "scale": "gpu"}
     with pytest.raises(Unready, match="scale gpu needs a GPU"):
-        check_local(settings, tmp_path, local=True)
-    check_local(settings, tmp_path, local=False)
+        check_local(settings, tmp_path, "local")
+    check_local(settings, tmp_path, "slurm")
     monkeypatch.setattr(preflight, "cuda_devices", lambda: 1)
-    check_local(settings, tmp_path, local=True)
+    check_local(settings, tmp_path, "local")
+
+
+def test_a_cluster_needs_its_programs_and_a_path_that_its_shell_takes(tmp_path, monkeypatch):
+    settings = {"device": "cpu", "scale": "gpu"}
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: None)
+    with pytest.raises(Unready, match="no program sbatch on PATH"):
+        check_local(settings, tmp_path, "slurm")
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: name)
+    check_local(settings, tmp_path, "slurm")
+    check_local(settings, tmp_path / "a b", "local")
+    with pytest.raises(Unready, match="has spaces"):
+        check_local(settings, tmp_path / "a b", "slurm")
+
+
+@pytest.mark.parametrize("python", ["/home/a b/.venv/bin/python", "/home/$x/python", "/o'k/python"])
+def test_an_environment_that_jobs_cannot_be_started_with_is_refused(tmp_path, python):
+    with pytest.raises(Unready, match="cannot start jobs with"):
+        check_place(tmp_path, python)
+    check_place(tmp_path, "/home/a/.venv/bin/python")
+
+
+def test_jobs_find_this_library_first_and_know_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/other/src", str(tmp_path), "/more"]))
+    monkeypatch.setenv("EMBER_RUN", "[]")
+    prepare_environment(tmp_path, ["snakemake", "--profile", "slurm"])
+    paths = os.environ["PYTHONPATH"].split(os.pathsep)
+    assert paths == [str(tmp_path), "/other/src", "/more"]
+    assert run_scale() == "gpu"
 
 
 def test_a_folder_that_cannot_be_made_or_written_is_refused(tmp_path, monkeypatch):

@@ -15,21 +15,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.model.architecture import SIZES, Architecture
+from ember.model.architecture import SIZES
 from ember.model.checkpoint import random_decoder
 from ember.model.families import FAMILIES
 from ember.optim.lm import Recipe, Windows, evaluate, train
 from ember.optim.loop import BadTraining, Diverged, Interrupted, state_key
 from ember.optim.loss import next_token_loss
+from tests.tiny import tiny
 
-ARCH = Architecture.make(
-    model_type="qwen3",
+ARCH = tiny(
     num_layers=2,
     hidden_size=16,
     intermediate_size=32,
     num_heads=2,
     num_kv_heads=1,
-    head_dim=8,
     vocab_size=24,
     max_positions=64,
     tie_embeddings=True,
@@ -92,9 +91,7 @@ def test_learns_the_structure(optimizer):
 def test_every_architecture_learns(model_type):
     """All of its parameters move, and the loss falls below what the counting alone needs."""
     sizes = {name: getattr(ARCH, name) for name in SIZES} | {"num_layers": 3, "num_kv_heads": 2}
-    gemma = {"sliding_window": 5, "sliding_layers": (0, 2)}
-    given = sizes | (gemma if model_type == "gemma3_text" else {})
-    decoder = random_decoder(Architecture.make(model_type=model_type, **given), seed=0)
+    decoder = random_decoder(tiny(model_type, **sizes), seed=0)
     before = weights(decoder)
     recipe = replace(RECIPE, steps=60, batch_size=8, learning_rate=1e-2)
     rows = train(decoder, STREAM, recipe)

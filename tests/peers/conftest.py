@@ -1,7 +1,6 @@
-"""The model that the tests of experiments use, and the environment of llama.cpp."""
+"""The environment of llama.cpp."""
 
 import pytest
-from tests.experiments.conftest import random_model as random_model
 
 from ember.records.provenance import source_root
 

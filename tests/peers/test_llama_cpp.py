@@ -5,11 +5,11 @@ import torch
 
 from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import load_decoder, random_decoder, save_decoder
+from ember.model.checkpoint import load_decoder, save_decoder
 from ember.model.gguf import export_gguf
 from ember.peers.client import Peer, PeerFailed
 from ember.text.tokenizer import save_tokenizer, train_bpe
+from tests.tiny import wild
 
 PROMPT, NEW = [5, 17, 250, 3, 99, 42, 7], 40
 
@@ -17,26 +17,17 @@ PROMPT, NEW = [5, 17, 250, 3, 99, 42, 7], 40
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A model whose greedy text is not a repetition of one token: larger random weights."""
-    arch = Architecture.make(
-        model_type="qwen3",
+    decoder = wild(
+        seed=3,
         hidden_size=64,
         intermediate_size=128,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
         head_dim=32,
         vocab_size=300,
-        max_positions=128,
         rope_theta=1e5,
         tie_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
     )
-    decoder = random_decoder(arch, seed=3)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)
     folder = save_decoder(decoder, tmp_path_factory.mktemp("peer") / "model")
     save_tokenizer(train_bpe(["the quick brown fox, 12345 times"] * 5, 280), folder)
     return folder

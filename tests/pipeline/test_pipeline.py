@@ -1,7 +1,6 @@
 """Two real processes: the one-device engine's tokens, and clear errors where one of them fails."""
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -15,11 +14,11 @@ import torch
 
 from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
-from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder
 from ember.pipeline.pipeline import BadRequest, Pipeline, StageFailed, why_no_stages
 from ember.pipeline.plan import BadSplit
 from ember.pipeline.timeline import busy_ms
+from tests.tiny import declared
 
 LAYERS = 3
 ONE = {"split": 1, "micro_batches": 1}
@@ -27,23 +26,10 @@ ONE = {"split": 1, "micro_batches": 1}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    arch = Architecture.make(
-        model_type="qwen3",
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=LAYERS,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        vocab_size=97,
-        max_positions=256,
-        tie_embeddings=True,
-    )
     folder = tmp_path_factory.mktemp("pipeline") / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(arch.to_hf()))
-    (folder / "ember.json").write_text('{"weights": "random", "seed": 1}')
-    return folder
+    return declared(
+        folder, num_layers=LAYERS, vocab_size=97, max_positions=256, tie_embeddings=True
+    )
 
 
 @pytest.fixture(scope="module")

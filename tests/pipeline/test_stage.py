@@ -4,34 +4,14 @@ import pytest
 import torch
 
 from ember.backends.sampling import SamplingParams
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
 from ember.pipeline.stage import Stage, take_layers
+from tests.tiny import wild
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_layers": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 67,
-    "max_positions": 64,
-}
-FAMILIES = {
-    "qwen3": {"model_type": "qwen3", "tie_embeddings": True},
-    "qwen2": {"model_type": "qwen2"},
-    "llama": {"model_type": "llama"},
-}
+FAMILIES = ("qwen3", "qwen2", "llama")
 
 
 def make(family: str):
-    decoder = random_decoder(Architecture.make(**SIZES | FAMILIES[family]), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-    return decoder
+    return wild(family, head_dim=32, vocab_size=67, max_positions=64)
 
 
 @torch.inference_mode()

@@ -3,9 +3,9 @@
 import torch
 
 from ember.lora.adapter import Adapter, LowRank
-from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
 from ember.policies.plan import Update
+from tests.tiny import wild
 
 LAYERS, RANK, TOKENS = 4, 4, 24
 # Layers that slide, over fewer tokens than the prompt has, beside layers that do not.
@@ -15,27 +15,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def make_decoder(seed: int, model_type: str = "qwen3", dtype=torch.float64) -> Decoder:
     """A random decoder whose logits are of order 1."""
-    arch = Architecture.make(
-        model_type=model_type,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=LAYERS,
-        num_heads=4,
-        num_kv_heads=4 if model_type == "gpt_neox" else 2,
-        head_dim=8,
-        vocab_size=50,
-        max_positions=256,
-        **GEMMA if model_type == "gemma3_text" else {},
-    )
-    generator = torch.Generator().manual_seed(seed)
-    decoder = Decoder(arch).to(dtype)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=dtype)
-            scale = 1.0 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-            centre = 0 if arch.norm == "rms_offset" or name.endswith("bias") else 1
-            parameter.copy_(centre + 0.1 * noise if parameter.ndim == 1 else scale * noise)
-    return decoder
+    fields = GEMMA if model_type == "gemma3_text" else {}
+    sizes = {"num_layers": LAYERS, "vocab_size": 50, "max_positions": 256}
+    return wild(model_type, dtype, seed=seed, scale=0.18, **sizes | fields)
 
 
 class Lora:

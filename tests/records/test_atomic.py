@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import socket
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -136,3 +139,71 @@ def test_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", {"a": float("nan")})
     assert names(tmp_path) == ["a.json"]
+
+
+# What stands there already
+
+
+@pytest.fixture(params=["device", "pipe", "socket", "directory", "link to a device", "loop"])
+def odd(request, tmp_path, monkeypatch):
+    """Something that is no regular file, and how to see that it is still there."""
+    path, device = tmp_path / "odd", Path("/dev/null")
+    if os.geteuid() == 0:  # who could destroy the machine's own gets one to try it on
+        device = tmp_path / "null"
+        os.mknod(device, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    if request.param == "device":
+        path = device
+    elif request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        monkeypatch.chdir(tmp_path)  # the name of a socket is short
+        socket.socket(socket.AF_UNIX).bind("odd")
+    elif request.param == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(device if request.param == "link to a device" else path)
+    return path
+
+
+def test_what_is_no_regular_file_is_refused_and_stays(odd):
+    before = odd.lstat()
+    with pytest.raises(CannotWrite, match="cannot write") as caught:
+        write_text(odd, "x")
+    assert "give another path" in str(caught.value)
+    after = odd.lstat()
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+    assert [p for p in odd.parent.iterdir() if ".tmp" in p.name] == []
+
+
+def test_a_directory_product_takes_no_files_place(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with (
+        pytest.raises(CannotWrite, match="it is a file, not a directory"),
+        atomic_dir(tmp_path / "file"),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_its_file_is_written(tmp_path, there):
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far/target", tmp_path / "link.txt"
+    if there:
+        target.write_text("old")
+    link.symlink_to("far/target")
+    with atomic_file(link) as temporary:
+        assert temporary.suffix == link.suffix, "writers of figures go by the ending"
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "link.txt", "target"]
+
+
+def test_a_link_to_a_directory_product_stays(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    with atomic_dir(tmp_path / "link") as folder:
+        (folder / "weights").write_text("w")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far/weights").read_text() == "w"

@@ -24,7 +24,7 @@ PROFILE = (
     *("--profile", "slurm", "--latency-wait", "20"),
     *("--slurm-init-seconds-before-status-checks", "1", "--seconds-between-status-checks", "1"),
 )
-SWEEP = "results/smoke/p1/prefix_sweep.parquet"
+SWEEP = "results/smoke/p1/prefix/runs.parquet"
 MODEL = "results/smoke/models/policy"
 STATE = "results/smoke/states/policy.pt"
 # Long enough to be hit, saved often enough to resume from where it was hit.

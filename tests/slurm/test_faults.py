@@ -171,7 +171,7 @@ def is_python(pid: int) -> bool:
 
 def test_preemption_costs_only_the_shard_that_was_lost(swept, start):
     """Partition high takes one job's place; SLURM queues that one again, the other stays."""
-    shards = {name: swept.path / f"results/smoke/p1/prefix_sweep/{name}.parquet" for name in "01"}
+    shards = {name: swept.path / f"results/smoke/p1/prefix/shards/{name}.parquet" for name in "01"}
     before = read_table(swept.path / SWEEP)
     for path in (*shards.values(), swept.path / SWEEP):
         path.unlink()

@@ -1,12 +1,15 @@
 """The tokenizer: any text comes back, Transformers gives the same ids, training is repeatable."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from ember.text.corpora import pydoc_topics
 from ember.text.tokenizer import (
@@ -100,12 +103,117 @@ def test_too_small_a_vocabulary_is_refused():
 
 
 def test_missing_damaged_and_foreign_files_are_named(tmp_path, directory):
-    with pytest.raises(BadTokenizer, match="does not exist"):
+    with pytest.raises(BadTokenizer, match="is missing"):
         load_tokenizer(tmp_path)
     whole = (directory / "tokenizer.json").read_text()
     (tmp_path / "tokenizer.json").write_text(whole[: len(whole) // 2])
     with pytest.raises(BadTokenizer, match="is not a tokenizer"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(whole.replace(END_OF_TEXT, "<|other|>"))
-    with pytest.raises(BadTokenizer, match=r"no <\|endoftext\|>"):
+
+
+def foreign_tokenizer(folder, *, template: bool, config: dict):
+    """A small tokenizer with a BOS token, as a model of another maker has it."""
+    backend = train_bpe(TEXTS, 300)
+    backend.add_special_tokens(["<|begin|>", "<|eot|>"])
+    begin = backend.token_to_id("<|begin|>")
+    if template:
+        backend.post_processor = processors.Sequence(
+            [
+                processors.ByteLevel(trim_offsets=False),
+                processors.TemplateProcessing(
+                    single="<|begin|> $A",
+                    pair="<|begin|> $A $B",
+                    special_tokens=[("<|begin|>", begin)],
+                ),
+            ]
+        )
+    content = json.loads(backend.to_str().replace(END_OF_TEXT, "<|other|>"))
+    content["truncation"] = {"max_length": 5, "strategy": "LongestFirst", "stride": 0} | {
+        "direction": "Right"
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return begin
+
+
+@pytest.mark.parametrize("added", [None, True, False])
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize(
+    "name", ["PreTrainedTokenizerFast", "LlamaTokenizerFast", "Qwen2Tokenizer"]
+)
+def test_prompts_begin_as_with_the_models_own_tokenizer(tmp_path, name, template, added):
+    from transformers import AutoTokenizer
+
+    config = {"tokenizer_class": name, "bos_token": "<|begin|>", "eos_token": "<|eot|>"}
+    config |= {} if added is None else {"add_bos_token": added}
+    begin = foreign_tokenizer(tmp_path, template=template, config=config)
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("the quick brown fox", "", "self.quick fox the quick fox<|eot|>"):
+        tokens = ours.encode_prompt(text)
+        assert tokens == theirs(text)["input_ids"]
+        assert (tokens[:1] == [begin]) == template
+        assert ours.encode(text) == theirs(text, add_special_tokens=False)["input_ids"]
+    assert ours.eos_id == theirs.eos_token_id
+
+
+def test_a_tokenizer_as_gemma_has_it_loads(tmp_path):
+    from transformers import AutoTokenizer
+
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    backend.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+        ]
+    )
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=special + [f"<0x{byte:02X}>" for byte in range(256)],
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", 2)]
+    )
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = {"tokenizer_class": "GemmaTokenizer", "bos_token": "<bos>", "eos_token": "<eos>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    for text in (*TEXTS[:3], "fox", "déjà vu 🦊"):
+        assert ours.encode_prompt(text) == theirs(text)["input_ids"]
+        assert ours.encode_prompt(text)[0] == 2
+        assert ours.decode(ours.encode(text)) == text
+    assert ours.eos_id == theirs.eos_token_id == 1
+
+
+@pytest.mark.parametrize(
+    ("eos", "token"),
+    [("<|eot|>", "<|eot|>"), ({"content": "<|eot|>", "special": True}, "<|eot|>"), (None, None)],
+)
+def test_the_token_that_ends_texts_is_the_one_that_the_config_names(tmp_path, eos, token):
+    foreign_tokenizer(tmp_path, template=False, config={"eos_token": eos})
+    found = load_tokenizer(tmp_path)
+    assert found.eos_id == (None if token is None else found.encode(token)[0])
+
+
+@pytest.mark.parametrize("eos", [5, ["a"], {"content": 1}, {}])
+def test_a_config_of_wrong_types_is_named(tmp_path, eos):
+    foreign_tokenizer(tmp_path, template=False, config={"eos_token": eos})
+    with pytest.raises(BadTokenizer, match=r"tokenizer_config\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_bytes_of_tokens_are_those_of_a_byte_level_alphabet_only():
+    with pytest.raises(BadTokenizer, match="byte-level"):
+        _ = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE())).token_bytes
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(BadTokenizer, match="a pipe, a socket or a device"):
         load_tokenizer(tmp_path)

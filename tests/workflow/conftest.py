@@ -14,6 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def rules() -> dict[str, tuple[str, str]]:
+    """Every rule that makes something, by name: the rule it inherits from, and its own text."""
+    texts = [file.read_text() for file in (ROOT / "rules").rglob("*.smk")]
+    own = [text.split("\n\n\n") for text in texts if "\nrule job:" not in text]
+    heads = ((re.search(r"^use rule (\w+) as (\w+) with:", b, re.M), b) for bs in own for b in bs)
+    return {head[2]: (head[1], block) for head, block in heads if head}
+
+
 @dataclass(frozen=True)
 class Checkout:
     """A folder with the project in it, and the workflow's command line started there."""

@@ -16,8 +16,8 @@ from tests.workflow.conftest import SMOKE, Checkout
 
 pytestmark = pytest.mark.slow
 
-COST = "results/smoke/p1/cumulative_cost.parquet"
-ROUNDS = "results/smoke/p1/policy_rounds.parquet"
+COST = "results/smoke/p1/policies/cost.parquet"
+ROUNDS = "results/smoke/p1/policies/rounds.parquet"
 
 
 @pytest.fixture

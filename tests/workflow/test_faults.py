@@ -116,7 +116,7 @@ def damaged(path):
 
 @pytest.mark.parametrize("replace", [foreign, of_another_schema, damaged])
 def test_a_replaced_table_stops_the_job_that_reads_it_and_the_next_run_mends_it(started, replace):
-    path = started.path / "results/smoke/p1/policy_rounds.parquet"
+    path = started.path / "results/smoke/p1/policies/rounds.parquet"
     products = ("results/p1_policies.parquet", "results/p1_fig3.png")
     before = read_table(path)
     replace(path)
@@ -124,7 +124,9 @@ def test_a_replaced_table_stops_the_job_that_reads_it_and_the_next_run_mends_it(
     assert done.returncode != 0
     name = path.relative_to(started.path).as_posix()
     assert f"error: {name}" in done.stdout
-    assert f"delete it and run `snakemake --profile local {name}`" in done.stdout
+    assert (
+        f"delete it and run `snakemake --profile local {name} --config scale=smoke`" in done.stdout
+    )
     assert "Traceback" not in done.stdout
     path.unlink()
     started.snakemake(name, *SMOKE)

@@ -6,7 +6,11 @@ import pytest
 import yaml
 
 from ember.config.load import json_schema
-from tests.workflow.conftest import ROOT
+from ember.operations.plan import PlannedJob, planned_jobs
+from ember.studies.steps import find
+from tests.workflow.conftest import ROOT, rules
+
+STEP = re.compile(r"\*\*(study|publish|plot)\(\"([\w.]+)\"\)")
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
@@ -31,28 +35,41 @@ def test_every_scale_plans_everything(fresh, scale):
     assert "assess_readiness" in output
 
 
-def blocks() -> dict[str, str]:
-    """The text of every rule, by name."""
-    texts = [file.read_text() for file in (ROOT / "rules").glob("*.smk")]
-    return {block.split(":")[0]: block for text in texts for block in text.split("\nrule ")[1:]}
+@pytest.fixture(scope="module")
+def jobs() -> list[PlannedJob]:
+    """Every job of a run at scale smoke."""
+    return planned_jobs(["all"], config=["scale=smoke"], every=True)
 
 
-def test_every_measuring_rule_waits_for_the_gates():
-    timed = {name: block for name, block in blocks().items() if "timing=1" in block}
-    assert "P1_PRODUCTS" in timed.pop("time_workflow")  # it times the workflow, behind everything
-    assert len(timed) >= 4
-    for name, block in timed.items():
-        assert 'gates=inter("p1/gates.parquet")' in block.split("output:")[0], name
+def test_every_measuring_rule_waits_for_the_gates(jobs):
+    timed = {job.name: job for job in jobs if job.resources.get("timing")}
+    products = {path for job in jobs for path in job.outputs if path.endswith((".png", ".tex"))}
+    last = set(timed.pop("time_workflow").inputs)  # it times the workflow, after everything
+    assert {path for path in products if "p1_" in path} <= last
+    assert len(timed) >= 10
+    for name, job in timed.items():
+        assert "results/smoke/p1/gates.parquet" in job.inputs, name
 
 
 def test_only_light_rules_and_downloads_run_where_a_cluster_run_was_started():
-    texts = [file.read_text() for file in (ROOT / "rules").glob("*.smk")]
-    lists = re.findall(r"^localrules:\n((?:    \w+,\n)+)", "\n".join(texts), re.M)
-    local = {name.strip(" ,") for found in lists for name in found.splitlines()}
+    local = {name for name, (_, text) in rules().items() if "localrule: True" in text}
     assert {"fetch_model", "build_corpus", "plot_fig3", "decide"} <= local
-    heavy = ("model_memory()", "threads_for_model()", "gpus()")
-    for name, block in blocks().items():
-        assert name not in local or not any(word in block for word in heavy), name
+    for name in local:
+        base, text = rules()[name]
+        assert base in ("job", "drawn"), f"{name} holds a model"
+        assert "threads:" not in text, name
+    assert {name for name, (base, _) in rules().items() if base == "drawn"} <= local
+
+
+def test_no_rule_to_inherit_from_is_a_target(fresh):
+    bases = {base for base, _ in rules().values()}
+    assert {"job", "held", "timed"} <= bases
+    targets = fresh.snakemake("--list-target-rules").stdout.split()
+    assert {"all", "p1_fig2", "decide"} <= set(targets)
+    assert not bases & set(targets)
+    done = fresh.snakemake("-n", "held", "--profile", "local", check=False)
+    assert done.returncode
+    assert "wildcards" in done.stdout
 
 
 def test_the_dry_run_leaves_nothing_behind(fresh):
@@ -71,13 +88,26 @@ def test_the_graph_can_be_drawn(fresh):
     assert "model_cost" in output
 
 
-def test_every_rule_is_complete():
-    for name, block in blocks().items():
-        for directive in ("message:", "log:", "benchmark:", "threads:", "mem_mb=", "runtime="):
-            assert directive in block, f"{name} has no {directive}"
-        script = block.rsplit('scripts("', 1)[1].split('"')[0]
-        assert f'code=code("{script}")' in block, f"{name}: code= must hash {script}"
-        assert (ROOT / "workflow" / "scripts" / script).is_file(), name
+def test_every_rule_is_complete(jobs):
+    planned = {job.rule: job for job in jobs}
+    for name, (_, text) in rules().items():
+        assert "message:" in text, name
+        assert re.search(r"\*\*(study|publish|plot|own_script)\(", text), f"{name} runs no code"
+        if name == "fetch_model":  # nothing to fetch at this scale
+            continue
+        job = planned[name]
+        assert job.logs == (f"logs/smoke/{job.name}.log",)
+        assert job.benchmark == f"results/smoke/benchmarks/{job.name}.jsonl"
+        assert {"mem_mb", "runtime"} <= job.resources.keys(), name
+
+
+def test_every_step_names_a_function_that_says_what_it_makes():
+    steps = [step for _, text in rules().values() for step in STEP.findall(text)]
+    assert len(steps) > 40
+    for kind, name in steps:
+        step = find(name)
+        assert step.reads if kind == "plot" else step.makes is not None, name
+        assert len(step.makes) == 1 if kind == "publish" else True, name
 
 
 def test_the_committed_schema_is_that_of_the_models():

@@ -2,8 +2,14 @@
 
 import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+
+from ember.operations.plan import planned_jobs
+from ember.records.code import closure
+from ember.records.provenance import provenance_of
+from tests.workflow.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -29,92 +35,92 @@ def with_comment(text: str) -> str:
     return text + "\n# a remark\n"
 
 
-# What depends on a file: the rules that run its code, and the rules that read their products.
-LORA_FIGURES = {"plot_lora_layers", "plot_lora_blocks", "plot_lora_latency"}
-ENGINE_FIGURES = {
-    *("plot_roofline", "plot_pipeline", "plot_gantt", "plot_frameworks", "plot_loading")
-}
-FIGURES = {"plot_fig2", "plot_sec44", "plot_fig3"} | ENGINE_FIGURES | LORA_FIGURES
-# Behind all products: their own cost is counted anew.
+# At least one file of each layer and of each kind of step.
+EDITED = (
+    "src/ember/backends/eager.py",
+    "src/ember/measure/statistics.py",
+    "src/ember/peers/adapters/vllm_offline.py",
+    "src/ember/pipeline/wire.py",
+    "src/ember/policies/cost.py",
+    "src/ember/studies/p1/architectures/measure.py",
+    "src/ember/studies/p1/lora_latency/measure.py",
+    "src/ember/studies/p1/pipeline/schedule.py",
+    "src/ember/studies/p1/policies/figure.py",
+    "src/ember/studies/p1/prefix/measure.py",
+    "src/ember/studies/p1/prefix/summary.py",
+    "src/ember/studies/paper/decisions/summary.py",
+    "src/ember/studies/style.py",
+    "src/ember/studies/workflow/cost/summary.py",
+    "workflow/scripts/plot.py",
+)
+# After all products: their own cost is counted anew.
 LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_workflow"}
-CASES = {
-    "src/ember/studies/p1/policies/figure.py": {"plot_fig3"} | LAST,
-    "src/ember/studies/style.py": FIGURES | {"plot_rollout"} | LAST,
-    "src/ember/studies/paper/decisions/summary.py": {"decide"} | LAST,
-    "src/ember/studies/p1/architectures/measure.py": {"check_architectures"} | LAST,
-    "src/ember/studies/p1/pipeline/schedule.py": {
-        "summarise_pipeline",
-        "plot_pipeline",
-        "plot_gantt",
-    }
-    | LAST,
-    "src/ember/pipeline/wire.py": {
-        "profile_layers",
-        "sweep_splits",
-        "profile_stages",
-        "summarise_pipeline",
-        "plot_pipeline",
-        "plot_gantt",
-        "summarise_rollout",
-        "plot_fig2",
-        "decide",
-        # The two stages are one of the frameworks compared.
-        "compare_frameworks",
-        "summarise_frameworks",
-        "plot_frameworks",
-    }
-    | LAST,
-    "src/ember/policies/cost.py": {
-        "model_cost",
-        "summarise_policies",
-        "plot_fig3",
-    }
-    | LAST,
-    "src/ember/studies/p1/prefix/measure.py": {
-        "sweep_prefix",
-        "join_prefix",
-        "summarise_prefix",
-        "plot_sec44",
-        "model_cost",
-        "summarise_policies",
-        "plot_fig3",
-        "decide",
-    }
-    | LAST,
-    "src/ember/studies/p1/lora_latency/measure.py": {
-        "time_lora",
-        "summarise_lora_latency",
-        "plot_lora_latency",
-        "model_cost",
-        "summarise_policies",
-        "plot_fig3",
-        "decide",
-    }
-    | LAST,
-    "src/ember/studies/workflow/cost/summary.py": {
-        "time_workflow",
-        "collect_job_cost",
-        "summarise_workflow",
-    },
-    "src/ember/peers/adapters/vllm_offline.py": {
-        "compare_frameworks",
-        "summarise_frameworks",
-        "plot_frameworks",
-    }
-    | LAST,
-    "workflow/scripts/plot_fig2.py": {"plot_fig2"} | LAST,
-}
+
+
+@pytest.fixture(scope="module")
+def graph(finished) -> dict:
+    """Of every job of a run: its files, and the code that its products say made them."""
+    planned = planned_jobs(["all"], config=["scale=smoke"], every=True, folder=finished.path)
+    return {job.name: (job, code_of(finished, job)) for job in planned}
+
+
+def code_of(finished, job) -> set[Path]:
+    params = provenance_of(finished.path / job.outputs[0])["params"]
+    script = finished.path / "workflow" / "scripts" / params["script"]
+    modules = [f"ember.studies.{params['step'].rpartition('.')[0]}"] if "step" in params else []
+    return {script, *closure(script, finished.path / "src", *modules)}
+
+
+def dependants(graph: dict, file: Path) -> set[str]:
+    """Rules whose code a file belongs to, and those after them."""
+    found = {name for name, (_, code) in graph.items() if file in code}
+    while True:
+        made = {path for name in found for path in graph[name][0].outputs}
+        after = {name for name, (job, _) in graph.items() if made & set(job.inputs)} | found
+        if after == found:
+            return {graph[name][0].rule for name in found}
+        found = after
 
 
 def test_nothing_is_left_to_do_after_a_run(finished):
     assert finished.planned("all") == {}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_editing_a_module_reruns_exactly_its_dependants(finished, name):
+@pytest.mark.parametrize("name", EDITED)
+def test_editing_a_module_reruns_exactly_its_dependants(finished, graph, name):
+    expected = dependants(graph, finished.path / name)
+    assert expected
     with edited(finished, name, with_code):
-        assert set(finished.planned("all")) - {"all"} == CASES[name]
+        assert set(finished.planned("all")) - {"all"} == expected
     assert finished.planned("all") == {}, "edit and revert must rerun nothing"
+
+
+def test_a_study_reruns_alone(finished, graph):
+    """Narrowness: what the hashes must not cover."""
+    studies = "src/ember/studies/p1"
+    assert (
+        dependants(graph, finished.path / f"{studies}/policies/figure.py") == {"plot_fig3"} | LAST
+    )
+    summary = dependants(graph, finished.path / f"{studies}/rollout/summary.py")
+    assert summary == {"summarise_rollout", "plot_rollout"} | LAST
+    wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
+    assert {"time_rollouts", "sweep_prefix"} <= wide
+    for name, (job, code) in graph.items():
+        if job.rule.startswith(("summarise_", "plot_", "join_", "model_cost", "decide")):
+            other = [file for file in code if "/engine/" in str(file) or "/backends/" in str(file)]
+            assert not other, f"{name} would rerun for an edited engine"
+
+
+def test_no_summary_and_no_figure_reaches_a_measurement():
+    src = ROOT / "src"
+    light = sorted((src / "ember/studies").glob("*/*/[sf][ui][mg]*.py"))
+    assert len(light) > 20
+    engines = ("engine", "backends", "cache", "lora", "optim", "peers")
+    for file in light:
+        for reached in closure(file, src):
+            name = reached.relative_to(src / "ember")
+            assert name.stem not in ("measure", "make") or name.parts[0] != "studies", (file, name)
+            assert name.parts[0] not in engines, (file, name)
 
 
 def test_editing_the_decoder_reruns_every_job_that_runs_a_model_and_no_corpus(finished):
@@ -126,7 +132,7 @@ def test_editing_the_decoder_reruns_every_job_that_runs_a_model_and_no_corpus(fi
     assert not {"build_corpus", "train_tokenizer", "gate_outputs"} & planned
 
 
-@pytest.mark.parametrize("name", ["src/ember/model/decoder.py", "workflow/scripts/plot_fig3.py"])
+@pytest.mark.parametrize("name", ["src/ember/model/decoder.py", "workflow/scripts/plot.py"])
 def test_a_comment_or_a_touch_reruns_nothing(finished, name):
     with edited(finished, name, with_comment):
         assert finished.planned("all") == {}

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from ember.operations import job
-from ember.records.tables import read_rows
-from ember.studies.shared.corpora.tables import CORPUS, MODEL_CARD, TRAINING_LOG
+from ember.studies.shared.models.tables import MODEL_CARD, TRAINING_LOG
 from ember.studies.shared.models.train import train_model
 
 with job.start(snakemake) as run:
     card, training = train_model(
-        [read_rows(path, CORPUS) for path in run.input.corpora],
+        run.input.corpora,
         run.input.tokenizer,
         run.params.settings,
         runtime=run.params.runtime,

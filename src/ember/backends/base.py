@@ -46,14 +46,8 @@ class Backend(Protocol):
     threads: int | None  # of torch, with which a step is fastest; None: whatever there are
     interval: int  # steps between looks at what was sampled
     lag: int  # looks that may be on their way while the next steps run
-
-    @property
-    def tokens(self) -> Tensor:
-        """(B,): what was sampled last and runs next."""
-
-    @property
-    def logits(self) -> Tensor:
-        """(B, V): what is sampled from next."""
+    tokens: Tensor  # (B,): what was sampled last and runs next
+    logits: Tensor  # (B, V): what is sampled from next
 
     def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
         """Appends rows of one prompt, which sample their first token from its logits (1, V)."""

@@ -46,7 +46,8 @@ class EagerBackend(TorchRows):
         self._spans: list[tuple[slice, ContiguousCache]] = []
 
     def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
-        run, new = candidates[0].run, slice(self._rows, self._rows + len(candidates))
+        run, first = candidates[0].run, len(self._lengths)
+        new = slice(first, first + len(candidates))
         self.cache.rows[:, :, new, :, : run.length] = self.cache.view(run).kv
         self._lengths += [run.length] * len(candidates)
         super().join(candidates, logits)
@@ -68,8 +69,8 @@ class EagerBackend(TorchRows):
 
     def _cut(self) -> list[tuple[slice, ContiguousCache]]:
         """Spans and their memory. They stay until rows join or leave: lengths grow alike."""
-        rows = range(self._rows)
-        for _, same in groupby(rows, lambda row: row if self._invariant else self._lengths[row]):
+        key = (lambda row: row) if self._invariant else self._lengths.__getitem__
+        for _, same in groupby(range(len(self._lengths)), key):
             first, *others = same
             span = slice(first, first + 1 + len(others))
             cache = ContiguousCache.over(self.cache.rows[:, :, span])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ember.model.decoder import Decoder, Layer
+from ember.model.linear import bias_of, dense_weight
 
 
 class PackedLayer:
@@ -66,17 +67,9 @@ def pack(parameters: list[nn.Parameter]) -> Tensor:
 
 def _pack_linears(linears: list[nn.Module]) -> tuple[Tensor, Tensor | None]:
     """Weights (sum of rows, columns) and biases of linear layers, stacked."""
-    for linear in linears:
-        if type(linear) is not nn.Linear:
-            raise TypeError(
-                f"the decoding step cannot pack a {type(linear).__name__}.\n"
-                "Merge adapters into the weights first, or decode with the Decoder itself."
-            )
-    bias = linears[0].bias is not None
-    return (
-        pack([linear.weight for linear in linears]),
-        pack([linear.bias for linear in linears]) if bias else None,
-    )
+    biases = [bias_of(linear) for linear in linears]
+    weights = pack([dense_weight(linear) for linear in linears])
+    return weights, None if biases[0] is None else pack(biases)
 
 
 def _pack_qk_norms(decoder: Decoder) -> Tensor:

@@ -6,8 +6,11 @@ logits, not on what runs beside it in the batch or where.
 """
 
 import hashlib
+import numbers
+import operator
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +32,9 @@ class SamplingParams:
     `top_p` and `min_p` cut the tail, in this order, of the distribution at the temperature.
     `stop_token_ids` end a completion and belong to it. `stop`: strings that end it as soon as its
     text holds one; the tokens remain, the text ends before it (the engine needs `detokenize`).
-    `logprobs`: alternatives to report for each token. `seed` is always set: the same call gives the
-    same tokens.
+    Tokens that end the model's own texts end a completion, too, unless `ignore_eos`.
+    `logprobs`: alternatives to report for each token. With a `seed` the same call gives the same
+    tokens; None draws one, which the completion names. Wrong types and values raise `BadSampling`.
     """
 
     n: int = 1
@@ -41,16 +45,22 @@ class SamplingParams:
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    seed: int = 0
+    seed: int | None = 0
     logprobs: int | None = None
+    ignore_eos: bool = False
 
     def __post_init__(self):
-        def put(name, value):
-            object.__setattr__(self, name, value)  # frozen for everybody else
-
-        put("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
-        put("stop_token_ids", tuple(self.stop_token_ids or ()))
-        put("top_k", 0 if self.top_k == -1 else self.top_k)
+        for name in ("n", "max_tokens", "top_k", "seed", "logprobs"):
+            value = getattr(self, name)
+            if value is not None or name not in ("seed", "logprobs"):
+                self._put(name, _whole(name, value))
+        for name in ("temperature", "top_p", "min_p"):
+            self._put(name, _real(name, getattr(self, name)))
+        texts = (self.stop,) if isinstance(self.stop, str) else _items("stop", self.stop)
+        ids = _items("stop_token_ids", self.stop_token_ids)
+        self._put("stop", texts)
+        self._put("stop_token_ids", tuple(_whole("stop_token_ids", token) for token in ids))
+        self._put("top_k", 0 if self.top_k == -1 else self.top_k)
         checks = {
             "n": self.n >= 1,
             "max_tokens": self.max_tokens >= 1,
@@ -60,14 +70,23 @@ class SamplingParams:
             "min_p": 0 <= self.min_p <= 1,
             "logprobs": self.logprobs is None or self.logprobs >= 0,
             "stop": all(isinstance(text, str) and text for text in self.stop),
+            "stop_token_ids": all(token >= 0 for token in self.stop_token_ids),
+            "ignore_eos": isinstance(self.ignore_eos, bool),
         }
         for name, holds in checks.items():
             if not holds:
                 raise BadSampling(
                     f"{name} is {getattr(self, name)!r}.\nn and max_tokens are 1 or more, "
-                    "temperature, top_k and logprobs 0 or more, top_p in (0, 1], min_p in [0, 1], "
-                    "stop strings not empty."
+                    "temperature, top_k, logprobs and stop_token_ids 0 or more, top_p in (0, 1], "
+                    "min_p in [0, 1], stop strings not empty, ignore_eos True or False."
                 )
+
+    def _put(self, name: str, value) -> None:
+        object.__setattr__(self, name, value)  # frozen for everybody else
+
+    def with_seed(self) -> "SamplingParams":
+        """The same with a seed, drawn where there is none."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbits(63))
 
     @property
     def greedy(self) -> bool:
@@ -82,6 +101,28 @@ class SamplingParams:
     def cuts(self) -> bool:
         """Whether any token is cut. Greedy takes the best, which no cut removes."""
         return self.ranked or (not self.greedy and self.min_p > 0)
+
+
+def _whole(name: str, value) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise BadSampling(f"{name} is {value!r}.\nGive a whole number.") from None
+
+
+def _real(name: str, value) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise BadSampling(f"{name} is {value!r}.\nGive a number.")
+    return float(value)
+
+
+def _items(name: str, values) -> tuple:
+    try:
+        return () if values is None else tuple(values)
+    except TypeError:
+        raise BadSampling(f"{name} is {values!r}.\nGive a list of them.") from None
 
 
 class Sampled(NamedTuple):

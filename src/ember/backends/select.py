@@ -18,6 +18,7 @@ from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import SlottedCache
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
+from ember.model.linear import is_linear, weight_format
 from ember.records.errors import EmberError
 
 FASTEST_FIRST = ("kernels", "compiled", "eager")
@@ -44,9 +45,11 @@ class Case:
 
     @classmethod
     def of(cls, decoder: Decoder, **fields) -> "Case":
-        """Of a decoder's architecture and weights; `fields`: the others."""
+        """Of a decoder's architecture and weights; `fields`: the others. Raises TypeError where a
+        linear layer is more than its weight."""
         weight = decoder.embed_tokens.weight
-        return cls(decoder.arch, weight.device, weight.dtype, **fields)
+        formats = frozenset(weight_format(m) for m in decoder.layers.modules() if is_linear(m))
+        return cls(decoder.arch, weight.device, weight.dtype, formats=formats, **fields)
 
 
 @dataclass(frozen=True)

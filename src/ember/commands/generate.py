@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from ember.commands.shared import DTYPES, Job, positive
 from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
@@ -13,6 +14,56 @@ log = logging.getLogger(__name__)
 
 class BadPromptFile(EmberError):
     """A file of prompts that cannot be read; the message says where and what is expected."""
+
+
+def add(commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("generate", help="sample completions of prompts from a file")
+    parser.add_argument("model", type=Path, help="model directory in Hugging Face format")
+    parser.add_argument(
+        "prompts",
+        type=Path,
+        help='one prompt a line; or .jsonl or .parquet with "prompt" (text) or "tokens" (ids)',
+    )
+    parser.add_argument("--out", type=Path, default=Path("completions.parquet"))
+    parser.add_argument("--jsonl", type=Path, help="write JSON lines there as well")
+    parser.add_argument("--n", type=positive, default=1, help="candidates of each prompt")
+    parser.add_argument("--max-tokens", type=positive, default=128)
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default: 1)")
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT")
+    parser.add_argument("--stop-token-ids", nargs="+", type=int, default=[], metavar="ID")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--max-rows", type=positive, help="candidates that decode together")
+    parser.add_argument("--prefix-cache-mb", type=float, default=0.0, help="0: none (default)")
+    parser.set_defaults(run=_run)
+
+
+def _run(options) -> str:
+    from ember.backends.sampling import SamplingParams
+    from ember.studies.p1.completions.tables import COMPLETIONS
+
+    fields = ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "seed")
+    given = {name: getattr(options, name) for name in (*fields, "stop_token_ids", "ignore_eos")}
+    names = ("device", "dtype", "max_rows", "prefix_cache_mb")
+    runtime = {name: getattr(options, name) for name in names}
+    inputs, seeds = [options.model, options.prompts], {"seed": options.seed}
+    job = Job("ember generate", given | runtime, inputs=inputs, seeds=seeds)
+    rows, stats = generate(
+        model=options.model,
+        prompts=read_prompts(options.prompts),
+        sampling=SamplingParams(**given),
+        **runtime,
+    )
+    job.write(options.out, rows, COMPLETIONS)
+    if options.jsonl is not None:
+        write_jsonl(options.jsonl, rows)
+    return f"{options.out}: {len(rows)} completions\n{json.dumps(stats)}"
 
 
 def read_prompts(path: str | Path) -> list[str | list[int]]:
@@ -76,11 +127,11 @@ def generate(
     from ember.engine.prefill import PrefixPrefill
     from ember.measure.device import resolve
     from ember.model.checkpoint import load_decoder
-    from ember.studies.rows import measured_on
+    from ember.studies.measured import measured_on
 
     device = resolve(device)
     tokenizer = _tokenizer(model, prompts, sampling)
-    ids = [tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+    ids = [tokenizer.encode_prompt(p) if isinstance(p, str) else list(p) for p in prompts]
     decoder = load_decoder(model, device, getattr(torch, dtype))
     engine = Engine(
         decoder,
@@ -99,7 +150,7 @@ def generate(
 
 def completion_rows(prompts, ids, done, sampling, about: dict) -> list[dict]:
     """Rows of COMPLETIONS for completions of prompts (text or ids, and ids)."""
-    settings = ("seed", "temperature", "top_k", "top_p", "min_p", "max_tokens")
+    settings = ("temperature", "top_k", "top_p", "min_p", "max_tokens")
     return [
         {
             "prompt": number,
@@ -113,6 +164,7 @@ def completion_rows(prompts, ids, done, sampling, about: dict) -> list[dict]:
             "raw_logprobs": list(one.raw_logprobs),
             "finish_reason": one.finish_reason,
             "stop_reason": None if one.stop_reason is None else str(one.stop_reason),
+            "seed": one.seed,
             "weights_versions": " ".join(
                 f"{version}x{len(list(run))}" for version, run in itertools.groupby(one.versions)
             ),

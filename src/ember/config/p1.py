@@ -151,10 +151,10 @@ class FrameworkPoint(Strict):
     needs: str | None = Field(None, description="skip the point where this one is not installed")
 
 
-class Peers(Strict):
+class Frameworks(Strict):
     """P1-1.3: this engine beside other frameworks."""
 
-    frameworks: Named[Framework] = Field(description="by the name that the tables use")
+    peers: Named[Framework] = Field(description="by the name that the tables use")
     points: Some[FrameworkPoint]
     repeats: Repeats = Field(3, description="recorded rounds: each framework once a round")
     warmup: Warmup = Field(1, description="unrecorded rounds; the first one may compile")
@@ -165,9 +165,9 @@ class Peers(Strict):
     def _known(self):
         for point in self.points:
             for name in [*point.frameworks, *filter(None, [point.needs])]:
-                if name not in self.frameworks:
+                if name not in self.peers:
                     raise ValueError(
-                        f"point {point.name}: {name!r} is not one of {', '.join(self.frameworks)}"
+                        f"point {point.name}: {name!r} is not one of {', '.join(self.peers)}"
                     )
         if len({point.name for point in self.points}) < len(self.points):
             raise ValueError("two points have the same name")
@@ -232,8 +232,8 @@ class RolloutPoint(Strict):
     rows: Count = Field(description="the most candidates that decode together")
 
 
-class RolloutChecks(Strict):
-    """P1-4.3: a rollout again, in other company, and by other means."""
+class Consistency(Strict):
+    """P1-4.3: a rollout again, under other batch compositions, and by other means."""
 
     prompts: Count = Field(description="prompts, of different lengths")
     candidates: Count = Field(description="candidates of each prompt")
@@ -245,7 +245,7 @@ class RolloutChecks(Strict):
     )
 
 
-class Rollouts(Shared, Timed):
+class Rollout(Shared, Timed):
     """P1-4: continuous batching against the read bandwidth of its batches."""
 
     context: PromptTokens
@@ -254,7 +254,6 @@ class Rollouts(Shared, Timed):
     )
     generation: NewTokens = Field(description="generated tokens a candidate")
     points: Some[RolloutPoint] = Field(description="calls")
-    checks: RolloutChecks
 
 
 class Policy(Strict):
@@ -356,19 +355,20 @@ class P1(Strict):
     speed: Speed
     roofline: Roofline
     pipeline: Pipeline
-    peers: Peers
+    frameworks: Frameworks
     loading: Loading
     memory: Memory
     restart: Restart
     rounds: Rounds
     lora: Lora
-    rollouts: Rollouts
+    rollout: Rollout
+    consistency: Consistency
     policies: Some[Policy]
     decisions: Decisions = Decisions()
 
     @model_validator(mode="after")
     def _documents_suffice(self):
-        wanted = max([p.prompts for p in self.rollouts.points] + [self.rollouts.checks.prompts])
+        wanted = max([p.prompts for p in self.rollout.points] + [self.consistency.prompts])
         if wanted > self.prefix.documents:
             raise ValueError(
                 f"rollouts take {wanted} prompts, the workload has {self.prefix.documents} "
@@ -378,8 +378,7 @@ class P1(Strict):
 
     def longest(self) -> dict[str, int]:
         """The most positions that a sequence takes in the measured model, by section."""
-        checks = self.rollouts.checks
-        of_the_model = [point for point in self.peers.points if not point.preset]
+        of_the_model = [point for point in self.frameworks.points if not point.preset]
         return {
             "gates": self.gates.tokens + self.gates.new_tokens,
             "profile": max(self.profile.contexts) + max(self.profile.generations),
@@ -387,13 +386,11 @@ class P1(Strict):
             "speed": self.speed.prompt_tokens + self.speed.new_tokens,
             "roofline": max(self.roofline.contexts) + self.roofline.new_tokens,
             "pipeline": self.pipeline.context + self.pipeline.generation,
-            "peers": max((p.prompt_tokens + p.new_tokens for p in of_the_model), default=0),
+            "frameworks": max((p.prompt_tokens + p.new_tokens for p in of_the_model), default=0),
             "loading": self.loading.prompt_tokens + 1,
             "memory": self.memory.context,
             "rounds": max(point.context + point.generation for point in self.rounds.points),
             "lora": max(self.lora.tokens, self.lora.train_tokens if self.lora.train_steps else 0),
-            "rollouts": max(
-                self.rollouts.context + self.rollouts.generation,
-                checks.prompt_tokens + checks.new_tokens,
-            ),
+            "rollout": self.rollout.context + self.rollout.generation,
+            "consistency": self.consistency.prompt_tokens + self.consistency.new_tokens,
         }

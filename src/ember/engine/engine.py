@@ -124,15 +124,16 @@ class Engine:
     ) -> list[list[Completion]]:
         """Candidates of each prompt, in the order of the prompts.
 
-        `sampling_params`: for all prompts, or one for each; `num_candidates` overrides their `n`.
+        Prompts are token ids: lists, arrays, or whatever can be iterated. `sampling_params`: for
+        all prompts, or one for each; `num_candidates` overrides their `n`. A completion ends at the
+        model's end-of-text tokens, unless `ignore_eos`.
         What a candidate samples depends on its prompt, its parameters and its number alone. The
         clock gets the phases prefill, decode (steps), sampling and transfer (tokens to the host),
         and, with a prefix cache, lookup and store. `last_stats` tells what was done. Raises
         `BadPrompt` and `BadSampling` before anything runs, `NotFinite` for broken weights.
         """
-        if not prompts:
-            return []
-        return self.stream(prompts, sampling_params, num_candidates, clock=clock).run()
+        requests = self._requests(prompts, sampling_params, num_candidates)
+        return self._schedule(requests, clock).run() if requests else []
 
     def stream(
         self,
@@ -146,16 +147,22 @@ class Engine:
 
         Nothing runs before the first chunk is asked for, and nothing else meanwhile.
         """
-        requests = make_prompts(
+        requests = self._requests(prompts, sampling_params, num_candidates)
+        if not requests:
+            raise BadPrompt("there are no prompts.\nGive at least one.")
+        return self._schedule(requests, clock)
+
+    def _requests(self, prompts, sampling_params, num_candidates) -> list[Prompt]:
+        return make_prompts(
             prompts,
             sampling_params,
             num_candidates,
-            arch=self.decoder.arch,
+            decoder=self.decoder,
             capacity=self.capacity,
             has_text=self.detokenize is not None,
         )
-        if not requests:
-            raise BadPrompt("there are no prompts.\nGive at least one.")
+
+    def _schedule(self, requests: Sequence[Prompt], clock: PhaseClock | None) -> Scheduler:
         backend, rows = self._prepare(requests)
         scheduler = Scheduler(
             backend,
@@ -177,7 +184,7 @@ class Engine:
 
         The cache is the engine's own and overwritten by the next call.
         """
-        check_prompt(prompt, 0, self.decoder.arch, self.capacity)
+        prompt = check_prompt(prompt, 0, self.decoder.arch, self.capacity)
         with self._lock:
             self._drop_stale()
             forward, cache = self._prompts(self.select(1).name)

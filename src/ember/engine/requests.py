@@ -1,8 +1,9 @@
 """What is asked of the engine, and what comes of it: prompts, their candidates, completions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from ember.backends.base import Candidate
@@ -10,6 +11,7 @@ from ember.backends.sampling import BadSampling, SamplingParams, prompt_key, row
 from ember.cache.slotted import Run
 from ember.engine.stops import Detokenize, TextStream
 from ember.model.architecture import Architecture
+from ember.model.decoder import Decoder
 from ember.records.errors import EmberError
 
 
@@ -25,7 +27,8 @@ class Completion:
     "stop", "length" or "cancelled"; `stop_reason` the stop token's id or the stop string.
     `versions` is the weights version that each token was sampled with. `cached_tokens` of the
     prompt came from the prefix cache. `text` needs a detokenizer and ends before the stop string.
-    `alternatives`: for each token the most likely ids with their raw log-probabilities.
+    `alternatives`: for each token the most likely ids with their raw log-probabilities. `seed`: the
+    parameters', or what was drawn where they had none.
     """
 
     tokens: tuple[int, ...]
@@ -38,6 +41,7 @@ class Completion:
     stop_reason: int | str | None = None
     text: str | None = None
     alternatives: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,16 @@ class Chunk:
 class Prompt:
     """A prompt, how far its candidates are, and where its KV lies (`run`) while they need it."""
 
-    def __init__(self, number: int, tokens: Sequence[int], params: SamplingParams, candidates: int):
+    def __init__(
+        self,
+        number: int,
+        tokens: Sequence[int],
+        params: SamplingParams,
+        candidates: int,
+        eos_token_ids: Sequence[int] = (),
+    ):
         self.number, self.tokens, self.params = number, tokens, params
+        self.stops = frozenset((*params.stop_token_ids, *eos_token_ids))  # end its candidates
         self.candidates, self.started, self.ended = candidates, 0, 0
         self.cached = 0
         self.logits: Tensor | None = None  # (1, V), until the last candidate has started
@@ -89,55 +101,93 @@ class Row:
 
 
 def make_prompts(
-    prompts: Sequence[Sequence[int]],
-    sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    prompts: Iterable[Iterable[int]],
+    sampling_params: SamplingParams | Iterable[SamplingParams] | None,
     num_candidates: int | None,
     *,
-    arch: Architecture,
+    decoder: Decoder,
     capacity: int,
     has_text: bool,
 ) -> list[Prompt]:
     """Checked prompts with their parameters; see `Engine.generate`. `has_text`: stop strings can be
     looked for. Raises `BadPrompt` and `BadSampling`."""
-    if sampling_params is None:
-        sampling_params = SamplingParams()
-    if isinstance(sampling_params, SamplingParams):
-        sampling_params = [sampling_params] * len(prompts)
-    if len(sampling_params) != len(prompts):
+    lists = list(_items("prompts", prompts))
+    if isinstance(sampling_params, SamplingParams | None):
+        params = [sampling_params or SamplingParams()] * len(lists)
+    else:
+        params = list(_items("sampling_params", sampling_params))
+    if len(params) != len(lists):
         raise BadPrompt(
-            f"{len(sampling_params)} sampling parameters for {len(prompts)} prompts.\n"
+            f"{len(params)} sampling parameters for {len(lists)} prompts.\n"
             "Give one for all prompts, or one for each."
         )
-    if num_candidates is not None and num_candidates < 1:
-        raise BadPrompt(f"num_candidates is {num_candidates}.\nAsk for 1 or more.")
+    if num_candidates is not None and not (_is_whole(num_candidates) and num_candidates >= 1):
+        raise BadPrompt(f"num_candidates is {num_candidates!r}.\nAsk for 1 or more.")
     found = []
-    for number, (prompt, params) in enumerate(zip(prompts, sampling_params, strict=True)):
-        check_prompt(prompt, params.max_tokens, arch, capacity)
-        if params.stop and not has_text:
+    for number, (prompt, wanted) in enumerate(zip(lists, params, strict=True)):
+        if not isinstance(wanted, SamplingParams):
+            raise BadSampling(f"{wanted!r} is given as sampling parameters.\nGive SamplingParams.")
+        tokens = check_prompt(prompt, wanted.max_tokens, decoder.arch, capacity)
+        if wanted.stop and not has_text:
             raise BadSampling(
                 "stop strings need the text of tokens, which the engine does not know.\n"
                 "Make the engine with detokenize=, or use stop_token_ids."
             )
-        found.append(Prompt(number, prompt, params, num_candidates or params.n))
+        eos = () if wanted.ignore_eos else decoder.eos_token_ids
+        candidates = num_candidates or wanted.n
+        found.append(Prompt(number, tokens, wanted.with_seed(), candidates, eos))
     return found
 
 
-def check_prompt(prompt: Sequence[int], new_tokens: int, arch: Architecture, capacity: int) -> None:
-    """Raises `BadPrompt` unless the prompt and its new tokens can run."""
-    if not len(prompt):
+def check_prompt(
+    prompt: Iterable[int], new_tokens: int, arch: Architecture, capacity: int
+) -> list[int]:
+    """The prompt's token ids. Raises `BadPrompt` unless they and the new tokens can run."""
+    tokens = _ids(prompt)
+    if not tokens:
         raise BadPrompt("a prompt is empty.\nGive every prompt at least one token.")
-    if len(prompt) + new_tokens > capacity:
+    if set(map(type, tokens)) != {int}:
+        wrong = [one for one in tokens if not _is_whole(one)]
+        if wrong:
+            raise BadPrompt(
+                f"a prompt holds {wrong[0]!r:.60}.\n"
+                "Give a list of token ids, which are whole numbers."
+            )
+        tokens = list(map(int, tokens))
+    whole = len(tokens) + new_tokens
+    if whole > capacity:
         raise BadPrompt(
-            f"{len(prompt)} prompt tokens and {new_tokens} new ones exceed the engine's "
+            f"{len(tokens)} prompt tokens and {new_tokens} new ones exceed the engine's "
             f"capacity of {capacity}.\nShorten them or make the engine with more."
         )
-    if not (min(prompt) >= 0 and max(prompt) < arch.vocab_size):
+    if not (min(tokens) >= 0 and max(tokens) < arch.vocab_size):
         raise BadPrompt(
             f"a prompt has token ids outside of 0 … {arch.vocab_size - 1}.\n"
             "Use the model's own tokenizer."
         )
-    if len(prompt) + new_tokens > arch.max_positions:
+    if whole > arch.max_positions:
         raise BadPrompt(
-            f"{len(prompt)} prompt tokens and {new_tokens} new ones exceed the model's context "
+            f"{len(tokens)} prompt tokens and {new_tokens} new ones exceed the model's context "
             f"of {arch.max_positions} tokens.\nShorten them or use a model with a longer context."
         )
+    return tokens
+
+
+def _items(name: str, values) -> Iterable:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise BadPrompt(f"{name} is {values!r:.60}.\nGive a list with one entry a prompt.")
+    return values
+
+
+def _ids(prompt) -> list:
+    if isinstance(prompt, Tensor | np.ndarray) and prompt.ndim:
+        return prompt.tolist()
+    if isinstance(prompt, str | Tensor | np.ndarray) or not isinstance(prompt, Iterable):
+        raise BadPrompt(
+            f"a prompt is {prompt!r:.60}.\nGive a list of token ids, by the model's tokenizer."
+        )
+    return list(prompt)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -166,7 +166,7 @@ class Scheduler:
     def _steps_ahead(self) -> int:
         """Until the first row must end, or someone has to look."""
         steps = min(row.params.max_tokens - row.issued for row in self._rows)
-        looks = self._looks or any(r.params.stop or r.params.stop_token_ids for r in self._rows)
+        looks = self._looks or any(row.params.stop or row.prompt.stops for row in self._rows)
         return min(steps, self._backend.interval) if looks else steps
 
     def _admit(self) -> None:
@@ -243,7 +243,7 @@ class Scheduler:
                 f"the logits of prompt {row.prompt.number} are non-finite (weights version "
                 f"{version!r}).\nCheck the weights for NaN and infinity; nothing of them was kept."
             )
-        end, stops = len(tokens), row.params.stop_token_ids
+        end, stops = len(tokens), row.prompt.stops
         for place, token in enumerate(tokens) if stops or row.params.stop else ():
             found = row.text.add(token) if row.params.stop else None
             if token in stops:
@@ -281,6 +281,7 @@ class Scheduler:
             stop_reason=row.stop_reason,
             text=text,
             alternatives=None if row.alternatives is None else tuple(row.alternatives),
+            seed=row.params.seed,
         )
 
     def _leave(self) -> None:

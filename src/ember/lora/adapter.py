@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ember.model.decoder import Decoder
+from ember.model.linear import dense_weight, is_linear
 from ember.records.errors import EmberError
 
 Key = tuple[int, str]
@@ -125,13 +126,13 @@ class Adapter(Mapping[Key, LowRank]):
         return Adapter(parts, self.name) if parts else None
 
 
-def linears(decoder: Decoder) -> dict[Key, nn.Linear]:
-    """The matrices of a decoder's layers that an adapter may change."""
+def linears(decoder: Decoder) -> dict[Key, nn.Module]:
+    """The linear layers that an adapter may change; one that has branches, without them."""
     return {
-        (index, path.rpartition(".")[2]): module
+        (index, path.rpartition(".")[2]): getattr(module, "base", module)
         for index, layer in enumerate(decoder.layers)
         for path, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
+        if is_linear(module)
     }
 
 
@@ -152,13 +153,14 @@ def check_fits(adapter: Adapter, decoder: Decoder) -> None:
                 f"does not have (it has {', '.join(dict.fromkeys(n for _, n in there))}).\n"
                 "Give an adapter that was trained on this base model."
             )
-        found, wanted = (part.b.shape[0], part.a.shape[1]), tuple(linear.weight.shape)
+        weight = dense_weight(linear)
+        found, wanted = (part.b.shape[0], part.a.shape[1]), tuple(weight.shape)
         if found != wanted:
             raise BadAdapter(
                 f"adapter {adapter.name}: layer {layer} {name} changes a matrix of {found}, the "
                 f"model's is {wanted}.\nGive an adapter that was trained on this base model."
             )
-        _check_range(adapter.name, layer, name, adapter.reach[layer, name], linear.weight)
+        _check_range(adapter.name, layer, name, adapter.reach[layer, name], weight)
 
 
 def draw_adapter(
@@ -180,7 +182,7 @@ def draw_adapter(
     for (layer, projection), linear in linears(decoder).items():
         if projection not in projections:
             continue
-        out, width = linear.weight.shape
+        out, width = dense_weight(linear).shape
         bound = width**-0.5  # kaiming_uniform with a = sqrt(5)
         a = (2 * torch.rand(rank, width, generator=generator) - 1) * bound
         b = torch.randn(out, rank, generator=generator) * b_std

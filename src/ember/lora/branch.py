@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ember.lora.adapter import Adapter, BadAdapter, Key, LowRank, check_fits
 from ember.model.decoder import Decoder
+from ember.model.linear import bias_of, dense_weight
+from ember.model.version import changed, digest
 
 
 class LoraLinear(nn.Linear):
@@ -23,11 +25,25 @@ class LoraLinear(nn.Linear):
     def __init__(self, base: nn.Linear):
         nn.Module.__init__(self)  # not Linear's: nothing is allocated
         self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+        self.weight, self.bias = dense_weight(base), bias_of(base)
+        self._base = (base,)  # in a tuple, or its parameters would be named twice
         self.lora_a, self.lora_b = nn.ParameterDict(), nn.ParameterDict()
         self.scales: dict[str, float] = {}
         self.active: str | None = None
         self.train(base.training)
+
+    @property
+    def base(self) -> nn.Linear:
+        """The layer without branches."""
+        return self._base[0]
+
+    @property
+    def version_note(self) -> str:
+        """The branch that takes part, by its content; see `ember.model.version`."""
+        if self.active not in self.scales:
+            return ""
+        a, b = (digest(factor).hex() for factor in self.factors(self.active))
+        return f"{a} {b} {self.scales[self.active]}"
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.linear(x, self.weight, self.bias)
@@ -48,7 +64,7 @@ class Branches:
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
         self._keys: dict[str, list[Key]] = {}
-        self._wrapped: dict[Key, tuple[nn.Module, str, nn.Linear]] = {}  # parent, name, base
+        self._wrapped: dict[Key, tuple[nn.Module, str]] = {}  # parent and its attribute
         self.active: str | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -76,8 +92,9 @@ class Branches:
         if name is not None:
             self._check_there(name)
         self.active = name
-        for parent, attribute, _ in self._wrapped.values():
+        for parent, attribute in self._wrapped.values():
             getattr(parent, attribute).active = name
+        changed(self.decoder, ("branch", name))
 
     def parameters(self, name: str) -> list[nn.Parameter]:
         """Factors of an adapter, for an optimizer: A and B of each projection in order."""
@@ -103,8 +120,8 @@ class Branches:
             linear = self._linear(key)
             del linear.lora_a[_entry(name)], linear.lora_b[_entry(name)], linear.scales[name]
             if not linear.scales:
-                parent, attribute, base = self._wrapped.pop(key)
-                setattr(parent, attribute, base)
+                parent, attribute = self._wrapped.pop(key)
+                setattr(parent, attribute, linear.base)
 
     def _linear(self, key: Key) -> LoraLinear:
         """The projection's wrapper, made at its first use."""
@@ -120,8 +137,8 @@ class Branches:
             wrapper = LoraLinear(base)
             wrapper.active = self.active
             setattr(parent, attribute, wrapper)
-            self._wrapped[key] = (parent, attribute, base)
-        parent, attribute, _ = self._wrapped[key]
+            self._wrapped[key] = (parent, attribute)
+        parent, attribute = self._wrapped[key]
         return getattr(parent, attribute)
 
     def _check_there(self, name: str) -> None:

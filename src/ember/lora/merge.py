@@ -17,14 +17,17 @@ All read each weight once and write it once. With `device` a swap does not depen
 before, so nothing drifts even between swaps. On the CPU `host` computes as `host` does on a GPU and
 saves nothing. Sums are in float32, rounded once.
 
-The base must not be changed by others while an adapter is merged; `forget_base` after it was.
+Others may change the base while nothing is merged; while something is, a change of adapted weights
+that torch counts (see `ember.model.version`) is refused at the next swap. Of what it does not count
+(through `.data`) only `forget_base`, called before, keeps the next swap from undoing it.
 """
 
 import contextlib
 import importlib.util
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +36,8 @@ from torch import Tensor, nn
 from ember.lora.adapter import Adapter, BadAdapter, Key, check_fits, linears
 from ember.measure.memory import require
 from ember.model.decoder import Decoder
+from ember.model.linear import dense_weight
+from ember.model.version import changed, mark
 from ember.records.errors import EmberError
 
 KEEPS = ("device", "host", "none")
@@ -58,6 +63,7 @@ class Prepared:
 
     adapter: Adapter
     factors: Mapping[Key, Factors]
+    number: int = field(default_factory=itertools.count().__next__)
 
     @property
     def bytes(self) -> int:
@@ -74,8 +80,10 @@ class Merger:
         self.decoder, self.keep = decoder, keep
         self._linears = linears(decoder)
         self._kernels = kernels and kernels_serve(decoder)
-        self._small = _are_small(self._linears.values())
+        self._small = _are_small(dense_weight(linear) for linear in self._linears.values())
         self._base: dict[Key, Tensor] = {}
+        self._base_name = object()  # stands for the base, in names of states
+        self._marks: dict[Key, tuple] = {}  # of weights with a copy, as the last swap left them
         self._merged: Prepared | None = None
         self._launches: dict[tuple[int, int], _Planned] = {}
         self._lost = False
@@ -98,7 +106,7 @@ class Merger:
     def prepare(self, adapter: Adapter) -> Prepared:
         """Checks an adapter and brings its factors to the weights' device. Raises BadAdapter."""
         check_fits(adapter, self.decoder)
-        weight = next(iter(self._linears.values())).weight
+        weight = dense_weight(next(iter(self._linears.values())))
         rank, dtype = adapter.rank, torch.float32
         if self._kernels:
             from ember.lora.kernels import padded_rank
@@ -134,6 +142,7 @@ class Merger:
                 "an earlier swap failed and could not be undone.\nLoad the model again."
             )
         new = self.prepare(adapter) if isinstance(adapter, Adapter) else adapter
+        self._heed_others()
         if new is self._merged:
             return
         self._keep_base(new)
@@ -146,17 +155,51 @@ class Merger:
                 self._restore(new, done)
                 raise
         self._merged = new
+        self._mark()
+        changed(self.decoder, self._state())
 
     def forget_base(self) -> None:
         """Takes the adapter out and drops the copies: the base is about to change, or memory is
         wanted."""
         self.swap(None)
         self._base.clear()
+        self._marks.clear()
+        self._base_name = object()
         self._launches.clear()
+        changed(self.decoder)
 
     def _weights(self, keys: Iterable[Key]) -> dict[Key, nn.Parameter]:
         # Not `.weight`: a module's attributes are looked up slowly, and a swap takes a millisecond.
         return {key: self._linears[key]._parameters["weight"] for key in keys}
+
+    def _heed_others(self) -> None:
+        """Drops copies of weights that others have changed since the last swap."""
+        merged = () if self._merged is None else self._merged.factors
+        for key, weight in self._weights(self._marks).items():
+            before, now = self._marks[key], (weight, *mark(weight))
+            if now[0] is before[0] and now[1:] == before[1:]:
+                continue
+            moved = now[0] is before[0] and now[2] == before[2]  # as packing moves it
+            if moved and (key in merged or torch.equal(weight, self._base[key].to(weight.device))):
+                continue
+            if key in merged:
+                raise LostWeights(
+                    f"the weights of layer {key[0]} {key[1]} were changed while adapter "
+                    f"{self._merged.adapter.name} was merged into them.\n"
+                    "Load the model again, and take adapters out before changing the base."
+                )
+            del self._base[key], self._marks[key]
+            self._base_name = object()
+            self._launches.clear()
+
+    def _mark(self) -> None:
+        self._marks = {key: (w, *mark(w)) for key, w in self._weights(self._base).items()}
+
+    def _state(self) -> tuple | None:
+        """A name of what the weights are, where a swap does not depend on the one before."""
+        if self._merged is None:
+            return None if self.keep == "none" else ("base", self._base_name)
+        return (self._merged.number, self._base_name) if self.keep == "device" else None
 
     def _keep_base(self, new: Prepared | None) -> None:
         """Copies matrices that are adapted for the first time, while they are still the base's."""
@@ -201,7 +244,9 @@ class Merger:
         weights = self._weights(keys)
         if not weights:
             return
-        targets, sources = list(weights.values()), [self._base[key] for key in weights]
+        # Through .data: what is merged here is no change of the base for torch to count.
+        targets = [weight.data for weight in weights.values()]
+        sources = [self._base[key] for key in weights]
         if sources[0].device == targets[0].device:
             torch._foreach_copy_(targets, sources)
             return
@@ -248,6 +293,8 @@ class Merger:
         old = self._merged
         before = {} if old is None else old.factors
         after = {} if new is None else new.factors
+        if self.keep != "device":
+            changed(self.decoder)  # what is put back is equal to within rounding
         try:
             if self.keep == "none":
                 weights = self._weights(key for key, _ in done)
@@ -280,7 +327,7 @@ class _Planned:
 
 def kernels_serve(decoder: Decoder) -> bool:
     """Whether Triton's kernels can merge into this decoder's weights."""
-    weights = [linear.weight for linear in linears(decoder).values()]
+    weights = [dense_weight(linear) for linear in linears(decoder).values()]
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     return (
         (all(weight.is_cuda for weight in weights) or interpreted)
@@ -311,9 +358,8 @@ def _launch(weights, sources, new, old):
     return launch
 
 
-def _are_small(modules: Iterable[nn.Linear]) -> bool:
+def _are_small(weights: Iterable[Tensor]) -> bool:
     """Whether these are on the CPU and each is done before a second thread would be there."""
-    weights = [module.weight for module in modules]
     return all(w.device.type == "cpu" and w.numel() <= ONE_THREAD for w in weights)
 
 

@@ -1,14 +1,15 @@
 """Adapters known by name and switched by name, merged into an engine's weights or beside them.
 
     store = AdapterStore(decoder, engine=engine)
-    store.load("round-1", "results/tiny/p1/adapters/trained")
+    store.load("round-1", "results/tiny/p1/lora_adapters/trained")
     store.activate("round-1")     # one pass over the weights
     store.deactivate()            # the base, bit for bit
 
 Contract. `load` does all that takes long or can fail (reading, checking, moving to the device), so
 that `activate` only swaps. After each switch the engine is told the weights' new version, which is
 the base's and the adapter's content hash: its prefix cache forgets what other weights made, and
-every token records the version that it was sampled with.
+every token records the version that it was sampled with. Whoever else caches what weights made
+sees the switch in `ember.model.version`.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ember.lora.branch import Branches, check_name
 from ember.lora.merge import Merger, Prepared
 from ember.lora.peft import load_adapter
 from ember.model.decoder import Decoder
+from ember.model.version import version
 
 HASH_DIGITS = 16  # of a version, enough to tell the adapters of any programme apart
 
@@ -66,8 +68,8 @@ class AdapterStore:
                 "an engine runs merged adapters of its own decoder only.\n"
                 "Leave merged=True and pass the engine's decoder, or use the decoder alone."
             )
-        self._engine = engine
-        self._base_version = engine.weights_version if engine is not None else "base"
+        self._decoder, self._engine = decoder, engine
+        self._base_version = self._version_now()
         self._merger = Merger(decoder, keep=keep) if merged else None
         self._branches = None if merged else Branches(decoder)
         self._adapters: dict[str, Adapter] = {}
@@ -82,7 +84,19 @@ class AdapterStore:
     @property
     def version(self) -> str:
         """Version of the weights in use."""
+        if self._active is None:
+            self._base_version = self._version_now()
         return self._version(self._active)
+
+    def forget_base(self) -> None:
+        """Takes the adapter out and drops the copies of the base's weights.
+
+        Call it before changing the base where torch does not count changes (through `.data`), or to
+        free memory.
+        """
+        self.deactivate()
+        if self._merger is not None:
+            self._merger.forget_base()
 
     @property
     def base_bytes(self) -> int:
@@ -118,7 +132,8 @@ class AdapterStore:
         else:
             self._replace_branch(name, adapter)
         self._adapters[name] = adapter
-        self._tell()
+        if name == self._active:
+            self._tell()
         return self._describe(name)
 
     def activate(self, name: str) -> str:
@@ -150,13 +165,15 @@ class AdapterStore:
         return self._adapters[name]
 
     def _switch(self, name: str | None) -> str:
+        if self._active is None:
+            self._base_version = self._version_now()
         if self._merger is not None:
             self._merger.swap(None if name is None else self._prepared[name])
         else:
             self._branches.activate(name)
         self._active = name
         self._tell()
-        return self.version
+        return self._version(name)
 
     def _replace_branch(self, name: str, adapter: Adapter) -> None:
         check_fits(adapter, self._branches.decoder)
@@ -168,8 +185,13 @@ class AdapterStore:
             self._branches.activate(name)
 
     def _tell(self) -> None:
-        if self._engine is not None and self._engine.weights_version != self.version:
-            self._engine.set_weights_version(self.version)
+        now = self._version(self._active)
+        if self._engine is not None and self._engine.weights_version != now:
+            self._engine.set_weights_version(now)
+
+    def _version_now(self) -> str:
+        """Version of the weights while no adapter is in them."""
+        return version(self._decoder) if self._engine is None else self._engine.weights_version
 
     def _version(self, name: str | None) -> str:
         if name is None:

@@ -32,6 +32,7 @@ from ember.model.folder import (
     BadCheckpoint,
     Contents,
     check_unchanged,
+    eos_token_ids,
     open_weights,
     read_contents,
 )
@@ -62,13 +63,16 @@ def load_decoder(
     if not contents.tensors:
         if contents.kind.get("weights", str) == "random":
             seed = contents.kind.get("seed", int, 0, low=0)
-            return random_decoder(arch, seed, device, dtype)
+            decoder = random_decoder(arch, seed, device, dtype)
+            decoder.eos_token_ids = eos_token_ids(folder)
+            return decoder
         raise BadCheckpoint(
             f"{folder} holds no {WEIGHTS} and no {INDEX}.\n"
             "Give a complete model directory in safetensors format, or make it again."
         )
     check_unchanged(folder)
     decoder = _empty_decoder(arch, device, dtype)
+    decoder.eos_token_ids = eos_token_ids(folder)
     wanted = dict(decoder.named_parameters())
     with torch.no_grad():
         for name, file, tensor in _tensors(contents):

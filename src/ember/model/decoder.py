@@ -53,6 +53,7 @@ class Decoder(nn.Module):
     def __init__(self, arch: Architecture):
         super().__init__()
         self.arch = arch
+        self.eos_token_ids = arch.eos_token_ids  # a checkpoint may name others
         self.embed_tokens = nn.Embedding(arch.vocab_size, arch.hidden_size)
         self.layers = nn.ModuleList(Layer(arch, index) for index in range(arch.num_layers))
         self.norm = make_norm(arch, arch.hidden_size)

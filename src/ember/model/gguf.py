@@ -7,7 +7,6 @@ matrices and keeps vectors in F32. What llama.cpp would compute otherwise is ref
 GELU is the tanh form: a Pythia's exact one is approximated.
 """
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ember.model.decoder import Decoder, rotary_frequencies
 from ember.model.families import family_of, sliding_but_every
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
+from ember.records.foreign import Fields, read_object, shown
 
 log = logging.getLogger(__name__)
 
@@ -259,44 +259,45 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> dict:
     from gguf import TokenType
 
     path = folder / "tokenizer.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        model = content["model"]
-        if model["type"] != "BPE":
-            raise BadGguf(f"{path} is a {model['type']} tokenizer.\nOnly byte-level BPE is known.")
-        vocabulary, merges = model["vocab"], model["merges"]
-    except (OSError, ValueError, KeyError) as error:
-        raise BadGguf(
-            f"{path} is missing or no tokenizer ({error}).\nGive the model's tokenizer directory."
-        ) from None
+    content = read_object(path, BadGguf, "Give the model's tokenizer directory.", 256 << 20)
+    model = content.get("model", dict)
+    if (kind := model.get("type", str)) != "BPE":
+        raise BadGguf(f"{path} is a {kind} tokenizer.\nOnly byte-level BPE is known.")
     tokens = [f"[PAD{index}]" for index in range(vocab_size)]  # rows without a token
     types = [int(TokenType.UNUSED)] * vocab_size
-    added = {token["content"]: token for token in content.get("added_tokens", ())}
-    for text, index in (vocabulary | {text: t["id"] for text, t in added.items()}).items():
+    known = model.get("vocab", dict).values_of(int, low=0)
+    added = {}
+    for token in content.items_of("added_tokens", dict) or ():
+        text = token.get("content", str)
+        known[text], added[text] = token.get("id", int, low=0), token.get("special", bool, False)
+    for text, index in known.items():
         if index >= vocab_size:
             raise BadGguf(
                 f"{path} has token {index}, but the model has {vocab_size}.\n"
                 "Give the tokenizer that the model was trained with."
             )
         tokens[index] = text
-        special = added.get(text, {}).get("special")
-        kind = TokenType.NORMAL if special is None else TokenType.USER_DEFINED
-        types[index] = int(TokenType.CONTROL if special else kind)
-    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        usual = TokenType.USER_DEFINED if text in added else TokenType.NORMAL
+        types[index] = int(TokenType.CONTROL if added.get(text) else usual)
+    merges = model.get("merges", list)
+    try:
+        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+    except TypeError:
+        raise model.bad("has merges that are not pairs of texts") from None
     return {"tokens": tokens, "types": types, "merges": pairs, "split": _split(content, path)}
 
 
-def _split(content: dict, path: Path) -> str:
+def _split(content: Fields, path: Path) -> str:
     """llama.cpp's name of how the tokenizer splits text."""
-    splitter = content.get("pre_tokenizer") or {}
-    parts = splitter.get("pretokenizers", [splitter])
-    kinds = [part.get("type") for part in parts]
-    if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
+    splitter = content.object("pre_tokenizer")
+    parts = splitter.items_of("pretokenizers", dict) or [splitter]
+    kinds = [part.get("type", str, None) for part in parts]
+    if kinds == ["ByteLevel"] and parts[0].get("use_regex", bool, True):
         return "gpt-2"
-    if kinds == ["Split", "ByteLevel"] and QWEN_SPLIT in str(parts[0].get("pattern")):
+    if kinds == ["Split", "ByteLevel"] and QWEN_SPLIT in str(parts[0].content.get("pattern")):
         return "qwen2"
     raise BadGguf(
-        f"{path} splits text in a way that has no known name in GGUF ({kinds}).\n"
+        f"{path} splits text in a way that has no known name in GGUF ({shown(kinds)}).\n"
         "Use a tokenizer trained by this workflow, or Qwen's."
     )
 

@@ -3,24 +3,30 @@
 import ctypes
 import glob
 import os
+import shlex
+import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ember.records.errors import EmberError
+from ember.records.remedy import remember
 
 
 class Unready(EmberError):
     """The workflow cannot run here as configured; the message says what to change."""
 
 
-def prepare_environment(src: Path) -> None:
-    """What jobs inherit: the library at `src` before any installed one, and an allocator that keeps
-    its memory. glibc gives every large block back to the system and faults it in anew, which is a
-    tenth of a training step on the CPU.
+def prepare_environment(src: Path, arguments: Sequence[str]) -> None:
+    """What jobs inherit: the library at `src` before any installed one, the options of the run
+    (`arguments`, its command line), and an allocator that keeps its memory. glibc gives every large
+    block back to the system and faults it in anew, which is a tenth of a training step on the CPU.
     """
-    paths = [str(src), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [str(src), *(path for path in others if path and path != str(src))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    remember(arguments)
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
     os.environ.setdefault("MALLOC_TOP_PAD_", str(2**26))
@@ -59,8 +65,14 @@ def check_anchor(settings: Mapping, root: Path) -> None:
         )
 
 
-def check_place(results: Path) -> None:
-    """`results` is a folder, or can become one. Raises `Unready`."""
+def check_place(results: Path, python: str = sys.executable) -> None:
+    """`results` is a folder, or can become one, and jobs can be started. Raises `Unready`."""
+    if shlex.quote(python) != python:
+        raise Unready(
+            f"Snakemake cannot start jobs with {python}: a path with spaces or other characters "
+            "that a shell does not take as they are. Move the checkout, or make the environment "
+            "elsewhere and start the workflow from there."
+        )
     if results.exists() and not results.is_dir():
         raise Unready(
             f"cannot write to {results}: it is a file. Move it away, or start the workflow "
@@ -68,12 +80,24 @@ def check_place(results: Path) -> None:
         )
 
 
-def check_local(settings: Mapping, results: Path, local: bool) -> None:
-    """The results folder is writable and, for local jobs, the device is there.
+def check_local(settings: Mapping, results: Path, executor: str) -> None:
+    """The results folder is writable, and there is what `executor` runs jobs on.
 
-    Raises `Unready`. On a cluster the device is checked by the gate on the node instead.
+    executor: Snakemake's name for it. On a cluster the device is checked by the gate on the node.
+    Raises `Unready`.
     """
     check_writable(results)
+    local = executor in ("local", "dryrun", "touch")
+    if executor == "slurm" and shutil.which("sbatch") is None:
+        raise Unready(
+            "there is no SLURM here: no program sbatch on PATH. Start the workflow on the login "
+            "node of a cluster, or run it here with --profile local."
+        )
+    if not local and shlex.quote(str(results.resolve())) != str(results.resolve()):
+        raise Unready(
+            f"{results.resolve()} has spaces or other characters that a cluster's shell does not "
+            "take as they are. Move the checkout, or start the workflow elsewhere with --directory."
+        )
     if local and settings["device"] == "cuda" and cuda_devices() == 0:
         raise Unready(
             f"scale {settings['scale']} needs a GPU and no CUDA device is visible here. "

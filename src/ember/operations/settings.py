@@ -30,10 +30,10 @@ def check_names(config: Config) -> Iterator[Problem]:
     ]
     for place, preset in enumerate(p1.architectures.presets):
         named.append((("p1", "architectures", "presets", place), preset, PRESETS))
-    for place, point in enumerate(p1.peers.points):
-        named.append((("p1", "peers", "points", place, "preset"), point.preset, PRESETS))
-    for name, framework in p1.peers.frameworks.items():
-        named.append((("p1", "peers", "frameworks", name, "adapter"), framework.adapter, adapters))
+    for place, point in enumerate(p1.frameworks.points):
+        named.append((("p1", "frameworks", "points", place, "preset"), point.preset, PRESETS))
+    for name, framework in p1.frameworks.peers.items():
+        named.append((("p1", "frameworks", "peers", name, "adapter"), framework.adapter, adapters))
     for path, name, known in named:
         if name is not None and (wrong := unknown(name, known)):
             yield path, wrong
@@ -71,10 +71,10 @@ def check_lengths(config: Config) -> Iterator[Problem]:
         if model.training:
             path = ("models", name, "training", "sequence_length")
             asked.append((path, model.training.sequence_length, name, shapes[name]))
-    for place, point in enumerate(config.p1.peers.points):
+    for place, point in enumerate(config.p1.frameworks.points):
         tokens = point.prompt_tokens + point.new_tokens
         arch = Architecture.make(point.preset) if point.preset in PRESETS else None
-        asked.append((("p1", "peers", "points", place), tokens, point.preset, arch))
+        asked.append((("p1", "frameworks", "points", place), tokens, point.preset, arch))
     for path, tokens, name, arch in asked:
         if arch and tokens > arch.max_positions:
             yield (

@@ -141,7 +141,7 @@ class Peer:
             self._kill()
             raise PeerFailed(
                 f"no answer within {self.timeout_s:g} s; last line: {self.last_words}\n"
-                "raise p1.peers.timeout_s, or choose a smaller point"
+                "raise p1.frameworks.timeout_s, or choose a smaller point"
             ) from None
         if line is None:
             status = self._process.wait()

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import ember
 from ember.backends.sampling import SamplingParams
-from ember.model.folder import read_architecture
+from ember.model.folder import eos_token_ids, read_architecture
 from ember.pipeline import worker
 from ember.pipeline.plan import check_split, make_micro_batches
 from ember.pipeline.timeline import Event
@@ -92,7 +92,7 @@ class Pipeline:
         a prompt and its completion. `threads`: of each process, on the CPU. `whole`: keep all
         layers in both processes, for `single` and `cost`. `timeout_s`: for an answer.
         """
-        self.arch = read_architecture(Path(model))
+        self.arch, self._eos = read_architecture(Path(model)), eos_token_ids(model)
         for split in splits:
             check_split(split, self.arch.num_layers)
         if reason := why_no_stages(device):
@@ -143,7 +143,8 @@ class Pipeline:
         chunks: int = 1,
         overlap: bool = True,
     ) -> PipelineRun:
-        """One completion of each prompt, of `max_tokens` or up to its first stop token.
+        """One completion of each prompt, of `max_tokens` or up to its first stop or end-of-text
+        token.
 
         `chunks`: pieces in which a prompt is prefilled, each of which passes on by itself. Raises
         `BadRequest`, `BadSplit` before anything runs.
@@ -151,7 +152,7 @@ class Pipeline:
         self._check(prompts, sampling, split)
         make_micro_batches([len(prompt) for prompt in prompts], micro_batches)
         order = worker.Generate(
-            tuple(map(tuple, prompts)), sampling, split, micro_batches, chunks, overlap
+            tuple(map(tuple, prompts)), sampling.with_seed(), split, micro_batches, chunks, overlap
         )
         found = self._ask({0, 1}, "generate", order)
         began, ended = found[0]["began"], max(one["ended"] for one in found.values())
@@ -160,7 +161,8 @@ class Pipeline:
             for rank in range(2)
             for *what, start, end in found[rank]["events"]
         ]
-        cut = [_cut(*row, sampling.stop_token_ids) for row in found[1]["completions"]]
+        stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)}
+        cut = [_cut(*row, stops) for row in found[1]["completions"]]
         return PipelineRun(
             tokens=[tokens for tokens, _ in cut],
             logprobs=[logprobs for _, logprobs in cut],

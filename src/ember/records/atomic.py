@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import socket
+import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,10 +30,11 @@ _active: set[Path] = set()
 def atomic_file(path: Path | str) -> Iterator[Path]:
     """A temporary path with the ending of `path`, renamed to `path` when the block succeeds.
 
-    Raises `CannotWrite` where the folder cannot be written to or the disk is full.
+    A link stays, and the file it names is written. Raises `CannotWrite` where `path` is something
+    else than a file (a device, a directory), the folder cannot be written to or the disk is full.
     """
-    path = Path(path)
-    with _temporary(path) as temporary:
+    ending, path = Path(path).suffix, _target(Path(path), stat.S_ISREG, "file")
+    with _temporary(path, ending) as temporary:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
@@ -44,10 +46,11 @@ def atomic_dir(path: Path | str) -> Iterator[Path]:
     """An empty temporary directory that takes the place of `path` when the block succeeds.
 
     A directory that is replaced is out of place for the moment between two renames; a process
-    killed just then leaves no `path`, which the workflow takes for a product to be made again.
+    killed just then leaves no `path`, which the workflow takes for a product to be made again. A
+    link stays. Raises `CannotWrite` as `atomic_file` does.
     """
-    path = Path(path)
-    with _temporary(path) as temporary:
+    path = _target(Path(path), stat.S_ISDIR, "directory")
+    with _temporary(path, path.suffix) as temporary:
         temporary.mkdir()
         yield temporary
         for file in sorted(temporary.rglob("*")):
@@ -74,17 +77,32 @@ def write_json(path: Path | str, data) -> Path:
     return write_text(path, json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
+def _target(path: Path, is_kind: Callable[[int], bool], kind: str) -> Path:
+    """Where to write: `path`, or what it links to. Only a `kind` is ever replaced."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CannotWrite(f"cannot write {path}: {error.strerror}\ngive another path") from None
+        mode = None  # nothing there, or a link to nothing; whoever writes sees what else is wrong
+    if mode is not None and not is_kind(mode):
+        kinds = {stat.S_ISDIR: "a directory", stat.S_ISREG: "a file"}
+        what = next((name for test, name in kinds.items() if test(mode)), "a device or a pipe")
+        raise CannotWrite(f"cannot write {path}: it is {what}, not a {kind}\ngive another path")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
+def _temporary(path: Path, ending: str) -> Iterator[Path]:
     """A name beside `path` that nobody uses, removed at the end; write errors explained."""
     # A short code, not the machine's name: products are copied around.
     machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
     prefix = f".{path.stem}.{machine}-"
-    temporary = path.parent / f"{prefix}{os.getpid()}-{next(_count)}.tmp{path.suffix}"
+    temporary = path.parent / f"{prefix}{os.getpid()}-{next(_count)}.tmp{ending}"
     _active.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _clear(path, prefix)
+        _clear(path.parent, prefix, ending)
         yield temporary
     except EmberError:
         raise
@@ -127,10 +145,10 @@ def _concerns(error: OSError, temporary: Path) -> bool:
     return name == temporary or name in temporary.parents or temporary in name.parents
 
 
-def _clear(path: Path, prefix: str) -> None:
-    """Remove what killed writers of `path` on this machine left."""
-    for left in path.parent.iterdir():
-        if left.name.startswith(prefix) and f".tmp{path.suffix}" in left.name:
+def _clear(folder: Path, prefix: str, ending: str) -> None:
+    """Remove what killed writers of the same product on this machine left."""
+    for left in folder.iterdir():
+        if left.name.startswith(prefix) and f".tmp{ending}" in left.name:
             process = left.name.removeprefix(prefix).partition("-")[0]
             mine = process == str(os.getpid())
             if left not in _active if mine else process.isdigit() and not _alive(int(process)):

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -36,48 +35,43 @@ class Parsed(NamedTuple):
     imports: tuple[tuple[int, str, tuple[str, ...]], ...]
 
 
-def closure(script: Path | str, src: Path | str) -> tuple[Path, ...]:
-    """Files of the library under `src` that `script` imports, directly or not, sorted by path.
+class Library:
+    """The library under `src` as it is now: which file a module is, and what it imports."""
 
-    To a module belongs the C source beside it that has its name, and a package's `__init__.py` to
-    everything inside it. Names that are no module of the library (attributes, other packages) are
-    left out.
-    """
-    return _Library(Path(src)).closure(Path(script))
-
-
-def code_hash(script: Path | str, src: Path | str) -> str:
-    """Hash of a script and of its closure, the same wherever the checkout stands."""
-    [digest] = code_hashes([script], src).values()
-    return digest
-
-
-def code_hashes(scripts: Iterable[Path | str], src: Path | str) -> dict[str, str]:
-    """`code_hash` of many scripts by file name, looking at every module once."""
-    src = Path(src)
-    library = _Library(src)
-    hashes = {Path(script).name: library.code_hash(Path(script)) for script in scripts}
-    _remember(src)
-    return hashes
-
-
-class _Library:
-    """The library as it is now: which file a module is, and what it imports."""
-
-    def __init__(self, src: Path):
-        self.src = src
+    def __init__(self, src: Path | str):
+        self.src = Path(src)
         self.modules: dict[str, tuple[Path, tuple[str, ...]] | None] = {}
 
-    def closure(self, script: Path) -> tuple[Path, ...]:
-        files = {file for file, _ in self.reached(script).values()}
+    def closure(self, script: Path | str, *modules: str) -> tuple[Path, ...]:
+        """Files that `script` and `modules` (dotted names) import, directly or not, sorted by path.
+
+        The modules themselves are among them. To a module belongs the C source beside it that has
+        its name, and a package's `__init__.py` to everything inside it. Names that are no module of
+        the library (attributes, other packages) are left out.
+        """
+        files = {file for file, _ in self.reached(Path(script), *modules).values()}
         # Compiled code lies beside the module of its name.
         return tuple(
             sorted(files | {c for file in files if (c := file.with_suffix(".c")).is_file()})
         )
 
-    def reached(self, script: Path) -> dict[str, tuple[Path, tuple[str, ...]]]:
+    def code_hash(self, script: Path | str, *modules: str) -> str:
+        """Hash of a script, of modules and of what they import, wherever the checkout stands."""
+        script = Path(script)
+        digest = hashlib.sha256(f"{script.name}:{_parse(script, self.src).digest}\n".encode())
+        for file in self.closure(script, *modules):
+            name = file.relative_to(self.src).as_posix()
+            digest.update(f"{name}:{_parse(file, self.src).digest}\n".encode())
+        _remember(self.src)
+        return digest.hexdigest()[:32]
+
+    def reached(self, script: Path, *modules: str) -> dict[str, tuple[Path, tuple[str, ...]]]:
+        """Modules reached from the script and the modules, with their files and imports."""
+        for module in modules:
+            if _file(module, self.src) is None:
+                raise BadCode(f"{module} is no module of the library\nname one that is there")
         seen: dict[str, tuple | None] = {}
-        waiting = list(self.imported(script, ""))
+        waiting = [*self.imported(script, ""), *(p for m in modules for p in _and_parents(m))]
         while waiting:
             module = waiting.pop()
             if module not in seen:
@@ -105,12 +99,15 @@ class _Library:
             found += [f"{base}.{name}" for name in names]
         return tuple(dict.fromkeys(found))
 
-    def code_hash(self, script: Path) -> str:
-        digest = hashlib.sha256(f"{script.name}:{_parse(script, self.src).digest}\n".encode())
-        for file in self.closure(script):
-            name = file.relative_to(self.src).as_posix()
-            digest.update(f"{name}:{_parse(file, self.src).digest}\n".encode())
-        return digest.hexdigest()[:32]
+
+def closure(script: Path | str, src: Path | str, *modules: str) -> tuple[Path, ...]:
+    """`Library.closure` of the library as it is at this moment."""
+    return Library(src).closure(script, *modules)
+
+
+def code_hash(script: Path | str, src: Path | str, *modules: str) -> str:
+    """`Library.code_hash` of the library as it is at this moment."""
+    return Library(src).code_hash(script, *modules)
 
 
 def _and_parents(module: str) -> list[str]:

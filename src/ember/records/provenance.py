@@ -154,7 +154,7 @@ def _versions() -> dict[str, str]:
 def ember_version(root: Path | None = None) -> str:
     """Version of ember: of the source tree where there is one, else of the installed package."""
     try:
-        project = tomllib.loads(((root or source_root()) / "pyproject.toml").read_text())
+        project = tomllib.loads(((root or source_root()) / "pyproject.toml").read_text("utf-8"))
         return project["project"]["version"]
     except (OSError, KeyError, ValueError):
         return metadata.version("ember")

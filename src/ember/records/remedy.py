@@ -30,6 +30,7 @@ def run_options(arguments: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for names in _NAMED:
         parser.add_argument(*names, dest=names[0])
+    parser.set_defaults(**{"--profile": os.environ.get("SNAKEMAKE_PROFILE")})
     parser.add_argument("--configfile", "--configfiles", nargs="+", dest="--configfile")
     parser.add_argument("--config", "-C", nargs="*", dest="--config")
     try:
@@ -45,7 +46,7 @@ def run_options(arguments: Sequence[str]) -> list[str]:
 
 def command(targets: Sequence[str] = (), options: Sequence[str] | None = None) -> str:
     """A Snakemake command with the options of `run_options`, by default those of this run."""
-    words = list(options or _inherited() or [])
+    words = list(options or inherited_options() or [])
     # --configfile and --config take every word that follows them: targets stand before.
     lists = [place for place, word in enumerate(words) if word in _LISTS]
     place = min(lists, default=len(words))
@@ -55,7 +56,7 @@ def command(targets: Sequence[str] = (), options: Sequence[str] | None = None) -
 
 def remake(path: Path | str) -> str:
     """The command that makes the product at `path`."""
-    options = _inherited()
+    options = inherited_options()
     if options is None:
         parts = Path(path).parts
         below = parts[parts.index("results") + 1 :] if "results" in parts else ()
@@ -79,7 +80,8 @@ def program(name: str) -> str:
     return str(own) if inside.startswith("..") else inside
 
 
-def _inherited() -> list[str] | None:
+def inherited_options() -> list[str] | None:
+    """The options of the run that this process belongs to, None outside of one."""
     try:
         words = json.loads(os.environ[_RUN])
     except (KeyError, ValueError):

@@ -124,24 +124,83 @@ def _named(phrase: str, names: list[str]) -> list[str]:
     return [f"{phrase} {name}" for name in names]
 
 
-EVIDENCE = Column(
+# Columns in short: most tables are made of these.
+
+
+def text(name: str, meaning: str, *, values: tuple[str, ...] = (), nullable: bool = False):
+    """A column of strings, `values` the only ones allowed."""
+    return Column(name, "str", "", meaning, nullable, values)
+
+
+def integer(name: str, unit: str, meaning: str, *, nullable: bool = False) -> Column:
+    """A column of whole numbers."""
+    return Column(name, "int", unit, meaning, nullable)
+
+
+def number(name: str, unit: str, meaning: str) -> Column:
+    """A column of numbers."""
+    return Column(name, "float", unit, meaning)
+
+
+def maybe(name: str, unit: str, meaning: str) -> Column:
+    """A column of numbers, null where there is none."""
+    return Column(name, "float", unit, meaning, nullable=True)
+
+
+def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    """A column of truth values."""
+    return Column(name, "bool", "", meaning, nullable)
+
+
+_STATISTICS = {
+    "median": "median",
+    "mean": "mean",
+    "std": "standard deviation (n - 1)",
+    "cv": "standard deviation / mean",
+    "min": "least",
+    "max": "greatest",
+    "p10": "10th percentile",
+    "p50": "50th percentile, the median again",
+    "p90": "90th percentile",
+}
+
+
+def spread(
+    name: str,
+    unit: str,
+    meaning: str,
+    statistics: tuple[str, ...] = ("median", "p10", "p90"),
+    kind=number,
+) -> tuple[Column, ...]:
+    """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`."""
+    return tuple(
+        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {_STATISTICS[key]}")
+        for key in statistics
+    )
+
+
+EVIDENCE = text(
     "evidence",
-    "str",
-    meaning="measured: timed or counted here; modelled: computed from measured tables; "
+    "measured: timed or counted here; modelled: computed from measured tables; "
     "reference: quoted from elsewhere",
     values=("measured", "modelled", "reference"),
 )
-WEIGHTS = Column(
+WEIGHTS = text(
     "weights",
-    "str",
-    meaning="trained: in this workflow; random: times an engine, supports no quality claim; "
+    "trained: in this workflow; random: times an engine, supports no quality claim; "
     "pretrained: someone else's checkpoint",
     values=("trained", "random", "pretrained"),
 )
-STATUS = Column(
+STATUS = text(
     "status",
-    "str",
-    meaning="ok, skipped (something is not there) or failed; the reason says why",
+    "ok, skipped (something is not there) or failed; the reason says why",
     values=("ok", "skipped", "failed"),
 )
-REASON = Column("reason", "str", meaning="why a row is not ok", nullable=True)
+REASON = text("reason", "why a row is not ok", nullable=True)
+OUTCOME = (STATUS, REASON)
+
+DEVICE = text("device", "where it ran")
+DEVICE_NAME = text("device_name", "name of the device")
+DTYPE = text("dtype", "number format of weights and cache")
+MODEL = text("model", "name of the model")
+MEASURED_ON = (DEVICE, DTYPE, MODEL, WEIGHTS, EVIDENCE)

@@ -1,4 +1,4 @@
-"""Rows: of tables, whatever form they come in, and what all rows of one measurement share."""
+"""Tables in the form that a step computes with, whatever form they come in."""
 
 from pathlib import Path
 
@@ -16,14 +16,12 @@ def records(table, schema: Schema) -> list[dict]:
     return list(table)
 
 
-def measured_on(model: str | Path, device: str, dtype: str) -> dict:
-    """What every row measured on a model says: device, dtype, model, weights, evidence."""
-    from ember.model.folder import weights_kind
+def frame(table, schema: Schema):
+    """A table given as its path, as a data frame or as rows, as a data frame."""
+    if isinstance(table, str | Path):
+        from ember.records.tables import read_table
 
-    return {
-        "device": device,
-        "dtype": dtype,
-        "model": Path(model).name,
-        "weights": weights_kind(model),
-        "evidence": "measured",
-    }
+        return read_table(table, schema)
+    import pandas as pd
+
+    return pd.DataFrame(table)

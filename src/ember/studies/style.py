@@ -82,3 +82,27 @@ def basis(table, scale: str) -> str:
 def device_time(device: str) -> str:
     """What a second of this device is called on an axis."""
     return "GPU time" if device.startswith("cuda") else "CPU time"
+
+
+def look(index: int) -> dict:
+    """Colour, marker and line of the series number `index`."""
+    return {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": LINES[index]}
+
+
+def panel(axes, letter: str, **where) -> None:
+    """Name a panel of a figure."""
+    axes.set_title(letter, loc="left", fontweight="bold", **where)
+
+
+def powers_of_two(axes, values) -> None:
+    """A logarithmic horizontal axis with a tick at each of the values."""
+    ticks = sorted(set(values))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.minorticks_off()
+
+
+def error(rows, middle: str, low: str, high: str, scale: float = 1.0) -> tuple:
+    """Lengths of error bars around the column `middle`, down to `low` and up to `high`."""
+    below, above = rows[middle] - rows[low], rows[high] - rows[middle]
+    return scale * below.clip(lower=0), scale * above.clip(lower=0)

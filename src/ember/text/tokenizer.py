@@ -1,8 +1,9 @@
-"""A byte-level BPE tokenizer: trained here, saved as Transformers expects, loaded without it.
+"""Tokenizers: a byte-level BPE trained here and saved as Transformers expects, and any other of a
+model directory, loaded without Transformers.
 
-Any text survives `decode(encode(text))`, since the alphabet is the 256 bytes. One special token,
-`<|endoftext|>`, begins, separates and pads texts. Splitting before the merges is GPT-2's, which
-`llama.cpp` knows by the name "gpt-2".
+Of one trained here any text survives `decode(encode(text))`, since the alphabet is the 256 bytes;
+its one special token, `<|endoftext|>`, begins, separates and pads texts. Splitting before the
+merges is GPT-2's, which `llama.cpp` knows by the name "gpt-2".
 """
 
 import json
@@ -15,9 +16,12 @@ import tokenizers
 
 from ember.records.atomic import write_text
 from ember.records.errors import EmberError
+from ember.records.foreign import read_bytes, read_object, shown
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB = 257  # the bytes and the special token
+MAX_BYTES = 256 << 20  # of a tokenizer.json; Gemma's has 33 MB
+REMEDY = "Give a directory with a tokenizer.json, or let the workflow train one (train_tokenizer)."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -28,19 +32,20 @@ class BadTokenizer(EmberError):
 class Tokenizer:
     """Ids of text and text of ids.
 
-    `encode` takes `<|endoftext|>` in a text for the special token, as Transformers does, unless
-    `parse_special` is false: then no text can end a document.
+    `encode` takes special tokens such as `<|endoftext|>` in a text for what they are, as
+    Transformers does, unless `parse_special` is false: then no text can end a document.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer):
+    def __init__(self, backend: tokenizers.Tokenizer, eos_token: str = END_OF_TEXT):
+        """`eos_token`: the text of the token that ends texts; `eos_id` is None if there is none."""
         self._backend = backend
         self.vocab_size = backend.get_vocab_size()
-        self.eos_id = backend.token_to_id(END_OF_TEXT)
-        if self.eos_id is None:
-            raise BadTokenizer(
-                f"the tokenizer has no {END_OF_TEXT} token.\n"
-                "Use one that was trained by this workflow, or add the token to tokenizer.json."
-            )
+        self.eos_id: int | None = backend.token_to_id(eos_token)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of what a model is to continue, with the tokens that its own tokenizer puts
+        around a text: a BOS before it, of most models that were trained with one."""
+        return self._backend.encode(text, add_special_tokens=True).ids
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Token ids; no token is added before or after."""
@@ -57,7 +62,15 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """Bytes of text each token stands for, (vocab_size,) int64; 0 for special tokens."""
+        """Bytes of text each token stands for, (vocab_size,) int64; 0 for special tokens.
+
+        Raises `BadTokenizer` for a tokenizer whose alphabet is not the bytes.
+        """
+        if not isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
+            raise BadTokenizer(
+                "the bytes of a token are known for byte-level tokenizers only.\n"
+                "Use one that was trained by this workflow."
+            )
         special = self._backend.get_added_tokens_decoder()
         return np.array(
             [
@@ -115,20 +128,29 @@ def save_tokenizer(backend: tokenizers.Tokenizer, directory: str | Path) -> list
 def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a tokenizer or model directory. Raises `BadTokenizer`."""
     path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise BadTokenizer(
-            f"{path} does not exist.\nGive a directory with a tokenizer.json, or let the workflow "
-            "train one (rule train_tokenizer)."
-        )
+    content = read_bytes(path, BadTokenizer, REMEDY, MAX_BYTES)
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
-    # The Rust library raises bare Exception for every malformed file.
-    except Exception as error:
-        if isinstance(error, EmberError):
+        backend = tokenizers.Tokenizer.from_buffer(content)
+        backend.no_truncation()  # of a text's end, which some files ask for
+        backend.no_padding()
+        return Tokenizer(backend, _eos_token(path.parent))
+    # The Rust library raises bare Exception for every malformed file, and panics at some.
+    except BaseException as error:
+        if isinstance(error, EmberError | KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
-        raise BadTokenizer(
-            f"{path} is not a tokenizer: {error}\nDelete it and run the workflow again."
-        ) from None
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadTokenizer(f"{path} is not a tokenizer: {shown(cause)}.\n{REMEDY}") from None
+
+
+def _eos_token(folder: Path) -> str:
+    """The text of the token that ends texts, as tokenizer_config.json has it."""
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        return END_OF_TEXT
+    config = read_object(path, BadTokenizer, REMEDY)
+    if isinstance(config.content.get("eos_token"), dict):  # a token with its options
+        return config.object("eos_token").get("content", str)
+    return config.get("eos_token", str, END_OF_TEXT)
 
 
 def _json(value: dict) -> str:

@@ -13,10 +13,9 @@ from ember.backends.sampling import SamplingParams
 from ember.backends.select import Unsupported
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
-from ember.model.architecture import Architecture
-from ember.model.checkpoint import random_decoder
 from ember.model.rope import RopeScaling
 from tests.backends.steps import backend_of, step_through
+from tests.tiny import wild
 
 SIZES = {
     "hidden_size": 72,
@@ -49,13 +48,7 @@ def few_programs(monkeypatch):
 
 
 def make(dtype=torch.float32, **fields):
-    decoder = random_decoder(Architecture.make(**SIZES | fields), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
-            # Wild weights, so that attention is far from uniform and every weight matters.
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-    return decoder.to(dtype)
+    return wild(dtype=dtype, **SIZES | fields)
 
 
 def draw(batch: int, tokens: int) -> torch.Tensor:

@@ -6,8 +6,7 @@ import pytest
 from ember.records.provenance import read_figure_provenance
 from ember.studies.p1.frameworks import figure as p1_frameworks
 from ember.studies.p1.loading import figure as p1_loading
-from ember.studies.p1.pipeline import figure as p1_pipeline_splits
-from ember.studies.p1.pipeline import figure_gantt as p1_gantt
+from ember.studies.p1.pipeline.figure import draw_gantt, draw_splits
 from ember.studies.p1.policies import figure as p1_fig3
 from ember.studies.p1.prefix import figure as p1_sec44
 from ember.studies.p1.profile import figure as p1_fig2
@@ -183,7 +182,7 @@ def events_table() -> pd.DataFrame:
 
 
 def test_the_splits_are_drawn_with_the_best_the_predicted_and_one_device():
-    figure, caption = p1_pipeline_splits.draw(pipeline_table(), "tiny")
+    figure, caption = draw_splits(pipeline_table(), "tiny")
     assert len(figure.axes) == 2
     assert "is 2+1 (overlap) at 200 tokens/s, with a bubble of 55.0 %." in caption
     assert "best split with overlap, of all possible, is 2+1." in caption
@@ -191,7 +190,7 @@ def test_the_splits_are_drawn_with_the_best_the_predicted_and_one_device():
 
 
 def test_the_timing_diagram_shows_the_best_split_and_its_bubbles():
-    figure, caption = p1_gantt.draw(events_table(), pipeline_table(), "tiny")
+    figure, caption = draw_gantt(events_table(), pipeline_table(), "tiny")
     whole, close = figure.axes[0], figure.axes[1]
     assert whole.get_xlim() == (0.0, 75.0)
     # Four steps of two stages and two micro-batches from the middle of seven.
@@ -203,8 +202,8 @@ def test_the_timing_diagram_shows_the_best_split_and_its_bubbles():
 def test_without_two_devices_the_pipeline_figures_say_why():
     skipped = pipeline_table(status="skipped", reason="two GPUs are needed", n=0)
     for _, caption in (
-        p1_pipeline_splits.draw(skipped, "gpu"),
-        p1_gantt.draw(events_table().iloc[:0], skipped, "gpu"),
+        draw_splits(skipped, "gpu"),
+        draw_gantt(events_table().iloc[:0], skipped, "gpu"),
     ):
         assert "Not measured: two GPUs are needed. Scale gpu." in caption
 

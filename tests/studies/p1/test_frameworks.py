@@ -33,7 +33,7 @@ def ground(random_model, tmp_path, monkeypatch):
             workload=workload,
             gguf=tmp_path / "gguf",
             points=points,
-            frameworks=known,
+            peers=known,
             repeats=repeats,
             warmup=1,
             timeout_s=20,

@@ -11,10 +11,15 @@ from ember.model.checkpoint import load_decoder
 from ember.records.tables import read_table, table_provenance, write_table
 from ember.studies.p1.lora_adapters.make import make_adapters
 from ember.studies.p1.lora_alignment import tables as lora
-from ember.studies.p1.lora_alignment.measure import align, summarise_alignment
-from ember.studies.p1.lora_latency.measure import summarise_latency, time_adapters
+from ember.studies.p1.lora_alignment.measure import align
+from ember.studies.p1.lora_alignment.summary import summarise_alignment
+from ember.studies.p1.lora_latency.measure import time_adapters
+from ember.studies.p1.lora_latency.summary import summarise_latency
+from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY, LORA_LATENCY_SUMMARY
+from ember.studies.p1.lora_logits.tables import LORA_LOGITS
 from ember.studies.p1.workload.make import make_workload
-from tests.lora.tiny import saved, tiny_decoder
+from tests.lora.adapters import saved
+from tests.tiny import wild
 
 pytest.importorskip("peft")
 
@@ -43,7 +48,7 @@ def model(tmp_path_factory):
     from ember.model.checkpoint import save_decoder
 
     folder = tmp_path_factory.mktemp("lora") / "policy"
-    return save_decoder(tiny_decoder(), folder, weights="trained")
+    return save_decoder(wild(), folder, weights="trained")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def workload(model):
 @pytest.fixture(scope="module")
 def adapters(model, workload, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
-    made = make_adapters(model=model, workload=workload, folder=folder, settings=MAKE, **RUN)
+    made = make_adapters(model=model, workload=workload, adapters=folder, settings=MAKE, **RUN)
     assert made == ["init", "perturbed", "synthetic", "trained"]
     return folder
 
@@ -74,9 +79,9 @@ def test_adapters_are_what_their_names_say(adapters):
 
 def test_random_weights_have_no_trained_adapter(tmp_path, workload):
     made = make_adapters(
-        model=saved(tiny_decoder(), tmp_path / "random"),
+        model=saved(wild(), tmp_path / "random"),
         workload=workload,
-        folder=tmp_path / "adapters",
+        adapters=tmp_path / "adapters",
         settings=MAKE,
         **RUN,
     )
@@ -149,10 +154,10 @@ def test_latency_of_every_switch(model, tmp_path):
         "swaps": 5,
     }
     latency, exact = time_adapters(model=model, settings=settings, **RUN)
-    write_table(tmp_path / "l.parquet", latency, lora.LORA_LATENCY)
-    write_table(tmp_path / "e.parquet", exact, lora.LORA_EXACT)
+    write_table(tmp_path / "l.parquet", latency, LORA_LATENCY)
+    write_table(tmp_path / "e.parquet", exact, LORA_EXACT)
     summary = summarise_latency(latency)
-    write_table(tmp_path / "s.parquet", summary, lora.LORA_LATENCY_SUMMARY)
+    write_table(tmp_path / "s.parquet", summary, LORA_LATENCY_SUMMARY)
     assert len(summary) == 3 * 4 * 2
     for row in summary:
         assert row["matrices"] == 12
@@ -177,7 +182,7 @@ def test_check_exports_logits_with_and_without_the_adapter(model, tmp_path, caps
         out = tmp_path / f"{scale}.parquet"
         options = ["--lora-scale", scale, "--device", "cpu", "--positions", "all"]
         assert main([*command, *options, "--out", str(out)]) == 0
-        tables[scale] = read_table(out, lora.LORA_LOGITS)
+        tables[scale] = read_table(out, LORA_LOGITS)
     assert "largest change 0;" in capsys.readouterr().out
     assert len(tables["1"]) == 3 * 61
     assert (tables["0"]["base_logit"] == tables["0"]["adapted_logit"]).all()

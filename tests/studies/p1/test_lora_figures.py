@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from ember.studies.p1.lora_alignment import figure as p1_lora_blocks
-from ember.studies.p1.lora_alignment import figure_layers as p1_lora_layers
+from ember.studies.p1.lora_alignment.figure import draw_blocks, draw_layers
 from ember.studies.p1.lora_alignment.tables import BLOCKS
 from ember.studies.p1.lora_latency import figure as p1_lora_latency
 
@@ -44,7 +43,7 @@ def freeze_table() -> pd.DataFrame:
 
 
 def test_layers_say_where_thresholds_are_crossed():
-    figure, caption = p1_lora_layers.draw(layers_table(), freeze_table(), "tiny")
+    figure, caption = draw_layers(layers_table(), freeze_table(), "tiny")
     assert len(figure.axes) == 2
     assert "- trained, float32: effect differs by 3e-07" in caption
     assert "crosses 0.1 never." in caption
@@ -68,7 +67,7 @@ def test_blocks_share_their_scale_and_leave_zeros_out():
         | {"own_max_abs_diff": 2e-7, "same_max_abs_diff": 0.0}
         for operator in ("norm", "gate", "up")
     )
-    figure, caption = p1_lora_blocks.draw(pd.DataFrame(rows), spot, "tiny")
+    figure, caption = draw_blocks(pd.DataFrame(rows), spot, "tiny")
     assert "norm own input 2e-07, same input 0 (enters at: input)" in caption
     upper = figure.axes[:2]
     assert upper[0].get_ylim() == upper[1].get_ylim()

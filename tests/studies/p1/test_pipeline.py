@@ -3,7 +3,7 @@
 import pytest
 
 from ember.records.tables import read_rows, write_table
-from ember.studies.p1.pipeline.measure import profile_layers, profile_stages, sweep_splits
+from ember.studies.p1.pipeline.measure import profile_layers, sweep_splits
 from ember.studies.p1.pipeline.summary import summarise_pipeline
 from ember.studies.p1.pipeline.tables import (
     LAYER_COSTS,
@@ -11,7 +11,8 @@ from ember.studies.p1.pipeline.tables import (
     PIPELINE_EVENTS,
     PIPELINE_RUNS,
 )
-from ember.studies.p1.profile.measure import prefill_share
+from ember.studies.p1.profile.stages import profile_stages
+from ember.studies.p1.profile.summary import prefill_share
 from ember.studies.p1.profile.tables import PREFILL_SHARE, ROLLOUT_PROFILE
 
 SHAPE = {

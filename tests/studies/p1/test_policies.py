@@ -7,7 +7,7 @@ import pytest
 from ember.policies.cost import MissingMeasurement
 from ember.records.errors import EmberError
 from ember.records.tables import read_table, write_table
-from ember.studies.p1.lora_alignment.tables import LORA_LATENCY
+from ember.studies.p1.lora_latency.tables import LORA_LATENCY
 from ember.studies.p1.policies.cost import model_cost
 from ember.studies.p1.policies.measure import layers_of, simulate_policies
 from ember.studies.p1.policies.tables import CUMULATIVE_COST, POLICY_ROUNDS

@@ -8,12 +8,11 @@ import pytest
 from ember.model.architecture import Architecture
 from ember.records.errors import BadRow
 from ember.records.tables import write_table
-from ember.studies.p1.prefix.measure import (
+from ember.studies.p1.prefix.measure import prefix_lengths, sweep_prefix
+from ember.studies.p1.prefix.summary import (
     expected_savings,
     join_sweep,
-    prefix_lengths,
     prefix_savings,
-    sweep_prefix,
 )
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS, PREFIX_SWEEP
 from ember.studies.p1.workload.make import make_workload

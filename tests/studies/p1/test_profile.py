@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ember.records.tables import read_table, write_table
-from ember.studies.p1.profile.measure import prefill_share, profile_rollout
+from ember.studies.p1.profile.measure import profile_rollout
+from ember.studies.p1.profile.summary import prefill_share
 from ember.studies.p1.profile.tables import PREFILL_SHARE, ROLLOUT_PROFILE
 
 

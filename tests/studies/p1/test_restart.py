@@ -1,16 +1,14 @@
 """The restart sweep: every operation the cost model asks for is timed, with real partial work."""
 
-import json
-
 import pytest
 
-from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder
 from ember.policies.build import build_policies
 from ember.records.tables import read_table, write_table
 from ember.studies.p1.restart.measure import Bench, Operation, operations, sweep_restart
 from ember.studies.p1.restart.tables import RESTART_SWEEP
 from ember.studies.p1.workload.make import make_workload
+from tests.tiny import declared
 
 POLICIES = [
     {"name": "naive"},
@@ -23,22 +21,8 @@ POLICIES = [
 
 @pytest.fixture
 def model(tmp_path):
-    arch = Architecture.make(
-        model_type="qwen3",
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        vocab_size=64,
-        max_positions=128,
-    )
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(arch.to_hf()))
-    (folder / "ember.json").write_text(json.dumps({"weights": "random", "seed": 1}))
-    return folder
+    sizes = {"intermediate_size": 64, "num_layers": 4, "vocab_size": 64}
+    return declared(tmp_path / "tiny", **sizes)
 
 
 def test_operations_cover_fractions_policies_and_ranks():

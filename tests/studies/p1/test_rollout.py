@@ -7,16 +7,20 @@ import pytest
 
 from ember.backends.sampling import SamplingParams
 from ember.commands.generate import BadPromptFile, generate, read_prompts, write_jsonl
-from ember.engine.scheduler import RolloutStats, StepBatch
+from ember.engine.stats import RolloutStats, StepBatch
 from ember.measure.cost import parameters_read
 from ember.model.checkpoint import load_decoder
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.p1.completions.tables import COMPLETIONS
 from ember.studies.p1.consistency.measure import check_consistency, compare
+from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
 from ember.studies.p1.rollout.figure import draw
-from ember.studies.p1.rollout.measure import longer_ms, measure_rollouts, summarise_rollouts
+from ember.studies.p1.rollout.measure import (
+    longer_ms,
+    measure_rollouts,
+)
+from ember.studies.p1.rollout.summary import summarise_rollouts
 from ember.studies.p1.rollout.tables import (
-    ROLLOUT_CONSISTENCY,
     ROLLOUT_SPEED,
     ROLLOUT_THROUGHPUT,
 )

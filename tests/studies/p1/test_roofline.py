@@ -7,12 +7,8 @@ from ember.model.architecture import Architecture
 from ember.model.folder import read_architecture
 from ember.records.tables import read_table, write_table
 from ember.studies.p1.roofline.figure import draw
-from ember.studies.p1.roofline.measure import (
-    _distinct,
-    describe,
-    measure_decode,
-    summarise_roofline,
-)
+from ember.studies.p1.roofline.measure import _distinct, describe, measure_decode
+from ember.studies.p1.roofline.summary import summarise_roofline
 from ember.studies.p1.roofline.tables import (
     DECODE_KERNELS,
     DECODE_ROOFLINE,

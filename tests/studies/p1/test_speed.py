@@ -9,8 +9,9 @@ import torch
 from ember.model.architecture import SIZES, Architecture
 from ember.model.checkpoint import load_decoder
 from ember.model.families import FAMILIES
+from ember.model.reference import load_peer
 from ember.records.tables import write_table
-from ember.studies.p1.speed.measure import compare_engines, load_peer
+from ember.studies.p1.speed.measure import compare_engines
 from ember.studies.p1.speed.tables import ENGINE_SPEED
 from ember.studies.p1.workload.make import make_workload
 

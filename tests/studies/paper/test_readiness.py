@@ -4,8 +4,8 @@ import pytest
 
 from ember.records.schema import EVIDENCE, REASON, STATUS, WEIGHTS, Column, Schema
 from ember.records.tables import write_table
-from ember.studies.paper.decisions.tables import READINESS
 from ember.studies.paper.readiness.summary import ITEMS, Item, Part, assess
+from ember.studies.paper.readiness.tables import READINESS
 
 ITEM = Item(
     "Fig 9",

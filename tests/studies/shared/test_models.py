@@ -16,7 +16,8 @@ from ember.optim import lm
 from ember.optim.loop import BadTraining, Interrupted
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.shared.corpora.make import build_corpus, join_corpora
-from ember.studies.shared.corpora.tables import CORPUS, MODEL_CARD, TRAINING_LOG
+from ember.studies.shared.corpora.tables import CORPUS
+from ember.studies.shared.models.tables import MODEL_CARD, TRAINING_LOG
 from ember.studies.shared.models.train import token_stream, train_model
 from ember.studies.shared.tokenizer.make import train_tokenizer, training_texts
 from ember.text.corpora import BadCorpus
@@ -65,7 +66,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tokenizer_dir(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
-    facts = train_tokenizer([corpus], {"vocab_size": 400, "train_bytes": 50_000}, out=out)
+    facts = train_tokenizer([corpus], {"vocab_size": 400, "train_bytes": 50_000}, tokenizer=out)
     assert facts["vocab_size"] == 400
     assert 0 < facts["train_bytes"] <= 50_000
     return out

@@ -36,18 +36,15 @@ class LogHandler(LogHandlerBase):
     def emit(self, record) -> None:
         if getattr(record, "event", None) != LogEvent.JOB_INFO:
             return
+        resources = {k: v for k, v in record.resources.items() if not k.startswith("_")}
         job = {
-            "number": record.jobid,
             "rule": record.rule_name,
             "wildcards": dict(record.wildcards or {}),
             "inputs": list(record.input),
             "outputs": list(record.output),
-            "logs": list(record.log),
             "benchmark": record.benchmark,
             "threads": record.threads,
-            "resources": {
-                name: value for name, value in record.resources.items() if not name.startswith("_")
-            },
+            "resources": resources,
             "reason": record.reason,
         }
         with open(self.baseFilename, "a") as file:

@@ -37,9 +37,10 @@ class CompiledBackend(TorchRows):
         self.threads = fastest_threads(lambda: trial(self._tokens, 0), WORTH_THREADS)
 
     def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
-        run, new = candidates[0].run, slice(self._rows, self._rows + len(candidates))
-        self._starts[new], self._shared[new], self._own[new] = run.start, run.length, 0
+        run, first = candidates[0].run, len(self.tokens)
         super().join(candidates, logits)
+        new = slice(first, len(self.tokens))
+        self._starts[new], self._shared[new], self._own[new] = run.start, run.length, 0
 
     def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         for source, target in moves:
@@ -49,6 +50,6 @@ class CompiledBackend(TorchRows):
         super().leave(moves, rows)
 
     def advance(self) -> None:
-        rows = slice(self._rows)
+        rows = slice(len(self.tokens))
         self._step.run(self.tokens, self._starts[rows], self._shared[rows], self._own[rows])
         self._own[rows] += 1

@@ -1,26 +1,27 @@
-"""`ember doctor`: what in a results folder is broken, stale or foreign, and what mends it.
+"""`ember doctor`: what in a results folder is broken, stale or foreign, and how to fix it.
 
-The workflow's plan says which files there should be, the products say what they were made of, and
-both are held against what is there: first whether each product is whole, then whether it is what
-its rule makes, then whether it was made by this code, with these parameters, from these inputs.
+Snakemake says which files there should be and what it would make again; the record of every job
+says what it read and wrote. Both are held against what is there: first whether each product is what
+its job wrote, then whether it was made by this code, with these parameters, from these inputs.
 Nothing is changed. What cannot be checked is said, never passed over.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from ember.measure.overhead import record_file
-from ember.operations.doctor import bookkeeping, whole
+from ember.operations.doctor import bookkeeping
 from ember.operations.doctor.report import (
     BROKEN,
     FOREIGN,
     KINDS,
     LOCK,
     STALE,
-    Call,
     Finding,
     Report,
     Unchecked,
@@ -28,13 +29,31 @@ from ember.operations.doctor.report import (
     remove,
     set_aside,
 )
-from ember.operations.plan import BadPlan, PlannedJob, planned_jobs
-from ember.records.code import code_hash
+from ember.operations.plan import (
+    BadPlan,
+    PlannedJob,
+    Settings,
+    planned_jobs,
+    profile_folder,
+    profile_scale,
+)
+from ember.records import remedy
+from ember.records.code import BadCode, Library
 from ember.records.errors import EmberError
-from ember.records.provenance import SIDECAR, digest, provenance_of, source_root, tree_sha256
+from ember.records.provenance import (
+    SIDECAR,
+    digest,
+    file_hashes,
+    provenance_of,
+    read_sidecar,
+    size_bytes,
+    source_root,
+    tree_sha256,
+)
+from ember.records.tables import verify_table
 
 _LARGE = 200e6  # bytes: reading more is worth a line of progress
-_CARRIERS = (".parquet", ".png", ".pdf")
+_FILES = (".parquet", ".csv", ".md", ".tex", ".png", ".pdf", ".json", ".jsonl", ".txt", ".gguf")
 _KEPT = {"results/README.md"}
 _FOLLOWS = "Input files updated by another job"
 
@@ -43,14 +62,15 @@ class NotResults(EmberError):
     """Not a results folder of this workflow."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Case:
-    """A planned job some of whose products stand, and what is wrong with them."""
+    """A planned job some of whose products stand, its record, and what is wrong with them."""
 
     scale: str
     job: PlannedJob
-    faults: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # kind: (path, why)
-    remove: list[str] = field(default_factory=list)
+    standing: list[str]
+    record: dict
+    faults: dict[str, dict[str, str]] = field(default_factory=dict)  # kind: {path: why}
     reason: str | None = None  # Snakemake's, where it would run the job again by itself
 
     @property
@@ -58,27 +78,30 @@ class _Case:
         return next((kind for kind in KINDS if kind in self.faults), None)
 
     def add(self, kind: str, paths: Iterable[str], why: str) -> None:
-        self.faults.setdefault(kind, []).extend((path, why) for path in paths)
+        known = self.faults.setdefault(kind, {})
+        for path in paths:
+            known.setdefault(path, why)
 
 
 def examine(
     results: Path,
-    *,
-    profile: str = "local",
-    config: Sequence[str] = (),
+    settings: Settings | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Examine `results`, at every scale found in it or at the one that `config` names.
+    """Examine `results`, at every scale found in it or at the one that `settings` name.
 
-    config: words as after `--config`; progress: takes a line when something takes long. Raises
-    `NotResults` for another folder, `BadPlan` where the workflow cannot be planned at any scale.
+    progress: takes a line when something takes long. Raises `NotResults` for another folder,
+    `BadPlan` where the workflow cannot be planned at any scale.
     """
     results = Path(results)
     _check_place(results)
     if links := _dead_links(results.resolve()):
-        return _before_planning(results, links)
-    examination = _Examination(results, profile, tuple(config), progress)
-    return examination.report()
+        # Snakemake plans nothing while a product is a link to nothing: that comes first.
+        found = [Finding(BROKEN, (p,), "it is a link to nothing", remove([p])) for p in links]
+        rest = Unchecked(("results",), "Snakemake cannot plan with these links: then ask again")
+        folder = os.path.relpath(results.resolve().parent)
+        return Report(folder, found, [rest], commands=[remove(links)])
+    return _Examination(results.resolve(), settings or Settings(), progress).report()
 
 
 def _check_place(results: Path) -> None:
@@ -111,73 +134,45 @@ def _dead_links(results: Path) -> list[str]:
     )
 
 
-def _before_planning(results: Path, links: list[str]) -> Report:
-    """Snakemake plans nothing while a product is a link to nothing: that comes first."""
-    findings = [Finding(BROKEN, (p,), "it is a link to nothing", remove([p])) for p in links]
-    rest = Unchecked(("results",), "Snakemake cannot plan with these links: then ask again")
-    folder = os.path.relpath(results.resolve().parent)
-    return Report(folder, findings, [rest], commands=[remove(links)])
-
-
 class _Examination:
-    def __init__(self, results: Path, profile: str, config: tuple[str, ...], progress):
-        self.folder = results.resolve().parent
-        self.root = source_root()
-        self.progress = progress
-        self.profile = profile
-        self.asked = next((w.partition("=")[2] for w in config if w.startswith("scale=")), None)
-        self.config = tuple(word for word in config if not word.startswith("scale="))
-        self.call = Call(profile, self.config, self._place())
-        self.files = _walk(results.resolve(), self._known_scales())
+    def __init__(self, results: Path, settings: Settings, progress):
+        self.folder, self.root = results.parent, source_root()
+        self._library = Library(self.root / "src")
+        self.settings, self.progress = settings, progress
+        self.known_scales = sorted(f.stem for f in (self.root / "config/scale").glob("*.yaml"))
+        self.files = _walk(results, self.known_scales)
         self.found = Report(os.path.relpath(self.folder))
-        self.provenances: dict[str, dict | None] = {}
-        self.scales = self._scales()
+        self.provenance = cache(self._read_provenance)
+        scales = [w.partition("=")[2] for w in settings.config if w.startswith("scale=")]
+        self.asked = scales[-1] if scales else None
+        self.default = self.asked or profile_scale(settings.profile)
         self.plans = self._plans()
-        self.cases: dict[tuple[str, str], _Case] = {}
+        self.cases = self._cases()
+        self.owner = {path: case for case in self.cases for path in case.standing}
 
-    # What there is
+    def _read_provenance(self, path: str) -> dict:
+        """What a product says of itself; nothing if it cannot be read."""
+        try:
+            return provenance_of(self.folder / path) or {}
+        except (EmberError, OSError, ValueError):
+            return {}
 
-    def _place(self) -> tuple[str, ...]:
-        if (self.folder / "Snakefile").is_file():
-            return ()
-        return ("--snakefile", str(self.root / "Snakefile"), "--directory", str(self.folder))
+    def _scale_of(self, path: str) -> str | None:
+        """The scale that a path names, or that a final product recorded."""
+        if path.count("/") > 1:
+            return path.split("/")[1]
+        return (self.provenance(path).get("config") or {}).get("scale")
 
-    def _known_scales(self) -> list[str]:
-        return sorted(file.stem for file in (self.root / "config" / "scale").glob("*.yaml"))
-
-    def _scales(self) -> list[str]:
-        if self.asked:
-            return [self.asked]
-        inside = {path.split("/")[1] for path in self.files if path.count("/") > 1}
-        finals = {self._recorded_scale(path) for path in self.files if path.count("/") == 1}
-        found = sorted((inside | finals) & set(self._known_scales()))
-        default = _default_scale(self.root, self.profile)
-        return found or ([default] if default else self._known_scales()[:1])
-
-    def _recorded_scale(self, path: str) -> str | None:
-        provenance = self._provenance(path) or {}
-        return (provenance.get("config") or {}).get("scale")
-
-    def _provenance(self, path: str) -> dict | None:
-        """What a product says of itself; None if it says nothing or cannot be read."""
-        if path not in self.provenances:
-            file = self.folder / path
-            carries = file.is_dir() or (file.suffix in _CARRIERS and file.is_file())
-            try:
-                self.provenances[path] = provenance_of(file) if carries else None
-            except (EmberError, OSError, ValueError):
-                self.provenances[path] = None
-        return self.provenances[path]
-
-    # The plans
+    # The plans, and which scale a product is judged at
 
     def _plans(self) -> dict[str, dict[str, PlannedJob]]:
         """Jobs by output, for every scale. One that cannot be planned is said."""
+        found = sorted({self._scale_of(path) for path in self.files} & {*self.known_scales})
+        scales = [self.asked] if self.asked else found or [self.default or "tiny"]
         plans, refused = {}, []
+        self.progress(f"planning scale {', '.join(scales)}")
         with ThreadPoolExecutor() as pool:
-            self.progress(f"planning scale {', '.join(self.scales)}")
-            answers = pool.map(lambda scale: self._plan(scale, ["all"], every=True), self.scales)
-            for scale, answer in zip(self.scales, answers, strict=True):
+            for scale, answer in zip(scales, pool.map(self._plan, scales), strict=True):
                 if isinstance(answer, BadPlan):
                     refused.append(answer)
                     self._unchecked([f"results/{scale}"], f"not planned: {_last(answer)}")
@@ -185,129 +180,112 @@ class _Examination:
                     plans[scale] = {path: job for job in answer for path in job.outputs}
         if not plans:
             raise refused[0]
-        for scale, plan in plans.items():
-            self._extend(scale, plan)
+        for scale, plan in plans.items():  # what is not part of `all`, but made if asked for
+            for path in self.files:
+                outputs = self.provenance(path).get("outputs") or ()
+                if path not in plan and path in outputs and self._scale_of(path) == scale:
+                    answer = self._plan(scale, [path])
+                    more = [] if isinstance(answer, BadPlan) else answer
+                    plan.update({made: job for job in more for made in job.outputs})
         return plans
 
     def _plan(
-        self, scale: str, targets: Sequence[str], *, every: bool
+        self, scale: str, targets: Sequence[str] = ("all",), every: bool = True
     ) -> list[PlannedJob] | BadPlan:
-        config = [f"scale={scale}", *self.config]
         try:
-            return planned_jobs(
-                targets, profile=self.profile, config=config, every=every, folder=self.folder
-            )
+            return planned_jobs(targets, self._at(scale), every=every, folder=self.folder)
         except BadPlan as error:
             return error
 
-    def _extend(self, scale: str, plan: dict[str, PlannedJob]) -> None:
-        """Add products that are not behind `all`, but that a rule makes if asked."""
-        claims = {}
-        for path in self.files:
-            provenance = self._provenance(path) or {}
-            claimed = path in (provenance.get("outputs") or ())
-            if path not in plan and claimed and self._recorded_scale(path) == scale:
-                claims.setdefault(provenance["outputs"][0], path)
-        targets = list(claims.values())
-        answer = self._plan(scale, targets, every=True) if targets else []
-        if isinstance(answer, BadPlan):
-            answers = [self._plan(scale, [target], every=True) for target in targets]
-            answer = [job for jobs in answers if not isinstance(jobs, BadPlan) for job in jobs]
-        plan.update({path: job for job in answer for path in job.outputs if path not in plan})
+    def _at(self, scale: str | None) -> Settings:
+        words = tuple(w for w in self.settings.config if not w.startswith("scale="))
+        scaled = (f"scale={scale}",) if scale else ()
+        return Settings(self.settings.profile, scaled + words, self.settings.configfiles)
 
-    # Which scale a product is judged at
+    def _cases(self) -> list[_Case]:
+        """Jobs with standing products; final ones count at the scale of their last run."""
+        jobs = {(s, job.name): job for s, plan in self.plans.items() for job in plan.values()}
+        standing = {key: self._standing(job) for key, job in jobs.items()}
+        last = {
+            key[1]: self._last_made(jobs[key])
+            for key, paths in standing.items()
+            if paths and _is_final(paths[0])
+        }
+        made_at = {name: scale for name, (scale, _) in last.items()}
+        self._unmix(last)
+        return [
+            _Case(scale, jobs[scale, name], paths, self._record(made_at.get(name, scale), name))
+            for (scale, name), paths in standing.items()
+            if paths and last.get(name, (scale,))[0] == scale
+        ]
 
-    def _owner(self) -> dict[str, str]:
-        """The scale of every standing product; of final ones, the one at which it was made."""
-        owner = {}
-        any_plan = {path for plan in self.plans.values() for path in plan}
-        finals = [path for path in any_plan if self._stands(path) and path.count("/") == 1]
-        made = {path: self._made_at(path) for path in finals}
-        usual = max(self.plans, key=lambda scale: list(made.values()).count(scale))
-        for scale, plan in self.plans.items():
-            for path in plan:
-                if path.count("/") > 1 and self._stands(path):
-                    owner[path] = scale
-        for path, scale in made.items():
-            if self.asked is None or scale in (None, self.asked):
-                owner[path] = scale if scale in self.plans else usual
-        return self._unmixed(owner)
+    def _standing(self, job: PlannedJob) -> list[str]:
+        return [path for path in job.outputs if os.path.lexists(self.folder / path)]
 
-    def _made_at(self, path: str) -> str | None:
-        """The recorded scale of the job's products, for renderings too."""
-        job = next(plan[path] for plan in self.plans.values() if path in plan)
-        scales = [self._recorded_scale(other) for other in job.outputs]
-        return next((scale for scale in scales if scale), None)
+    def _record(self, scale: str, name: str) -> dict:
+        try:
+            record = json.loads(record_file(scale, name, self.folder).read_text("utf-8"))
+            return record if isinstance(record, dict) else {}
+        except (OSError, ValueError):
+            return {}
 
-    def _unmixed(self, owner: dict[str, str]) -> dict[str, str]:
-        """A final product that rests on one of another scale: both are judged at the newer's."""
-        finals = {path for path in owner if path.count("/") == 1}
-        mixed = set()
-        for path in finals:
-            job = self.plans[owner[path]].get(path)
-            used = finals.intersection(job.inputs if job else ())
-            if any(owner[other] != owner[path] for other in used):
-                mixed |= {path, *used}
-        if not mixed:
-            return owner
-        newest = max(mixed, key=lambda path: (self._provenance(path) or {}).get("started") or "")
-        plan = self.plans[owner[newest]]
-        linked = set(mixed)
-        while True:
-            more = {p for p in finals - linked if p in plan and linked & {*plan[p].inputs}}
-            more |= {i for p in linked if p in plan for i in plan[p].inputs if i in finals - linked}
-            if not more:
-                break
-            linked |= more
-        return owner | dict.fromkeys(linked, owner[newest])
+    def _last_made(self, job: PlannedJob) -> tuple[str, str]:
+        """Scale and start of the last run of a job with final products."""
+        started = {s: self._record(s, job.name).get("started", "") for s in self.known_scales}
+        said = next(filter(None, map(self._scale_of, job.outputs)), next(iter(self.plans)))
+        last = max(started, key=lambda scale: (started[scale], scale == said))
+        return last, started[last]
 
-    def _stands(self, path: str) -> bool:
-        return os.path.lexists(self.folder / path)
+    def _unmix(self, last: dict[str, tuple[str, str]]) -> None:
+        """Of two final products, one made from the other, both are judged at the newer's scale."""
+        mixed = True
+        while mixed:
+            mixed = False
+            for plan in self.plans.values():
+                for job in plan.values():
+                    makers = {plan[path].name for path in job.inputs if path in plan}
+                    for other in makers & last.keys():
+                        if job.name in last and last[other] != last[job.name]:
+                            newer = max(last[other], last[job.name], key=lambda at: at[1])
+                            last[other] = last[job.name] = newer
+                            mixed = True
 
     # The examination
 
     def report(self) -> Report:
         self._check_known()
-        owner = self._owner()
-        for path, scale in sorted(owner.items()):
-            self._case(scale, path)
         self._look_at_processes()
-        for case in list(self.cases.values()):
-            self._check_whole(case)
-        for case in list(self.cases.values()):
+        for case in self.cases:
+            self._check_products(case)
+        for case in list(self.cases):
             self._check_origin(case)
-        self._check_missing(owner)
-        self._check_marks(owner)
         for scale in self.plans:
-            self._ask_snakemake(scale, owner)
-        self._check_records(owner)
-        self._collect(owner)
-        self._check_strangers(owner)
-        self._note(owner)
-        self._combine()
+            self._ask_snakemake(scale)
+        self._check_params()
+        self._collect()
+        self._check_strangers()
+        self._note()
         self.found.findings.sort(key=lambda f: (KINDS.index(f.kind), f.paths))
         return self.found
-
-    def _case(self, scale: str, path: str) -> _Case:
-        job = self.plans[scale][path]
-        return self.cases.setdefault((scale, job.name), _Case(scale, job))
 
     def _unchecked(self, paths: Sequence[str], why: str) -> None:
         self.found.unchecked.append(Unchecked(tuple(sorted(paths)), why))
 
+    def _find(self, kind: str, paths: Sequence[str], why: str, command: str) -> None:
+        self.found.findings.append(Finding(kind, tuple(paths), why, command))
+
     def _check_known(self) -> None:
         """A folder called results may be anyone's."""
-        planned = {path for plan in self.plans.values() for path in plan}
-        known = [p for p in self.files if p in planned | _KEPT or self._provenance(p) is not None]
-        if self.files and not known and not (self.folder / ".snakemake").is_dir():
+        known = _KEPT | {path for plan in self.plans.values() for path in plan}
+        ours = any(path in known or self.provenance(path) for path in self.files)
+        if self.files and not ours and not (self.folder / ".snakemake").is_dir():
             raise NotResults(
                 f"{self.found.folder}/results holds {len(self.files)} files and none that this "
                 "workflow makes\ngive the folder in which the workflow has run"
             )
 
     def _look_at_processes(self) -> None:
-        running = bookkeeping.workflows(self.folder)
-        if running:
+        if running := bookkeeping.workflows(self.folder):
             numbers = ", ".join(map(str, running))
             why = f"a workflow is running here (process {numbers}): ask again when it has ended"
             self._unchecked(["results"], why)
@@ -316,163 +294,122 @@ class _Examination:
                 "a workflow was killed and left its lock; none is running on this machine (if one "
                 "is on another machine, or its jobs are still in a queue, let it end)"
             )
-            command = self.call.command(self.asked, (), "--unlock")
-            self.found.findings.append(Finding(LOCK, tuple(locked), why, command))
+            self._find(LOCK, locked, why, self._command(self.asked, ["--unlock"]))
 
-    def _check_whole(self, case: _Case) -> None:
-        standing = [path for path in case.job.outputs if self._stands(path)]
-        missing = [path for path in case.job.outputs if path not in standing]
-        if missing:
-            case.add(BROKEN, missing, f"missing, though {folded(standing)} of the same job stands")
-        unchecked: dict[str, list[str]] = {}
-        for path in standing:
-            self._announce(path)
-            verdict = whole.check(self.folder / path)
-            if verdict.fault:
-                case.add(BROKEN, [path], verdict.fault)
-                wrong_kind = (self.folder / path).is_dir() == (
-                    Path(path).suffix in whole.FILE_ENDINGS
-                )
-                in_the_way = wrong_kind or not (self.folder / path).exists()
-                case.remove += [path] if in_the_way else []
-            elif verdict.unchecked:
-                unchecked.setdefault(verdict.unchecked, []).append(path)
-        if not case.faults:  # what is made again needs no check
-            for why, paths in unchecked.items():
-                self._unchecked(paths, why)
+    def _check_products(self, case: _Case) -> None:
+        """What stands against the digests in the job's record."""
+        missing = [path for path in case.job.outputs if path not in case.standing]
+        others = folded(case.standing)
+        case.add(
+            BROKEN, missing, f"missing, though {others} of the same job stands"
+        ) if missing else ()
+        recorded = {entry["path"]: entry["sha256"] for entry in case.record.get("products", ())}
+        for path in case.standing:
+            if self._digest(path) != recorded.get(path):
+                kind, why = self._what_it_is(path, case.job)
+                if path in recorded or kind != BROKEN:
+                    case.add(kind, [path], why)
+        unknown = [path for path in case.standing if path not in recorded]
+        if unknown and not case.faults:
+            self._unchecked(unknown, "its job left no record of what it wrote")
 
-    def _announce(self, path: str) -> None:
-        file = self.folder / path
-        files = file.rglob("*") if file.is_dir() else [file]
-        size = sum(one.stat().st_size for one in files if one.is_file())
+    def _digest(self, path: str) -> str:
+        size = size_bytes(self.folder / path)
         if size > _LARGE:
             self.progress(f"reading {path} ({size / 1e9:.1f} GB)")
+        return digest(self.folder / path)[0]
+
+    def _what_it_is(self, path: str, job: PlannedJob) -> tuple[str, str]:
+        """Kind and cause of a product that is not what its job wrote."""
+        file = self.folder / path
+        if file.is_dir() == path.endswith(_FILES):
+            kinds = ("directory", "file") if file.is_dir() else ("file", "directory")
+            return BROKEN, f"it is a {kinds[0]}, not a {kinds[1]}"
+        try:
+            made = provenance_of(file)
+            if path.endswith(".parquet"):
+                verify_table(file)
+        except EmberError as error:
+            # The second line of the message is a remedy; the command to use comes with the finding.
+            cause = str(error).splitlines()[0]
+            return BROKEN, cause.partition(f"{file.name} ")[2] or cause
+        if made is None and path.endswith((".parquet", ".png", ".pdf")):
+            return FOREIGN, "it carries no provenance: no rule of the workflow wrote it"
+        if made is not None and (made.get("rule") != job.rule or path not in made["outputs"]):
+            return FOREIGN, _other_job(made)
+        return BROKEN, _differing(file) or "it is not what its job wrote"
 
     def _check_origin(self, case: _Case) -> None:
-        """Provenance against the plan, the code and the inputs."""
-        broken = {path for path, _ in case.faults.get(BROKEN, ())}
-        made = {}
-        for path in case.job.outputs:
-            file = self.folder / path
-            carries = file.suffix in _CARRIERS or file.is_dir()
-            if path in broken or not carries or not self._stands(path):
-                continue
-            provenance = self._provenance(path)
-            if provenance is None:
-                why = "it carries no provenance: no rule of the workflow wrote it"
-                case.add(FOREIGN, [path], why)
-            elif provenance.get("rule") != case.job.rule or path not in provenance["outputs"]:
-                case.add(FOREIGN, [path], _other_job(provenance))
-            else:
-                made[path] = provenance
-        starts = {provenance.get("started") for provenance in made.values()}
-        if len(starts) > 1:
-            why = f"written by different runs of the job: {', '.join(sorted(map(str, starts)))}"
-            case.add(BROKEN, made, why)
-        for path in [path for path in made if path.endswith(".pdf")]:
-            raster = path.removesuffix(".pdf") + ".png"
-            if raster in made and made[raster] != made[path]:
-                case.add(BROKEN, [path, raster], "their provenance differs: not of one drawing")
-        self._check_code(case, made)
-        self._check_inputs(case, made)
+        """The job's record against the code, the plan and the inputs that there are now."""
+        record, standing = case.record, case.standing
+        params = record.get("params") or {}
+        if record and record.get("code") != self._code(params.get("script"), params.get("step")):
+            case.add(STALE, standing, f"made by other code ({str(record.get('code'))[:8]})")
+        recorded = {entry["path"]: entry["sha256"] for entry in record.get("inputs", ())}
+        if record and set(recorded) != set(case.job.inputs):
+            only = folded(sorted(set(recorded) ^ set(case.job.inputs)))
+            case.add(STALE, standing, f"made from other inputs than the plan's: {only}")
+        faulty = {path for other in self.cases for path in other.faults.get(BROKEN, ())}
+        faulty |= {path for other in self.cases for path in other.faults.get(FOREIGN, ())}
+        changed = [
+            path
+            for path, sha256 in recorded.items()
+            if path not in faulty and (self.folder / path).exists() and self._digest(path) != sha256
+        ]
+        if changed:
+            case.add(STALE, standing, f"not what it was made from any more: {folded(changed)}")
+        for path in case.job.inputs:  # gone, and Snakemake does not make them again
+            job = self.plans[case.scale].get(path)
+            if job and not self._standing(job):
+                gone = self._gone(case.scale, job)
+                why = f"missing, though {folded(standing)} was made from it and stands"
+                gone.add(STALE, [path], why)
 
-    def _check_code(self, case: _Case, made: dict[str, dict]) -> None:
-        script = self.root / "workflow" / "scripts" / f"{case.job.rule}.py"
-        if not script.is_file():
-            if made:
-                self._unchecked(list(made), f"there is no {script.name}: its code is not compared")
-            return
-        now = code_hash(script, self.root / "src")
-        other = [path for path, provenance in made.items() if provenance.get("code") != now]
-        if other:
-            was = made[other[0]].get("code") or "unknown"
-            why = f"made by other code ({was[:8]}) than there is now ({now[:8]})"
-            case.add(STALE, other, why)
+    @cache  # noqa: B019 (one examination a process)
+    def _code(self, script: str | None, step: str | None) -> str | None:
+        """The code hash of a rule's script and step as they are now; None where there is none."""
+        file = self.root / "workflow" / "scripts" / str(script)
+        modules = [f"ember.studies.{step.rpartition('.')[0]}"] if step else []
+        try:
+            return self._library.code_hash(file, *modules) if file.is_file() else None
+        except BadCode:
+            return None
 
-    def _check_inputs(self, case: _Case, made: dict[str, dict]) -> None:
-        changed: dict[str, list[str]] = {}
-        for path, provenance in made.items():
-            recorded = {entry["path"]: entry for entry in provenance.get("inputs") or ()}
-            if set(recorded) != set(case.job.inputs):
-                only = sorted(set(recorded) ^ set(case.job.inputs))
-                case.add(STALE, [path], f"made from other inputs than the plan's: {folded(only)}")
-                continue
-            for name, entry in recorded.items():
-                if self._is_other(case.scale, name, entry["sha256"]):
-                    changed.setdefault(name, []).append(path)
-        by_products: dict[tuple, list[str]] = {}
-        for name, paths in changed.items():
-            by_products.setdefault(tuple(paths), []).append(name)
-        for paths, names in by_products.items():
-            case.add(STALE, paths, f"not what it was made from any more: {folded(names)}")
+    def _gone(self, scale: str, job: PlannedJob) -> _Case:
+        for case in self.cases:
+            if (case.scale, case.job.name) == (scale, job.name):
+                return case
+        self.cases.append(_Case(scale, job, [], {}))
+        return self.cases[-1]
 
-    def _is_other(self, scale: str, name: str, sha256: str) -> bool:
-        """Whether an input is there, whole, and not what was read."""
-        file = self.folder / name
-        if not file.exists():
-            return False  # found as missing
-        job = self.plans[scale].get(name)
-        case = self.cases.get((scale, job.name)) if job else None
-        if case and name in {path for path, _ in case.faults.get(BROKEN, ())}:
-            return False  # that is where the mending begins
-        self._announce(name)
-        return digest(file)[0] != sha256
-
-    def _check_missing(self, owner: dict[str, str]) -> None:
-        """Inputs that are gone while products stand: Snakemake does not make them again."""
-        for case in list(self.cases.values()):
-            for name in case.job.inputs:
-                job = self.plans[case.scale].get(name)
-                if self._stands(name) or job is None:
-                    continue
-                if any(self._stands(path) for path in job.outputs):
-                    continue  # an incomplete job, found already
-                key = (case.scale, job.name)
-                gone = self.cases.setdefault(key, _Case(case.scale, job))
-                if name not in {path for path, _ in gone.faults.get(STALE, ())}:
-                    of = folded([p for p in case.job.outputs if self._stands(p)])
-                    gone.add(STALE, [name], f"missing, though {of} was made from it and stands")
-
-    def _check_marks(self, owner: dict[str, str]) -> None:
-        for path in bookkeeping.incomplete(self.folder):
-            if path in owner:
-                why = "Snakemake marked it as incomplete: its job was killed"
-                self._case(owner[path], path).add(BROKEN, [path], why)
-
-    def _ask_snakemake(self, scale: str, owner: dict[str, str]) -> None:
+    def _ask_snakemake(self, scale: str) -> None:
         """Which standing products Snakemake would make again, and why."""
-        targets = sorted(path for path, owned in owner.items() if owned == scale)
-        if not targets:
-            return
-        answer = self._plan(scale, targets, every=False)
+        cases = {case.job.name: case for case in self.cases if case.scale == scale}
+        targets = sorted(path for case in cases.values() for path in case.standing)
+        answer = self._plan(scale, targets, every=False) if targets else []
         if isinstance(answer, BadPlan):
             self._unchecked(targets, f"Snakemake's own reasons are unknown: {_last(answer)}")
             return
         for job in answer:
-            case = self.cases.get((scale, job.name))
-            if case is None:
-                continue
-            case.reason = job.reason
-            own = [part for part in job.reason.split("; ") if not part.startswith(_FOLLOWS)]
-            standing = [path for path in job.outputs if owner.get(path) == scale]
-            if own and standing and not case.faults:
-                case.add(STALE, standing, f"Snakemake would make it again: {_brief(own)}")
+            if case := cases.get(job.name):
+                case.reason = job.reason
+                own = [part for part in job.reason.split("; ") if not part.startswith(_FOLLOWS)]
+                if own and case.standing and not case.faults:
+                    kind = BROKEN if job.reason.startswith("Incomplete output") else STALE
+                    text = "; ".join(own).strip()
+                    brief = text if len(text) <= 300 else f"{text[:300]} …"
+                    case.add(kind, case.standing, f"Snakemake would make it again: {brief}")
 
-    def _check_records(self, owner: dict[str, str]) -> None:
-        """Parameters: those the product names are those of the job Snakemake remembers."""
+    def _check_params(self) -> None:
+        """The parameters on record are those of the job that Snakemake remembers."""
         lost = []
-        for case in self.cases.values():
-            if case.faults or case.reason:
-                continue
-            for path in case.job.outputs:
-                if owner.get(path) != case.scale:
-                    continue
-                record = bookkeeping.record(self.folder, path)
-                params = bookkeeping.recorded_params(record) if record else None
-                provenance = self._provenance(path)
+        for case in self.cases:
+            named = [*(case.record.get("params") or {}).values(), case.record.get("code")]
+            for path in case.standing if not case.faults and not case.reason else ():
+                params = bookkeeping.recorded_params(self.folder, path)
                 if params is None:
                     lost.append(path)
-                elif provenance is not None and not _same_params(params, provenance):
+                elif case.record and not all(value in named for value in params):
                     why = "made with other parameters than the job that Snakemake remembers"
                     case.add(FOREIGN, [path], why)
         if lost:
@@ -484,176 +421,175 @@ class _Examination:
 
     # What to do about it
 
-    def _collect(self, owner: dict[str, str]) -> None:
-        for case in self.cases.values():
-            if case.kind is None:
-                continue
+    def _collect(self) -> None:
+        faulty = [case for case in self.cases if case.kind]
+        for case in faulty:
             noted = case.faults[case.kind]
-            paths = tuple(dict.fromkeys(path for path, _ in noted))
-            why = "; ".join(dict.fromkeys(why for _, why in noted))
-            behind = self._behind(case)
-            command = self._mend([*self._ancestors_at_fault(case), case])
-            rest = tuple(
-                sorted(p for b in behind if b is not case for p in b.job.outputs if p in owner)
-            )
-            self.found.findings.append(Finding(case.kind, paths, why, command, case.scale, rest))
+            why = "; ".join(dict.fromkeys(noted.values()))
+            rest = [path for b in self._closure([case]) if b is not case for path in b.standing]
+            before = self._closure([case], backwards=True)
+            command = self._fix([one for one in faulty if one in before])
+            found = Finding(case.kind, tuple(noted), why, command, case.scale, tuple(sorted(rest)))
+            self.found.findings.append(found)
+        for scale in self.plans:
+            here = [case for case in faulty if case.scale == scale]
+            self.found.commands += [self._fix(here)] if here else []
 
-    def _mend(self, cases: list[_Case]) -> str:
-        """One command that makes the products of these jobs again, and all that rest on them."""
-        scale = cases[0].scale
-        behind = {b.job.name: b for case in cases for b in self._behind(case)}
-        used = {path for case in behind.values() for path in case.job.inputs}
-        tops = [c for c in behind.values() if not used.intersection(c.job.outputs)]
-        gone = [p for c in cases for p in c.job.outputs if not self._stands(p)]
-        targets = sorted({*(case.job.outputs[0] for case in tops), *gone})
-        forced = sorted(case.job.outputs[0] for case in cases if self._needs_force(case))
-        options = ["--forcerun", *forced] if forced else []
-        options += ["--rerun-incomplete"] if bookkeeping.incomplete(self.folder) else []
-        command = self.call.command(scale, targets, *options)
-        wrong = [path for case in cases for path in case.remove]
-        return f"{remove(wrong)} && {command}" if wrong else command
-
-    def _needs_force(self, case: _Case) -> bool:
-        """Whether Snakemake does not see by itself that the job has to run again."""
-        return case.reason is None and any(self._stands(path) for path in case.job.outputs)
-
-    def _behind(self, case: _Case) -> list[_Case]:
-        """The job and every standing one of its scale that rests on it."""
-        found, waiting = {}, [case]
+    def _closure(self, start: Sequence[_Case], backwards: bool = False) -> list[_Case]:
+        """These jobs and all that rest on them, or on which they rest, of the same scale."""
+        found, waiting = list(start), list(start)
         while waiting:
             here = waiting.pop()
-            if here.job.name not in found:
-                found[here.job.name] = here
-                outputs = set(here.job.outputs)
-                waiting += [
-                    other
-                    for (scale, _), other in self.cases.items()
-                    if scale == case.scale and outputs.intersection(other.job.inputs)
-                ]
-        return list(found.values())
+            for other in self.cases:
+                first, second = (other, here) if backwards else (here, other)
+                linked = set(first.job.outputs) & set(second.job.inputs)
+                if linked and other.scale == here.scale and other not in found:
+                    found.append(other)
+                    waiting.append(other)
+        return found
 
-    def _ancestors_at_fault(self, case: _Case) -> list[_Case]:
-        plan, found, waiting = self.plans[case.scale], {}, [*case.job.inputs]
-        while waiting:
-            job = plan.get(waiting.pop())
-            if job is not None and job.name not in found:
-                found[job.name] = self.cases.get((case.scale, job.name))
-                waiting += job.inputs
-        return [other for other in found.values() if other is not None and other.kind]
+    def _fix(self, cases: Sequence[_Case]) -> str:
+        """One command that makes the products of these jobs again, and all that rest on them."""
+        behind = self._closure(cases)
+        used = {path for case in behind for path in case.job.inputs}
+        tops = {c.job.outputs[0] for c in behind if not used.intersection(c.job.outputs)}
+        gone = {path for c in cases for path in c.job.outputs if path not in c.standing}
+        # Snakemake does not see by itself that these have to run again.
+        unseen = sorted(c.job.outputs[0] for c in cases if c.standing and c.reason is None)
+        options = ["--forcerun", *unseen] if unseen else []
+        command = self._command(cases[0].scale, [*sorted(tops | gone), *options])
+        in_the_way = [
+            path
+            for case in cases
+            for path in case.standing
+            if (self.folder / path).is_dir() == path.endswith(_FILES)
+        ]
+        return f"{remove(in_the_way)} && {command}" if in_the_way else command
+
+    def _command(self, scale: str | None, words: Sequence[str]) -> str:
+        """A Snakemake command for the folder that holds the results."""
+        at, here = self._at(scale), self.folder == Path.cwd()
+        profile, place = at.profile, []
+        if not (self.folder / "Snakefile").is_file():
+            profile = str(profile_folder(profile))
+            place = ["--snakefile", str(self.root / "Snakefile"), "--directory", str(self.folder)]
+        files = at.configfiles if here else [str(Path(file).resolve()) for file in at.configfiles]
+        options = Settings(profile, at.config, tuple(files)).words()
+        return remedy.command(words, [*place, *options])
 
     # What no rule makes
 
-    def _check_strangers(self, owner: dict[str, str]) -> None:
-        planned = {path for plan in self.plans.values() for path in plan}
-        benches = {
-            path
-            for scale, plan in self.plans.items()
-            for job in plan.values()
-            for path in (job.benchmark, str(record_file(scale, job.name)))
-        }
+    def _check_strangers(self) -> None:
+        planned = _KEPT | {path for plan in self.plans.values() for path in plan}
+        jobs = [(scale, job) for scale, plan in self.plans.items() for job in plan.values()]
         states = {
-            f"results/{scale}/states/{job.wildcards['model']}.pt": job
-            for scale, plan in self.plans.items()
-            for job in plan.values()
+            f"results/{scale}/states/{job.wildcards['model']}.pt": job.outputs[0]
+            for scale, job in jobs
             if "model" in job.wildcards
         }
-        known = planned | benches | _KEPT
-        unknown = [p for p in self.files if not known.intersection(_and_parents(p))]
-        for path in sorted(benches & set(self.files)):
-            if not whole.is_whole_jsonl(self.folder / path):
-                why = "not JSON lines: it is written anew when the job runs"
-                self.found.findings.append(Finding(BROKEN, (path,), why, remove([path])))
-        strangers = []
-        for path in unknown:
+        strangers: dict[str, list[str]] = {}
+        for path in self.files:
+            parents = [parent.as_posix() for parent in Path(path).parents]
+            if planned.intersection([path, *parents]):
+                continue
             if path in states:
                 self._check_state(path, states[path])
             elif left := bookkeeping.temporary(Path(path).name):
-                self._check_temporary(path, left)
+                self._check_temporary(path, *left)
             elif not self._is_elsewhere(path):
-                strangers.append(path)
-        grouped: dict[str, list[str]] = {}
-        for path in strangers:
-            grouped.setdefault(self._why_foreign(path), []).append(path)
-        for why, paths in grouped.items():
-            self.found.findings.append(Finding(FOREIGN, tuple(paths), why, set_aside(paths)))
+                strangers.setdefault(self._why_foreign(path), []).append(path)
+        for why, paths in strangers.items():
+            if why.startswith("rule "):  # someone's work: not for us to move
+                self._unchecked(paths, why)
+            else:
+                self._find(FOREIGN, paths, why, set_aside(paths))
+        loose = [f for f in self.found.findings if f.scale is None and f.kind != LOCK]
+        gone = [path for f in loose if f.command.startswith("rm ") for path in f.paths]
+        aside = [path for f in loose if f.command.startswith("mkdir ") for path in f.paths]
+        first = [f.command for f in self.found.findings if f.kind == LOCK]
+        first += [remove(gone)] if gone else []
+        self.found.commands[:0] = first + ([set_aside(aside)] if aside else [])
 
     def _is_elsewhere(self, path: str) -> bool:
-        """Of a scale that is not examined, or written by a command of ember."""
-        scale = path.split("/")[1] if path.count("/") > 1 else self._recorded_scale(path)
-        skipped = scale in self._known_scales() and scale not in self.plans
-        rule = (self._provenance(path) or {}).get("rule") or ""
-        if rule.startswith("ember "):
-            fault = whole.check(self.folder / path).fault
-            if fault:
-                self.found.findings.append(Finding(BROKEN, (path,), fault, remove([path])))
+        """Of a scale that is not examined, about a job, or written by a command of ember."""
+        benchmark = path.split("/")[2:-1] == ["benchmarks"]
+        if benchmark or str(self.provenance(path).get("rule")).startswith("ember "):
             return True
-        return skipped
+        return self._scale_of(path) in set(self.known_scales) - self.plans.keys()
 
-    def _check_state(self, path: str, job: PlannedJob) -> None:
-        model = job.outputs[0]
-        if self._stands(model):
+    def _check_state(self, path: str, model: str) -> None:
+        if (self.folder / model).exists():
             why = f"the state of a training that is over: {model} stands"
-            self.found.findings.append(Finding(FOREIGN, (path,), why, remove([path])))
+            self._find(FOREIGN, [path], why, remove([path]))
         else:
             self.found.notes.append(f"{path}: a training was stopped; making {model} resumes it")
 
-    def _check_temporary(self, path: str, left: bookkeeping.Temporary) -> None:
-        if left.alive:
-            why = f"a job is writing it (process {left.process}): ask again when it has ended"
+    def _check_temporary(self, path: str, process: int, alive: bool | None) -> None:
+        if alive:
+            why = f"a job is writing it (process {process}): ask again when it has ended"
             self._unchecked([path], why)
             return
-        where = "" if left.alive is False else " on another machine (see that it does not run)"
-        why = f"left over by a killed job{where}"
-        self.found.findings.append(Finding(FOREIGN, (path,), why, remove([path])))
+        where = "" if alive is False else " on another machine (see that it does not run)"
+        self._find(FOREIGN, [path], f"left over by a killed job{where}", remove([path]))
 
     def _why_foreign(self, path: str) -> str:
-        parts = path.split("/")
-        if len(parts) == 2 and (self.folder / path).is_dir():
-            return f"no scale is called {parts[1]}"
-        provenance = self._provenance(path)
-        if provenance is None:
+        if path.count("/") == 1 and (self.folder / path).is_dir():
+            return f"no scale is called {Path(path).name}"
+        made = self.provenance(path)
+        if not made:
             return "no rule makes it, and it says nothing of where it comes from"
-        if path in (provenance.get("outputs") or ()):
-            return f"rule {provenance.get('rule')} made it, and no rule makes it now"
-        return _other_job(provenance)
+        if path in (made.get("outputs") or ()):
+            return (
+                f"rule {made.get('rule')} made it, and with this configuration no rule does: give "
+                "the --config and --configfile of its run, or delete it"
+            )
+        return _other_job(made)
 
-    # Notes and the combined commands
-
-    def _note(self, owner: dict[str, str]) -> None:
+    def _note(self) -> None:
+        notes, examined = self.found.notes, {c.scale: [] for c in self.cases}
+        for case in self.cases:
+            examined[case.scale] += case.standing
         for scale, plan in self.plans.items():
-            done = sum(owner.get(path) == scale for path in plan)
-            self.found.notes.append(f"scale {scale}: {done} of {len(plan)} products stand")
-        wanted = self.asked or _default_scale(self.root, self.profile)
-        made = {self._made_at(path) for path in owner if path.count("/") == 1} - {None, wanted}
-        for scale in sorted(made):
-            command = self.call.command(wanted, ["all"])
-            self.found.notes.append(
-                f"final products stand at scale {scale}; to have them at {wanted}: {command}"
+            notes.append(
+                f"scale {scale}: {len(examined.get(scale, ()))} of {len(plan)} products stand"
             )
-        left = [p for p in self.files if self._is_unexamined(p)]
-        if left:
-            self.found.notes.append(
-                f"not examined, of other scales than {self.asked}: {len(left)} files"
+        finals = {
+            case.scale for case in self.cases if case.standing and _is_final(case.standing[0])
+        }
+        for scale in sorted(finals - {self.default}):
+            command = self._command(self.default, ["all"])
+            notes.append(
+                f"final products stand at scale {scale}; to have them at {self.default}: {command}"
+            )
+        others = [p for p in self.files if self.asked and self._scale_of(p) in self.known_scales]
+        if left := sum(self._scale_of(path) != self.asked for path in others):
+            notes.append(f"not examined, of other scales than {self.asked}: {left} files")
+        if any("Params have changed" in finding.why for finding in self.found.findings):
+            notes.append(
+                "other parameters: if these products were made with settings of your own, give "
+                "them with --config or --configfile and ask again"
             )
 
-    def _is_unexamined(self, path: str) -> bool:
-        if self.asked is None or path in _KEPT:
-            return False
-        scale = path.split("/")[1] if path.count("/") > 1 else self._recorded_scale(path)
-        return scale in self._known_scales() and scale != self.asked
 
-    def _combine(self) -> None:
-        findings = self.found.findings
-        commands = [f.command for f in findings if f.kind == LOCK]
-        loose = [f for f in findings if f.scale is None and f.kind != LOCK]
-        gone = [p for f in loose if f.command.startswith("rm ") for p in f.paths]
-        aside = [p for f in loose if f.command.startswith("mkdir ") for p in f.paths]
-        commands += [remove(gone)] if gone else []
-        commands += [set_aside(aside)] if aside else []
-        for scale in self.plans:
-            cases = [case for case in self.cases.values() if case.scale == scale and case.kind]
-            commands += [self._mend(cases)] if cases else []
-        self.found.commands = commands
+def _is_final(path: str) -> bool:
+    return path.count("/") == 1
+
+
+def _differing(folder: Path) -> str:
+    """The files of a directory product that its sidecar does not confirm."""
+    if not folder.is_dir():
+        return ""
+    if (made := read_sidecar(folder)) is None:
+        return f"it has no {SIDECAR}: its job was stopped, or a copy of it was"
+    recorded, found = made.get("files") or {}, file_hashes(folder)
+    faults = [f"{name} is missing" for name in sorted(recorded.keys() - found.keys())]
+    faults += [
+        f"{name} is not what its job wrote"
+        for name in sorted(found.keys() & recorded.keys())
+        if found[name] != recorded[name]
+    ]
+    faults += [f"{name} was added to it" for name in sorted(found.keys() - recorded.keys())]
+    return "; ".join(faults)
 
 
 def _walk(results: Path, scales: Sequence[str]) -> list[str]:
@@ -665,48 +601,22 @@ def _walk(results: Path, scales: Sequence[str]) -> list[str]:
     found = []
     for parent, folders, names in os.walk(results):
         here = Path(parent)
-        units = [name for name in folders if _is_unit(here / name)]
-        units += [name for name in folders if here == results and name not in scales]
+        units = [
+            name
+            for name in folders
+            if name.endswith(_FILES)
+            or (here / name).is_symlink()
+            or (here / name / SIDECAR).is_file()
+            or (here == results and name not in scales)
+        ]
         folders[:] = [name for name in folders if name not in units]
         found += [here / name for name in (*units, *names)]
-    base = results.parent
-    return sorted((path.relative_to(base)).as_posix() for path in found)
+    return sorted(path.relative_to(results.parent).as_posix() for path in found)
 
 
-def _is_unit(folder: Path) -> bool:
-    named_as_file = folder.suffix in whole.FILE_ENDINGS
-    return named_as_file or folder.is_symlink() or (folder / SIDECAR).is_file()
-
-
-def _and_parents(path: str) -> list[str]:
-    return [path, *(parent.as_posix() for parent in Path(path).parents)]
-
-
-def _default_scale(root: Path, profile: str) -> str | None:
-    """The scale that a profile asks for."""
-    import yaml
-
-    try:
-        options = yaml.safe_load((root / profile / "config.yaml").read_text())
-        chosen = yaml.safe_load((root / profile / options["configfile"]).read_text())
-        return chosen["scale"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        return None
-
-
-def _other_job(provenance: dict) -> str:
-    outputs = folded(provenance.get("outputs") or ["unknown"])
-    return f"a copy: it says that rule {provenance.get('rule')} wrote it as {outputs}"
-
-
-def _same_params(recorded: list, provenance: dict) -> bool:
-    named = [*(provenance.get("params") or {}).values(), provenance.get("code")]
-    return all(value in named for value in recorded)
-
-
-def _brief(reasons: list[str]) -> str:
-    text = "; ".join(reasons).strip()
-    return text if len(text) <= 300 else text[:300] + " …"
+def _other_job(made: dict) -> str:
+    outputs = folded(made.get("outputs") or ["unknown"])
+    return f"a copy: it says that rule {made.get('rule')} wrote it as {outputs}"
 
 
 def _last(error: Exception) -> str:

@@ -28,7 +28,7 @@ def load(setup):
     engine = Engine(decoder, capacity=setup["capacity"])
 
     def generate(prompt, new_tokens):
-        sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
+        sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
         clock = PhaseClock(device)
         synchronize(device)
         began = time.perf_counter()

@@ -42,7 +42,7 @@ def load(setup):
     def generate(prompt, new_tokens):
         run = pipeline.generate(
             [prompt],
-            SamplingParams(temperature=0.0, max_tokens=new_tokens),
+            SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True),
             split=split,
             micro_batches=1,
             chunks=given.get("chunks", 1),

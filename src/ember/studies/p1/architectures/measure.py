@@ -15,6 +15,8 @@ from pathlib import Path
 
 from ember.measure.progress import Progress
 from ember.model.architecture import Architecture
+from ember.studies.p1.architectures.tables import ARCHITECTURES
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ GREEDY = ("generated_tokens", "tokens_equal")
 DIFFERENCES = ("logits_whole", "logits_pieces", "logits_steps", "keys_values", "hidden")
 
 
+@makes(ARCHITECTURES)
 def check_architectures(
     *,
     presets: list[str],
@@ -193,7 +196,7 @@ def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
     )
     expected = out[0, len(prompt) :].tolist()
     engine = Engine(ours, capacity=len(prompt) + new_tokens)
-    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
+    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
     try:
         [[completion]] = engine.generate([prompt.tolist()], sampling)
     except NotFinite:

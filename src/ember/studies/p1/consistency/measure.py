@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ember.measure.device import device_name, resolve
-from ember.studies.rows import measured_on
+from ember.studies.measured import measured_on
+from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 CUTS = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.02}
 
 
+@makes(ROLLOUT_CONSISTENCY)
 def check_consistency(
     *,
     model: str | Path,
@@ -47,7 +50,7 @@ def check_consistency(
     exact = device == "cpu" and dtype == "float32"
     found = []
     for name, fields in (("greedy", {}), ("temperature 1", {"temperature": 1.0}), ("cuts", CUTS)):
-        params = SamplingParams(max_tokens=new_tokens, seed=seed, **fields)
+        params = SamplingParams(ignore_eos=True, max_tokens=new_tokens, seed=seed, **fields)
         log.info("%s: %s", name, fields)
         for row in _checks(decoder, asked, params, candidates, rows, tolerance, exact, peer):
             found.append(_row(name, fields, about, **row))
@@ -58,7 +61,7 @@ def check_consistency(
 
 
 def _peer(model, decoder):
-    from ember.studies.p1.speed.measure import load_peer
+    from ember.model.reference import load_peer
 
     try:
         return load_peer(model, decoder).eval(), None

@@ -4,6 +4,8 @@ import textwrap
 
 import pandas as pd
 
+from ember.studies.p1.frameworks.tables import FRAMEWORKS
+from ember.studies.steps import reads
 from ember.studies.style import COLOURS, PAGE, basis, style
 
 NAMES = {
@@ -17,6 +19,7 @@ NAMES = {
 }
 
 
+@reads(frameworks=FRAMEWORKS)
 def draw(frameworks: pd.DataFrame, scale: str):
     """Figure and caption from the table `p1_frameworks`."""
     points = list(dict.fromkeys(frameworks["point"]))

@@ -23,8 +23,9 @@ from ember.measure.turns import rounds
 from ember.peers.client import Peer, PeerFailed, PeerMissing
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root
+from ember.studies.measured import measured_on
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
-from ember.studies.rows import measured_on
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +42,14 @@ class Ground:
     prompts: list[list[int]]
 
 
+@makes(FRAMEWORK_RUNS)
 def compare_frameworks(
     *,
     model: str | Path,
     workload: str | Path,
     gguf: str | Path,
     points: Sequence[Mapping],
-    frameworks: Mapping[str, Mapping],
+    peers: Mapping[str, Mapping],
     repeats: int,
     warmup: int,
     timeout_s: float,
@@ -65,9 +67,9 @@ def compare_frameworks(
     device = resolve(device)
     rows = []
     for point in points:
-        chosen = {name: frameworks[name] for name in point.get("frameworks") or frameworks}
+        chosen = {name: peers[name] for name in point.get("frameworks") or peers}
         arch, about = _about(point, model, device, dtype)
-        reason = _why_not(point, arch, frameworks, about, threads, timeout_s)
+        reason = _why_not(point, arch, peers, about, threads, timeout_s)
         if reason:
             rows += [_row(about, name) | _status("skipped", reason) for name in chosen]
             continue

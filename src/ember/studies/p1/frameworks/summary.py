@@ -5,6 +5,7 @@ from statistics import median
 from ember.measure.statistics import summarise
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS, FRAMEWORKS
 from ember.studies.rows import records
+from ember.studies.steps import makes
 
 EMBER = "ember"
 SUMMARISED = ("decode_tokens_per_s", "total_tokens_per_s", "ttft_ms", "tpot_ms")
@@ -18,6 +19,7 @@ COMPARED = {
 }
 
 
+@makes(FRAMEWORKS)
 def summarise_frameworks(runs) -> list[dict]:
     """Rows of FRAMEWORKS from a FRAMEWORK_RUNS table: its path, a data frame or rows."""
     groups: dict[tuple[str, str], list[dict]] = {}

@@ -1,8 +1,11 @@
 """Gate: the environment is recorded, and the device and number format are there (P1-0.5)."""
 
 from ember.studies.p1.gates.row import GateFailed, passed
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.steps import makes
 
 
+@makes(GATES)
 def check_environment(*, device: str, dtype: str, seed: int) -> list[dict]:
     """The gate's row. Raises `GateFailed` for a missing device or unusable dtype.
 

@@ -5,20 +5,23 @@ import logging
 from pathlib import Path
 
 from ember.studies.p1.gates.row import passed, skipped
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
-def check_gguf_export(model: Path, folder: Path) -> list[dict]:
-    """Export `model` to `folder`/model.gguf, compare every tensor, and return the gate's row.
+@makes(GATES)
+def check_gguf_export(model: Path, gguf: Path) -> list[dict]:
+    """Export `model` to `gguf`/model.gguf, compare every tensor, and return the gate's row.
 
     Random weights have no checkpoint that another engine could read, so the gate is skipped and
-    `folder` says why. Raises for a tensor that differs from the model's.
+    `gguf` says why. Raises for a tensor that differs from the model's.
     """
     from ember.model.folder import weights_kind
     from ember.model.gguf import check_gguf, export_gguf
 
-    model, folder = Path(model), Path(folder)
+    model, folder = Path(model), Path(gguf)
     folder.mkdir(parents=True, exist_ok=True)
     if weights_kind(model) == "random":
         reason = "random weights are drawn on load; there is no checkpoint to export"

@@ -4,15 +4,19 @@ from pathlib import Path
 
 from ember.records.atomic import atomic_file
 from ember.studies.p1.gates.row import GateFailed, passed
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.steps import makes
 
 
 class _Interrupted(Exception):
     pass
 
 
-def check_outputs(folder: Path) -> list[dict]:
-    """The gate's row. Raises `GateFailed` if an interrupted write leaves anything in `folder`."""
-    folder = Path(folder)
+@makes(GATES)
+def check_outputs(gate: Path) -> list[dict]:
+    """The gate's row. Raises `GateFailed` if an interrupted write leaves anything
+    beside the file `gate`."""
+    folder = Path(gate).parent
     probe = folder / "probe.txt"
     before = set(folder.iterdir())
     try:

@@ -4,10 +4,13 @@ import logging
 from pathlib import Path
 
 from ember.studies.p1.gates.row import GateFailed, passed
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(GATES)
 def check_smoke(
     model: Path,
     *,
@@ -35,7 +38,9 @@ def check_smoke(
     generator = torch.Generator().manual_seed(seed)
     prompt = torch.randint(decoder.arch.vocab_size, (tokens,), generator=generator).tolist()
     engine = Engine(decoder, capacity=tokens + new_tokens)
-    [[completion]] = engine.generate([prompt], SamplingParams(max_tokens=new_tokens))
+    [[completion]] = engine.generate(
+        [prompt], SamplingParams(max_tokens=new_tokens, ignore_eos=True)
+    )
     log.info("one device: %d tokens generated", len(completion.tokens))
     gap = _greedy_gap(decoder, prompt, list(completion.tokens))
     slack = tolerance if dtype == "float32" else 0.25

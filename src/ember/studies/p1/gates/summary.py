@@ -6,11 +6,13 @@ from pathlib import Path
 from ember.records.tables import read_rows
 from ember.studies.p1.gates.row import GateFailed
 from ember.studies.p1.gates.tables import GATES
+from ember.studies.steps import makes
 
 
-def check_gates(paths: Iterable[Path]) -> list[dict]:
+@makes(GATES)
+def check_gates(gates: Iterable[Path]) -> list[dict]:
     """The rows of all gates. Raises `GateFailed` naming those that do not hold."""
-    rows = [row for path in paths for row in read_rows(path, GATES)]
+    rows = [row for path in gates for row in read_rows(path, GATES)]
     failed = [f"{row['gate']}: {row['detail']}" for row in rows if not row["passed"]]
     if failed:
         raise GateFailed("gates do not hold: " + "; ".join(failed) + ". Mend them and run again.")

@@ -2,7 +2,9 @@
 
 import pandas as pd
 
-from ember.studies.style import COLOURS, PAGE, basis, style
+from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING
+from ember.studies.steps import reads
+from ember.studies.style import COLOURS, PAGE, basis, panel, style
 
 LOADERS = {
     "read": "bytes alone",
@@ -19,6 +21,7 @@ PARTS = {
 }
 
 
+@reads(loading=LOADING, first_token=FIRST_TOKEN)
 def draw(loading: pd.DataFrame, first_token: pd.DataFrame, scale: str):
     """Figure and caption from the tables `p1_loading` and `p1_first_token`."""
     with style() as plt:
@@ -72,7 +75,7 @@ def _loads(axes, loading: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
-    axes.set_title("a", loc="left", fontweight="bold", y=1.1)
+    panel(axes, "a", y=1.1)
 
 
 def _parts(axes, first_token: pd.DataFrame) -> None:
@@ -91,7 +94,7 @@ def _parts(axes, first_token: pd.DataFrame) -> None:
     axes.set_xlabel("time since its start (s)")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3)
-    axes.set_title("b", loc="left", fontweight="bold", y=1.2)
+    panel(axes, "b", y=1.2)
 
 
 def _caption(loading: pd.DataFrame, first_token: pd.DataFrame, scale: str) -> str:

@@ -17,9 +17,10 @@ from pathlib import Path
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.records.errors import EmberError
+from ember.studies.measured import measured_on
 from ember.studies.p1.loading import process as load_once
-from ember.studies.p1.loading.tables import LOADING_RUNS
-from ember.studies.rows import measured_on
+from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING_RUNS
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,27 @@ PARTS = ("start_s", "import_s", "load_s", "prefill_s", "rest_s")
 
 class LoadFailed(EmberError):
     """A load that ended with an error; the message has its last line."""
+
+
+@makes(LOADING_RUNS, FIRST_TOKEN)
+def measure_loading(
+    *,
+    model: str | Path,
+    gguf: str | Path,
+    workload,
+    prompt_tokens: int,
+    repeats: int,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> tuple[list[dict], list[dict]]:
+    """Rows of LOADING_RUNS and of FIRST_TOKEN, the latter for a prompt of the workload."""
+    from ember.studies.p1.workload.make import read_workload
+
+    shared = {"model": model, "repeats": repeats, "device": device, "dtype": dtype}
+    runs = time_loading(gguf=gguf, seed=seed, **shared)
+    prompt = read_workload(workload).prompt(0, prompt_tokens, 0)
+    return runs, time_first_token(prompt=prompt, **shared)
 
 
 def time_loading(

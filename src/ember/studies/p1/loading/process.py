@@ -59,7 +59,7 @@ def first_token(request: dict) -> dict:
     synchronize(device)
     loaded = time.perf_counter()
     engine, clock = Engine(decoder, capacity=len(prompt) + 1), PhaseClock(device)
-    engine.generate([prompt], SamplingParams(max_tokens=1), clock=clock)
+    engine.generate([prompt], SamplingParams(max_tokens=1, ignore_eos=True), clock=clock)
     synchronize(device)
     done = time.perf_counter()
     prefill_s = clock.times_ms()["prefill"] / 1e3

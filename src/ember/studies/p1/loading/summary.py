@@ -3,8 +3,10 @@
 from ember.measure.statistics import summarise
 from ember.studies.p1.loading.tables import LOADING, LOADING_RUNS
 from ember.studies.rows import records
+from ember.studies.steps import makes
 
 
+@makes(LOADING)
 def summarise_loading(runs) -> list[dict]:
     """Rows of LOADING from a LOADING_RUNS table: its path, a data frame or rows."""
     groups: dict[tuple[str, str], list[dict]] = {}

@@ -1,28 +1,36 @@
 """Tables of loading times and of the time to the first token of a process."""
 
-from ember.records.schema import EVIDENCE, REASON, STATUS, WEIGHTS, Column, Schema
+from ember.records.schema import (
+    EVIDENCE,
+    MODEL,
+    OUTCOME,
+    WEIGHTS,
+    Schema,
+    flag,
+    integer,
+    maybe,
+    number,
+    spread,
+    text,
+)
 
 _WHAT = (
-    Column(
+    text(
         "loader",
-        "str",
-        "",
-        "read: the bytes alone, the limit; ember: safetensors; transformers: from_pretrained; "
-        "gguf: the gguf package's reader, tensors copied",
+        "read: the bytes alone, the limit; ember: safetensors; transformers: "
+        "from_pretrained; gguf: the gguf package's reader, tensors copied",
         values=("read", "ember", "transformers", "gguf"),
     ),
-    Column(
+    text(
         "cache",
-        "str",
-        "",
         "page cache before the load: cold, dropped; warm, read through",
         values=("cold", "warm"),
     ),
 )
 _MACHINE = (
-    Column("device", "str", "", "where the weights went"),
-    Column("dtype", "str", "", "number format in memory"),
-    Column("model", "str", "", "name of the model"),
+    text("device", "where the weights went"),
+    text("dtype", "number format in memory"),
+    MODEL,
     WEIGHTS,
     EVIDENCE,
 )
@@ -32,24 +40,19 @@ LOADING_RUNS = Schema(
     "Loads of a model, each in a fresh process",
     (
         *_WHAT,
-        Column("repeat", "int", "", "recorded run; loaders take turns"),
-        Column("bytes", "int", "bytes", "of the files", nullable=True),
-        Column("import_s", "float", "s", "importing what the loader needs", nullable=True),
-        Column(
-            "load_s", "float", "s", "until every page of the weights was touched", nullable=True
-        ),
-        Column("mb_per_s", "float", "MB/s", "bytes / load_s, 1e6 bytes", nullable=True),
-        Column(
+        integer("repeat", "", "recorded run; loaders take turns"),
+        integer("bytes", "bytes", "of the files", nullable=True),
+        maybe("import_s", "s", "importing what the loader needs"),
+        maybe("load_s", "s", "until every page of the weights was touched"),
+        maybe("mb_per_s", "MB/s", "bytes / load_s, 1e6 bytes"),
+        maybe(
             "resident_share",
-            "float",
             "fraction",
             "of the files in the page cache before the load; null where the system does not tell",
-            nullable=True,
         ),
-        Column("verified", "bool", "", "whether resident_share confirms the page cache's state"),
+        flag("verified", "whether resident_share confirms the page cache's state"),
         *_MACHINE,
-        STATUS,
-        REASON,
+        *OUTCOME,
     ),
     key=("loader", "cache", "repeat"),
 )
@@ -59,26 +62,18 @@ LOADING = Schema(
     "Loading time of a model by loader and state of the page cache (P1-1.4)",
     (
         *_WHAT,
-        Column("n", "int", "", "recorded runs"),
-        Column("bytes", "int", "bytes", "of the files", nullable=True),
-        Column("load_s_median", "float", "s", "load without imports", nullable=True),
-        Column("load_s_mean", "float", "s", "mean", nullable=True),
-        Column("load_s_std", "float", "s", "standard deviation (n - 1)", nullable=True),
-        Column("load_s_cv", "float", "", "std / mean", nullable=True),
-        Column("import_s_median", "float", "s", "importing what the loader needs", nullable=True),
-        Column("mb_per_s", "float", "MB/s", "bytes / load_s, median", nullable=True),
-        Column(
-            "limit_mb_per_s",
-            "float",
-            "MB/s",
-            "reading the safetensors files alone, same page cache, median",
-            nullable=True,
+        integer("n", "", "recorded runs"),
+        integer("bytes", "bytes", "of the files", nullable=True),
+        *spread("load_s", "s", "load without imports", ("median", "mean", "std", "cv"), maybe),
+        maybe("import_s_median", "s", "importing what the loader needs"),
+        maybe("mb_per_s", "MB/s", "bytes / load_s, median"),
+        maybe(
+            "limit_mb_per_s", "MB/s", "reading the safetensors files alone, same page cache, median"
         ),
-        Column("share_of_limit", "float", "fraction", "mb_per_s / limit", nullable=True),
-        Column("verified", "bool", "", "whether the page cache's state was confirmed"),
+        maybe("share_of_limit", "fraction", "mb_per_s / limit"),
+        flag("verified", "whether the page cache's state was confirmed"),
         *_MACHINE,
-        STATUS,
-        REASON,
+        *OUTCOME,
     ),
     key=("loader", "cache"),
 )
@@ -87,14 +82,14 @@ FIRST_TOKEN = Schema(
     "first_token",
     "Whole processes of this engine, from their start to the first token (P1-1.4)",
     (
-        Column("repeat", "int", "", "recorded run"),
-        Column("prompt_tokens", "int", "tokens", "prompt length"),
-        Column("start_s", "float", "s", "the interpreter, to 10 ms"),
-        Column("import_s", "float", "s", "torch and the engine"),
-        Column("load_s", "float", "s", "the model, files in the page cache"),
-        Column("prefill_s", "float", "s", "the first prefill"),
-        Column("rest_s", "float", "s", "packing, caches, kernels, sampling, transfer"),
-        Column("total_s", "float", "s", "sum of the parts"),
+        integer("repeat", "", "recorded run"),
+        integer("prompt_tokens", "tokens", "prompt length"),
+        number("start_s", "s", "the interpreter, to 10 ms"),
+        number("import_s", "s", "torch and the engine"),
+        number("load_s", "s", "the model, files in the page cache"),
+        number("prefill_s", "s", "the first prefill"),
+        number("rest_s", "s", "packing, caches, kernels, sampling, transfer"),
+        number("total_s", "s", "sum of the parts"),
         *_MACHINE,
     ),
     key=("repeat",),

@@ -6,23 +6,26 @@ from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.model.folder import weights_kind
+from ember.records.atomic import atomic_dir
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 KINDS = ("init", "perturbed", "synthetic", "trained")
 
 
+@makes()
 def make_adapters(
     *,
     model: str | Path,
     workload,
-    folder: Path,
+    adapters: Path,
     settings: Mapping,
     device: str,
     dtype: str,
     seed: int,
 ) -> list[str]:
-    """Writes folders in PEFT's format below `folder`; returns their names.
+    """Writes folders in PEFT's format below `adapters`; returns their names.
 
     `init` and `perturbed` are written by PEFT itself, `synthetic` and `trained` here. Random
     weights have nothing to train on: there `trained` is left out.
@@ -34,20 +37,18 @@ def make_adapters(
     from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
-    device = resolve(device)
-    decoder = load_decoder(model, device, torch.float32)
+    decoder = load_decoder(model, resolve(device), torch.float32)
     rank, alpha = settings["rank"], settings["alpha"]
-    folder = Path(folder)
-    _write_by_peft(model, decoder, folder, settings, seed)
-    drawn = draw_adapter(
-        decoder, rank=rank, alpha=alpha, seed=seed + 1, b_std=settings["b_std"], name="synthetic"
-    )
-    save_adapter(drawn, folder / "synthetic", arch=decoder.arch, base=Path(model).name)
-    names = ["init", "perturbed", "synthetic"]
-    if weights_kind(model) != "random" and settings["train_steps"]:
-        trained = train_adapter(decoder, read_workload(workload), settings, seed)
-        save_adapter(trained, folder / "trained", arch=decoder.arch, base=Path(model).name)
-        names.append("trained")
+    with atomic_dir(Path(adapters)) as folder:
+        _write_by_peft(model, decoder, folder, settings, seed)
+        size = {"rank": rank, "alpha": alpha, "b_std": settings["b_std"]}
+        drawn = draw_adapter(decoder, **size, seed=seed + 1, name="synthetic")
+        save_adapter(drawn, folder / "synthetic", arch=decoder.arch, base=Path(model).name)
+        names = ["init", "perturbed", "synthetic"]
+        if weights_kind(model) != "random" and settings["train_steps"]:
+            trained = train_adapter(decoder, read_workload(workload), settings, seed)
+            save_adapter(trained, folder / "trained", arch=decoder.arch, base=Path(model).name)
+            names.append("trained")
     return names
 
 
@@ -98,7 +99,7 @@ def _write_by_peft(model, decoder, folder: Path, settings: Mapping, seed: int) -
     from peft import LoraConfig, get_peft_model
 
     from ember.lora.adapter import ATTENTION
-    from ember.studies.p1.speed.measure import load_peer
+    from ember.model.reference import load_peer
 
     torch.manual_seed(seed)
     config = LoraConfig(

@@ -5,14 +5,22 @@ The truth that half-precision errors are taken against is PEFT's float32 forward
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from ember.measure.device import resolve
-from ember.studies.rows import measured_on
+from ember.studies.measured import measured_on
+from ember.studies.p1.lora_alignment.tables import (
+    LORA_BLOCKS,
+    LORA_CASES,
+    LORA_FREEZE,
+    LORA_LAYERS,
+    LORA_SPOT,
+    LORA_WEIGHTS,
+)
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +31,7 @@ TARGETS = {name: (name,) for name in ("q_proj", "k_proj", "v_proj", "o_proj")} |
 
 @dataclass
 class Tables:
-    """Rows of the schema LORA_… of the same name."""
+    """Rows of the schema LORA_… of the same name, in the order of the rule's files."""
 
     cases: list[dict] = field(default_factory=list)
     weights: list[dict] = field(default_factory=list)
@@ -32,7 +40,11 @@ class Tables:
     blocks: list[dict] = field(default_factory=list)
     spot: list[dict] = field(default_factory=list)
 
+    def __iter__(self):
+        return iter(vars(self).values())
 
+
+@makes(LORA_CASES, LORA_WEIGHTS, LORA_LAYERS, LORA_FREEZE, LORA_BLOCKS, LORA_SPOT)
 def align(
     *,
     model: str | Path,
@@ -48,7 +60,7 @@ def align(
 
     from ember.lora.peft import load_adapter
     from ember.model.checkpoint import load_decoder
-    from ember.studies.p1.speed.measure import load_peer
+    from ember.model.reference import load_peer
     from ember.studies.p1.workload.make import read_workload
 
     device = resolve(device)
@@ -445,36 +457,3 @@ def _rms(difference) -> list[float]:
 
 def _max(difference) -> float:
     return float(difference.abs().max())
-
-
-def summarise_alignment(cases: Sequence[Mapping], *, seed: int, resamples: int) -> list[dict]:
-    """Rows of LORA_ALIGNMENT: the worst over targets; error ratios with bootstrap intervals."""
-    import numpy as np
-
-    from ember.measure.statistics import bootstrap, interval
-
-    groups: dict[tuple, list[Mapping]] = {}
-    for row in cases:
-        key = tuple(row[name] for name in ("adapter", "dtype", "path", "reference"))
-        groups.setdefault(key, []).append(row)
-    rng, rows = np.random.default_rng(seed), []
-    worst = ("base_max_abs_diff", "lora_max_abs_diff", "delta_max_abs_diff", "effect_max_abs")
-    for key, group in groups.items():
-        ratio = low = high = None
-        if key[1] != "float32":  # there the reference is the truth, or rounds once more than it
-            ratios = np.array([np.divide(r["errors"], r["reference_errors"]) for r in group])
-            # Targets of one prompt share most of their errors: prompts are resampled, not cases.
-            draws = bootstrap(ratios.T, rng, resamples, partial(np.median, axis=(1, 2)))
-            ratio, (low, high) = float(draws[0]), interval(draws)
-        rows.append(
-            dict(zip(("adapter", "dtype", "path", "reference"), key, strict=True))
-            | {"cases": len(group)}
-            | {name: max(row[name] for row in group) for name in worst}
-            | {
-                "error_ratio": ratio,
-                "error_ratio_low": low,
-                "error_ratio_high": high,
-            }
-            | {name: group[0][name] for name in ("model", "weights", "device", "evidence")}
-        )
-    return rows

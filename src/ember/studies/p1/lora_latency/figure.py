@@ -2,11 +2,14 @@
 
 import pandas as pd
 
-from ember.studies.style import COLOURS, PAGE, basis, style
+from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
+from ember.studies.steps import reads
+from ember.studies.style import COLOURS, PAGE, basis, error, style
 
 OPERATIONS = ("apply", "replace", "rollback", "reload")
 
 
+@reads(latency=LORA_LATENCY_SUMMARY, exact=LORA_EXACT)
 def draw(latency: pd.DataFrame, exact: pd.DataFrame, scale: str):
     """Figure and caption from the tables `p1_lora_latency` and `lora_exact`."""
     rows = latency[latency["status"] == "ok"]
@@ -28,13 +31,11 @@ def _bars(axis, rows, who) -> None:
         group = rows[(rows["implementation"] == implementation) & (rows["keep"] == keep)]
         group = group.set_index("operation").reindex(OPERATIONS)
         places = [at + (index - (len(who) - 1) / 2) * width for at in range(len(OPERATIONS))]
-        low = (group["ms_median"] - group["ms_p10"]).clip(lower=0)
-        high = (group["ms_p90"] - group["ms_median"]).clip(lower=0)
         axis.bar(
             places,
             group["ms_median"],
             width * 0.92,
-            yerr=(low, high),
+            yerr=error(group, "ms_median", "ms_p10", "ms_p90"),
             error_kw={"linewidth": 0.8},
             color=COLOURS[index],
             label="PEFT" if implementation == "peft" else f"Ember, base kept: {keep}",

@@ -13,11 +13,14 @@ from pathlib import Path
 from ember.measure.clock import timed
 from ember.measure.cost import read_ms, switch_bytes
 from ember.measure.device import resolve, synchronize
-from ember.studies.rows import measured_on
+from ember.studies.measured import measured_on
+from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(LORA_LATENCY, LORA_EXACT)
 def time_adapters(
     *, model: str | Path, settings: Mapping, device: str, dtype: str, seed: int
 ) -> tuple[list[dict], list[dict]]:
@@ -121,7 +124,7 @@ class Peft:
     def __init__(self, model, decoder, adapters: Sequence, folders: Sequence[Path]):
         from peft import PeftModel
 
-        from ember.studies.p1.speed.measure import load_peer
+        from ember.model.reference import load_peer
 
         peer = load_peer(model, decoder)
         self.model = PeftModel.from_pretrained(peer, str(folders[0]), adapter_name="first")
@@ -242,32 +245,3 @@ def _skipped(reason: str) -> list[dict]:
         for operation in ("apply", "replace", "reload", "rollback")
         for phase in ("cold", "steady")
     ]
-
-
-def summarise_latency(latency: Sequence[Mapping]) -> list[dict]:
-    """Rows of LORA_LATENCY_SUMMARY from rows of LORA_LATENCY."""
-    from ember.measure.statistics import summarise
-
-    groups: dict[tuple, list[Mapping]] = {}
-    for row in latency:
-        key = tuple(row[name] for name in ("implementation", "keep", "operation", "phase"))
-        groups.setdefault(key, []).append(row)
-    times = {
-        key: summarise([row["ms"] for row in group])
-        for key, group in groups.items()
-        if group[0]["status"] == "ok"
-    }
-    rows = []
-    for key, group in groups.items():
-        row = {name: value for name, value in group[0].items() if name not in ("repeat", "ms")}
-        found, peft = times.get(key), times.get(("peft", "none", *key[2:]))
-        row |= {"n": len(group) if found else 0}
-        row |= {
-            f"ms_{name}": found[name] if found else None for name in ("median", "p10", "p90", "cv")
-        }
-        median = row["ms_median"]
-        row["ratio_to_limit"] = median / row["limit_ms"] if found else None
-        both = found is not None and peft is not None
-        row["speedup_over_peft"] = peft["median"] / median if both else None
-        rows.append(row)
-    return rows

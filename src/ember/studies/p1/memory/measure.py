@@ -14,8 +14,9 @@ from ember.measure.device import resolve
 from ember.measure.live import live_tensors
 from ember.measure.memory import NotEnoughMemory, require
 from ember.model.architecture import Architecture
+from ember.studies.measured import measured_on
 from ember.studies.p1.memory.tables import MEMORY_BUDGET
-from ember.studies.rows import measured_on
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ FORMULAS = {
 }
 
 
+@makes(MEMORY_BUDGET)
 def memory_budget(
     *, model: str | Path, context: int, batch: int, device: str, dtype: str, seed: int = 0
 ) -> list[dict]:

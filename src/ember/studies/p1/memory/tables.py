@@ -1,39 +1,34 @@
 """Table of what a model needs in memory, predicted and measured."""
 
-from ember.records.schema import EVIDENCE, REASON, STATUS, WEIGHTS, Column, Schema
+from ember.records.schema import EVIDENCE, MODEL, OUTCOME, WEIGHTS, Schema, integer, maybe, text
 
 MEMORY_BUDGET = Schema(
     "memory_budget",
     "Memory of a model by part: closed form and measurement (P1-1.5)",
     (
-        Column(
+        text(
             "part",
-            "str",
-            "",
-            "weights; KV of one token and of the batch; activations of its prefill at most; "
-            "gradients and AdamW's state of all parameters",
+            "weights; KV of one token and of the batch; activations of its prefill at "
+            "most; gradients and AdamW's state of all parameters",
         ),
-        Column("context", "int", "tokens", "prompt length"),
-        Column("batch", "int", "sequences", "prompts at once"),
-        Column("predicted_bytes", "int", "bytes", "by the formula"),
-        Column("measured_bytes", "int", "bytes", "as found by the method", nullable=True),
-        Column("ratio", "float", "", "measured / predicted", nullable=True),
-        Column("formula", "str", "", "what the prediction multiplies"),
-        Column(
+        integer("context", "tokens", "prompt length"),
+        integer("batch", "sequences", "prompts at once"),
+        integer("predicted_bytes", "bytes", "by the formula"),
+        integer("measured_bytes", "bytes", "as found by the method", nullable=True),
+        maybe("ratio", "", "measured / predicted"),
+        text("formula", "what the prediction multiplies"),
+        text(
             "method",
-            "str",
-            "",
-            "allocator: torch's on CUDA, in blocks of 512 bytes; live tensors: tensors alive at "
-            "once, without libraries' workspace",
+            "allocator: torch's on CUDA, in blocks of 512 bytes; live tensors: tensors "
+            "alive at once, without libraries' workspace",
             values=("allocator", "live tensors"),
         ),
-        Column("device", "str", "", "where it was measured"),
-        Column("dtype", "str", "", "number format of weights, KV, gradients and moments"),
-        Column("model", "str", "", "name of the model"),
+        text("device", "where it was measured"),
+        text("dtype", "number format of weights, KV, gradients and moments"),
+        MODEL,
         WEIGHTS,
         EVIDENCE,
-        STATUS,
-        REASON,
+        *OUTCOME,
     ),
     key=("part",),
 )

@@ -1,27 +1,31 @@
-"""Tokens per second of two pipeline stages, over the split of the layers (P1-1.2)."""
+"""Two pipeline stages: tokens per second by split, and what both did when (P1-1.2)."""
 
 import pandas as pd
 
-from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, style
+from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
+from ember.studies.steps import reads
+from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, error, panel, style
 
+SPEED = ("tokens_per_s_median", "tokens_per_s_p10", "tokens_per_s_p90")
 _MODES = {"overlap": "overlap", "no_overlap": "no overlap"}
 
 
-def draw(pipeline: pd.DataFrame, scale: str):
+@reads(pipeline=PIPELINE)
+def draw_splits(pipeline: pd.DataFrame, scale: str):
     """Figure and caption from the table `p1_pipeline`."""
     rows = pipeline[(pipeline["status"] == "ok") & (pipeline["mode"] != "single")]
     single = pipeline[(pipeline["status"] == "ok") & (pipeline["mode"] == "single")]
     with style() as plt:
         if rows.empty:
-            return not_measured(plt, pipeline, "Pipeline splits", scale)
+            return _not_measured(plt, pipeline, "Pipeline splits", scale)
         figure, (speed, busy) = plt.subplots(1, 2, figsize=(PAGE, 2.6), width_ratios=(1.25, 1))
         _speeds(speed, rows, single)
         _busy(busy, rows)
-        return figure, _caption(rows, single, scale)
+        return figure, _splits_caption(rows, single, scale)
 
 
-def not_measured(plt, pipeline: pd.DataFrame, what: str, scale: str):
-    """A figure that says why there is nothing to draw, and its caption."""
+def _not_measured(plt, pipeline: pd.DataFrame, what: str, scale: str):
+    """A figure that says why there is nothing to draw_splits, and its caption."""
     reasons = "; ".join(sorted(set(pipeline["reason"].dropna())))
     figure, axes = plt.subplots(figsize=(PAGE, 1.2))
     axes.set_axis_off()
@@ -32,13 +36,10 @@ def not_measured(plt, pipeline: pd.DataFrame, what: str, scale: str):
 def _speeds(axes, rows, single) -> None:
     for index, (mode, label) in enumerate(_MODES.items()):
         group = rows[rows["mode"] == mode].sort_values("first_layers")
-        median = group["tokens_per_s_median"]
-        low = (median - group["tokens_per_s_p10"]).clip(lower=0)
-        high = (group["tokens_per_s_p90"] - median).clip(lower=0)
         axes.errorbar(
             range(len(group)),
-            median,
-            yerr=(low, high),
+            group["tokens_per_s_median"],
+            yerr=error(group, *SPEED),
             color=COLOURS[index],
             marker=MARKERS[index],
             linestyle=LINES[0],
@@ -67,7 +68,7 @@ def _speeds(axes, rows, single) -> None:
     axes.set_xlabel("layers of first + second stage")
     axes.set_ylabel("tokens/s")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
-    axes.set_title("a", loc="left", fontweight="bold")
+    panel(axes, "a")
 
 
 def _busy(axes, rows) -> None:
@@ -92,10 +93,10 @@ def _busy(axes, rows) -> None:
     axes.set_xlabel("layers of first + second stage")
     axes.set_ylabel("share of the run (%)")
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
-    axes.set_title("b", loc="left", fontweight="bold")
+    panel(axes, "b")
 
 
-def _caption(rows, single, scale: str) -> str:
+def _splits_caption(rows, single, scale: str) -> str:
     first = rows.iloc[0]
     best = rows.loc[rows["tokens_per_s_median"].idxmax()]
     same = rows[rows["standing"] == "no difference"]["point"].tolist()
@@ -119,3 +120,105 @@ def _caption(rows, single, scale: str) -> str:
             f"{single.iloc[0]['tokens_per_s_median']:.4g} tokens/s."
         )
     return f"{text} {basis(rows, scale)}"
+
+
+_STEPS = 4  # decoding steps shown in the close-up
+_HEIGHT = 0.7
+
+
+@reads(events=PIPELINE_EVENTS, pipeline=PIPELINE)
+def draw_gantt(events: pd.DataFrame, pipeline: pd.DataFrame, scale: str):
+    """Figure and caption from the tables of events and of the pipeline, for the best split.
+
+    Left whole runs, right some decoding steps from the middle of them.
+    """
+    with style() as plt:
+        if events.empty:
+            return _not_measured(plt, pipeline, "Pipeline timing", scale)
+        rows = pipeline[(pipeline["status"] == "ok") & (pipeline["mode"] == "overlap")]
+        best = rows.loc[rows["tokens_per_s_median"].idxmax()]
+        runs = {
+            mode: events[(events["split"] == best["split"]) & (events["mode"] == mode)]
+            for mode in _MODES
+        }
+        figure, axes = plt.subplots(2, 2, figsize=(PAGE, 2.9), width_ratios=(1, 1.2), sharey=True)
+        longest = max(run["end_ms"].max() for run in runs.values())
+        windows = {mode: _window(run) for mode, run in runs.items()}
+        widest = max(stop - start for start, stop in windows.values())
+        for (whole, close), (mode, run) in zip(axes, runs.items(), strict=True):
+            start, _ = windows[mode]
+            steps = min(_STEPS, int(run["step"].max()))
+            _work(whole, run, 0.0, longest)
+            _work(close, run, start, start + widest)
+            whole.set_title(f"{_MODES[mode]}: whole run", loc="left")
+            close.set_title(f"{_MODES[mode]}: {steps} decoding steps", loc="left")
+        for axis in axes[1]:
+            axis.set_xlabel("time (ms)")
+        _legend(figure, events, plt)
+        return figure, _gantt_caption(runs, best, pipeline, scale)
+
+
+def _window(run: pd.DataFrame) -> tuple[float, float]:
+    """From a step in the middle, `_STEPS` steps on."""
+    computing = run[run["kind"].isin(("decode", "sampling"))]
+    decode = computing[computing["step"] > 0]
+    last = int(decode["step"].max())
+    first = max(1, min(last // 2, last - _STEPS + 1))
+    inside = decode[decode["step"].between(first, first + _STEPS - 1)]
+    return inside["start_ms"].min(), inside["end_ms"].max()
+
+
+def _work(axes, run: pd.DataFrame, start: float, stop: float) -> None:
+    """Work between two times as bars: one row a stage, one colour a micro-batch."""
+    shown = run[(run["end_ms"] > start) & (run["start_ms"] < stop)]
+    for (stage, micro_batch, kind), group in shown.groupby(["stage", "micro_batch", "kind"]):
+        if kind in ("send", "receive"):
+            continue
+        left = group["start_ms"].clip(lower=start)
+        width = group["end_ms"].clip(upper=stop) - left
+        axes.broken_barh(
+            list(zip(left, width, strict=True)),
+            (1 - stage - _HEIGHT / 2, _HEIGHT),
+            facecolor=COLOURS[micro_batch % len(COLOURS)],
+            hatch={"prefill": "////"}.get(kind),
+            edgecolor="white" if kind == "prefill" else "none",
+            linewidth=0,
+            alpha=0.55 if kind == "sampling" else 1.0,
+        )
+    axes.set_xlim(start, stop)
+    axes.set_ylim(-0.5, 1.5)
+    axes.set_yticks([1, 0], ["stage 0", "stage 1"])
+    axes.grid(axis="y", visible=False)
+
+
+def _legend(figure, events: pd.DataFrame, plt) -> None:
+    from matplotlib.patches import Patch
+
+    count = int(events["micro_batch"].max()) + 1
+    entries = [
+        Patch(facecolor=COLOURS[number % len(COLOURS)], label=f"micro-batch {number}")
+        for number in range(min(count, len(COLOURS)))
+    ]
+    grey = {"facecolor": "#888888", "edgecolor": "white", "linewidth": 0}
+    entries += [
+        Patch(hatch="////", label="prefill", **grey),
+        Patch(label="decode", **grey),
+        Patch(label="sampling", **grey | {"alpha": 0.55}),
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=4 if len(entries) > 5 else 5)
+
+
+def _gantt_caption(runs, best, pipeline, scale: str) -> str:
+    shares = {
+        row["mode"]: row["bubble_share_median"]
+        for _, row in pipeline[pipeline["split"] == best["split"]].iterrows()
+    }
+    said = ", ".join(f"{100 * shares[mode]:.1f} % {label}" for mode, label in _MODES.items())
+    return (
+        f"**Pipeline timing at {best['split']} layers.** Bars are computing, gaps are waiting for "
+        "the neighbour and for messages. Left the first recorded run of "
+        f"{best['sequences']} sequences ({best['context']} prompt, {best['generation']} generated "
+        f"tokens) in {best['micro_batches']} micro-batches, right decoding steps from its middle. "
+        f"Bubble share, median of n = {best['n']} runs: {said}. "
+        f"{basis(pipeline[pipeline['point'] == best['point']], scale)}"
+    )

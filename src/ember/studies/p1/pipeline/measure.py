@@ -13,8 +13,9 @@ from pathlib import Path
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
-from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE_RUNS
-from ember.studies.rows import measured_on
+from ember.studies.measured import measured_on
+from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE_EVENTS, PIPELINE_RUNS
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ MESSAGES = 50  # messages in a row, to time one
 COST_STEPS = 8  # decoding steps in a row, to time one
 
 
+@makes(LAYER_COSTS)
 def profile_layers(
     *,
     model: str | Path,
@@ -35,7 +37,6 @@ def profile_layers(
     device: str,
     dtype: str,
     seed: int,
-    **_,
 ) -> list[dict]:
     """Rows of LAYER_COSTS for micro-batches of `sequences / micro_batches` rows.
 
@@ -44,7 +45,7 @@ def profile_layers(
     from ember.pipeline.pipeline import Pipeline
 
     device = resolve(device)
-    about, reason = measured_on(model, device, dtype), _why_not(model, device)
+    about, reason = measured_on(model, device, dtype), why_not(model, device)
     rows, tokens = max(1, sequences // micro_batches), -(-context // chunks)
     if reason:
         blank = dict.fromkeys(LAYER_COSTS.names) | {"phase": "decode", "part": "layer 0"}
@@ -82,6 +83,7 @@ def profile_layers(
     return [cost | sizes[cost["phase"]] | found for cost in costs]
 
 
+@makes(PIPELINE_RUNS, PIPELINE_EVENTS)
 def sweep_splits(
     *,
     model: str | Path,
@@ -98,7 +100,6 @@ def sweep_splits(
     device: str,
     dtype: str,
     seed: int,
-    **_,
 ) -> tuple[list[dict], list[dict]]:
     """Rows of PIPELINE_RUNS and of PIPELINE_EVENTS (of each point's first recorded run).
 
@@ -123,7 +124,7 @@ def sweep_splits(
         "chunks": chunks,
     }
     about = size | measured_on(model, device, dtype)
-    if reason := _why_not(model, device):
+    if reason := why_not(model, device):
         skipped = {"status": "skipped", "reason": reason}
         points = [*points, (layers, "single")]
         return [_run_row(layers, *point, 0) | about | skipped for point in points], []
@@ -132,7 +133,7 @@ def sweep_splits(
         streams.prompt((seed + number) % len(streams.documents), context, 0)
         for number in range(sequences)
     ]
-    sampling = SamplingParams(temperature=0.0, max_tokens=generation)
+    sampling = SamplingParams(temperature=0.0, max_tokens=generation, ignore_eos=True)
     rows, events, expected = [], [], None
     single = (layers, "single")
     progress = Progress(log, len([single, *points]) * (warmup + repeats))
@@ -173,84 +174,8 @@ def sweep_splits(
     return rows, events
 
 
-def profile_stages(
-    *,
-    model: str | Path,
-    workload,
-    contexts: Sequence[int],
-    generations: Sequence[int],
-    split_fraction: float,
-    chunks: int,
-    warmup: int,
-    repeats: int,
-    timeout: float,
-    device: str,
-    dtype: str,
-    seed: int,
-) -> list[dict]:
-    """Rows of ROLLOUT_PROFILE for the two-stage modes: rollouts of batch 1, as `profile_rollout`.
-
-    One sequence leaves nothing to overlap while decoding; its prompt is prefilled in `chunks`
-    pieces, which overlap. A phase's time is that during which a stage was at it. Without two
-    devices one skipped row a point, with the reason.
-    """
-    from ember.backends.sampling import SamplingParams
-    from ember.model.folder import read_architecture
-    from ember.pipeline.pipeline import Pipeline
-    from ember.pipeline.plan import splits_of
-    from ember.studies.p1.profile.measure import profile_row
-    from ember.studies.p1.profile.tables import MODES
-    from ember.studies.p1.workload.make import read_workload
-
-    device = resolve(device)
-    about = measured_on(model, device, dtype)
-    modes = [mode for mode in MODES if mode != "single"]
-    points = [(mode, c, g) for mode in modes for c in contexts for g in generations]
-    if reason := _why_not(model, device):
-        return [
-            profile_row(*point, 0, **about, status="skipped", reason=reason) for point in points
-        ]
-    streams = read_workload(workload)
-    [split] = splits_of(read_architecture(Path(model)).num_layers, [split_fraction])
-    rows, progress = [], Progress(log, len(points) * (warmup + repeats))
-    with Pipeline(
-        model,
-        splits=[split],
-        capacity=max(contexts) + max(generations),
-        device=device,
-        dtype=dtype,
-        timeout_s=timeout,
-    ) as pipeline:
-        for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
-            for mode, context, generation in order:
-                prompt = streams.prompt(turn % len(streams.documents), context, 0)
-                sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
-                run = pipeline.generate(
-                    [prompt],
-                    sampling,
-                    split=split,
-                    micro_batches=1,
-                    chunks=chunks,
-                    overlap=mode == "two_stage_overlap",
-                )
-                progress.step(f"{mode}, context {context}, generation {generation}")
-                if turn >= 0:
-                    times = _phases(run) | {"tokens_per_s": generation / run.total_ms * 1e3}
-                    rows.append(profile_row(mode, context, generation, turn, **times, **about))
-    rows.sort(key=lambda row: (row["mode"], row["context"], row["generation"], row["repeat"]))
-    return rows
-
-
-def _phases(run) -> dict:
-    from ember.pipeline.timeline import covered_ms, transfer_ms
-
-    phases = {
-        f"{kind}_ms": covered_ms(run.events, kind) for kind in ("prefill", "decode", "sampling")
-    }
-    return phases | {"transfer_ms": transfer_ms(run.events), "total_ms": run.total_ms}
-
-
-def _why_not(model: str | Path, device: str) -> str | None:
+def why_not(model: str | Path, device: str) -> str | None:
+    """Why this model cannot run as two stages here; None where it can."""
     from ember.model.folder import read_architecture
     from ember.pipeline.pipeline import why_no_stages
 

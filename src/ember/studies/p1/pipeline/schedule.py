@@ -133,6 +133,6 @@ def best_split(units: Sequence, costs: Mapping[str, PhaseCosts], *, overlap: boo
     if pulp.LpStatus[problem.status] != "Optimal":
         raise NoSolution(
             f"the solver found no best split ({pulp.LpStatus[problem.status]}).\n"
-            "Look at the costs in layer_costs.parquet: are some of them far below zero?"
+            "Look at the costs in pipeline/costs.parquet: are some of them far below zero?"
         )
     return sum(round(variable.value()) for variable in early)

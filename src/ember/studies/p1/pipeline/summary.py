@@ -7,11 +7,13 @@ from ember.pipeline.plan import plan_units
 from ember.studies.p1.pipeline.schedule import best_split, makespan, read_costs
 from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE, PIPELINE_RUNS
 from ember.studies.rows import records
+from ember.studies.steps import makes
 
 SAME = ("model", "device", "dtype", "context", "generation", "sequences", "micro_batches", "chunks")
 
 
-def summarise_pipeline(runs, costs, anchor=None) -> list[dict]:
+@makes(PIPELINE)
+def summarise_pipeline(runs, costs, anchor=()) -> list[dict]:
     """Rows of PIPELINE from tables PIPELINE_RUNS and LAYER_COSTS (paths, data frames or rows).
 
     `anchor`: an earlier PIPELINE table. Its points give deltas where model, device, number format
@@ -23,7 +25,7 @@ def summarise_pipeline(runs, costs, anchor=None) -> list[dict]:
     rows = [_measured(repeats) for repeats in points.values()]
     _compare(rows)
     _predict(rows, [c for c in records(costs, LAYER_COSTS) if c["status"] == "ok"])
-    if anchor is not None:
+    if anchor:
         earlier = {row["point"]: row for row in records(anchor, PIPELINE)}
         for row in rows:
             row |= _delta(row, earlier.get(row["point"]))

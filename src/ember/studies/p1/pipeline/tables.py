@@ -1,59 +1,63 @@
 """Tables of the pipeline: costs of its parts, timed runs, what each stage did when (P1-1.2)."""
 
-from ember.records.schema import EVIDENCE, REASON, STATUS, WEIGHTS, Column, Schema
+from ember.records.schema import (
+    DEVICE,
+    EVIDENCE,
+    MEASURED_ON,
+    MODEL,
+    OUTCOME,
+    WEIGHTS,
+    Schema,
+    flag,
+    integer,
+    maybe,
+    number,
+    spread,
+    text,
+)
 
 MODES = ("single", "overlap", "no_overlap")
+SPEED = ("median", "mean", "std", "cv", "p10", "p90")
 
 _MACHINE = (
-    Column("device", "str", "", "where it ran"),
-    Column("dtype", "str", "", "number format of weights and cache"),
-    Column("model", "str", "", "name of the model"),
-    WEIGHTS,
-    EVIDENCE,
-    STATUS,
-    REASON,
+    *MEASURED_ON,
+    *OUTCOME,
 )
 _POINT = (
-    Column("point", "str", "", "readable id of split and mode"),
-    Column("split", "str", "", "layers of the first stage + layers of the second"),
-    Column("first_layers", "int", "layers", "layers of the first stage; all of them in single"),
-    Column(
+    text("point", "readable id of split and mode"),
+    text("split", "layers of the first stage + layers of the second"),
+    integer("first_layers", "layers", "layers of the first stage; all of them in single"),
+    text(
         "mode",
-        "str",
-        "",
-        "overlap: micro-batches in flight while the neighbour computes; no_overlap: one stage "
-        "computes at a time; single: the one-device engine, all sequences in one batch",
+        "overlap: micro-batches in flight while the neighbour computes; no_overlap: one "
+        "stage computes at a time; single: the one-device engine, all sequences in one "
+        "batch",
         values=MODES,
     ),
-    Column("context", "int", "tokens", "prompt length"),
-    Column("generation", "int", "tokens", "generated tokens of a sequence"),
-    Column("sequences", "int", "sequences", "sequences generated together"),
-    Column("micro_batches", "int", "", "parts of the batch that are in flight one by one"),
-    Column("chunks", "int", "", "pieces in which a prompt is prefilled"),
+    integer("context", "tokens", "prompt length"),
+    integer("generation", "tokens", "generated tokens of a sequence"),
+    integer("sequences", "sequences", "sequences generated together"),
+    integer("micro_batches", "", "parts of the batch that are in flight one by one"),
+    integer("chunks", "", "pieces in which a prompt is prefilled"),
 )
-
-
-def _number(name: str, unit: str, meaning: str) -> Column:
-    return Column(name, "float", unit, meaning, nullable=True)
 
 
 LAYER_COSTS = Schema(
     "layer_costs",
     "Time of every part of the model on one device, and of messages between two stages",
     (
-        Column("phase", "str", "", "prefill or decode", values=("prefill", "decode")),
-        Column(
+        text("phase", "prefill or decode", values=("prefill", "decode")),
+        text(
             "part",
-            "str",
-            "",
-            "layer N; embed and head: what they add to a layer; sample; call: of a decoding step "
-            "beside its parts; hidden and tokens: one message of hidden states or tokens",
+            "layer N; embed and head: what they add to a layer; sample; call: of a "
+            "decoding step beside its parts; hidden and tokens: one message of hidden "
+            "states or tokens",
         ),
-        Column("rows", "int", "sequences", "sequences of a micro-batch"),
-        Column("tokens", "int", "tokens", "tokens of each: of a unit of prefill, or 1"),
-        Column("cached", "int", "tokens", "tokens in the cache before"),
-        Column("repeat", "int", "", "recorded run"),
-        _number("ms", "ms", "time; a difference of times can be negative"),
+        integer("rows", "sequences", "sequences of a micro-batch"),
+        integer("tokens", "tokens", "tokens of each: of a unit of prefill, or 1"),
+        integer("cached", "tokens", "tokens in the cache before"),
+        integer("repeat", "", "recorded run"),
+        maybe("ms", "ms", "time; a difference of times can be negative"),
         *_MACHINE,
     ),
     key=("phase", "part", "repeat"),
@@ -64,25 +68,25 @@ PIPELINE_RUNS = Schema(
     "Timed runs of the pipeline, one row per repeat; a skipped point has one row and no times",
     (
         *_POINT,
-        Column("repeat", "int", "", "recorded run of the point, from 0; warm-up is not recorded"),
-        _number("total_ms", "ms", "first stage's start to the last token on the host"),
-        _number("tokens_per_s", "tokens/s", "generated tokens of all sequences by total time"),
-        _number("prefill_ms", "ms", "until every sequence had its first token"),
-        _number("busy_first_ms", "ms", "time the first stage computed"),
-        _number("busy_last_ms", "ms", "time the second stage computed"),
-        _number(
+        integer("repeat", "", "recorded run of the point, from 0; warm-up is not recorded"),
+        maybe("total_ms", "ms", "first stage's start to the last token on the host"),
+        maybe("tokens_per_s", "tokens/s", "generated tokens of all sequences by total time"),
+        maybe("prefill_ms", "ms", "until every sequence had its first token"),
+        maybe("busy_first_ms", "ms", "time the first stage computed"),
+        maybe("busy_last_ms", "ms", "time the second stage computed"),
+        maybe(
             "transfer_ms",
             "ms",
-            "time stages waited for messages that were on their way; what overlap hides is not in "
-            "it",
+            "time stages waited for messages that were on their way; what overlap hides "
+            "is not in it",
         ),
-        _number("bubble_share", "fraction", "1 - (busy_first_ms + busy_last_ms) / (2 total_ms)"),
-        _number(
+        maybe("bubble_share", "fraction", "1 - (busy_first_ms + busy_last_ms) / (2 total_ms)"),
+        maybe(
             "tokens_equal_share",
             "fraction",
             "tokens before a sequence's first difference from the one-device engine, mean",
         ),
-        Column("forms", "str", "", "form of decoding of each stage", nullable=True),
+        text("forms", "form of decoding of each stage", nullable=True),
         *_MACHINE,
     ),
     key=("point", "repeat"),
@@ -95,21 +99,19 @@ PIPELINE_EVENTS = Schema(
         _POINT[0],
         _POINT[1],
         _POINT[3],
-        Column("stage", "int", "", "0 or 1"),
-        Column(
+        integer("stage", "", "0 or 1"),
+        text(
             "kind",
-            "str",
-            "",
-            "prefill, decode, sampling: computing; send: message handed over; receive: waiting "
-            "with nothing else to do, until the message was there",
+            "prefill, decode, sampling: computing; send: message handed over; receive: "
+            "waiting with nothing else to do, until the message was there",
         ),
-        Column("micro_batch", "int", "", "number of the micro-batch"),
-        Column("step", "int", "", "0 in the prefill, then the decoding step"),
-        Column("chunk", "int", "", "piece of the prompt, in the prefill"),
-        Column("start_ms", "float", "ms", "since the run began"),
-        Column("end_ms", "float", "ms", "since the run began"),
-        Column("device", "str", "", "where it ran"),
-        Column("model", "str", "", "name of the model"),
+        integer("micro_batch", "", "number of the micro-batch"),
+        integer("step", "", "0 in the prefill, then the decoding step"),
+        integer("chunk", "", "piece of the prompt, in the prefill"),
+        number("start_ms", "ms", "since the run began"),
+        number("end_ms", "ms", "since the run began"),
+        DEVICE,
+        MODEL,
         WEIGHTS,
         EVIDENCE,
     ),
@@ -121,56 +123,39 @@ PIPELINE = Schema(
     "Two pipeline stages by split and overlap: measured, predicted, and against an earlier run",
     (
         *_POINT,
-        Column("n", "int", "", "recorded repeats"),
-        _number("tokens_per_s_median", "tokens/s", "median of tokens per second"),
-        _number("tokens_per_s_mean", "tokens/s", "mean of tokens per second"),
-        _number("tokens_per_s_std", "tokens/s", "standard deviation of tokens per second"),
-        _number("tokens_per_s_cv", "", "std / mean"),
-        _number("tokens_per_s_p10", "tokens/s", "10th percentile of tokens per second"),
-        _number("tokens_per_s_p90", "tokens/s", "90th percentile of tokens per second"),
-        _number("total_ms_median", "ms", "median of the whole run's time"),
-        _number("prefill_ms_median", "ms", "median time until every sequence had its first token"),
-        _number("busy_first_ms_median", "ms", "median time the first stage computed"),
-        _number("busy_last_ms_median", "ms", "median time the second stage computed"),
-        _number("transfer_ms_median", "ms", "median time stages waited for messages on their way"),
-        _number(
-            "bubble_share_median", "fraction", "median share of both stages' time not computing"
-        ),
-        _number("bubble_share_p10", "fraction", "10th percentile of the bubble share"),
-        _number("bubble_share_p90", "fraction", "90th percentile of the bubble share"),
-        _number("tokens_equal_share", "fraction", "least share of tokens equal to one device's"),
-        _number("speedup_to_single", "", "tokens_per_s_median / that of the one-device engine"),
-        Column(
+        integer("n", "", "recorded repeats"),
+        *spread("tokens_per_s", "tokens/s", "tokens per second", SPEED, maybe),
+        maybe("total_ms_median", "ms", "median of the whole run's time"),
+        maybe("prefill_ms_median", "ms", "median time until every sequence had its first token"),
+        maybe("busy_first_ms_median", "ms", "median time the first stage computed"),
+        maybe("busy_last_ms_median", "ms", "median time the second stage computed"),
+        maybe("transfer_ms_median", "ms", "median time stages waited for messages on their way"),
+        *spread("bubble_share", "fraction", "share of both stages' time not computing", kind=maybe),
+        maybe("tokens_equal_share", "fraction", "least share of tokens equal to one device's"),
+        maybe("speedup_to_single", "", "tokens_per_s_median / that of the one-device engine"),
+        text(
             "standing",
-            "str",
-            "",
-            "best: highest median of two stages; no difference: p10 to p90 overlaps that of the "
-            "best; slower: it does not",
-            nullable=True,
+            "best: highest median of two stages; no difference: p10 to p90 overlaps that "
+            "of the best; slower: it does not",
             values=("best", "no difference", "slower"),
+            nullable=True,
         ),
-        _number(
-            "predicted_tokens_per_s", "tokens/s", "by the schedule and the costs on one device"
-        ),
-        _number("predicted_to_measured", "", "predicted_tokens_per_s / tokens_per_s_median"),
-        _number("predicted_bubble_share", "fraction", "by the same schedule"),
-        Column(
+        maybe("predicted_tokens_per_s", "tokens/s", "by the schedule and the costs on one device"),
+        maybe("predicted_to_measured", "", "predicted_tokens_per_s / tokens_per_s_median"),
+        maybe("predicted_bubble_share", "fraction", "by the same schedule"),
+        flag(
             "predicted_best",
-            "bool",
-            "",
             "the solver's split of all possible ones; without overlap all take equally long",
             nullable=True,
         ),
-        Column(
+        text(
             "predicted_best_split",
-            "str",
-            "",
             "the solver's split, also where it is not among those measured",
             nullable=True,
         ),
-        _number("anchor_tokens_per_s", "tokens/s", "of the same point in the earlier stored run"),
-        _number("delta_to_anchor", "fraction", "tokens_per_s_median / anchor_tokens_per_s - 1"),
-        Column("anchor_note", "str", "", "why there is no delta, where there is an anchor", True),
+        maybe("anchor_tokens_per_s", "tokens/s", "of the same point in the earlier stored run"),
+        maybe("delta_to_anchor", "fraction", "tokens_per_s_median / anchor_tokens_per_s - 1"),
+        text("anchor_note", "why there is no delta, where there is an anchor", nullable=True),
         *_MACHINE,
     ),
     key=("point",),

@@ -2,19 +2,20 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 from ember.policies.cost import Measured, MissingMeasurement, Point, Prices, policy_cost
-from ember.records.schema import Schema
-from ember.studies.p1.lora_alignment.tables import LORA_LATENCY
-from ember.studies.p1.policies.tables import POLICY_ROUNDS
+from ember.studies.p1.lora_latency.tables import LORA_LATENCY
+from ember.studies.p1.policies.tables import CUMULATIVE_COST, POLICY_ROUNDS
 from ember.studies.p1.prefix.tables import PREFIX_SWEEP
 from ember.studies.p1.profile.tables import ROLLOUT_PROFILE
 from ember.studies.p1.restart.tables import RESTART_SWEEP
+from ember.studies.rows import frame
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(CUMULATIVE_COST)
 def model_cost(
     *, profile, prefix, restart, latency, policy_rounds, rounds: Mapping, seed: int
 ) -> list[dict]:
@@ -26,12 +27,12 @@ def model_cost(
     Raises MissingMeasurement naming table, point and rule where a table lacks what a policy needs.
     """
     tables = [
-        _frame(profile, ROLLOUT_PROFILE),
-        _frame(prefix, PREFIX_SWEEP),
-        _frame(restart, RESTART_SWEEP),
-        _frame(latency, LORA_LATENCY),
+        frame(profile, ROLLOUT_PROFILE),
+        frame(prefix, PREFIX_SWEEP),
+        frame(restart, RESTART_SWEEP),
+        frame(latency, LORA_LATENCY),
     ]
-    simulated = _frame(policy_rounds, POLICY_ROUNDS)
+    simulated = frame(policy_rounds, POLICY_ROUNDS)
     machine = _machine(*tables)
     measured = Measured(*tables, num_layers=int(simulated["num_layers"].iloc[0]))
     rollouts = rounds["prompts"] * rounds["candidates"]
@@ -65,16 +66,6 @@ def model_cost(
                 ),
             )
     return rows
-
-
-def _frame(table, schema: Schema):
-    if isinstance(table, str | Path):
-        from ember.records.tables import read_table
-
-        return read_table(table, schema)
-    import pandas as pd
-
-    return pd.DataFrame(table)
 
 
 def _machine(*tables) -> dict:

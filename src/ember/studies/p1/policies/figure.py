@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from ember.studies.p1.policies.tables import CUMULATIVE_COST
+from ember.studies.steps import reads
 from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, device_time, style
 
 SHARINGS = {"independent": "each candidate prefills", "shared": "candidates share the prompt's KV"}
 
 
+@reads(cost=CUMULATIVE_COST)
 def draw(cost: pd.DataFrame, rounds: Mapping, scale: str):
     """Figure and caption from the table `cumulative_cost`; `rounds` is the configured loop."""
     points = list(dict.fromkeys(zip(cost["context"], cost["generation"], strict=True)))

@@ -9,11 +9,13 @@ from ember.policies.build import build_policies
 from ember.policies.policy import CachePolicy, RoundStats
 from ember.policies.simulator import Workload, simulate
 from ember.records.errors import EmberError
-from ember.studies.p1.policies.tables import SHARINGS
+from ember.studies.p1.policies.tables import POLICY_ROUNDS, SHARINGS
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(POLICY_ROUNDS)
 def simulate_policies(
     *, model: str | Path, policies: Sequence[Mapping], rounds: Mapping
 ) -> list[dict]:

@@ -1,12 +1,16 @@
 """One row a policy: what it recomputes over all rounds, and what the model says that costs."""
 
-import pandas as pd
+from ember.studies.p1.policies.tables import CUMULATIVE_COST, POLICY_ROUNDS, POLICY_SUMMARY
+from ember.studies.rows import frame
+from ember.studies.steps import makes
 
 _KEYS = ["point", "sharing", "policy"]
 
 
-def summarise_policies(rounds: pd.DataFrame, cost: pd.DataFrame) -> list[dict]:
+@makes(POLICY_SUMMARY)
+def summarise_policies(rounds, cost) -> list[dict]:
     """Rows of `POLICY_SUMMARY` from the tables `policy_rounds` and `cumulative_cost`."""
+    rounds, cost = frame(rounds, POLICY_ROUNDS), frame(cost, CUMULATIVE_COST)
     costs = dict(iter(cost.groupby(_KEYS, sort=False)))
     rows = []
     for key, counted in rounds.groupby(_KEYS, sort=False):

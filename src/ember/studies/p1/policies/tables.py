@@ -1,27 +1,35 @@
 """Tables of the cache policies: what each recomputes by round, and what that costs (P1-5, P1-6)."""
 
-from ember.records.schema import EVIDENCE, WEIGHTS, Column, Schema
+from ember.records.schema import (
+    DTYPE,
+    EVIDENCE,
+    MODEL,
+    WEIGHTS,
+    Column,
+    Schema,
+    integer,
+    number,
+    text,
+)
 
 SHARINGS = ("independent", "shared")
 
-_POINT = Column("point", "str", "", "workload: context/generation")
-_CONTEXT = Column("context", "int", "tokens", "prompt length")
-_GENERATION = Column("generation", "int", "tokens", "generated tokens of a candidate")
-_SHARING = Column(
+_POINT = text("point", "workload: context/generation")
+_CONTEXT = integer("context", "tokens", "prompt length")
+_GENERATION = integer("generation", "tokens", "generated tokens of a candidate")
+_SHARING = text(
     "sharing",
-    "str",
-    "",
-    "independent: every candidate is a request and prefills by the policy; shared: a prompt is "
-    "prefilled once for all its candidates",
+    "independent: every candidate is a request and prefills by the policy; "
+    "shared: a prompt is prefilled once for all its candidates",
     values=SHARINGS,
 )
-_POLICY = Column("policy", "str", "", "id of the policy")
-_LABEL = Column("label", "str", "", "name of the policy in figures")
-_ROUND = Column("round", "int", "", "round, from 1; the weights move between rounds")
+_POLICY = text("policy", "id of the policy")
+_LABEL = text("label", "name of the policy in figures")
+_ROUND = integer("round", "", "round, from 1; the weights move between rounds")
 
 
 def _cells(name: str, meaning: str) -> Column:
-    return Column(name, "int", "cells", meaning + "; a cell is one token in one layer")
+    return integer(name, "cells", meaning + "; a cell is one token in one layer")
 
 
 def _plan(name: str, unit: str, meaning: str) -> Column:
@@ -35,24 +43,24 @@ POLICY_ROUNDS = Schema(
         _POINT,
         _CONTEXT,
         _GENERATION,
-        Column("prefix", "int", "tokens", "leading tokens that all prompts share"),
+        integer("prefix", "tokens", "leading tokens that all prompts share"),
         _SHARING,
         _POLICY,
         _LABEL,
-        Column("rank", "int", "", "rank of the policy's low-rank correction; 0: none"),
-        Column("frozen_layers", "int", "layers", "first layers that do not train"),
+        integer("rank", "", "rank of the policy's low-rank correction; 0: none"),
+        integer("frozen_layers", "layers", "first layers that do not train"),
         _ROUND,
-        Column("num_layers", "int", "layers", "layers of the model"),
-        Column("prompts", "int", "", "prefills of the round"),
+        integer("num_layers", "layers", "layers of the model"),
+        integer("prompts", "", "prefills of the round"),
         _cells("recompute_cells", "computed anew"),
         _cells("reuse_cells", "taken from the cache"),
         _cells("corrected_cells", "reused after a low-rank correction"),
-        Column("full_refreshes", "int", "", "prefills that recompute everything"),
-        Column("recompute_ratio", "float", "fraction", "recomputed share of all cells"),
+        integer("full_refreshes", "", "prefills that recompute everything"),
+        number("recompute_ratio", "fraction", "recomputed share of all cells"),
         _cells("stale_cells", "in use though a fresh prefill would differ"),
-        Column("mean_staleness", "float", "updates", "updates missed, mean over all cells in use"),
-        Column("hits", "int", "", "prefills that reuse something"),
-        Column("misses", "int", "", "prefills that reuse nothing"),
+        number("mean_staleness", "updates", "updates missed, mean over all cells in use"),
+        integer("hits", "", "prefills that reuse something"),
+        integer("misses", "", "prefills that reuse nothing"),
         Column("recompute_by_layer", "list[int]", "cells", "recomputed cells of each layer"),
         Column("token_bounds", "list[int]", "", "first tokens of the bands of recompute_by_token"),
         Column(
@@ -70,10 +78,6 @@ POLICY_ROUNDS = Schema(
 )
 
 
-def _seconds(name: str, meaning: str) -> Column:
-    return Column(name, "float", "s", meaning)
-
-
 CUMULATIVE_COST = Schema(
     "cumulative_cost",
     "Modelled time of the rollouts under each cache policy, by round and summed, from measured "
@@ -86,29 +90,58 @@ CUMULATIVE_COST = Schema(
         _LABEL,
         _SHARING,
         _ROUND,
-        _seconds("prefill_s", "recomputing prompts"),
-        _seconds("decode_s", "single-token steps of all candidates, each on its own"),
-        _seconds("sampling_s", "choosing tokens"),
-        _seconds("transfer_s", "copies between host and device"),
-        _seconds("correction_s", "low-rank corrections of stale KV"),
-        _seconds("update_s", "replacing the adapter in the weights, from the second round on"),
-        _seconds("round_s", "the round, sum of the above"),
-        _seconds("cumulative_s", "rounds up to this one"),
-        _seconds("cumulative_low_s", "2.5 % bound of cumulative_s, bootstrap over repeats"),
-        _seconds("cumulative_high_s", "97.5 % bound of cumulative_s, bootstrap over repeats"),
-        Column(
+        number("prefill_s", "s", "recomputing prompts"),
+        number("decode_s", "s", "single-token steps of all candidates, each on its own"),
+        number("sampling_s", "s", "choosing tokens"),
+        number("transfer_s", "s", "copies between host and device"),
+        number("correction_s", "s", "low-rank corrections of stale KV"),
+        number("update_s", "s", "replacing the adapter in the weights, from the second round on"),
+        number("round_s", "s", "the round, sum of the above"),
+        number("cumulative_s", "s", "rounds up to this one"),
+        number("cumulative_low_s", "s", "2.5 % bound of cumulative_s, bootstrap over repeats"),
+        number("cumulative_high_s", "s", "97.5 % bound of cumulative_s, bootstrap over repeats"),
+        number(
             "savings_vs_naive",
-            "float",
             "fraction",
             "1 - cumulative_s / that of recomputing everything, same sharing",
         ),
-        Column("savings_low", "float", "fraction", "2.5 % bound of savings_vs_naive"),
-        Column("savings_high", "float", "fraction", "97.5 % bound of savings_vs_naive"),
-        Column("model", "str", "", "name of the model"),
+        number("savings_low", "fraction", "2.5 % bound of savings_vs_naive"),
+        number("savings_high", "fraction", "97.5 % bound of savings_vs_naive"),
+        MODEL,
         WEIGHTS,
-        Column("device", "str", "", "where the measured tables come from"),
-        Column("dtype", "str", "", "number format of weights and cache"),
+        text("device", "where the measured tables come from"),
+        DTYPE,
         EVIDENCE,
     ),
     key=("point", "policy", "sharing", "round"),
+)
+
+
+POLICY_SUMMARY = Schema(
+    "policy_summary",
+    "Cache policies over the whole loop: what they recompute, and their modelled cost",
+    (
+        text("point", "workload: context/generation"),
+        text("sharing", "independent: every candidate prefills; shared: every prompt"),
+        text("policy", "id of the policy"),
+        text("label", "name of the policy"),
+        integer("rounds", "", "rounds"),
+        number("recompute_ratio", "fraction", "recomputed cells / all cells, all rounds"),
+        number("stale_ratio", "fraction", "stale cells in use / all cells, all rounds"),
+        number("mean_staleness", "updates", "updates missed, mean over cells and rounds"),
+        integer("full_refreshes", "", "prefills that recompute everything"),
+        integer("hits", "", "prefills that reuse something"),
+        integer("misses", "", "prefills that reuse nothing"),
+        number("prefill_s", "s", "all rounds"),
+        number("correction_s", "s", "all rounds"),
+        number("total_s", "s", "all rounds, decode and sampling included"),
+        number("savings_vs_naive", "fraction", "1 - total_s / that of naive"),
+        number("savings_low", "fraction", "2.5 % bound"),
+        number("savings_high", "fraction", "97.5 % bound"),
+        MODEL,
+        WEIGHTS,
+        text("device", "where the measured tables come from"),
+        EVIDENCE,
+    ),
+    key=("point", "sharing", "policy"),
 )

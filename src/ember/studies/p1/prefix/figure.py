@@ -2,9 +2,23 @@
 
 import pandas as pd
 
-from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, style
+from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
+from ember.studies.steps import reads
+from ember.studies.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    PAGE,
+    basis,
+    error,
+    look,
+    panel,
+    powers_of_two,
+    style,
+)
 
 
+@reads(savings=PREFIX_SAVINGS)
 def draw(savings: pd.DataFrame, scale: str):
     """Figure and caption from the table `p1_prefix_savings`."""
     rows = savings.sort_values(["prompt_tokens", "prefix_tokens"])
@@ -21,15 +35,11 @@ def _savings(axes, rows) -> None:
     axes.plot([0, 80], [0, 80], color="#888888", linewidth=0.8, label="prefix / prompt")
     for index, (prompt, group) in enumerate(rows.groupby("prompt_tokens")):
         reused = 100 * group["prefix_tokens"] / prompt
-        low = (group["savings"] - group["savings_low"]).clip(lower=0)
-        high = (group["savings_high"] - group["savings"]).clip(lower=0)
         axes.errorbar(
             reused + (index - 1.5) * 0.6,
             100 * group["savings"],
-            yerr=(100 * low, 100 * high),
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
+            yerr=error(group, "savings", "savings_low", "savings_high", 100),
+            **look(index),
             capsize=2,
             label=f"prompt {prompt}",
         )
@@ -53,7 +63,7 @@ def _savings(axes, rows) -> None:
     axes.set_xlabel("reused prefix (% of the prompt)")
     axes.set_ylabel("prefill time saved (%)")
     axes.legend(loc="upper left")
-    axes.set_title("a", loc="left", fontweight="bold")
+    panel(axes, "a")
 
 
 def _times(axes, rows) -> None:
@@ -71,17 +81,15 @@ def _times(axes, rows) -> None:
             linestyle=LINES[index + 1],
             label=f"{100 * fraction:.0f} % reused",
         )
-    axes.set_xscale("log", base=2)
+    powers_of_two(axes, rows["prompt_tokens"])
     axes.set_yscale("log")
-    ticks = sorted(rows["prompt_tokens"].unique())
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
+    axes.yaxis.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("prompt (tokens)")
     axes.set_ylabel("prefill (ms, median)")
     axes.legend()
-    axes.set_title("b", loc="left", fontweight="bold")
+    panel(axes, "b")
 
 
 def _caption(rows, scale: str) -> str:

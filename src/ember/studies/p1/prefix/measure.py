@@ -1,13 +1,8 @@
 """Prefill with and without the prefix cache, over prompt and prefix lengths (P1-2.3, Sec 4.4).
 
-`sweep_prefix` times both on the same prompt, one right after the other and in alternating order;
-`prefix_savings` turns the pairs into savings with intervals, beside what the operation count
-predicts. With causal attention that prediction lies BELOW prefix/prompt: the matrices work once a
-token, but a suffix token attends to all tokens before it, so of the attention area the prefix's
-(p/n)^2 is saved and not p/n.
+Both are timed on the same prompt, one right after the other and in alternating order.
 """
 
-import json
 import logging
 import random
 from collections.abc import Sequence
@@ -17,20 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from ember.measure.clock import PhaseClock
-from ember.measure.cost import prefill_operations
 from ember.measure.device import resolve, synchronize
 from ember.measure.progress import Progress
-from ember.measure.statistics import bootstrap, interval
 from ember.measure.turns import rounds
-from ember.model.architecture import Architecture
 from ember.records.errors import BadRow
-from ember.records.tables import read_rows
+from ember.studies.measured import measured_on
 from ember.studies.p1.prefix.tables import PREFIX_SWEEP
-from ember.studies.rows import measured_on, records
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(PREFIX_SWEEP)
 def sweep_prefix(
     *,
     model: str | Path,
@@ -103,25 +96,6 @@ def prefix_lengths(prompt: int, fractions: Sequence[float]) -> list[int]:
     return sorted({min(max(1, round(fraction * prompt)), prompt - 1) for fraction in fractions})
 
 
-def join_sweep(shards: Sequence[str | Path], documents: int) -> list[dict]:
-    """Rows of all shards in one, in the order of the table's key.
-
-    Raises `BadRow` where a document of 0 … `documents` - 1 is missing at some point.
-    """
-    rows = [row for path in shards for row in read_rows(path, PREFIX_SWEEP)]
-    seen: dict[tuple[int, int], set[int]] = {}
-    for row in rows:
-        seen.setdefault((row["prompt_tokens"], row["prefix_tokens"]), set()).add(row["document"])
-    for (n, p), found in seen.items():
-        missing = sorted(set(range(documents)) - found)
-        if missing:
-            raise BadRow(
-                f"prompt {n}, prefix {p}: no measurement of documents {missing[:5]}\n"
-                f"delete the shards and run again: rm -r {Path(shards[0]).parent}"
-            )
-    return sorted(rows, key=lambda row: tuple(row[name] for name in PREFIX_SWEEP.key))
-
-
 @dataclass(frozen=True)
 class TimedPrefill:
     """One prefill: times in ms, tokens reused, logits (V,) of the last token on the CPU."""
@@ -185,70 +159,3 @@ def _rows(
 def _top_margin(logits: np.ndarray) -> float:
     second, first = np.partition(logits, -2)[-2:]
     return float(first - second)
-
-
-def prefix_savings(
-    sweep, *, model: str | Path, tolerance: float, seed: int, resamples: int = 2000
-) -> list[dict]:
-    """Rows of PREFIX_SAVINGS from a PREFIX_SWEEP table: its path, a data frame or rows.
-
-    Savings are 1 - cached / uncached of a document, their median over documents, and a 95 %
-    interval by bootstrap over documents, so that the pairs stay together. A first token may differ
-    only in a near tie: where the two best logits are no further apart than rounding moves them,
-    which half precision and random weights make common. `within_tolerance` says that none differs
-    elsewhere, and no logit by more than `tolerance`.
-    """
-    points: dict[tuple[int, int], dict[int, dict[bool, dict]]] = {}
-    for row in records(sweep, PREFIX_SWEEP):
-        point = points.setdefault((row["prompt_tokens"], row["prefix_tokens"]), {})
-        point.setdefault(row["document"], {})[bool(row["cached"])] = row
-    arch = Architecture.from_hf(json.loads((Path(model) / "config.json").read_text()))
-    rng = np.random.default_rng(seed)
-    rows = []
-    for (n, p), documents in sorted(points.items()):
-        cached = [pair[True] for pair in documents.values()]
-        uncached = [pair[False] for pair in documents.values()]
-        cached_ms = np.array([row["prefill_ms"] for row in cached])
-        uncached_ms = np.array([row["prefill_ms"] for row in uncached])
-        overhead_ms = np.array([row["lookup_ms"] + row["store_ms"] for row in cached])
-        saved = 1 - cached_ms / uncached_ms
-        low, high = interval(bootstrap(saved, rng, resamples))
-        work = prefill_operations(arch, n)
-        equal = np.array([row["tokens_equal"] for row in cached], dtype=bool)
-        tied = np.array(
-            [
-                row["top_margin"] <= 2 * other["max_logit_diff"]
-                for row, other in zip(uncached, cached, strict=True)
-            ]
-        )
-        difference = float(max(row["max_logit_diff"] for row in cached))
-        rows.append(
-            {
-                "prompt_tokens": n,
-                "prefix_tokens": p,
-                "documents": len(documents),
-                "uncached_ms_median": float(np.median(uncached_ms)),
-                "cached_ms_median": float(np.median(cached_ms)),
-                "savings": float(np.median(saved)),
-                "savings_low": low,
-                "savings_high": high,
-                "speedup": float(1 / (1 - np.median(saved))),
-                "expected_savings": p / n,
-                "expected_with_attention": expected_savings(arch, n, p),
-                "attention_share": work.attention / work.total,
-                "overhead_share": float(np.median(overhead_ms / uncached_ms)),
-                "tokens_equal_share": float(equal.mean()),
-                "near_ties_share": float(tied.mean()),
-                "max_logit_diff": difference,
-                "within_tolerance": bool((equal | tied).all()) and difference <= tolerance,
-                **{name: cached[0][name] for name in ("device", "dtype", "model", "weights")},
-                "evidence": "measured",
-            }
-        )
-    return rows
-
-
-def expected_savings(arch: Architecture, tokens: int, reused: int) -> float:
-    """Fraction of a prefill's operations that reuse of `reused` tokens saves."""
-    whole = prefill_operations(arch, tokens).total
-    return 1 - prefill_operations(arch, tokens, reused).total / whole

@@ -1,12 +1,9 @@
 """Tables of the prefix-cache sweep: one row per timed prefill, and savings per point (P1-2.3)."""
 
-from ember.records.schema import EVIDENCE, WEIGHTS, Column, Schema
+from ember.records.schema import MEASURED_ON, Schema, flag, integer, maybe, number
 
-_PROMPT = Column("prompt_tokens", "int", "tokens", "prompt length, prefix and suffix")
-_PREFIX = Column("prefix_tokens", "int", "tokens", "leading tokens that all documents share")
-_DEVICE = Column("device", "str", "", "where it ran")
-_DTYPE = Column("dtype", "str", "", "number format of weights and cache")
-_MODEL = Column("model", "str", "", "name of the model")
+_PROMPT = integer("prompt_tokens", "tokens", "prompt length, prefix and suffix")
+_PREFIX = integer("prefix_tokens", "tokens", "leading tokens that all documents share")
 
 PREFIX_SWEEP = Schema(
     "prefix_sweep",
@@ -14,37 +11,27 @@ PREFIX_SWEEP = Schema(
     (
         _PROMPT,
         _PREFIX,
-        Column("document", "int", "", "document of the shared-prefix workload"),
-        Column("shard", "int", "", "process that measured the document, from 0"),
-        Column("order", "int", "", "place in the shard's sequence of timed prefills, from 0"),
-        Column("cached", "bool", "", "with the prefix cache"),
-        Column("reused_tokens", "int", "tokens", "tokens taken from the prefix cache"),
-        Column(
-            "prefill_ms", "float", "ms", "prompt to logits: look-up, copies and storing included"
-        ),
-        Column("lookup_ms", "float", "ms", "of it: matching and copying the stored segments"),
-        Column("store_ms", "float", "ms", "of it: storing the new segments"),
-        Column("first_token", "int", "", "most likely next token (temperature 0)"),
-        Column("top_margin", "float", "", "how far its logit stands above the second"),
-        Column(
+        integer("document", "", "document of the shared-prefix workload"),
+        integer("shard", "", "process that measured the document, from 0"),
+        integer("order", "", "place in the shard's sequence of timed prefills, from 0"),
+        flag("cached", "with the prefix cache"),
+        integer("reused_tokens", "tokens", "tokens taken from the prefix cache"),
+        number("prefill_ms", "ms", "prompt to logits: look-up, copies and storing included"),
+        number("lookup_ms", "ms", "of it: matching and copying the stored segments"),
+        number("store_ms", "ms", "of it: storing the new segments"),
+        integer("first_token", "", "most likely next token (temperature 0)"),
+        number("top_margin", "", "how far its logit stands above the second"),
+        flag(
             "tokens_equal",
-            "bool",
-            "",
             "first token equals the uncached run's; null on the uncached row",
             nullable=True,
         ),
-        Column(
+        maybe(
             "max_logit_diff",
-            "float",
             "",
             "largest absolute logit difference to the uncached run; null on the uncached row",
-            nullable=True,
         ),
-        _DEVICE,
-        _DTYPE,
-        _MODEL,
-        WEIGHTS,
-        EVIDENCE,
+        *MEASURED_ON,
     ),
     key=("prompt_tokens", "prefix_tokens", "document", "cached"),
 )
@@ -55,41 +42,33 @@ PREFIX_SAVINGS = Schema(
     (
         _PROMPT,
         _PREFIX,
-        Column("documents", "int", "", "documents, each timed with and without"),
-        Column("uncached_ms_median", "float", "ms", "median prefill without the cache"),
-        Column("cached_ms_median", "float", "ms", "median prefill with the cache"),
-        Column("savings", "float", "fraction", "median over documents of 1 - cached / uncached"),
-        Column("savings_low", "float", "fraction", "2.5 % bound, bootstrap over documents"),
-        Column("savings_high", "float", "fraction", "97.5 % bound, bootstrap over documents"),
-        Column("speedup", "float", "", "1 / (1 - savings)"),
-        Column("expected_savings", "float", "fraction", "prefix / prompt"),
-        Column(
+        integer("documents", "", "documents, each timed with and without"),
+        number("uncached_ms_median", "ms", "median prefill without the cache"),
+        number("cached_ms_median", "ms", "median prefill with the cache"),
+        number("savings", "fraction", "median over documents of 1 - cached / uncached"),
+        number("savings_low", "fraction", "2.5 % bound, bootstrap over documents"),
+        number("savings_high", "fraction", "97.5 % bound, bootstrap over documents"),
+        number("speedup", "", "1 / (1 - savings)"),
+        number("expected_savings", "fraction", "prefix / prompt"),
+        number(
             "expected_with_attention",
-            "float",
             "fraction",
             "from the operation count: matrices by suffix tokens, attention by the causal area",
         ),
-        Column("attention_share", "float", "fraction", "attention's part of the operation count"),
-        Column("overhead_share", "float", "fraction", "look-up, copies and storing / uncached"),
-        Column("tokens_equal_share", "float", "fraction", "documents with the same first token"),
-        Column(
+        number("attention_share", "fraction", "attention's part of the operation count"),
+        number("overhead_share", "fraction", "look-up, copies and storing / uncached"),
+        number("tokens_equal_share", "fraction", "documents with the same first token"),
+        number(
             "near_ties_share",
-            "float",
             "fraction",
             "documents whose two best logits are no further apart than twice the difference",
         ),
-        Column("max_logit_diff", "float", "", "largest absolute logit difference"),
-        Column(
+        number("max_logit_diff", "", "largest absolute logit difference"),
+        flag(
             "within_tolerance",
-            "bool",
-            "",
             "first tokens equal but in near ties, and all logits within the tolerance",
         ),
-        _DEVICE,
-        _DTYPE,
-        _MODEL,
-        WEIGHTS,
-        EVIDENCE,
+        *MEASURED_ON,
     ),
     key=("prompt_tokens", "prefix_tokens"),
 )

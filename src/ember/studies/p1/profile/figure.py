@@ -2,16 +2,14 @@
 
 import pandas as pd
 
-from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, style
+from ember.studies.p1.profile.tables import PREFILL_SHARE
+from ember.studies.steps import reads
+from ember.studies.style import COLOURS, PAGE, basis, error, look, panel, powers_of_two, style
 
-_PHASES = {
-    "prefill": "prefill",
-    "decode": "decode",
-    "sampling": "sampling",
-    "transfer": "transfer",
-}
+_PHASES = ("prefill", "decode", "sampling", "transfer")
 
 
+@reads(share=PREFILL_SHARE)
 def draw(share: pd.DataFrame, scale: str):
     """Figure and caption from the table `p1_prefill_share` (measured rows of mode single)."""
     rows = share[(share["status"] == "ok") & (share["mode"] == "single")]
@@ -27,27 +25,20 @@ def draw(share: pd.DataFrame, scale: str):
 
 def _curves(axes, rows) -> None:
     for index, (generation, group) in enumerate(rows.groupby("generation")):
-        low = (group["prefill_share"] - group["prefill_share_p10"]).clip(lower=0)
-        high = (group["prefill_share_p90"] - group["prefill_share"]).clip(lower=0)
         axes.errorbar(
             group["context"],
             100 * group["prefill_share"],
-            yerr=(100 * low, 100 * high),
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
+            yerr=error(group, "prefill_share", "prefill_share_p10", "prefill_share_p90", 100),
+            **look(index),
             capsize=2,
             label=f"{generation} generated",
         )
-    axes.set_xscale("log", base=2)
-    ticks = sorted(rows["context"].unique())
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
+    powers_of_two(axes, rows["context"])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("context (tokens)")
     axes.set_ylabel("prefill share of a rollout (%)")
     axes.legend()
-    axes.set_title("a", loc="left", fontweight="bold")
+    panel(axes, "a")
 
 
 def _bars(axes, rows) -> None:
@@ -62,9 +53,9 @@ def _bars(axes, rows) -> None:
         centres[generation] = (start + place - 1) / 2
         place += 1
     bottom = [0.0] * len(rows)
-    for index, (phase, label) in enumerate(_PHASES.items()):
+    for index, phase in enumerate(_PHASES):
         heights = rows[f"{phase}_ms_median"].fillna(0.0).to_numpy()
-        axes.bar(positions, heights, bottom=bottom, color=COLOURS[index], width=0.8, label=label)
+        axes.bar(positions, heights, bottom=bottom, color=COLOURS[index], width=0.8, label=phase)
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
     axes.set_xticks(positions, labels, rotation=45)
     top = max(bottom)
@@ -75,7 +66,7 @@ def _bars(axes, rows) -> None:
     axes.set_ylabel("time of a rollout (ms)")
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axes.set_title("b", loc="left", fontweight="bold")
+    panel(axes, "b")
 
 
 def _caption(rows, share, scale: str) -> str:

@@ -13,14 +13,15 @@ from pathlib import Path
 from ember.measure.clock import PhaseClock, timed
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
-from ember.measure.statistics import summarise
 from ember.measure.turns import rounds
-from ember.studies.p1.profile.tables import PHASES, PREFILL_SHARE, ROLLOUT_PROFILE
-from ember.studies.rows import measured_on, records
+from ember.studies.measured import measured_on
+from ember.studies.p1.profile.tables import PHASES, ROLLOUT_PROFILE, profile_row
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(ROLLOUT_PROFILE)
 def profile_rollout(
     *,
     model: str | Path,
@@ -70,50 +71,10 @@ def time_rollout(engine, prompt: list[int], generation: int, seed: int, device: 
     """Phase times in ms of one rollout of `generation` tokens, and its total by the wall clock."""
     from ember.backends.sampling import SamplingParams
 
-    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
+    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True)
     clock = PhaseClock(device)
     total, [[completion]] = timed(lambda: engine.generate([prompt], sampling, clock=clock), device)
     assert len(completion.tokens) == generation, "a profiled rollout must not stop early"
     phases = clock.times_ms()
     times = {f"{phase}_ms": phases.get(phase, 0.0) for phase in PHASES if phase != "total"}
     return times | {"total_ms": total, "tokens_per_s": generation / total * 1e3}
-
-
-def prefill_share(*profiles) -> list[dict]:
-    """Rows of PREFILL_SHARE from ROLLOUT_PROFILE tables: their paths, data frames or rows.
-
-    The share is taken within each rollout, then summarised, so that its spread is that of rollouts.
-    """
-    points: dict[str, list[dict]] = {}
-    for profile in profiles:
-        for row in records(profile, ROLLOUT_PROFILE):
-            points.setdefault(row["point"], []).append(row)
-    rows = []
-    for repeats in points.values():
-        first = repeats[0]
-        row = dict.fromkeys(PREFILL_SHARE.names)
-        row |= {name: first[name] for name in row if name in first}
-        timed = [r for r in repeats if r["status"] == "ok"]
-        row["n"] = len(timed)
-        if timed:
-            for phase in PHASES:
-                row |= _summary(phase, summarise([r[f"{phase}_ms"] for r in timed]))
-            share = summarise([r["prefill_ms"] / r["total_ms"] for r in timed])
-            row["prefill_share"] = share["median"]
-            row["prefill_share_p10"], row["prefill_share_p90"] = share["p10"], share["p90"]
-            row["tokens_per_s_median"] = summarise([r["tokens_per_s"] for r in timed])["median"]
-        rows.append(row)
-    return rows
-
-
-def _summary(phase: str, found: dict) -> dict:
-    names = ("median", "mean", "std", "cv", "p10", "p50", "p90")
-    return {f"{phase}_ms_{name}": found[name] for name in names}
-
-
-def profile_row(mode: str, context: int, generation: int, repeat: int, **values) -> dict:
-    """A row of ROLLOUT_PROFILE; what `values` do not give is null, the status ok."""
-    point = {"point": f"{mode}-{context}-{generation}", "mode": mode}
-    size = {"context": context, "generation": generation, "batch": 1, "repeat": repeat}
-    times = {f"{phase}_ms": None for phase in PHASES} | {"tokens_per_s": None}
-    return point | size | times | {"status": "ok", "reason": None} | values

@@ -18,8 +18,9 @@ from ember.measure.memory import require
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.policies.build import build_policies
+from ember.studies.measured import measured_on
 from ember.studies.p1.restart.tables import RESTART_SWEEP
-from ember.studies.rows import measured_on
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Operation:
     rank: int
 
 
+@makes(RESTART_SWEEP)
 def sweep_restart(
     *,
     model: str | Path,

@@ -2,9 +2,12 @@
 
 import pandas as pd
 
-from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, style
+from ember.studies.p1.rollout.tables import ROLLOUT_SPEED
+from ember.studies.steps import reads
+from ember.studies.style import COLOURS, PAGE, basis, error, look, panel, powers_of_two, style
 
 
+@reads(speed=ROLLOUT_SPEED)
 def draw(speed: pd.DataFrame, scale: str):
     """Figure and caption from the table `p1_rollout_speed`."""
     usual = speed["candidates"].mode().max()  # the number of candidates that most points have
@@ -32,10 +35,8 @@ def _curves(axes, rows) -> None:
         axes.errorbar(
             rows["batch"],
             rows[column],
-            yerr=None if spread is None else _error(rows, column, spread),
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
+            yerr=None if spread is None else error(rows, column, f"{spread}_p10", f"{spread}_p90"),
+            **look(index),
             capsize=2,
             label=label,
         )
@@ -45,7 +46,7 @@ def _curves(axes, rows) -> None:
     axes.legend(loc="upper left")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
-    axes.set_title("a", loc="left", fontweight="bold")
+    panel(axes, "a")
 
 
 def _shares(axes, rows) -> None:
@@ -55,19 +56,15 @@ def _shares(axes, rows) -> None:
         axes.errorbar(
             rows["batch"],
             100 * rows[f"{name}_median"],
-            yerr=[100 * part for part in _error(rows, f"{name}_median", name)],
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
+            yerr=error(rows, f"{name}_median", f"{name}_p10", f"{name}_p90", 100),
+            **look(index),
             capsize=2,
             label=label,
         )
     axes.plot(
         rows["batch"],
         100 * rows["occupancy"],
-        color=COLOURS[4],
-        marker=MARKERS[4],
-        linestyle=LINES[4],
+        **look(4),
         label="rows occupied",
     )
     _batches(axes, rows)
@@ -75,7 +72,7 @@ def _shares(axes, rows) -> None:
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("share (%)")
     axes.legend(loc="upper left")
-    axes.set_title("b", loc="left", fontweight="bold")
+    panel(axes, "b")
 
 
 def _bars(axes, rows) -> None:
@@ -96,21 +93,12 @@ def _bars(axes, rows) -> None:
     axes.set_ylabel("tokens/s")
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", ncols=2, columnspacing=1.0, handlelength=1.2)
-    axes.set_title("c", loc="left", fontweight="bold")
+    panel(axes, "c")
 
 
 def _batches(axes, rows) -> None:
-    axes.set_xscale("log", base=2)
-    ticks = sorted({round(batch) for batch in rows["batch"]})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
+    powers_of_two(axes, (round(batch) for batch in rows["batch"]))
     axes.set_xlabel("batch (mean rows of a step)")
-
-
-def _error(rows, middle: str, name: str):
-    low = (rows[middle] - rows[f"{name}_p10"]).clip(lower=0)
-    high = (rows[f"{name}_p90"] - rows[middle]).clip(lower=0)
-    return low, high
 
 
 def _caption(speed, sweep, others, scale: str) -> str:

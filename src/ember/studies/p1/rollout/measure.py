@@ -16,13 +16,14 @@ from ember.measure.clock import timed
 from ember.measure.cost import read_ms, roofline_ms, step_bytes, step_operations
 from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
-from ember.measure.statistics import summarise
-from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
-from ember.studies.rows import measured_on, records
+from ember.studies.measured import measured_on
+from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(ROLLOUT_THROUGHPUT)
 def measure_rollouts(
     *,
     model: str | Path,
@@ -96,7 +97,7 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
     from ember.backends.sampling import SamplingParams
 
     device, generation = about["device"], about["generation"]
-    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed)
+    sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True)
     total, _ = timed(lambda: engine.generate(prompts, sampling, point["candidates"]), device)
     stats = engine.last_stats
     assert stats.generated_tokens == generation * point["candidates"] * len(prompts)
@@ -151,24 +152,3 @@ def longer_ms(decoder, stats, read_gb_s: float, tflops: float) -> float:
         total += roofline_ms(batch.steps * weights, done.matrices, read_gb_s, tflops)
         total += roofline_ms(kv, done.attention, read_gb_s, tflops)
     return total
-
-
-def summarise_rollouts(throughput) -> list[dict]:
-    """Rows of ROLLOUT_SPEED from a ROLLOUT_THROUGHPUT table: its path, a data frame or rows."""
-    points: dict[str, list[dict]] = {}
-    for row in records(throughput, ROLLOUT_THROUGHPUT):
-        points.setdefault(row["point"], []).append(row)
-    found = []
-    for calls in points.values():
-        first = calls[0]
-        row = {name: first[name] for name in ROLLOUT_SPEED.names if name in first}
-        for name in ("tokens_per_s", "decode_tokens_per_s", "share", "roofline_share"):
-            spread = summarise([call[name] for call in calls])
-            row |= {f"{name}_{part}": spread[part] for part in ("median", "p10", "p90")}
-        row["n"] = len(calls)
-        for name in ("limit", "roofline"):
-            row[f"{name}_tokens_per_s"] = first["generated_tokens"] / first[f"{name}_ms"] * 1e3
-        shares = [call["decode_ms"] / call["total_ms"] for call in calls]
-        row["decode_share"] = summarise(shares)["median"]
-        found.append(row)
-    return found

@@ -2,11 +2,25 @@
 
 import pandas as pd
 
-from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, style
+from ember.studies.p1.roofline.tables import DECODE_KERNELS, ROOFLINE
+from ember.studies.steps import reads
+from ember.studies.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    PAGE,
+    basis,
+    error,
+    look,
+    panel,
+    powers_of_two,
+    style,
+)
 
 NAMES = {"kernels": "the engine's kernels", "plain": "plain operators"}
 
 
+@reads(roofline=ROOFLINE, kernels=DECODE_KERNELS)
 def draw(roofline: pd.DataFrame, kernels: pd.DataFrame, scale: str):
     """Figure and caption from the tables `p1_roofline` and `decode_kernels`."""
     sampling = roofline["sampling"].iloc[0]
@@ -33,9 +47,7 @@ def _speeds(axes, rows) -> None:
             group["rows"],
             group["decode_tokens_per_s"],
             yerr=group["decode_tokens_per_s_std"].fillna(0.0),
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
+            **look(index),
             capsize=2,
             label=NAMES[operators],
         )
@@ -48,11 +60,10 @@ def _speeds(axes, rows) -> None:
 def _shares(axes, rows) -> None:
     groups = rows.groupby(["operators", "context"])
     for index, ((operators, context), group) in enumerate(groups):
-        share = 100 * group["share"]
         axes.errorbar(
             group["rows"],
-            share,
-            yerr=(share - 100 * group["share_p10"], 100 * group["share_p90"] - share),
+            100 * group["share"],
+            yerr=error(group, "share", "share_p10", "share_p90", 100),
             color=COLOURS[list(NAMES).index(operators)],
             marker=MARKERS[index],
             linestyle=LINES[index],
@@ -76,16 +87,13 @@ def _parts(axes, parts) -> None:
     axes.set_xlabel(f"time in a step of {parts['rows'].iloc[0]} (µs)")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
-    axes.set_title("c", loc="left", fontweight="bold")
+    panel(axes, "c")
 
 
 def _batch_axis(axes, rows, letter: str) -> None:
-    ticks = sorted(rows["rows"].unique())
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.xaxis.minorticks_off()
+    powers_of_two(axes, rows["rows"])
     axes.set_xlabel("batch (candidates of one prompt)")
-    axes.set_title(letter, loc="left", fontweight="bold")
+    panel(axes, letter)
 
 
 def _caption(roofline, rows, parts, context: int, sampling: str, scale: str) -> str:

@@ -15,12 +15,14 @@ from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
 from ember.measure.statistics import summarise
 from ember.measure.turns import rounds
-from ember.studies.p1.roofline.tables import DECODE_ROOFLINE
-from ember.studies.rows import measured_on, records
+from ember.studies.measured import measured_on
+from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
+@makes(DECODE_ROOFLINE, DECODE_KERNELS, PREFILL_TIMES)
 def measure_decode(
     *,
     model: str | Path,
@@ -66,7 +68,9 @@ def measure_decode(
         for candidates in rows:
             what = {"context": context, "rows": candidates}
             for settings in samplings:
-                sampling = SamplingParams(max_tokens=new_tokens, seed=seed, **settings)
+                sampling = SamplingParams(
+                    ignore_eos=True, max_tokens=new_tokens, seed=seed, **settings
+                )
                 found += _generations(engines, drawn, what, sampling, warmup, repeats, about)
                 progress.step(f"{context} tokens, {candidates} rows, {describe(sampling)}")
             for operators, engine in engines.items():
@@ -75,43 +79,6 @@ def measure_decode(
             prefills += _prefills(engine, drawn, operators, repeats, about)
         del engines
     return found, kernels, prefills
-
-
-def summarise_roofline(table) -> list[dict]:
-    """Rows of ROOFLINE from a table DECODE_ROOFLINE."""
-    points: dict[tuple, list[dict]] = {}
-    for row in records(table, DECODE_ROOFLINE):
-        key = tuple(row[name] for name in ("context", "rows", "sampling", "operators"))
-        points.setdefault(key, []).append(row)
-    rows = {key: _summary(runs) for key, runs in points.items()}
-    for (*point, _), row in rows.items():
-        plain = rows[(*point, "plain")]["decode_tokens_per_s"]
-        row["speedup"] = row["decode_tokens_per_s"] / plain
-    return list(rows.values())
-
-
-def _summary(runs: list[dict]) -> dict:
-    first = runs[0]
-
-    def over_runs(name: str) -> dict:
-        return summarise([run[name] for run in runs])
-
-    share, speed = over_runs("share"), over_runs("decode_tokens_per_s")
-    names = ("operators", "context", "rows", "generated_tokens", "sampling", "limit_ms")
-    machine = ("read_gb_s", "device", "device_name", "dtype", "model", "weights", "evidence")
-    return {
-        **{name: first[name] for name in (*names, *machine)},
-        "n": len(runs),
-        "step_ms": over_runs("step_ms")["median"],
-        "sampling_ms": over_runs("sampling_ms")["median"],
-        "share": share["median"],
-        "share_p10": share["p10"],
-        "share_p90": share["p90"],
-        "decode_tokens_per_s": speed["median"],
-        "decode_tokens_per_s_std": speed["std"],
-        "limit_tokens_per_s": first["rows"] / first["limit_ms"] * 1e3,
-        "total_tokens_per_s": over_runs("total_tokens_per_s")["median"],
-    }
 
 
 def _prefills(engine, prompt: list[int], operators: str, repeats: int, about: dict) -> list[dict]:
@@ -204,7 +171,7 @@ def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]
         return [_no_kernels() | what | about]
     with torch.inference_mode():
         if engine.backend.name == "kernels":
-            rows = _alone(engine.decoder.arch, engine.backend.step, what, new_tokens, about)
+            rows = _alone(engine.decoder, engine.backend.step, what, new_tokens, about)
         else:
             rows = _profiled(engine, what, new_tokens)
     return [{**what, **row, **about, "status": "ok", "reason": None} for row in rows]
@@ -263,7 +230,7 @@ def _profiled(engine, what: dict, new_tokens: int) -> list[dict]:
 
     backend = engine.backend
     run = backend.cache.reserve(what["context"])
-    one = Candidate(run, SamplingParams(max_tokens=new_tokens), 0)
+    one = Candidate(run, SamplingParams(max_tokens=new_tokens, ignore_eos=True), 0)
     backend.join([one] * what["rows"], backend.logits.new_zeros(1, backend.logits.shape[1]))
     backend.sample()
     backend.advance()

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from ember.measure.clock import PhaseClock, timed
 from ember.measure.device import resolve, synchronize
-from ember.measure.overhead import part
 from ember.measure.progress import Progress
 from ember.measure.statistics import leading_equal
 from ember.measure.turns import rounds
-from ember.studies.rows import measured_on
+from ember.model.reference import load_peer
+from ember.studies.measured import measured_on
+from ember.studies.p1.speed.tables import ENGINE_SPEED
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,7 @@ Timed = tuple[float, float, list[int]]
 """Milliseconds of prefill, milliseconds of decode, tokens."""
 
 
+@makes(ENGINE_SPEED)
 def compare_engines(
     *,
     model: str | Path,
@@ -81,7 +84,7 @@ def ember_run(decoder, prompt_tokens: int, new_tokens: int, device: str):
     from ember.engine.engine import Engine
 
     engine = Engine(decoder, capacity=prompt_tokens + new_tokens)
-    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens)
+    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
 
     def run(prompt: list[int]) -> Timed:
         clock = PhaseClock(device)
@@ -139,35 +142,6 @@ def transformers_run(
         return (stamp.at - began) * 1e3, (ended - stamp.at) * 1e3, new
 
     return run
-
-
-@part("model_load")
-def load_peer(model: str | Path, decoder):
-    """Transformers' model of a model directory, on the decoder's device and in its dtype.
-
-    A directory that only declares random weights is instantiated with the decoder's.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ember.model.names import to_hf
-
-    weight = decoder.embed_tokens.weight
-    if any(Path(model).glob("*.safetensors")):
-        peer = AutoModelForCausalLM.from_pretrained(str(model), dtype=weight.dtype)
-        return peer.to(weight.device)
-    with torch.device(weight.device):
-        config = AutoConfig.from_pretrained(str(model))
-        peer = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)
-    wanted = dict(peer.named_parameters())
-    ours = to_hf(decoder.arch, dict(decoder.named_parameters()))
-    if "lm_head.weight" in wanted and "embed_out.weight" in ours:
-        ours["lm_head.weight"] = ours.pop("embed_out.weight")  # GPT-NeoX's, in files alone
-    assert wanted.keys() == ours.keys(), "Transformers' model of this config has other parameters"
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(ours[name])
-    return peer
 
 
 def _row(name: str, repeat: int, timed: dict[str, Timed], about: dict) -> dict:

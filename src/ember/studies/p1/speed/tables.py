@@ -1,47 +1,32 @@
 """Table of the engine beside Transformers' generate, one row per repeat."""
 
-from ember.records.schema import EVIDENCE, REASON, STATUS, WEIGHTS, Column, Schema
+from ember.records.schema import EVIDENCE, MODEL, OUTCOME, WEIGHTS, Schema, integer, maybe, text
 
 ENGINE_SPEED = Schema(
     "engine_speed",
     "Greedy generation by this engine and by Transformers, same model, tokens, threads and process",
     (
-        Column("engine", "str", "", "ember or transformers"),
-        Column("version", "str", "", "version of the engine", nullable=True),
-        Column("prompt_tokens", "int", "tokens", "prompt length"),
-        Column("generated_tokens", "int", "tokens", "new tokens, the same for both"),
-        Column("repeat", "int", "", "recorded run, alternating between the engines"),
-        Column("prefill_ms", "float", "ms", "prompt to the first token", nullable=True),
-        Column("decode_ms", "float", "ms", "the tokens after the first", nullable=True),
-        Column(
-            "tokens_per_s",
-            "float",
-            "tokens/s",
-            "decode speed: tokens after the first by decode time",
-            nullable=True,
-        ),
-        Column(
-            "ratio_to_transformers",
-            "float",
-            "",
-            "decode speed over Transformers' in the same repeat",
-            nullable=True,
-        ),
-        Column(
+        text("engine", "ember or transformers"),
+        text("version", "version of the engine", nullable=True),
+        integer("prompt_tokens", "tokens", "prompt length"),
+        integer("generated_tokens", "tokens", "new tokens, the same for both"),
+        integer("repeat", "", "recorded run, alternating between the engines"),
+        maybe("prefill_ms", "ms", "prompt to the first token"),
+        maybe("decode_ms", "ms", "the tokens after the first"),
+        maybe("tokens_per_s", "tokens/s", "decode speed: tokens after the first by decode time"),
+        maybe("ratio_to_transformers", "", "decode speed over Transformers' in the same repeat"),
+        maybe(
             "tokens_equal_share",
-            "float",
             "fraction",
             "leading tokens that agree with Transformers' in the same repeat",
-            nullable=True,
         ),
-        Column("threads", "int", "", "CPU threads of both"),
-        Column("device", "str", "", "where both ran"),
-        Column("dtype", "str", "", "number format of both"),
-        Column("model", "str", "", "name of the model"),
+        integer("threads", "", "CPU threads of both"),
+        text("device", "where both ran"),
+        text("dtype", "number format of both"),
+        MODEL,
         WEIGHTS,
         EVIDENCE,
-        STATUS,
-        REASON,
+        *OUTCOME,
     ),
     key=("engine", "repeat"),
 )

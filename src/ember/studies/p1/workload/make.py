@@ -15,6 +15,7 @@ import numpy as np
 
 from ember.records.errors import EmberError
 from ember.studies.p1.workload.tables import WORKLOAD
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Workload:
         return [*self.shared[:prefix].tolist(), *own[start : start + suffix].tolist()]
 
 
+@makes(WORKLOAD)
 def make_workload(
     *, model: str | Path, documents: int, tokens: int, seed: int, corpus: str | Path | None = None
 ) -> list[dict]:

@@ -1,14 +1,14 @@
 """Table of the shared-prefix workload (P1-2.2): one stream all documents share, one for each."""
 
-from ember.records.schema import Column, Schema
+from ember.records.schema import Column, Schema, integer, text
 
 WORKLOAD = Schema(
     "workload",
     "Token streams from which prompts of any length are cut: shared[:prefix] + own[:rest]",
     (
-        Column("document", "int", "", "document, from 0; -1 is the stream that all share"),
+        integer("document", "", "document, from 0; -1 is the stream that all share"),
         Column("tokens", "list[int]", "", "token ids"),
-        Column("source", "str", "", "what the tokens are: name of a text, or how they were drawn"),
+        text("source", "what the tokens are: name of a text, or how they were drawn"),
     ),
     key=("document",),
 )

@@ -3,32 +3,44 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from ember.studies.p1.gates.tables import GATES
+from ember.studies.p1.lora_alignment.tables import LORA_ALIGNMENT, LORA_WEIGHTS
+from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
+from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
+from ember.studies.p1.profile.tables import PREFILL_SHARE
+from ember.studies.p1.speed.tables import ENGINE_SPEED
+from ember.studies.paper.decisions.tables import DECISIONS
+from ember.studies.rows import records
+from ember.studies.steps import makes
+
 Rows = Sequence[Mapping]
 
 
+@makes(DECISIONS)
 def decide(
-    gates: Rows,
-    share: Rows,
-    savings: Rows,
-    speed: Rows,
-    alignment: Rows,
-    weights: Rows,
-    latency: Rows,
-    exact: Rows,
+    gates,
+    share,
+    savings,
+    speed,
+    alignment,
+    weights,
+    latency,
+    exact,
     *,
     thresholds: Mapping,
     scale: str,
 ) -> list[dict]:
-    """Rows of `DECISIONS` from the rows of P1's tables and the thresholds of `p1.decisions`."""
+    """Rows of `DECISIONS` from P1's tables and the thresholds of `p1.decisions`."""
+    limit = thresholds["max_lora_ratio_to_limit"]
     rows = [
-        _gates(gates),
-        *_prefill_share(share, thresholds["low_prefill_share"]),
-        *_prefix_savings(savings, thresholds["min_prefix_savings"]),
-        *_engine_speed(speed, thresholds["min_engine_ratio"]),
-        *_lora_alignment(alignment, thresholds),
-        *_lora_weights(weights, thresholds),
-        *_lora_latency(latency, thresholds["max_lora_ratio_to_limit"]),
-        *_lora_exact(exact),
+        _gates(records(gates, GATES)),
+        *_prefill_share(records(share, PREFILL_SHARE), thresholds["low_prefill_share"]),
+        *_prefix_savings(records(savings, PREFIX_SAVINGS), thresholds["min_prefix_savings"]),
+        *_engine_speed(records(speed, ENGINE_SPEED), thresholds["min_engine_ratio"]),
+        *_lora_alignment(records(alignment, LORA_ALIGNMENT), thresholds),
+        *_lora_weights(records(weights, LORA_WEIGHTS), thresholds),
+        *_lora_latency(records(latency, LORA_LATENCY_SUMMARY), limit),
+        *_lora_exact(records(exact, LORA_EXACT)),
     ]
     return [{"programme": "p1", "evidence": "measured", "scale": scale} | row for row in rows]
 

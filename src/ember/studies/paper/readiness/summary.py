@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ember.records.tables import read_rows, table_provenance
+from ember.studies.paper.readiness.tables import READINESS
+from ember.studies.steps import makes
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ ITEMS = (
         "P1-1.1",
         (
             Part("one device", "p1_prefill_share.parquet", "p1_fig2.png"),
-            Part("two stages", "{scale}/p1/rollout_stages.parquet", "p1_fig2.png"),
+            Part("two stages", "{scale}/p1/profile/stages.parquet", "p1_fig2.png"),
             Part("pipeline splits", "p1_pipeline.parquet", "p1_pipeline_splits.png"),
             Part("pipeline timing", "p1_pipeline.parquet", "p1_gantt.png"),
         ),
@@ -43,7 +45,7 @@ ITEMS = (
         "Fig 3",
         "P1-6",
         (
-            Part("modelled cost", "{scale}/p1/cumulative_cost.parquet", "p1_fig3.png"),
+            Part("modelled cost", "{scale}/p1/policies/cost.parquet", "p1_fig3.png"),
             Part("the loop really run, and the model's error (P1-6.2)"),
         ),
     ),
@@ -75,7 +77,8 @@ ITEMS = (
 )
 
 
-def assess(results: Path, *, scale: str, items=ITEMS) -> list[dict]:
+@makes(READINESS)
+def assess(results: Path = Path("results"), *, scale: str, items=ITEMS) -> list[dict]:
     """Rows of `READINESS` for the files below `results` made at `scale`.
 
     A table that was made at another scale counts as missing and the row says so.

@@ -3,6 +3,9 @@
 import logging
 from collections.abc import Sequence
 
+from ember.studies.rows import records
+from ember.studies.shared.corpora.tables import CORPUS
+from ember.studies.steps import makes
 from ember.text.corpora import (
     BadCorpus,
     Document,
@@ -15,6 +18,7 @@ from ember.text.corpora import (
 log = logging.getLogger(__name__)
 
 
+@makes(CORPUS)
 def build_corpus(settings: dict, *, seed: int) -> list[dict]:
     """Rows of `CORPUS` for one entry of the config's corpora (`ember.config.shared.Corpus`).
 
@@ -49,11 +53,11 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
     ]
 
 
-def join_corpora(tables: Sequence[Sequence[dict]]) -> list[Document]:
-    """Documents of several corpora's rows, each text once and a trained text never held out."""
+def join_corpora(tables: Sequence) -> list[Document]:
+    """Documents of CORPUS tables (paths or rows), each text once, a trained text never held out."""
     documents: dict[str, Document] = {}
     for table in tables:
-        for row in table:
+        for row in records(table, CORPUS):
             known = documents.get(row["sha256"])
             if known is None or (known.split != "train" and row["split"] == "train"):
                 documents[row["sha256"]] = Document(

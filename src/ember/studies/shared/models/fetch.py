@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ember.records.errors import EmberError
 from ember.records.provenance import SIDECAR
+from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,10 @@ class NoModel(EmberError):
     """The model cannot be had from its source."""
 
 
-def fetch_model(settings: Mapping, folder: Path, *, seed: int) -> None:
-    """Put the model that `settings` (models.NAME) describes at `folder`. Raises `NoModel`."""
-    folder = Path(folder)
+@makes()
+def fetch_model(settings: Mapping, model: Path, *, seed: int) -> None:
+    """Put the model that `settings` (models.NAME) describes at `model`. Raises `NoModel`."""
+    folder = Path(model)
     folder.mkdir(parents=True, exist_ok=True)
     {"random": _random, "local": _local, "hub": _hub}[settings["source"]](settings, folder, seed)
 

@@ -32,7 +32,7 @@ RECIPE_KEYS = (
 
 
 def train_model(
-    corpora: Sequence[Sequence[dict]],
+    corpora: Sequence,
     tokenizer_dir: str | Path,
     settings: dict,
     *,
@@ -43,10 +43,10 @@ def train_model(
 ) -> tuple[list[dict], list[dict]]:
     """Trains a decoder and returns rows of `MODEL_CARD` and of `TRAINING_LOG`.
 
-    `corpora` are rows of `CORPUS`; `settings` is an entry of the config's models with `source:
-    train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model directory with
-    tokenizer, README.md and ember.json. A run that was stopped resumes from `state`, unless
-    settings, data or `code` (a hash) have changed. It still stands when this returns: whoever
+    `corpora` are tables CORPUS (paths or rows); `settings` is an entry of the config's models with
+    `source: train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model
+    directory with tokenizer, README.md and ember.json. A run that was stopped resumes from `state`,
+    unless settings, data or `code` (a hash) have changed. It still stands when this returns: who
     asked for it removes it once the rows are written, or a job killed just then would train anew.
     """
     training = settings["training"]

@@ -6,16 +6,18 @@ from pathlib import Path
 
 from ember.records.atomic import atomic_dir
 from ember.studies.shared.corpora.make import join_corpora
+from ember.studies.steps import makes
 from ember.text.corpora import BadCorpus, Document
 from ember.text.tokenizer import save_tokenizer, train_bpe
 
 log = logging.getLogger(__name__)
 
 
-def train_tokenizer(corpora: Sequence[Sequence[dict]], settings: dict, *, out: Path) -> dict:
+@makes()
+def train_tokenizer(corpora: Sequence, settings: dict, *, tokenizer: Path) -> dict:
     """Writes a tokenizer directory and returns its vocab_size, train_bytes and train_documents.
 
-    `settings` is the config's tokenizer section; `out` is replaced as a whole.
+    `settings` is the config's tokenizer section; `tokenizer` is replaced as a whole.
     """
     texts = training_texts(join_corpora(corpora), settings["train_bytes"])
     backend = train_bpe(texts, settings["vocab_size"])
@@ -30,7 +32,7 @@ def train_tokenizer(corpora: Sequence[Sequence[dict]], settings: dict, *, out: P
             facts["vocab_size"],
             settings["vocab_size"],
         )
-    with atomic_dir(out) as folder:
+    with atomic_dir(Path(tokenizer)) as folder:
         save_tokenizer(backend, folder)
     log.info("tokenizer: %(vocab_size)d entries from %(train_bytes)d bytes", facts)
     return facts

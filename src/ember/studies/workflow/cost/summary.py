@@ -110,7 +110,7 @@ def read_last_json(path: Path) -> dict:
     Snakemake's benchmark files are such.
     """
     try:
-        numbers = json.loads(path.read_text().strip().splitlines()[-1])
+        numbers = json.loads(path.read_text("utf-8").strip().splitlines()[-1])
         return numbers if isinstance(numbers, dict) else {}
     except (OSError, ValueError, IndexError):
         return {}

@@ -1,0 +1,63 @@
+# P1-2: the prefix cache, with and without (Sec 4.4).
+
+
+use rule timed as sweep_prefix with:
+    output:
+        sweep=inter("p1/prefix/shards/{shard}.parquet"),
+    pathvars:
+        job="sweep_prefix_{shard}",
+    params:
+        **study("p1.prefix.measure.sweep_prefix"),
+        settings=conf("p1", "prefix"),
+        shard=lambda w: int(w.shard),
+    message:
+        "Prefill with and without the prefix cache, shard {wildcards.shard} (P1-2.3)"
+
+
+use rule job as join_prefix with:
+    input:
+        shards=expand(
+            inter("p1/prefix/shards/{shard}.parquet"),
+            shard=range(conf("p1", "prefix", "shards")),
+        ),
+    output:
+        sweep=inter("p1/prefix/runs.parquet"),
+    pathvars:
+        job="join_prefix",
+    localrule: True
+    params:
+        **study("p1.prefix.summary.join_sweep"),
+        documents=conf("p1", "prefix", "documents"),
+    message:
+        "All shards of the prefix sweep in one table, every document once"
+
+
+use rule job as summarise_prefix with:
+    input:
+        sweep=inter("p1/prefix/runs.parquet"),
+        model=model_dir(),
+    output:
+        table("p1_prefix_savings", "Prefix cache", "What reused prefixes save"),
+    pathvars:
+        job="summarise_prefix",
+    localrule: True
+    params:
+        **publish("p1.prefix.summary.prefix_savings"),
+        seed=conf("seed"),
+        tolerance=conf("p1", "prefix", "tolerance"),
+    message:
+        "Savings with intervals, beside what the operation count predicts"
+
+
+use rule drawn as plot_sec44 with:
+    input:
+        savings="results/p1_prefix_savings.parquet",
+    output:
+        figure("p1_sec44", "Prefix cache", "What reused prefixes save"),
+    pathvars:
+        job="plot_sec44",
+    localrule: True
+    params:
+        **plot("p1.prefix.figure.draw"),
+    message:
+        "Sec 4.4: prefill saved by prefix reuse"

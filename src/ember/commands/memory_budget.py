@@ -1,0 +1,21 @@
+"""`ember memory-budget`: memory by part (weights, KV, activations, gradients, optimizer)."""
+
+from ember.commands.shared import add_measurement, measured, positive
+
+
+def add(commands) -> None:
+    """Declare the command."""
+    parser = add_measurement(commands, "memory-budget", "memory by part, predicted and measured")
+    parser.add_argument("--context", type=positive, default=2048)
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.set_defaults(run=_run)
+
+
+def _run(options) -> str:
+    from ember.model.folder import read_architecture
+
+    read_architecture(options.model)  # before the seconds that torch takes
+    from ember.studies.p1.memory.measure import memory_budget
+    from ember.studies.p1.memory.tables import MEMORY_BUDGET
+
+    return measured(options, "memory-budget", memory_budget, MEMORY_BUDGET)

@@ -1,0 +1,12 @@
+"""A figure of a study: drawn from its tables, written as PNG, PDF and caption."""
+
+from ember.operations import job
+from ember.records.tables import read_table
+from ember.studies.steps import arguments, find
+from ember.studies.style import save
+
+with job.start(snakemake) as run:
+    draw = find(run.params.step)
+    tables = {name: read_table(run.input[name], schema) for name, schema in draw.reads.items()}
+    drawing, caption = draw(**arguments(draw, run) | tables)
+    save(drawing, run.stem, caption, run.provenance())
