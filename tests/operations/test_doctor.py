@@ -27,12 +27,12 @@ def row() -> dict:
 
 def made(rule="assess_readiness", inputs=(), outputs=(), scale="smoke", started="2026-01-01"):
     root = source_root()
-    code = code_hash(root / "workflow" / "scripts" / f"{rule}.py", root / "src")
+    code = code_hash(root / "workflow" / "scripts" / "publish.py", root / "src")
     return collect(
         rule=rule,
         inputs=inputs,
         outputs=outputs,
-        params={},
+        params={"script": "publish.py"},
         config={"scale": scale},
         seeds={},
         code=code,

@@ -228,7 +228,11 @@ def test_products_that_are_there_give_the_size_and_are_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "written"), [('{"products": [{"bytes": 7}, {"bytes": 5}]}', 12), ("{", 0), ("[]", 0)]
+    ("text", "written"),
+    [
+        ('{"products": [{"path": "a", "sha256": "", "bytes": 7}]}', 7),
+        *(("{", 0), ("[]", 0), ('{"products": [{"bytes": 7}]}', 0)),
+    ],
 )
 def test_the_record_of_a_job_says_what_it_wrote_and_where(tmp_path, text, written):
     benchmarks = tmp_path / "results/tiny/benchmarks"

@@ -265,3 +265,23 @@ def test_small_and_unsettled_files_are_not_noted(tmp_path):
     for name in ("small", "fresh"):
         digest(tmp_path / name, remembered=True)
     assert not (tmp_path / ".snakemake/ember-digests").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "7", "null", "[" * 200_000, '{"rule": 7}', '{"config": []}', '{"inputs": {}}'),
+        *(
+            '{"inputs": [7]}',
+            '{"inputs": [{"path": "x"}]}',
+            '{"outputs": [1]}',
+            '{"hardware": "x"}',
+        ),
+        '{"inputs": [{"path": "x", "sha256": "y", "bytes": "many"}]}',
+    ],
+)
+def test_foreign_provenance_is_one_error_that_names_the_file(tmp_path, text):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/provenance.json").write_text(text)
+    with pytest.raises(BadProvenance, match=r"the provenance in .*model.* cannot be read"):
+        read_sidecar(tmp_path / "model")

@@ -115,7 +115,7 @@ def test_a_finished_run_is_well_and_stays_as_it_was(finished):
     assert finished.planned("all") == {}
 
 
-def test_broken_products_are_mended_by_the_commands_printed(copy):
+def test_broken_products_are_fixed_by_the_commands_printed(copy):
     results = copy.path / "results"
     policies = read_table(results / "p1_policies.parquet")
     caption = (results / "p1_fig3.caption.md").read_text()
@@ -132,11 +132,11 @@ def test_broken_products_are_mended_by_the_commands_printed(copy):
     report = doctor(copy)
     said = {
         "results/p1_policies.parquet": "truncated",
-        "results/p1_sec44.png": "checksum",
+        "results/p1_sec44.png": "not what its job wrote",
         "results/p1_fig2.pdf": "truncated",
-        "results/p1_fig3.caption.md": "not the caption that was written with p1_fig3.png",
-        "results/p1_prefill_share.csv": "does not say what p1_prefill_share.parquet says (line 2)",
-        "results/p1_prefix_savings.tex": "empty",
+        "results/p1_fig3.caption.md": "not what its job wrote",
+        "results/p1_prefill_share.csv": "not what its job wrote",
+        "results/p1_prefix_savings.tex": "not what its job wrote",
         "results/decisions.csv": "incomplete",
     }
     for path, words in said.items():
@@ -147,7 +147,7 @@ def test_broken_products_are_mended_by_the_commands_printed(copy):
     assert {p for f in report["findings"] for p in f["paths"]} == said.keys()
     assert finding(report, "results/p1_prefill_share.csv")["behind"]
 
-    # All rest on one another through the tables that stand behind everything: mended together.
+    # All rest on one another through the tables that are made from everything: fixed together.
     for command in report["commands"]:
         shell(copy, command)
     after = doctor(copy)
@@ -162,9 +162,9 @@ def test_broken_products_are_mended_by_the_commands_printed(copy):
     [
         (
             lambda c: replace_with_older(c.path / COST),
-            "stale",
-            "results/p1_policies.parquet",
-            f"not what it was made from any more: {COST}",
+            "broken",
+            COST,
+            "not what its job wrote",
         ),
         (
             lambda c: (c.path / COST).unlink(),
@@ -181,7 +181,7 @@ def test_broken_products_are_mended_by_the_commands_printed(copy):
     ],
     ids=["replaced with an older file", "missing input", "copy of another table"],
 )
-def test_what_snakemake_does_not_see_is_found_and_mended(copy, damage, kind, path, words):
+def test_what_snakemake_does_not_see_is_found_and_fixed(copy, damage, kind, path, words):
     before = read_table(copy.path / COST)
     damage(copy)
     assert "plot_fig3" not in copy.planned("all"), "Snakemake sees it by itself"
@@ -193,8 +193,7 @@ def test_what_snakemake_does_not_see_is_found_and_mended(copy, damage, kind, pat
         shell(copy, command)
     after = doctor(copy)
     assert after["well"], json.dumps(after, indent=1)
-    if path == COST:
-        assert read_table(copy.path / COST).equals(before)
+    assert read_table(copy.path / COST).equals(before)
 
 
 def test_other_code_and_another_setting_make_products_stale(copy):
@@ -210,6 +209,7 @@ def test_other_code_and_another_setting_make_products_stale(copy):
     assert "made by other code" in drawn["why"]
     decided = finding(report, "results/decisions.parquet")
     assert "Params have changed" in decided["why"]
+    assert any("settings of your own" in note for note in report["notes"])
     # Snakemake sees both by itself: only what is to be made has to be named.
     [command] = report["commands"]
     assert "--forcerun" not in command
@@ -245,15 +245,17 @@ def test_a_killed_workflow_leaves_a_lock_and_strays_that_are_cleared_away(copy):
         "results/smoke/p1/mine.parquet": "rule check_gates wrote it as results/smoke/p1/gates",
         "results/notes.txt": "no rule makes it",
         "results/huge": "no scale is called huge",
-        "results/smoke/models/former": "rule train_model made it, and no rule makes it now",
     }.items():
         found = finding(report, path)
         assert found["kind"] == "foreign"
         assert words in found["why"]
+    [own] = [item for item in report["unchecked"] if "--configfile of its run" in item["why"]]
+    assert own["paths"] == ["results/smoke/models/former"]
     assert copy.snakemake("all", *SMOKE, check=False).returncode, "the lock holds"
     for command in report["commands"]:
         shell(copy, command)
     assert (copy.path / "set-aside/results/notes.txt").read_text() == "by hand"
+    shutil.rmtree(old)
     after = doctor(copy)
     assert after["well"], json.dumps(after, indent=1)
 
@@ -286,9 +288,9 @@ def test_a_running_workflow_is_said_instead_of_a_lock(copy):
     (copy.path / COST).unlink()
     gate = copy.path / "hold"
     os.mkfifo(gate)
-    # A job that waits: its script reads from a pipe that the test holds open.
-    script = copy.path / "workflow/scripts/model_cost.py"
-    script.write_text(f"open({str(gate)!r}).read()\n" + script.read_text())
+    # A job that waits: its step reads from a pipe that the test holds open.
+    step = copy.path / "src/ember/studies/p1/policies/cost.py"
+    step.write_text(f"{step.read_text()}\nopen({str(gate)!r}).read()\n")
     run = subprocess.Popen(
         [sys.executable, "-m", "snakemake", COST, *SMOKE],
         cwd=copy.path,
@@ -305,3 +307,16 @@ def test_a_running_workflow_is_said_instead_of_a_lock(copy):
     finally:
         run.kill()
         run.wait()
+
+
+def test_a_run_with_a_configuration_of_ones_own_is_judged_and_fixed_with_it(copy):
+    (copy.path / "mine.yaml").write_text("p1: {decisions: {low_prefill_share: 0.4}}\n")
+    own = ("--configfile", "mine.yaml", "--config", "scale=smoke")
+    copy.snakemake("all", "--profile", "local", *own)
+    assert doctor(copy, *own)["well"]
+    truncate(copy.path / "results/decisions.parquet")
+    report = doctor(copy, *own)
+    [command] = report["commands"]
+    assert "--configfile mine.yaml --config scale=smoke" in command
+    shell(copy, command)
+    assert doctor(copy, *own)["well"]

@@ -87,7 +87,7 @@ def test_output_and_jobs_work_where_the_locale_is_ascii(fresh):
 
 
 def test_what_snakemake_reads_by_the_locale_is_ascii():
-    files = [ROOT / "Snakefile", *ROOT.glob("rules/*.smk"), *ROOT.glob("profiles/*/*.yaml")]
+    files = [ROOT / "Snakefile", *ROOT.glob("rules/**/*.smk"), *ROOT.glob("profiles/*/*.yaml")]
     assert len(files) > 5
     assert [str(file) for file in files if not file.read_bytes().isascii()] == []
 

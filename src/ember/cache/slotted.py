@@ -58,7 +58,7 @@ def size_for(
         rows = rows // 2
     if rows * row_tokens + longest > budget_tokens:
         raise NotEnoughMemory(
-            f"a prompt of {longest} tokens and {row_tokens} new ones need "
+            f"a prompt of {longest} tokens and a row of {row_tokens} need "
             f"{(longest + row_tokens) * token_bytes / 1e9:.2f} GB of KV, the cache may have "
             f"{budget_tokens * token_bytes / 1e9:.2f} GB.\nRaise cache_bytes, or shorten them."
         )

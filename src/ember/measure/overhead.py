@@ -8,12 +8,15 @@ Parts do not overlap: inside a part, another one's time counts for the outer. On
 is timed, for the others run beside it. A job leaves the times in its record (`record_file`).
 """
 
+import json
 import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ember.records.provenance import is_provenance
 
 _total: dict[str, float] = {}
 _open: list[str] = []
@@ -56,3 +59,12 @@ def record_file(scale: str, name: str, root: Path | str = ".") -> Path:
     Beside Snakemake's benchmark of it. `name`: rule and wildcard values.
     """
     return Path(root) / "results" / str(scale) / "benchmarks" / f"{name}.job.json"
+
+
+def read_record(scale: str, name: str, root: Path | str = ".") -> dict:
+    """The record of a job; empty where there is none that can be used."""
+    try:
+        record = json.loads(record_file(scale, name, root).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if is_provenance(record) else {}

@@ -7,14 +7,13 @@ figure takes such jobs at their limits.
 """
 
 import heapq
-import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ember.measure.overhead import record_file
+from ember.measure.overhead import read_record
 from ember.operations.history import HERE, History, predict, read_history
 from ember.operations.plan import PlannedJob, Settings, planned_jobs, profile_settings
 from ember.records.provenance import describe_machine, size_bytes, source_root
@@ -85,7 +84,7 @@ def estimate_plan(
     starts = schedule(plan, seconds, pools)
     spans = [(start, start + s, size) for start, s, size in zip(starts, seconds, rss, strict=True)]
     at_once = [sum(size for s, e, size in spans if s <= now < e) for now in starts]
-    records = [_job_record(scale, job, folder) for job in plan]
+    records = [read_record(scale, job.name, folder) for job in plan]
     sizes = [_sizes(*each, history, folder) for each in _pairs(plan, records)]
     results = folder.resolve() / "results"
     free_at = next(path for path in (results, *results.parents) if path.exists())
@@ -165,21 +164,13 @@ def _makespan(plan, seconds, pools) -> float:
 # What jobs wrote, and where
 
 
-def _job_record(scale: str, job: PlannedJob, folder: Path) -> dict:
-    try:
-        record = json.loads(record_file(scale, job.name, folder).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
 def _sizes(job: PlannedJob, record: dict, history: History, folder: Path) -> tuple[int | None, int]:
     """Bytes to write (None: unknown) and bytes there now, which they replace."""
     there = [size_bytes(folder / path) for path in job.outputs]
     if all((folder / path).exists() for path in job.outputs):
         return sum(there), sum(there)
     if record.get("products"):
-        return sum(product["bytes"] for product in record["products"]), sum(there)
+        return sum(product.get("bytes", 0) for product in record["products"]), sum(there)
     for key, name in (("job", job.name), ("rule", job.rule)):
         known = [r.output_bytes for r in history.records if getattr(r, key) == name]
         if sizes := [size for size in known if size is not None]:

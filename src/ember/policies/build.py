@@ -1,6 +1,5 @@
 """Policies from the configuration: plain dicts in, policy objects out. No torch."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -8,6 +7,7 @@ from dataclasses import MISSING, fields
 from ember.policies.kinds import PrefixOnly, UpdateLocality, compose
 from ember.policies.plan import BadPolicy
 from ember.policies.policy import POLICIES, CachePolicy, count
+from ember.records.errors import nearest
 
 
 def build_policies(specs: Sequence[Mapping], num_layers: int) -> list[CachePolicy]:
@@ -35,12 +35,12 @@ def _build(spec: dict, num_layers: int) -> CachePolicy:
     spec = {key: value for key, value in spec.items() if value is not None}
     name = spec.pop("name", None)
     if name not in POLICIES:
-        raise BadPolicy(f"policies: unknown policy {name!r}.{_nearest(name, POLICIES)}")
+        raise BadPolicy(f"policies: unknown policy {name!r}.{nearest(name, POLICIES)}")
     needed = parameters(POLICIES[name])
     known = [*needed, *(["freeze_layers"] if "freeze" in needed else [])]
     for key in spec:
         if key not in known:
-            raise BadPolicy(f"policies: {name} has no {key!r}.{_nearest(key, known)}")
+            raise BadPolicy(f"policies: {name} has no {key!r}.{nearest(key, known)}")
     freeze = _freeze(name, spec, num_layers)
     if freeze is not None:
         spec["freeze"] = freeze
@@ -71,10 +71,3 @@ def _freeze(name: str, spec: dict, num_layers: int) -> int | None:
             "or their number as freeze_layers"
         )
     return round(fraction * num_layers)
-
-
-def _nearest(name, known) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Choose one of {', '.join(known)}." if known else " It takes no parameters."

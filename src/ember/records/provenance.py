@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ember.records.atomic import write_json
 from ember.records.errors import BadProvenance
+from ember.records.foreign import parse
 from ember.records.remedy import again, remake
 
 SIDECAR = "provenance.json"
@@ -34,6 +35,13 @@ PACKAGES = (
 # What results depend on; documents and tests do not change them.
 SOURCES = ("src", "rules", "workflow", "config", "Snakefile")
 _MARK = "ember-provenance "
+_FORM = {
+    **dict.fromkeys(("rule", "started"), str),
+    **dict.fromkeys(("inputs", "outputs", "products"), list),
+    **dict.fromkeys(
+        ("config", "params", "seeds", "source", "versions", "hardware", "job", "times"), dict
+    ),
+}
 _RENDERED = {".csv", ".md", ".tex", ".json", ".jsonl", ".txt"}
 _WORTH_A_NOTE = 2**20  # bytes: smaller files are read as fast as a note about them
 _SETTLED_NS = 2 * 10**9
@@ -272,7 +280,10 @@ def provenance_of(path: Path | str) -> dict | None:
     if path.suffix == ".parquet":
         from ember.records.tables import table_provenance
 
-        return table_provenance(path)
+        made = table_provenance(path)
+        if made is not None and not is_provenance(made):
+            raise BadProvenance(f"the provenance in {path} cannot be read\n{again(path)}")
+        return made
     if path.suffix in (".png", ".pdf"):
         return read_figure_provenance(path)
     return None
@@ -317,7 +328,7 @@ def _pdf_keywords(path: Path, content: bytes) -> str | None:
 
 
 def _pdf_string(content: bytes, place: int) -> str:
-    """A literal string of a PDF, from behind its opening parenthesis."""
+    """A literal string of a PDF, from after its opening parenthesis."""
     escapes = {ord("n"): "\n", ord("r"): "\r", ord("t"): "\t"}
     characters = []
     while place < len(content) and content[place] != ord(")"):
@@ -332,12 +343,34 @@ def _pdf_string(content: bytes, place: int) -> str:
 
 def _loads(path: Path, text: bytes | str) -> dict:
     try:
-        data = json.loads(text)
+        data = parse(text)
     except ValueError:
         data = None
-    if not isinstance(data, dict):
+    if not is_provenance(data):
         raise BadProvenance(f"the provenance in {path} cannot be read\n{again(path)}")
     return data
+
+
+def is_provenance(data: object) -> bool:
+    """Whether foreign data has the form of `collect`'s, so that its parts can be used."""
+    if not isinstance(data, dict):
+        return False
+    parts = {key: data.get(key) for key in _FORM}
+    fits = all(part is None or isinstance(part, _FORM[key]) for key, part in parts.items())
+    return (
+        fits
+        and all(isinstance(path, str) for path in parts["outputs"] or ())
+        and all(map(_is_described, [*(parts["inputs"] or ()), *(parts["products"] or ())]))
+    )
+
+
+def _is_described(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("path"), str)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("bytes", 0), int)
+    )
 
 
 # Files

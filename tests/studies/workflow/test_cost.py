@@ -21,7 +21,7 @@ def made(root, name, *, inputs=(), started="2026-01-01T00:00:00+00:00", gpus=0, 
     path = f"results/{name}.parquet"
     provenance = {
         "rule": name.split("_")[0],
-        "inputs": [{"path": item} for item in inputs],
+        "inputs": [{"path": item, "sha256": ""} for item in inputs],
         "outputs": [path],
         "config": {"scale": scale},
         "job": {"name": name, "timing": False, "gpus": gpus},

@@ -6,7 +6,6 @@ its job wrote, then whether it was made by this code, with these parameters, fro
 Nothing is changed. What cannot be checked is said, never passed over.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from ember.measure.overhead import record_file
+from ember.measure.overhead import read_record
 from ember.operations.doctor import bookkeeping
 from ember.operations.doctor.report import (
     BROKEN,
@@ -55,7 +54,7 @@ from ember.records.tables import verify_table
 _LARGE = 200e6  # bytes: reading more is worth a line of progress
 _FILES = (".parquet", ".csv", ".md", ".tex", ".png", ".pdf", ".json", ".jsonl", ".txt", ".gguf")
 _KEPT = {"results/README.md"}
-_FOLLOWS = "Input files updated by another job"
+_FOLLOWS, _INCOMPLETE = "Input files updated by another job", "Incomplete output files: "
 
 
 class NotResults(EmberError):
@@ -148,7 +147,6 @@ class _Examination:
         self.default = self.asked or profile_scale(settings.profile)
         self.plans = self._plans()
         self.cases = self._cases()
-        self.owner = {path: case for case in self.cases for path in case.standing}
 
     def _read_provenance(self, path: str) -> dict:
         """What a product says of itself; nothing if it cannot be read."""
@@ -181,13 +179,19 @@ class _Examination:
         if not plans:
             raise refused[0]
         for scale, plan in plans.items():  # what is not part of `all`, but made if asked for
-            for path in self.files:
-                outputs = self.provenance(path).get("outputs") or ()
-                if path not in plan and path in outputs and self._scale_of(path) == scale:
-                    answer = self._plan(scale, [path])
-                    more = [] if isinstance(answer, BadPlan) else answer
-                    plan.update({made: job for job in more for made in job.outputs})
+            claims = [path for path in self.files if path not in plan and self._claims(path, scale)]
+            answer = self._plan(scale, claims) if claims else []
+            if isinstance(answer, BadPlan):
+                answers = [self._plan(scale, [path]) for path in claims]
+                answer = [job for jobs in answers if not isinstance(jobs, BadPlan) for job in jobs]
+            plan.update({made: job for job in answer for made in job.outputs})
         return plans
+
+    def _claims(self, path: str, scale: str) -> bool:
+        """Whether a file says that a rule made it there, at this scale."""
+        return (
+            path in (self.provenance(path).get("outputs") or ()) and self._scale_of(path) == scale
+        )
 
     def _plan(
         self, scale: str, targets: Sequence[str] = ("all",), every: bool = True
@@ -223,15 +227,11 @@ class _Examination:
         return [path for path in job.outputs if os.path.lexists(self.folder / path)]
 
     def _record(self, scale: str, name: str) -> dict:
-        try:
-            record = json.loads(record_file(scale, name, self.folder).read_text("utf-8"))
-            return record if isinstance(record, dict) else {}
-        except (OSError, ValueError):
-            return {}
+        return read_record(scale, name, self.folder)
 
     def _last_made(self, job: PlannedJob) -> tuple[str, str]:
         """Scale and start of the last run of a job with final products."""
-        started = {s: self._record(s, job.name).get("started", "") for s in self.known_scales}
+        started = {s: self._record(s, job.name).get("started") or "" for s in self.known_scales}
         said = next(filter(None, map(self._scale_of, job.outputs)), next(iter(self.plans)))
         last = max(started, key=lambda scale: (started[scale], scale == said))
         return last, started[last]
@@ -300,10 +300,9 @@ class _Examination:
         """What stands against the digests in the job's record."""
         missing = [path for path in case.job.outputs if path not in case.standing]
         others = folded(case.standing)
-        case.add(
-            BROKEN, missing, f"missing, though {others} of the same job stands"
-        ) if missing else ()
-        recorded = {entry["path"]: entry["sha256"] for entry in case.record.get("products", ())}
+        if missing:
+            case.add(BROKEN, missing, f"missing, though {others} of the same job stands")
+        recorded = {entry["path"]: entry["sha256"] for entry in case.record.get("products") or ()}
         for path in case.standing:
             if self._digest(path) != recorded.get(path):
                 kind, why = self._what_it_is(path, case.job)
@@ -335,7 +334,9 @@ class _Examination:
             return BROKEN, cause.partition(f"{file.name} ")[2] or cause
         if made is None and path.endswith((".parquet", ".png", ".pdf")):
             return FOREIGN, "it carries no provenance: no rule of the workflow wrote it"
-        if made is not None and (made.get("rule") != job.rule or path not in made["outputs"]):
+        if made is not None and (
+            made.get("rule") != job.rule or path not in (made.get("outputs") or ())
+        ):
             return FOREIGN, _other_job(made)
         return BROKEN, _differing(file) or "it is not what its job wrote"
 
@@ -345,7 +346,7 @@ class _Examination:
         params = record.get("params") or {}
         if record and record.get("code") != self._code(params.get("script"), params.get("step")):
             case.add(STALE, standing, f"made by other code ({str(record.get('code'))[:8]})")
-        recorded = {entry["path"]: entry["sha256"] for entry in record.get("inputs", ())}
+        recorded = {entry["path"]: entry["sha256"] for entry in record.get("inputs") or ()}
         if record and set(recorded) != set(case.job.inputs):
             only = folded(sorted(set(recorded) ^ set(case.job.inputs)))
             case.add(STALE, standing, f"made from other inputs than the plan's: {only}")
@@ -393,12 +394,17 @@ class _Examination:
         for job in answer:
             if case := cases.get(job.name):
                 case.reason = job.reason
-                own = [part for part in job.reason.split("; ") if not part.startswith(_FOLLOWS)]
-                if own and case.standing and not case.faults:
-                    kind = BROKEN if job.reason.startswith("Incomplete output") else STALE
-                    text = "; ".join(own).strip()
+                parts = [part.strip() for part in job.reason.split("; ")]
+                own = [part for part in parts if part and not part.startswith(_FOLLOWS)]
+                if not own or not case.standing or case.faults:
+                    continue
+                if own[0].startswith(_INCOMPLETE):
+                    paths = own[0].removeprefix(_INCOMPLETE).split(", ")
+                    case.add(BROKEN, paths, "Snakemake marked it as incomplete: its job was killed")
+                else:
+                    text = "; ".join(own)
                     brief = text if len(text) <= 300 else f"{text[:300]} …"
-                    case.add(kind, case.standing, f"Snakemake would make it again: {brief}")
+                    case.add(STALE, case.standing, f"Snakemake would make it again: {brief}")
 
     def _check_params(self) -> None:
         """The parameters on record are those of the job that Snakemake remembers."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 
-from ember.measure.overhead import record_file
+from ember.measure.overhead import read_record
 from ember.records.errors import BadProvenance, EmberError
 from ember.records.provenance import describe_machine, provenance_of, size_bytes
 
@@ -79,7 +79,7 @@ def _row(made: dict, stages: Mapping[str, str], root: Path) -> dict:
 def _times(made: dict, scale: str, root: Path) -> dict:
     """Wall time and its parts: of the run that made the product, or unknown."""
     name = made["job"]["name"]
-    record = read_last_json(record_file(scale, name, root))
+    record = read_record(scale, name, root)
     bench = read_last_json(root / "results" / str(scale) / "benchmarks" / f"{name}.jsonl")
     times = record.get("times") or {}
     if record.get("started") != made["started"] or times.get("start_s") is None:
