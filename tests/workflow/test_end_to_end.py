@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 def test_every_rule_that_exists_has_run(finished):
     ran = {path.stem for path in (finished.path / "results/smoke/benchmarks").glob("*.jsonl")}
+    assert ran == {path.stem for path in (finished.path / "logs/smoke").glob("*.log")}
     # A rule with wildcards adds them to its benchmark's name. fetch_model is for other sources.
     for rule in rules().keys() - {"fetch_model"}:
         assert any(name == rule or name.startswith(f"{rule}_") for name in ran), rule
