@@ -20,7 +20,7 @@ from ember.backends.sampling import SamplingParams
 from ember.backends.select import Case, Selection, make_backend, select
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Size, SlottedCache, size_for
-from ember.engine.prefill import PlainPrefill
+from ember.engine.prefill import PlainPrefill, untimed
 from ember.engine.requests import BadPrompt, Completion, Prompt, check_prompt, make_prompts
 from ember.engine.scheduler import Scheduler
 from ember.engine.stats import RolloutStats
@@ -192,7 +192,7 @@ class Engine:
             self._drop_stale()
             forward, cache = self._prompts(self.select(1).name)
             cache.reset()
-            phase = (clock or PhaseClock(str(cache.kv.device))).phase
+            phase = untimed if clock is None else clock.phase
             logits, cached = self.prefill.fill(prompt, cache, forward, phase)
         return Prefilled(logits, cached, cache)
 

@@ -40,7 +40,7 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
     """The interpreter's time goes with the number of programs, whatever their size."""
-    monkeypatch.setattr(step, "matvec_plan", lambda k, *, gated: Plan(64, 32, 2, 1))
+    monkeypatch.setattr(step, "matvec_plan", lambda k, **_: Plan(64, 32, 2, 1))
     monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
     monkeypatch.setattr(step, "MANY_ROWS", FEW_ROWS + 1)
     monkeypatch.setattr(attention, "SHARED_PARTS", 1)
