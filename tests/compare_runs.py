@@ -5,8 +5,8 @@
 Each folder is the `results/` of one whole run. A column is deterministic if two runs of the same
 commit (BEFORE and BEFORE_TOO) agree in it; such a column must be equal in AFTER. Columns that
 measure time, memory or the machine differ between any two runs and are only counted. Tables are
-matched by their path; `--rename` maps a path (or a part of one) of BEFORE to its name in AFTER. With
-`--moved old=new` a renamed value or column counts as equal. Exits with 1 where something differs.
+matched by their path; `--rename` maps a path of BEFORE (or a part of one) to its name in AFTER.
+With `--moved old=new` a renamed value or column counts as equal. Exits with 1 where they differ.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def difference(one: list, other: list) -> str:
 
 
 def compare(before: Path, again: Path, after: Path, rename: dict[str, str], moved: dict[str, str]):
-    """Lines about what differs, and how many columns are equal and how many vary from run to run."""
+    """Lines about what differs, the number of equal columns, and of those that vary anyway."""
     ours, twin, theirs = tables(before), tables(again), tables(after)
     lines, equal, varying = [], 0, 0
     for name, file in ours.items():
