@@ -24,6 +24,13 @@ rule job:
         str(ROOT / "workflow" / "scripts" / "{params.script}")
 
 
+# It reads texts or small models.
+use rule job as larger with:
+    resources:
+        mem_mb=grow(2000),
+        runtime=minutes(10),
+
+
 # It draws a figure.
 use rule job as drawn with:
     params:

@@ -2,15 +2,12 @@
 
 
 # Local, on a cluster too: what it fetches may need the network.
-use rule job as build_corpus with:
+use rule larger as build_corpus with:
     output:
         corpus=inter("corpora/{corpus}.parquet"),
     pathvars:
         job="build_corpus_{corpus}",
     localrule: True
-    resources:
-        mem_mb=grow(2000),
-        runtime=minutes(10),
     params:
         **study("shared.corpora.make.build_corpus"),
         settings=lambda w: conf("corpora", w.corpus),
@@ -19,7 +16,7 @@ use rule job as build_corpus with:
         "Collect the corpus {wildcards.corpus}, split by document and hashed"
 
 
-use rule job as train_tokenizer with:
+use rule larger as train_tokenizer with:
     input:
         corpora=expand(
             inter("corpora/{corpus}.parquet"), corpus=conf("tokenizer", "corpora")
@@ -29,9 +26,6 @@ use rule job as train_tokenizer with:
     pathvars:
         job="train_tokenizer",
     threads: threads_for_model()
-    resources:
-        mem_mb=grow(2000),
-        runtime=minutes(10),
     params:
         **study("shared.tokenizer.make.train_tokenizer"),
         settings=conf("tokenizer"),

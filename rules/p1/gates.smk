@@ -96,14 +96,11 @@ use rule job as check_gates with:
         "All gates in one table; every measuring rule waits for it"
 
 
-use rule job as check_architectures with:
+use rule larger as check_architectures with:
     output:
         table("p1_architectures", "Gates", "Decoder against Transformers"),
     pathvars:
         job="check_architectures",
-    resources:
-        mem_mb=grow(2000),
-        runtime=minutes(10),
     params:
         **publish("p1.architectures.measure.check_architectures"),
         settings=conf("p1", "architectures"),

@@ -1,16 +1,13 @@
 # P1-1: where a rollout's time goes, and how fast the engine is beside its peers.
 
 
-use rule job as make_workload with:
+use rule larger as make_workload with:
     input:
         unpack(workload_inputs),
     output:
         workload=inter("p1/workload.parquet"),
     pathvars:
         job="make_workload",
-    resources:
-        mem_mb=grow(2000),
-        runtime=minutes(10),
     params:
         **study("p1.workload.make.make_workload"),
         documents=conf("p1", "prefix", "documents"),

@@ -66,19 +66,6 @@ def test_overflow_names_the_capacity_and_changes_nothing():
     assert cache.length(0) == 4
 
 
-def test_spread_repeats_rows_and_rows_share_memory():
-    cache = ContiguousCache(ARCH, 6, 8)
-    first = cache.rows(0, 2)
-    for layer in range(3):
-        append(first, layer, *draw(5, seed=layer))
-    cache.spread(2, 5)
-    for layer in range(3):
-        k, v = cache.read(layer)
-        expected_k, expected_v = draw(5, seed=layer)
-        torch.testing.assert_close(k, expected_k.repeat(3, 1, 1, 1))
-        torch.testing.assert_close(v, expected_v.repeat(3, 1, 1, 1))
-
-
 def test_segment_has_the_prefix_caches_layout():
     cache = ContiguousCache(ARCH, 2, 8)
     for layer in range(3):

@@ -79,5 +79,5 @@ def test_sizes_follow_the_requests_and_the_budget():
     assert size_for([100], [4], 64, rows=4, **ample) == Size(128, 4, 64)
     short = {"budget_tokens": 400, "token_bytes": 1000}
     assert size_for([100] * 9, [4] * 9, 60, rows=8, **short) == Size(144, 4, 64)
-    with pytest.raises(NotEnoughMemory, match=r"100 tokens and 64 new(.|\n)*cache_bytes"):
+    with pytest.raises(NotEnoughMemory, match=r"100 tokens and a row of 64(.|\n)*cache_bytes"):
         size_for([100], [1], 60, rows=1, budget_tokens=163, token_bytes=1000)

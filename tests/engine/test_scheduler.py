@@ -1,4 +1,4 @@
-"""Refilled rows: the same completions in any company; streams, stops, errors."""
+"""Refilled rows: the same completions under other batch compositions; streams, stops, errors."""
 
 import dataclasses
 import itertools
@@ -57,16 +57,17 @@ batches = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("backend", ["compiled", "eager"])
+@settings(max_examples=20, deadline=None)
 @given(batches, st.integers(1, 7), st.sampled_from([70, 90, 300]), st.booleans())
-def test_company_rows_and_memory_change_no_completion(decoder, batch, rows, tokens, cuts):
+def test_other_rows_and_memory_change_no_completion(backend, decoder, batch, rows, tokens, cuts):
     """Few rows and little memory make prompts wait and share in turn."""
     cut = {"top_p": 0.9, "top_k": 20, "min_p": 0.01} if cuts else {}
-    whole = Engine(decoder, capacity=16, batch_invariant=True)
+    options = {"capacity": 16, "batch_invariant": True, "backend": backend}
+    whole = Engine(decoder, **options)
     small = Engine(
         decoder,
-        capacity=16,
-        batch_invariant=True,
+        **options,
         max_rows=rows,
         cache_bytes=max(rows * 64 + 8, tokens) * ARCH.kv_bytes_per_token(4),
     )

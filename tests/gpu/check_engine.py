@@ -17,7 +17,6 @@ from ember.backends.sampling import SamplingParams, cut_tail
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
 from ember.measure.clock import PhaseClock, repeat
-from ember.measure.memory import cuda_peak_bytes, reset_cuda_peak
 from ember.measure.statistics import summarise
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
@@ -277,7 +276,7 @@ def check_weight_updates() -> None:
 
 def time_engine(decoder: Decoder, name: str) -> None:
     """Prefill and decode times; the first engine call of a size captures and is not counted."""
-    reset_cuda_peak(DEVICE)
+    torch.cuda.reset_peak_memory_stats(DEVICE)
     weights = sum(p.numel() * p.element_size() for p in decoder.parameters())
     print(f"{name}: weights {weights / 1e9:.2f} GB")
     for context in (2048, 4096):
@@ -311,7 +310,7 @@ def time_engine(decoder: Decoder, name: str) -> None:
                 f"total {total * 1e3:.0f} ms (first call {first:.1f} s)",
                 flush=True,
             )
-    print(f"peak memory {cuda_peak_bytes(DEVICE) / 1e9:.1f} GB")
+    print(f"peak memory {torch.cuda.max_memory_allocated(DEVICE) / 1e9:.1f} GB")
 
 
 if __name__ == "__main__":

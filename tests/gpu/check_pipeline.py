@@ -3,7 +3,7 @@
     PYTHONPATH=src python tests/gpu/check_pipeline.py FOLDER [--check-only] [--preset qwen3-4b]
 
 The check: in float32 two stages in kernels choose the one-device engine's tokens, greedy and
-sampled, with and without overlap. Then the tables of rules/p1_pipeline.smk go to FOLDER, with
+sampled, with and without overlap. Then the tables of rules/p1/pipeline.smk go to FOLDER, with
 provenance; weights are random: they time an engine and say nothing about quality. Not collected by
 pytest: machines with GPUs may have nothing but torch.
 """

@@ -28,6 +28,14 @@ ARCH = Architecture.make(
     vocab_size=1000,
     max_positions=4096,
 )
+KERNEL_SHAPES = [  # rows, query heads, KV heads, D, new tokens, cached tokens
+    (1, 32, 8, 128, 1024, 1024),
+    (1, 32, 8, 128, 1000, 1049),
+    (4, 32, 8, 128, 512, 512),
+    (2, 14, 2, 64, 300, 77),
+    (3, 4, 2, 32, 65, 1),
+    (1, 7, 7, 128, 129, 0),
+]
 # Largest absolute difference of logits, keys and values; bfloat16 has 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
@@ -36,6 +44,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
     for tokens, past in ((2048, 2048), (1024, 3072), (1500, 3001)):
         check_attention(tokens, past)
+    for shape in KERNEL_SHAPES:
+        check_kernel(*shape)
     for dtype in TOLERANCE:
         check_reuse(dtype)
 
@@ -52,6 +62,24 @@ def check_attention(tokens: int, past: int) -> None:
     print(f"attention, {tokens} after {past}: {worst:.2g} from float32")
     # One rounding of values around 0.25 is 0.001; a wrong merge is off by 0.005 and more.
     assert worst < 0.003
+
+
+@torch.inference_mode()
+def check_kernel(rows: int, heads: int, kv_heads: int, dim: int, tokens: int, past: int) -> None:
+    """The kernel for new tokens, over a larger cache whose rest nobody may read."""
+    from ember.backends.cuda.causal_attention import attend_causal
+
+    for dtype in (torch.bfloat16, torch.float16):
+        q = torch.randn(rows, tokens, heads, dim, device=DEVICE, dtype=dtype)
+        kv = torch.randn(2, rows, kv_heads, past + tokens + 100, dim, device=DEVICE, dtype=dtype)
+        kv[..., past + tokens :, :] = torch.nan
+        k, v = kv[..., : past + tokens, :].unbind()
+        exact = model.attend(q.transpose(1, 2).float(), k.float(), v.float()).transpose(1, 2)
+        for pdl in (False, True):
+            off = ((attend_causal(q, k, v, pdl=pdl) - exact).norm() / exact.norm()).item()
+            shape = f"{rows} x {tokens} after {past}, heads {heads}/{kv_heads} of {dim}"
+            print(f"attention kernel, {dtype}, {shape}: {off:.2g} from float32")
+            assert off < 0.003
 
 
 def check_reuse(dtype: torch.dtype) -> None:

@@ -1,13 +1,19 @@
 import json
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from ember.model import families, presets
 from ember.model.architecture import Architecture
-from ember.model.families import ACTIVATIONS, FAMILIES
+from ember.model.checkpoint import load_decoder, save_decoder
+from ember.model.families import ACTIVATIONS, FAMILIES, Family
+from ember.model.gguf import BadGguf, export_gguf
 from ember.model.presets import PRESETS
 from ember.model.rope import BadArchitecture, RopeScaling, UnsupportedModel
+from tests.tiny import decoder_of, draw
 
 SIZES = {
     "hidden_size": 32,
@@ -154,6 +160,42 @@ def test_reads_published_configs(preset):
     assert Architecture.from_hf(PUBLISHED[preset]) == Architecture.make(preset)
 
 
+def test_a_family_of_known_features_is_one_entry(tmp_path, monkeypatch):
+    """As CONTRIBUTING tells: nothing else has to learn of it."""
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    families.register(
+        Family(
+            "newcomer",
+            "NewcomerForCausalLM",
+            fixed={"qk_norm": True, "norm": "layer"},
+            flags={"use_parallel_residual": ("parallel_residual",)},
+            eps_key="layer_norm_eps",
+            base="decoder.",
+            renamed={"wte": "embed_tokens", "ln_f": "norm"},
+        )
+    )
+    arch = Architecture.make(model_type="newcomer", parallel_residual=True, **SIZES)
+    assert Architecture.from_hf(json.loads(json.dumps(arch.to_hf()))) == arch
+    assert (arch.norm, arch.qk_norm) == ("layer", True)
+    decoder = decoder_of(arch, dtype=torch.float32)
+    folder = save_decoder(decoder, tmp_path / "model")
+    assert "decoder.wte.weight" in load_file(folder / "model.safetensors")
+    loaded = load_decoder(folder)
+    tokens = draw(2, 7, arch.vocab_size)
+    with torch.inference_mode():
+        assert torch.equal(loaded.logits(loaded(tokens)), decoder.logits(decoder(tokens)))
+    with pytest.raises(BadGguf, match="does not support tensors of this newcomer"):
+        export_gguf(folder, None, tmp_path / "model.gguf")
+
+
+def test_a_preset_is_one_entry(monkeypatch):
+    monkeypatch.setattr(presets, "PRESETS", dict(PRESETS))
+    presets.register("tiny-llama", "llama", **SIZES)
+    assert Architecture.make("tiny-llama") == Architecture.make(model_type="llama", **SIZES)
+    with pytest.raises(BadArchitecture, match=r"unknown preset 'tiny-lama'(.|\n)*mean tiny-llama"):
+        Architecture.make("tiny-lama")
+
+
 def test_gemma_layers_slide_but_every_sixth():
     arch = Architecture.make("gemma-3-1b")
     assert [layer for layer in range(26) if arch.window(layer) is None] == [5, 11, 17, 23]
@@ -194,7 +236,7 @@ def test_make_gives_the_family_its_switches_and_a_preset_its_sizes():
         ({"sliding_window": 4, "sliding_layers": (2,)}, r"sliding_layers are \(2,\)"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"hidden_size": "32"}, "hidden_size is '32'"),
-        ({"num_layer": 2}, "Did you mean num_layers"),
+        ({"num_layer": 2}, "Did you mean 'num_layers'"),
         ({"model_type": "mamba"}, "Supported model types: gemma3_text, gpt_neox, llama"),
     ],
 )

@@ -19,6 +19,7 @@ from ember.operations.history import (
 )
 from ember.records.render import render
 from ember.studies.workflow.cost.tables import WORKFLOW_JOBS
+from tests.rows import example
 
 
 def benchmark(results, job, *seconds, scale="tiny", **more):
@@ -29,24 +30,11 @@ def benchmark(results, job, *seconds, scale="tiny", **more):
 
 
 def row(job, wall_s, rule=None, **more):
-    missing = {column.name: None for column in WORKFLOW_JOBS.columns}
-    facts = {
-        "scale": "tiny",
-        "stage": "models",
-        "rule": rule or job,
-        "job": job,
-        "started": "2026-01-02T03:04:05+00:00",
-        "wall_s": wall_s,
-        "wall_from": "benchmark",
-        "threads": 2,
-        "max_rss_mb": 512.5,
-        "timing": False,
-        "output_bytes": 1000,
-        "device": "cpu",
-        "machine": "Toy CPU",
-        "evidence": "measured",
-    }
-    return missing | facts | more
+    facts = {"scale": "tiny", "stage": "models", "rule": rule or job, "job": job, "wall_s": wall_s}
+    facts |= {"wall_from": "benchmark", "timing": False, "device": "cpu", "machine": "Toy CPU"}
+    return example(
+        WORKFLOW_JOBS, **facts | {"threads": 2, "max_rss_mb": 512.5, "output_bytes": 1000} | more
+    )
 
 
 def table(path, *rows):

@@ -52,9 +52,13 @@ def test_the_committed_scales_pass(scale):
         (("models", "policy", "architecture", "num_heads"), 3, "policy.architecture.*num_kv_heads"),
         (("models", "policy", "architecture", "hidden"), 3, "architecture field 'hidden'"),
         (("models", "policy", "training", "sequence_length"), 8193, "has 8192 positions"),
-        (("p1", "peers", "points", 1, "preset"), "qwen3", "points.1.preset.*qwen3"),
-        (("p1", "peers", "points", 1, "prompt_tokens"), 10**6, "points.1.*qwen3-0.6b has 40960"),
-        (("p1", "peers", "frameworks", "vllm", "adapter"), "vllm", "mean 'vllm_offline'"),
+        (("p1", "frameworks", "points", 1, "preset"), "qwen3", "points.1.preset.*qwen3"),
+        (
+            ("p1", "frameworks", "points", 1, "prompt_tokens"),
+            10**6,
+            "points.1.*qwen3-0.6b has 40960",
+        ),
+        (("p1", "frameworks", "peers", "vllm", "adapter"), "vllm", "mean 'vllm_offline'"),
         (("p1", "rounds", "rounds"), 10**9, "rounds.*10000"),
     ],
 )
@@ -68,9 +72,9 @@ LENGTHS += ("new_tokens", "train_tokens")
 TINY = [
     (path, value)
     for path, value in leaves(merged("tiny"))
-    if path[0] == "p1" and path[-1] in LENGTHS and path[1] not in ("architectures", "rollouts")
-    # Numbers of prompts, not their lengths.
-    if path[1:] not in (("rounds", "prompts"), ("lora", "prompts"))
+    if path[0] == "p1" and path[-1] in LENGTHS and path[1] != "architectures"
+    # Elsewhere it is a number of prompts, not their lengths.
+    if path[-1] != "prompts" or path[1] == "prefix"
 ]
 
 
@@ -79,7 +83,7 @@ TINY = [
 def test_any_length_beyond_the_models_positions_is_refused_by_section(leaf, tokens):
     path, value = leaf
     tokens = [tokens] if isinstance(value, list) else tokens
-    if "points" in path and path[1] == "peers" and path[3] == 1:
+    if "points" in path and path[1] == "frameworks" and path[3] == 1:
         tokens += 40960  # a point of another shape
     with pytest.raises(ConfigError, match=rf"p1\.{path[1]}.*positions"):
         checked(changed(merged("tiny"), path, tokens))
@@ -87,8 +91,8 @@ def test_any_length_beyond_the_models_positions_is_refused_by_section(leaf, toke
 
 def test_there_is_a_length_of_every_study_that_runs_sequences():
     assert {path[1] for path, _ in TINY} == {
-        *("gates", "profile", "prefix", "speed", "pipeline", "roofline", "peers", "loading"),
-        *("memory", "rounds", "lora"),
+        *("gates", "profile", "prefix", "speed", "pipeline", "roofline", "frameworks", "loading"),
+        *("memory", "rounds", "lora", "rollout", "consistency"),
     }
 
 
@@ -153,9 +157,9 @@ def test_a_local_models_own_positions_count(tmp_path):
 
 
 def test_an_adapter_is_a_file_of_the_adapters():
-    frameworks = merged("tiny")["p1"]["peers"]["frameworks"]
+    frameworks = merged("tiny")["p1"]["frameworks"]["peers"]
     for name in ADAPTERS:
-        checked(changed(merged("tiny"), ("p1", "peers", "frameworks", "vllm", "adapter"), name))
+        checked(changed(merged("tiny"), ("p1", "frameworks", "peers", "vllm", "adapter"), name))
     assert {framework["adapter"] for framework in frameworks.values()} == set(ADAPTERS)
 
 

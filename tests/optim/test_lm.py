@@ -18,17 +18,9 @@ from hypothesis import strategies as st
 from ember.model.architecture import SIZES
 from ember.model.checkpoint import random_decoder
 from ember.model.families import FAMILIES
-from ember.optim.lm import (
-    BadTraining,
-    Diverged,
-    Interrupted,
-    Recipe,
-    Windows,
-    evaluate,
-    next_token_loss,
-    state_key,
-    train,
-)
+from ember.optim.lm import Recipe, Windows, evaluate, train
+from ember.optim.loop import BadTraining, Diverged, Interrupted, state_key
+from ember.optim.loss import next_token_loss
 from tests.tiny import tiny
 
 ARCH = tiny(

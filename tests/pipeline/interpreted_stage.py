@@ -12,7 +12,7 @@ from tests.pipeline.test_stage import generate, make
 @torch.inference_mode()
 def test_two_stages_are_the_decoder(rows, monkeypatch):
     # The interpreter's time goes with the number of programs, whatever their size.
-    monkeypatch.setattr(step, "matvec_plan", lambda k, *, gated: Plan(64, 32, 2, 1))
+    monkeypatch.setattr(step, "matvec_plan", lambda k, **_: Plan(64, 32, 2, 1))
     monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
     monkeypatch.setattr(attention, "SHARED_PARTS", 1)
     monkeypatch.setattr(attention, "OWN_PARTS", 1)

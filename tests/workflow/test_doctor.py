@@ -288,9 +288,9 @@ def test_a_running_workflow_is_said_instead_of_a_lock(copy):
     (copy.path / COST).unlink()
     gate = copy.path / "hold"
     os.mkfifo(gate)
-    # A job that waits: its script reads from a pipe that the test holds open.
-    script = copy.path / "workflow/scripts/model_cost.py"
-    script.write_text(f"open({str(gate)!r}).read()\n" + script.read_text())
+    # A job that waits: its step reads from a pipe that the test holds open.
+    step = copy.path / "src/ember/studies/p1/policies/cost.py"
+    step.write_text(f"{step.read_text()}\nopen({str(gate)!r}).read()\n")
     run = subprocess.Popen(
         [sys.executable, "-m", "snakemake", COST, *SMOKE],
         cwd=copy.path,

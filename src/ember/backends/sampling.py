@@ -180,7 +180,8 @@ def sample(
     clocks = torch.empty_like(scaled)
     for row, generator in zip(clocks, generators, strict=True):
         row.exponential_(generator=generator)
-    tokens = (scaled.exp() / clocks).argmax(-1)
+    # softmax, not exp, which rounds by where in memory a row lies.
+    tokens = (scaled.softmax(-1) / clocks).argmax(-1)
     at = tokens[:, None]
     return Sampled(
         tokens, scaled.gather(1, at)[:, 0], raw.gather(1, at)[:, 0], _alternatives(raw, params)

@@ -156,36 +156,6 @@ class ContiguousCache(KVCache):
         """Forgets everything; the memory stays."""
         self._lengths = [0] * len(self.layers)
 
-    def rows(self, start: int, stop: int) -> "ContiguousCache":
-        """Rows start … stop as a cache of their own over the same memory, empty at first.
-
-        Fill some rows through it, then `spread` them in the cache it came from.
-        """
-        if not 0 <= start < stop <= self.batch:
-            raise BadCacheUse(f"no rows {start} … {stop} in a batch of {self.batch}.")
-        view = ContiguousCache.__new__(ContiguousCache)
-        view._adopt(self.kv[:, :, start:stop], self.layers)
-        return view
-
-    def spread(self, rows: int, length: int) -> None:
-        """Copies the first `rows` rows, of `length` tokens, over all others, block after block.
-
-        Row r then equals row r % rows: prompts are computed once and repeated for their candidates.
-        """
-        if rows < 1 or self.batch % rows:
-            raise BadCacheUse(f"{rows} rows do not divide a batch of {self.batch}.")
-        source = self.kv[:, :, :rows, :, :length]
-        for start in range(rows, self.batch, rows):
-            self.kv[:, :, start : start + rows, :, :length].copy_(source)
-        self._lengths = [length] * len(self.layers)
-
-    def share(self, rows: int, length: int) -> None:
-        """As `spread`, but nothing is copied: who reads row r finds its `length` first tokens in
-        row r % rows, and what follows in row r itself."""
-        if rows < 1 or self.batch % rows:
-            raise BadCacheUse(f"{rows} rows do not divide a batch of {self.batch}.")
-        self._lengths = [length] * len(self.layers)
-
     def _find(self, layer: int) -> int:
         try:
             return self._place[layer]

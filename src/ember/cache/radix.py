@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from ember.cache.copying import copy_kv
 from ember.records.errors import EmberError
 
 KVSource = Callable[[int, int], torch.Tensor]
@@ -118,7 +119,7 @@ class Match:
         for start, kv in self.segments:
             stop = start + kv.shape[TOKEN_AXIS]
             # All layers in one copy: (L, 2, 1, Hkv, T, D) over (L, 2, B, Hkv, T, D).
-            cache.kv[..., start:stop, :].copy_(kv.unsqueeze(2))
+            copy_kv(cache.kv[..., start:stop, :], kv.unsqueeze(2))
             cache.advance(stop - start)
         return self.length
 
@@ -291,7 +292,7 @@ class RadixCache:
         exact = kv.untyped_storage().nbytes() == kv.numel() * kv.element_size()
         if kv.is_contiguous() and exact and not kv._is_view():
             return kv.detach()
-        return kv.detach().clone(memory_format=torch.contiguous_format)
+        return _clone(kv.detach(), 0, tokens)
 
     def _make_room(self, needed: int) -> None:
         while self.stats.bytes + needed > self.budget_bytes:
@@ -360,4 +361,5 @@ def _depth(node: _Node) -> int:
 
 
 def _clone(kv: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    return kv.narrow(TOKEN_AXIS, start, stop - start).clone(memory_format=torch.contiguous_format)
+    part = kv.narrow(TOKEN_AXIS, start, stop - start)
+    return copy_kv(torch.empty(part.shape, dtype=kv.dtype, device=kv.device), part)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ember.cache.base import BadCacheUse
 from ember.cache.contiguous import ContiguousCache
+from ember.cache.copying import copy_kv
 from ember.measure.memory import NotEnoughMemory
 from ember.model.architecture import Architecture
 
@@ -58,7 +59,7 @@ def size_for(
         rows = rows // 2
     if rows * row_tokens + longest > budget_tokens:
         raise NotEnoughMemory(
-            f"a prompt of {longest} tokens and {row_tokens} new ones need "
+            f"a prompt of {longest} tokens and a row of {row_tokens} need "
             f"{(longest + row_tokens) * token_bytes / 1e9:.2f} GB of KV, the cache may have "
             f"{budget_tokens * token_bytes / 1e9:.2f} GB.\nRaise cache_bytes, or shorten them."
         )
@@ -161,11 +162,11 @@ class SlottedCache:
 
     def store(self, run: Run, kv: Tensor) -> None:
         """Copies a prompt's KV (L, 2, Hkv, length, D) into its run."""
-        self.prompts[:, :, :, run.start : run.start + run.length].copy_(kv)
+        copy_kv(self.prompts[:, :, :, run.start : run.start + run.length], kv)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copies the first `tokens` of a row's own tokens over another row's."""
-        self.rows[:, :, target, :, :tokens].copy_(self.rows[:, :, source, :, :tokens])
+        copy_kv(self.rows[:, :, target, :, :tokens], self.rows[:, :, source, :, :tokens])
 
     def segment(self, run: Run, layer: int) -> tuple[Tensor, Tensor]:
         """Views of a prompt's keys and values in one layer, (Hkv, length, D)."""

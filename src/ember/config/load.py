@@ -6,7 +6,6 @@ ordered list of (name, mapping) that were merged, lowest priority first. `checks
 configuration for what only the packages above know: their names, shapes and limits.
 """
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from ember.config.settings import Config
-from ember.records.errors import EmberError
+from ember.records.errors import EmberError, nearest
 
 Sources = Iterable[tuple[str, Mapping]]
 Problem = tuple[tuple[str | int, ...], str]
@@ -48,7 +47,7 @@ def load(merged: Mapping, sources: Sources = (), checks: Iterable[Check] = ()) -
 def unknown(value: object, known: Iterable[str]) -> str | None:
     """What is wrong with a name that is not among those known, with the nearest one."""
     known = sorted(known)
-    return None if value in known else f"unknown name {value!r}.{_nearest(str(value), known)}"
+    return None if value in known else f"unknown name {value!r}.{nearest(str(value), known)}"
 
 
 def _references(config: Config) -> Iterable[Problem]:
@@ -93,7 +92,7 @@ def check_scale(scale: object, folder: Path) -> Path:
     if scale in known:
         return Path(folder) / f"{scale}.yaml"
     raise ConfigError(
-        f"unknown scale {scale!r}.{_nearest(str(scale), known)} "
+        f"unknown scale {scale!r}.{nearest(str(scale), known)} "
         f"Choose one of {', '.join(known)} with --config scale=NAME."
     )
 
@@ -143,25 +142,18 @@ def _explain(issue: Mapping, sources: list) -> str:
         )
     key, origin = _key(path), _origin(path, sources)
     if issue["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{origin}.{_nearest(str(path[-1]), _siblings(path[:-1]))}"
+        return f"unknown key {key!r}{origin}.{nearest(str(path[-1]), _siblings(path[:-1]))}"
     if issue["type"] == "missing":
         return f"missing key {key!r}: set it in the scale's file."
     message = issue["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if issue["type"] == "literal_error":
         choices = issue["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{key}: {issue['input']!r}{origin} is not valid: {message}." + _nearest(
+        return f"{key}: {issue['input']!r}{origin} is not valid: {message}." + nearest(
             str(issue["input"]), choices
         )
     shown = "" if isinstance(issue["input"], Mapping) else f" {issue['input']!r}"
     return f"{key}:{shown}{origin}: {message}."
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Valid here: {', '.join(known)}." if known else ""
 
 
 def _origin(path: Iterable, sources: list) -> str:

@@ -20,7 +20,7 @@ from ember.backends.sampling import SamplingParams
 from ember.backends.select import Case, Selection, make_backend, select
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Size, SlottedCache, size_for
-from ember.engine.prefill import PlainPrefill
+from ember.engine.prefill import PlainPrefill, untimed
 from ember.engine.requests import BadPrompt, Completion, Prompt, check_prompt, make_prompts
 from ember.engine.scheduler import Scheduler
 from ember.engine.stats import RolloutStats
@@ -132,8 +132,8 @@ class Engine:
         and, with a prefix cache, lookup and store. `last_stats` tells what was done. Raises
         `BadPrompt` and `BadSampling` before anything runs, `NotFinite` for broken weights.
         """
-        requests = self._requests(prompts, sampling_params, num_candidates)
-        return self._schedule(requests, clock).run() if requests else []
+        scheduler = self._schedule(prompts, sampling_params, num_candidates, clock)
+        return [] if scheduler is None else scheduler.run()
 
     def stream(
         self,
@@ -147,13 +147,16 @@ class Engine:
 
         Nothing runs before the first chunk is asked for, and nothing else meanwhile.
         """
-        requests = self._requests(prompts, sampling_params, num_candidates)
-        if not requests:
+        scheduler = self._schedule(prompts, sampling_params, num_candidates, clock)
+        if scheduler is None:
             raise BadPrompt("there are no prompts.\nGive at least one.")
-        return self._schedule(requests, clock)
+        return scheduler
 
-    def _requests(self, prompts, sampling_params, num_candidates) -> list[Prompt]:
-        return make_prompts(
+    def _schedule(
+        self, prompts, sampling_params, num_candidates, clock: PhaseClock | None
+    ) -> Scheduler | None:
+        """The call, checked and with a backend to run on; None without prompts."""
+        requests = make_prompts(
             prompts,
             sampling_params,
             num_candidates,
@@ -161,8 +164,8 @@ class Engine:
             capacity=self.capacity,
             has_text=self.detokenize is not None,
         )
-
-    def _schedule(self, requests: Sequence[Prompt], clock: PhaseClock | None) -> Scheduler:
+        if not requests:
+            return None
         backend, rows = self._prepare(requests)
         scheduler = Scheduler(
             backend,
@@ -189,7 +192,7 @@ class Engine:
             self._drop_stale()
             forward, cache = self._prompts(self.select(1).name)
             cache.reset()
-            phase = (clock or PhaseClock(str(cache.kv.device))).phase
+            phase = untimed if clock is None else clock.phase
             logits, cached = self.prefill.fill(prompt, cache, forward, phase)
         return Prefilled(logits, cached, cache)
 

@@ -12,13 +12,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from ember.backends.base import Backend, Received
 from ember.backends.threads import restored_threads, use_threads
-from ember.engine.prefill import PlainPrefill
+from ember.engine.prefill import PlainPrefill, untimed
 from ember.engine.requests import Chunk, Completion, Prompt, Row
 from ember.engine.stats import RolloutStats, StepBatch
 from ember.engine.stops import Detokenize, TextStream, final_text
@@ -64,7 +64,7 @@ class Scheduler:
     ):
         """`rows`: the most that decode together; `lock` is held while they do."""
         self._backend, self._prefill, self._most, self._lock = backend, prefill, rows, lock
-        self._clock, self._decode = clock, detokenize
+        self._phase, self._decode = untimed if clock is None else clock.phase, detokenize
         self._device = backend.cache.rows.device
         self._waiting = deque(prompts)
         self._placed: list[Prompt] = []  # prompts whose KV lies in the arena
@@ -126,9 +126,6 @@ class Scheduler:
         with torch.inference_mode(), restored_threads():
             use_threads(self._backend.threads or self._threads)
             yield
-
-    def _phase(self, name: str) -> AbstractContextManager:
-        return nullcontext() if self._clock is None else self._clock.phase(name)
 
     def _round(self) -> tuple[dict[int, Row], bool]:
         """Steps up to the next look; changed rows, and whether anything is left to run."""

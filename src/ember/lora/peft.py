@@ -139,7 +139,9 @@ def _read_config(path: Path) -> _Config:
     """The configuration with defaults, checked option by option."""
     config = read_object(path, BadAdapter, REMEDY)
     if (kind := config.get("peft_type", str, None)) != "LORA":
-        raise BadAdapter(f"{path} describes a {kind} adapter.\nOnly LORA can be loaded here.")
+        raise BadAdapter(
+            f"{path} describes an adapter of type {shown(kind)}.\nOnly LORA can be loaded here."
+        )
     if (bias := config.get("bias", str, "none")) != "none":
         raise BadAdapter(
             f"{path}: bias is {shown(bias)}, and trained biases are not loaded.\n"

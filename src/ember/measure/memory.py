@@ -1,11 +1,9 @@
-"""How much memory there is, how much was used, and whether a job fits before it starts.
+"""How much memory there is, and whether a job fits before it starts.
 
 Bytes throughout; messages in GB (1e9 bytes). A container's or a cluster job's memory limit (cgroup)
 counts, not only what the machine has.
 """
 
-import resource
-import sys
 from pathlib import Path
 
 from ember.records.errors import EmberError
@@ -42,29 +40,6 @@ def total_bytes() -> int:
     total = psutil.virtual_memory().total
     limit = _cgroup_limit()
     return total if limit is None else min(total, limit)
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def cuda_peak_bytes(device: str = "cuda") -> int | None:
-    """Largest allocation of torch on the device since `reset_cuda_peak`; None without CUDA."""
-    import torch
-
-    if not device.startswith("cuda") or not torch.cuda.is_available():
-        return None
-    return torch.cuda.max_memory_allocated(device)
-
-
-def reset_cuda_peak(device: str = "cuda") -> None:
-    """Start measuring `cuda_peak_bytes` anew; nothing to do without CUDA."""
-    import torch
-
-    if device.startswith("cuda") and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def require(needed: int, device: str, what: str) -> None:

@@ -7,13 +7,14 @@ Each switch stands for a feature the decoder has; the code never asks which fami
 to, and what a family's files say is `ember.model.families`'s.
 """
 
-import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from ember.model.families import ACTIVATIONS, family_of, sliding_but_every
 from ember.model.presets import preset_fields
 from ember.model.rope import BadArchitecture, RopeScaling
+from ember.records.errors import nearest
 from ember.records.foreign import Fields
 
 # Sizes, and the most that a model may have of each: what is above stands in no real config.
@@ -81,6 +82,12 @@ class Architecture:
                     f"architecture.{name} is {value!r}.\n"
                     f"Set it to a whole number from 1 to {most:,}."
                 )
+        for name in ("norm_eps", "rope_theta", "rope_local_theta", "query_scalar"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+                raise BadArchitecture(
+                    f"architecture.{name} is {value!r}.\nSet it to a number above 0."
+                )
         if self.num_heads % self.num_kv_heads:
             raise BadArchitecture(
                 f"num_heads ({self.num_heads}) is not a multiple of num_kv_heads "
@@ -119,8 +126,7 @@ class Architecture:
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"Did you mean {near[0]}?" if near else f"Known fields: {', '.join(known)}."
+                hint = nearest(name, known).strip()
                 raise BadArchitecture(f"unknown architecture field {name!r}.\n{hint}")
         given = {  # from YAML they are lists
             name: tuple(value) if isinstance(value, list) else value

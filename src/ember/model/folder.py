@@ -14,7 +14,7 @@ from ember.model import names
 from ember.model.architecture import Architecture
 from ember.model.families import token_ids
 from ember.records.errors import EmberError
-from ember.records.foreign import Fields, check_regular, inside, parse, read_object, shown
+from ember.records.foreign import Fields, cause_of, check_regular, inside, parse, read_object, shown
 from ember.records.provenance import SIDECAR, digest
 
 CONFIG, KIND, WEIGHTS = "config.json", "ember.json", "model.safetensors"
@@ -189,7 +189,9 @@ def open_weights(
     try:
         return safe_open(file, framework=framework)
     except (SafetensorError, OSError) as fault:
-        raise error(f"{file} is truncated or no safetensors file ({fault}).\n{remedy}") from None
+        raise error(
+            f"{file} is truncated or no safetensors file ({cause_of(fault)}).\n{remedy}"
+        ) from None
 
 
 def _headers(file: Path) -> Iterator[Stored]:

@@ -4,9 +4,8 @@ A preset is one entry of `PRESETS`; `Architecture.make` takes its name. What its
 usually has need not be said here.
 """
 
-import difflib
-
 from ember.model.rope import BadArchitecture, RopeScaling
+from ember.records.errors import nearest
 
 PRESETS: dict[str, dict] = {}
 
@@ -19,10 +18,9 @@ def register(name: str, model_type: str, **fields) -> None:
 def preset_fields(name: str) -> dict:
     """The fields of a preset. Raises `BadArchitecture` with the nearest name that there is."""
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, 1)
-        hint = f"Did you mean {near[0]}? " if near else ""
         raise BadArchitecture(
-            f"unknown preset {name!r}.\n{hint}Known presets: {', '.join(sorted(PRESETS))}."
+            f"unknown preset {name!r}.{nearest(name, PRESETS)}\n"
+            f"Known presets: {', '.join(sorted(PRESETS))}."
         )
     return dict(PRESETS[name])
 

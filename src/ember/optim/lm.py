@@ -1,48 +1,24 @@
 """Language-model training: packed sequences, Muon or AdamW, warm-up and decay, resumable.
 
 The trainer knows token streams and a `Decoder`; it knows nothing of corpora or tokenizers. What a
-step reads depends only on (seed, step number), so a run that was killed and resumed gives the same
-weights, bit for bit on the CPU, as one that was not. The state file belongs to one `key`: settings,
-data and code hashed together, so that a changed configuration starts anew instead of resuming.
+step reads depends only on (seed, step number), as `ember.optim.loop` asks for.
 """
 
 import contextlib
-import hashlib
-import json
-import logging
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ember.model.decoder import Decoder
-from ember.optim.muon import Muon
-from ember.records.atomic import atomic_file
-from ember.records.errors import EmberError
-
-log = logging.getLogger(__name__)
+from ember.optim.loop import BadTraining, Diverged, run
+from ember.optim.loss import next_token_loss, token_losses
+from ember.optim.optimizers import OPTIMIZERS, apply_gradients, linear_rate, make_optimizers
 
 BITS_PER_NAT = 1 / math.log(2)
 LOG_ROWS = 30  # rows of a training log, about
-
-
-class BadTraining(EmberError):
-    """Settings or data no training can use; the message names them and the remedy."""
-
-
-class Diverged(EmberError):
-    """The loss or the gradient is not finite."""
-
-
-class Interrupted(EmberError):
-    """SIGINT or SIGTERM; the state was saved, the same call resumes."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +51,9 @@ class Recipe:
                 raise BadTraining(
                     f"training.{name} is {getattr(self, name)}.\nSet it above 0 in the config."
                 )
-        if self.optimizer not in ("muon", "adamw"):
+        if self.optimizer not in OPTIMIZERS:
             raise BadTraining(
-                f"training.optimizer is {self.optimizer!r}.\nSet it to muon or adamw."
+                f"training.optimizer is {self.optimizer!r}.\nSet it to {' or '.join(OPTIMIZERS)}."
             )
 
     @property
@@ -87,10 +63,9 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step (0-based)."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        left = (self.steps - step) / max(1, self.steps - self.warmup_steps)
-        return self.learning_rate * max(left, self.final_fraction)
+        return linear_rate(
+            step, self.steps, self.learning_rate, self.warmup_steps, self.final_fraction
+        )
 
 
 class Windows:
@@ -177,15 +152,9 @@ def evaluate(
             chunk = starts[first : first + batch_size]
             batch = torch.from_numpy(np.stack([stream[s : s + length + 1] for s in chunk]))
             hidden = decoder(batch[:, :-1].to(device))[:, -stride:]
-            losses = _token_losses(decoder, hidden, batch[:, -stride:].to(device))
+            losses = token_losses(decoder, hidden, batch[:, -stride:].to(device))
             log2_probs.append(losses.double().cpu().numpy() * -BITS_PER_NAT)
     return Score(positions, np.concatenate(log2_probs))
-
-
-def state_key(**parts) -> str:
-    """One hash over everything a resumed run must have in common with the run that it resumes."""
-    text = json.dumps(parts | {"torch": torch.__version__}, sort_keys=True, default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def train(
@@ -194,219 +163,90 @@ def train(
     recipe: Recipe,
     *,
     validate: Callable[[Decoder], float] | None = None,
-    state: Path | None = None,
-    key: str = "",
-    checkpoint_seconds: float = 30.0,
     autocast: torch.dtype | None = None,
+    **resumption,
 ) -> list[dict]:
     """Trains `decoder` in place on a token stream (N,) and returns the log.
 
     A log row has step, tokens, train_loss (mean since the row before, nats a token),
     learning_rate, val_bits_per_byte (`validate`'s value or None), tokens_per_s and seconds (of
-    training, validation left out, over all resumed parts).
-
-    With `state`, a resumable state is written there every `checkpoint_seconds`, at the end and on
-    SIGINT or SIGTERM, and used if its key is `key`. Remove it when the weights are safe elsewhere.
-
-    Raises `Diverged` on a loss that is not finite and `Interrupted` after a signal.
+    training, validation left out, over all resumed parts). `resumption`: state, key and
+    checkpoint_seconds of `ember.optim.loop.run`, and errors as there.
     """
-    run = _Run(decoder, stream, recipe)
-    if state is not None:
-        run.resume(state, key)
-    saved = time.monotonic()
-    with _signals() as received:
-        while run.step < recipe.steps:
-            try:
-                run.advance(autocast)
-            except Diverged:
-                if state is not None:
-                    state.unlink(missing_ok=True)  # it leads to the same end
-                raise
-            if run.due(recipe.validate_every):
-                run.report(validate(decoder) if validate else None)
-            elif run.due(recipe.steps // LOG_ROWS):
-                run.report(None)
-            done = run.step == recipe.steps
-            due = done or received or time.monotonic() - saved >= checkpoint_seconds
-            if state is not None and due:
-                run.save(state, key)
-                saved = time.monotonic()
-            if received and not done:
-                raise Interrupted(
-                    f"training was stopped by {received[0].name} after step {run.step} of "
-                    f"{recipe.steps}.\n"
-                    + (
-                        f"Run the same command again: it resumes from {state}."
-                        if state is not None
-                        else "No state was asked for: the same command starts anew."
-                    )
-                )
+    rows = run(
+        LanguageModelling(decoder, stream, recipe, autocast),
+        recipe.steps,
+        log_every=recipe.steps // LOG_ROWS,
+        validate=None if validate is None else lambda: {"val_bits_per_byte": validate(decoder)},
+        validate_every=recipe.validate_every,
+        **resumption,
+    )
     decoder.eval()
-    return run.rows
+    return [_described(row, recipe) for row in rows]
 
 
-class _Run:
-    """The moving parts of one training run; all of them go into the state."""
+class LanguageModelling:
+    """A decoder that learns to predict the next token of a stream: a task of the loop."""
 
-    def __init__(self, decoder: Decoder, stream: np.ndarray, recipe: Recipe):
-        self.decoder, self.recipe = decoder, recipe
+    def __init__(
+        self, decoder: Decoder, stream: np.ndarray, recipe: Recipe, autocast: torch.dtype | None
+    ):
+        self.decoder, self.recipe, self.autocast = decoder, recipe, autocast
         self.windows = Windows(stream, recipe.sequence_length, recipe.seed)
-        self.optimizers = _optimizers(decoder, recipe)
+        self.optimizers = make_optimizers(
+            decoder,
+            recipe.optimizer,
+            outer_factor=recipe.outer_factor,
+            weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
+        )
         self.device = next(decoder.parameters()).device
-        self.step, self.seconds, self.rows = 0, 0.0, []
-        self.pending: list[float] = []  # losses since the last row
 
-    def advance(self, autocast: torch.dtype | None) -> None:
-        """One optimizer step."""
-        started = time.perf_counter()
+    def step(self, number: int) -> dict[str, float]:
         recipe = self.recipe
-        batch = self.windows.batch(self.step * recipe.batch_size, recipe.batch_size)
+        batch = self.windows.batch(number * recipe.batch_size, recipe.batch_size)
         self.decoder.train()
-        with _precision(self.device, autocast):
+        with _precision(self.device, self.autocast):
             loss = next_token_loss(self.decoder, torch.from_numpy(batch).to(self.device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), recipe.grad_clip)
-        value, norm, rate = loss.item(), norm.item(), recipe.rate(self.step)
+        value, norm, rate = loss.item(), norm.item(), recipe.rate(number)
         if not (math.isfinite(value) and math.isfinite(norm)):
             raise Diverged(
-                f"training diverged at step {self.step + 1} of {recipe.steps}: loss {value}, "
+                f"training diverged at step {number + 1} of {recipe.steps}: loss {value}, "
                 f"gradient norm {norm}, learning rate {rate:.2e}.\n"
                 "Lower training.learning_rate or raise training.warmup_steps."
             )
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.pending.append(value)
-        self.seconds += time.perf_counter() - started
+        apply_gradients(self.optimizers, rate)
+        return {"train_loss": value}
 
-    def due(self, every: int) -> bool:
-        """Whether this step is a multiple of `every`, or the last."""
-        return self.step % max(1, every) == 0 or self.step == self.recipe.steps
-
-    def report(self, bits_per_byte: float | None) -> None:
-        """Adds a row to the log and says how far the training is."""
-        recipe = self.recipe
-        tokens = self.step * recipe.batch_size * recipe.sequence_length
-        row = {
-            "step": self.step,
-            "tokens": tokens,
-            "train_loss": sum(self.pending) / len(self.pending),
-            "learning_rate": recipe.rate(self.step - 1),
-            "val_bits_per_byte": bits_per_byte,
-            "tokens_per_s": tokens / self.seconds,
-            "seconds": self.seconds,
-        }
-        self.rows.append(row)
-        self.pending = []
-        log.info(
-            "step %d/%d loss %.3f%s, %.0f tokens/s, %.0f s so far, about %.0f s left",
-            self.step,
-            recipe.steps,
-            row["train_loss"],
-            "" if bits_per_byte is None else f", validation {bits_per_byte:.3f} bits/byte",
-            row["tokens_per_s"],
-            self.seconds,
-            (recipe.steps - self.step) * self.seconds / self.step,
-        )
-
-    def save(self, path: Path, key: str) -> None:
-        """Writes the state; a reader finds the old one or the new one, never a part."""
-        content = {
-            "key": key,
-            "step": self.step,
-            "seconds": self.seconds,
-            "rows": self.rows,
-            "pending": self.pending,
+    def state_dict(self) -> dict:
+        return {
             "model": self.decoder.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        with atomic_file(path) as part:
-            torch.save(content, part)
-        log.info("state of step %d kept in %s", self.step, path)
 
-    def resume(self, path: Path, key: str) -> None:
-        """Continues from a state with this key; any other is left to be overwritten."""
-        if not path.is_file():
-            return
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
-            found = content["key"]
-        # A cut or foreign file fails in the unpickler, in zipfile or in a missing entry.
-        except Exception as error:
-            log.warning("%s is not a training state (%s): training starts anew", path, error)
-            return
-        if found != key:
-            log.info("%s is of another configuration or code: training starts anew", path)
-            return
-        self.decoder.load_state_dict(content["model"])
-        for optimizer, kept in zip(self.optimizers, content["optimizers"], strict=True):
+    def load_state_dict(self, state: dict) -> None:
+        self.decoder.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        self.step, self.seconds = content["step"], content["seconds"]
-        self.rows, self.pending = content["rows"], content["pending"]
-        log.info("resumed at step %d of %d from %s", self.step, self.recipe.steps, path)
 
 
-def next_token_loss(decoder: Decoder, batch: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy (nats) of tokens (B, T + 1) given those before them."""
-    return _token_losses(decoder, decoder(batch[:, :-1]), batch[:, 1:]).mean()
-
-
-def _token_losses(decoder: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each token given the hidden state before it, (B, T)."""
-    logits = decoder.logits(hidden).flatten(0, 1).float()
-    return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
-
-
-def _optimizers(decoder: Decoder, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    inner, outer = [], []
-    for name, parameter in decoder.named_parameters():
-        (inner if parameter.ndim == 2 and name.startswith("layers.") else outer).append(parameter)
-    muon = recipe.optimizer == "muon"
-    matrices = {"params": inner, "weight_decay": recipe.weight_decay, "factor": 1.0}
-    others = {
-        "params": outer,
-        "weight_decay": 0.0,
-        "factor": recipe.outer_factor if muon else 1.0,
+def _described(row: dict, recipe: Recipe) -> dict:
+    """A row of the loop's log, with what follows from the recipe."""
+    tokens = row["step"] * recipe.batch_size * recipe.sequence_length
+    return {
+        "step": row["step"],
+        "tokens": tokens,
+        "train_loss": row["train_loss"],
+        "learning_rate": recipe.rate(row["step"] - 1),
+        "val_bits_per_byte": row.get("val_bits_per_byte"),
+        "tokens_per_s": tokens / row["seconds"],
+        "seconds": row["seconds"],
     }
-    adamw = torch.optim.AdamW(
-        [others] if muon else [matrices, others],
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-        fused=True,
-    )
-    return [Muon([matrices], lr=recipe.learning_rate), adamw] if muon else [adamw]
 
 
 def _precision(device: torch.device, autocast: torch.dtype | None):
     if autocast is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=autocast)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM: acting amid a step would leave half-updated weights."""
-    received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number, _frame):
-        received.append(signal.Signals(number))
-        log.warning("%s: stopping after this step", received[-1].name)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _plain(value):
-    if is_dataclass(value):
-        return asdict(value)
-    raise TypeError(f"{type(value).__name__} cannot be part of a state key")

@@ -4,9 +4,20 @@ The workflow and the command line catch `EmberError` and show its message withou
 public exception of the library derives from it.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class EmberError(Exception):
     """A problem whose message names the cause and the remedy."""
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """For the end of a message about an unknown name: the nearest of those known, or all."""
+    known = list(known)
+    if close := difflib.get_close_matches(str(name), known, n=1, cutoff=0.4):
+        return f" Did you mean {close[0]!r}?"
+    return f" Valid here: {', '.join(known)}." if known else " Nothing is valid here."
 
 
 class CannotWrite(EmberError):

@@ -125,12 +125,11 @@ def read_bytes(path: Path, error: type[EmberError], remedy: str, limit: int = MA
     check_regular(path, error, remedy)
     try:
         with open(path, "rb", opener=_unblocked) as stream:
-            content = stream.read(limit + 1)
+            if (size := os.fstat(stream.fileno()).st_size) <= limit:
+                return stream.read(size)
     except OSError as fault:
         raise error(f"{path} cannot be read: {fault.strerror}.\n{remedy}") from None
-    if len(content) > limit:
-        raise error(f"{path} has more than {limit:,} bytes.\n{remedy}")
-    return content
+    raise error(f"{path} has more than {limit:,} bytes.\n{remedy}")
 
 
 def check_regular(path: Path, error: type[EmberError], remedy: str) -> None:
@@ -155,6 +154,8 @@ def inside(folder: Path, name: str) -> Path | None:
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or not name.isprintable():
         return None
+    if max(map(len, map(os.fsencode, parts))) > 255:  # no file system has such a name
+        return None
     path = folder.joinpath(*parts)
     return path if path.parent.resolve().is_relative_to(folder.resolve()) else None
 
@@ -170,6 +171,11 @@ def parse(content: bytes | str) -> Any:
 def shown(value) -> str:
     """A value for an error message, on one line and short."""
     return _short.repr(value)
+
+
+def cause_of(fault: BaseException) -> str:
+    """What an error of another library says, on one line and short."""
+    return ascii(str(fault) or type(fault).__name__)[1:200].rstrip("'\"")
 
 
 def _range(low, high) -> str:

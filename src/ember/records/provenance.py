@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ember.records.atomic import write_json
 from ember.records.errors import BadProvenance
+from ember.records.foreign import parse
 from ember.records.remedy import again, remake
 
 SIDECAR = "provenance.json"
@@ -342,8 +343,8 @@ def _pdf_string(content: bytes, place: int) -> str:
 
 def _loads(path: Path, text: bytes | str) -> dict:
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse(text)
+    except ValueError:
         data = None
     if not is_provenance(data):
         raise BadProvenance(f"the provenance in {path} cannot be read\n{again(path)}")

@@ -152,6 +152,7 @@ def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
     return Column(name, "bool", "", meaning, nullable)
 
 
+SPREAD = ("median", "p10", "p90")
 _STATISTICS = {
     "median": "median",
     "mean": "mean",
@@ -169,7 +170,7 @@ def spread(
     name: str,
     unit: str,
     meaning: str,
-    statistics: tuple[str, ...] = ("median", "p10", "p90"),
+    statistics: tuple[str, ...] = SPREAD,
     kind=number,
 ) -> tuple[Column, ...]:
     """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`."""

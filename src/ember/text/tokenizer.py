@@ -16,7 +16,7 @@ import tokenizers
 
 from ember.records.atomic import write_text
 from ember.records.errors import EmberError
-from ember.records.foreign import read_bytes, read_object, shown
+from ember.records.foreign import cause_of, read_bytes, read_object
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB = 257  # the bytes and the special token
@@ -138,8 +138,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     except BaseException as error:
         if isinstance(error, EmberError | KeyboardInterrupt | SystemExit | GeneratorExit):
             raise
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadTokenizer(f"{path} is not a tokenizer: {shown(cause)}.\n{REMEDY}") from None
+        raise BadTokenizer(f"{path} is not a tokenizer: {cause_of(error)}.\n{REMEDY}") from None
 
 
 def _eos_token(folder: Path) -> str:

@@ -33,6 +33,7 @@ CASES = [
     ([(0, 100), (110, 1)], [(1, 0), (0, 5), (1, 66), (0, 0)]),  # in no order
     ([(3, 65)], [(0, row) for row in range(34)]),  # more than one program takes
     ([], [(None, 0), (None, 100)]),  # everything in the rows' own memory
+    ([], [(None, 100)]),
 ]
 
 

@@ -5,7 +5,10 @@ import pytest
 
 @pytest.mark.parametrize(
     "interpreted",
-    [f"interpreted_{part}.py" for part in ("products", "attention", "sampling", "step")],
+    [
+        f"interpreted_{part}.py"
+        for part in ("products", "attention", "causal", "correction", "sampling", "step")
+    ],
     indirect=True,
 )
 def test_kernels_equal_plain_operators(interpreted):

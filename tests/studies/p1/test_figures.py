@@ -5,12 +5,19 @@ import pytest
 
 from ember.records.provenance import read_figure_provenance
 from ember.studies.p1.frameworks import figure as p1_frameworks
+from ember.studies.p1.frameworks.tables import FRAMEWORKS
 from ember.studies.p1.loading import figure as p1_loading
+from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING
 from ember.studies.p1.pipeline.figure import draw_gantt, draw_splits
+from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
 from ember.studies.p1.policies import figure as p1_fig3
+from ember.studies.p1.policies.tables import CUMULATIVE_COST
 from ember.studies.p1.prefix import figure as p1_sec44
+from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
 from ember.studies.p1.profile import figure as p1_fig2
+from ember.studies.p1.profile.tables import PREFILL_SHARE
 from ember.studies.style import save
+from tests.rows import frame
 
 ABOUT = {"model": "policy", "weights": "trained", "device": "cpu", "dtype": "float32"}
 
@@ -20,38 +27,18 @@ def share_table() -> pd.DataFrame:
     for generation in (64, 128):
         for context in (512, 1024):
             share = context / (context + 8 * generation)
-            times = {
-                f"{phase}_ms_median": value
-                for phase, value in {
-                    "prefill": context / 10,
-                    "decode": generation * 0.7,
-                    "sampling": generation * 0.1,
-                    "transfer": 0.1,
-                }.items()
-            }
+            times = {"prefill": context / 10, "decode": generation * 0.7, "transfer": 0.1}
+            times["sampling"] = generation * 0.1
             rows.append(
                 ABOUT
-                | times
-                | {
-                    "mode": "single",
-                    "status": "ok",
-                    "reason": None,
-                    "context": context,
-                    "generation": generation,
-                    "n": 5,
-                    "prefill_share": share,
-                    "prefill_share_p10": share - 0.01,
-                    "prefill_share_p90": share + 0.02,
-                    "evidence": "measured",
-                }
+                | {f"{phase}_ms_median": value for phase, value in times.items()}
+                | {"mode": "single", "context": context, "generation": generation, "n": 5}
+                | {"prefill_share": share, "prefill_share_p10": share - 0.01}
+                | {"prefill_share_p90": share + 0.02}
             )
-    rows.append(
-        dict.fromkeys(rows[0])
-        | ABOUT
-        | {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
-        | {"evidence": "measured", "context": 512, "generation": 64}
-    )
-    return pd.DataFrame(rows)
+    skipped = {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
+    rows.append(ABOUT | skipped | {"context": 512, "generation": 64})
+    return frame(PREFILL_SHARE, rows)
 
 
 def savings_table() -> pd.DataFrame:
@@ -66,16 +53,12 @@ def savings_table() -> pd.DataFrame:
             "savings_high": 0.9 * fraction + 0.01,
             "speedup": 1 / (1 - 0.9 * fraction),
             "expected_with_attention": 0.95 * fraction,
-            "uncached_ms_median": prompt / 8,
-            "cached_ms_median": prompt / 8 * (1 - 0.9 * fraction),
-            "tokens_equal_share": 1.0,
             "max_logit_diff": 2.3e-5,
-            "evidence": "measured",
         }
         for prompt in (512, 1024)
         for fraction in (0.25, 0.5, 0.75)
     ]
-    return pd.DataFrame(rows)
+    return frame(PREFIX_SAVINGS, rows)
 
 
 def cost_table() -> pd.DataFrame:
@@ -87,24 +70,14 @@ def cost_table() -> pd.DataFrame:
                     total = context / 200 * turn * (1 - saved)
                     rows.append(
                         ABOUT
-                        | {
-                            "point": f"{context}/{generation}",
-                            "context": context,
-                            "generation": generation,
-                            "policy": policy,
-                            "label": policy.title(),
-                            "sharing": sharing,
-                            "round": turn,
-                            "cumulative_s": total,
-                            "cumulative_low_s": total * 0.98,
-                            "cumulative_high_s": total * 1.02,
-                            "savings_vs_naive": saved,
-                            "savings_low": saved - 0.01,
-                            "savings_high": saved + 0.01,
-                            "evidence": "modelled",
-                        }
+                        | {"point": f"{context}/{generation}", "context": context}
+                        | {"generation": generation, "policy": policy, "label": policy.title()}
+                        | {"sharing": sharing, "round": turn, "evidence": "modelled"}
+                        | {"cumulative_s": total, "cumulative_low_s": total * 0.98}
+                        | {"cumulative_high_s": total * 1.02, "savings_vs_naive": saved}
+                        | {"savings_low": saved - 0.01, "savings_high": saved + 0.01}
                     )
-    return pd.DataFrame(rows)
+    return frame(CUMULATIVE_COST, rows)
 
 
 def test_fig2_says_the_range_of_shares_and_what_was_not_measured():
@@ -137,10 +110,7 @@ def pipeline_table(**changes) -> pd.DataFrame:
                     "split": f"{first}+{3 - first}",
                     "first_layers": first,
                     "mode": mode,
-                    "context": 32,
-                    "generation": 8,
                     "sequences": 4,
-                    "micro_batches": 2,
                     "n": 5,
                     "tokens_per_s_median": speed,
                     "tokens_per_s_p10": speed - 1,
@@ -152,17 +122,14 @@ def pipeline_table(**changes) -> pd.DataFrame:
                     "busy_last_ms_median": 90.0 - 30.0 * first,
                     "bubble_share_median": 0.55 if mode == "overlap" else 0.625,
                     "standing": "best" if (mode, first) == ("overlap", 2) else "slower",
-                    "status": "ok",
-                    "reason": None,
-                    "evidence": "measured",
                 }
                 | changes
             )
-    return pd.DataFrame(rows)
+    return frame(PIPELINE, rows)
 
 
 def events_table() -> pd.DataFrame:
-    return pd.DataFrame(
+    rows = (
         {
             "split": "2+1",
             "mode": mode,
@@ -179,6 +146,7 @@ def events_table() -> pd.DataFrame:
         for step in range(8)
         for kind in ("decode" if step else "prefill", "send")
     )
+    return frame(PIPELINE_EVENTS, rows)
 
 
 def test_the_splits_are_drawn_with_the_best_the_predicted_and_one_device():
@@ -240,29 +208,22 @@ def test_a_figure_carries_its_provenance(tmp_path, ending):
 
 
 def frameworks_table() -> pd.DataFrame:
-    base = ABOUT | {"evidence": "measured", "prompt_tokens": 32, "generated_tokens": 16}
     rows = []
     for point, limit in (("small", None), ("large", 10.0)):
         for place, (name, speed) in enumerate((("ember", 8.0), ("llama_cpp", 6.4), ("vllm", None))):
-            rows.append(
-                base
-                | {
-                    "point": point,
-                    "framework": name,
-                    "n": 3 if speed else 0,
-                    "decode_tokens_per_s_mean": speed,
-                    "decode_tokens_per_s_std": 0.1 * place if speed else None,
-                    "ember_ratio": 8.0 / speed if speed else None,
-                    "ember_ratio_min": 1.2 if speed else None,
-                    "ember_ratio_max": 1.3 if speed else None,
-                    "caveats": "weights GGUF F32, not safetensors" if place == 1 else None,
-                    "limit_tokens_per_s": limit,
-                    "read_gb_s": 24.0,
-                    "status": "ok" if speed else "skipped",
-                    "reason": None if speed else "ModuleNotFoundError: No module named 'vllm'",
-                }
-            )
-    return pd.DataFrame(rows)
+            row = {"point": point, "framework": name, "limit_tokens_per_s": limit}
+            row |= {"prompt_tokens": 32, "generated_tokens": 16, "read_gb_s": 24.0}
+            if speed is None:
+                reason = "ModuleNotFoundError: No module named 'vllm'"
+                row |= {"n": 0, "status": "skipped", "reason": reason}
+            else:
+                row |= {"n": 3, "decode_tokens_per_s_mean": speed, "ember_ratio": 8.0 / speed}
+                row |= {"decode_tokens_per_s_std": 0.1 * place}
+                row |= {"ember_ratio_min": 1.2, "ember_ratio_max": 1.3}
+            if place == 1:
+                row["caveats"] = "weights GGUF F32, not safetensors"
+            rows.append(ABOUT | row)
+    return frame(FRAMEWORKS, rows)
 
 
 def test_frameworks_caption_compares_and_names_what_did_not_run(tmp_path):
@@ -281,27 +242,19 @@ def test_loading_caption_has_the_numbers_of_both_tables(tmp_path):
     rows = []
     for loader, seconds in (("read", 0.01), ("ember", 0.05), ("gguf", None)):
         for cache in ("cold", "warm"):
-            rows.append(
-                ABOUT
-                | {
-                    "loader": loader,
-                    "cache": cache,
-                    "n": 3 if seconds else 0,
-                    "load_s_median": seconds,
-                    "load_s_std": 0.001 if seconds else None,
-                    "mb_per_s": 1.0 / seconds if seconds else None,
-                    "share_of_limit": 0.01 / seconds if seconds else None,
-                    "verified": cache == "warm",
-                    "evidence": "measured",
-                    "status": "ok" if seconds else "skipped",
-                    "reason": None if seconds else "no checkpoint to export",
-                }
-            )
+            row = {"loader": loader, "cache": cache, "verified": cache == "warm"}
+            if seconds is None:
+                row |= {"n": 0, "status": "skipped", "reason": "no checkpoint to export"}
+            else:
+                row |= {"n": 3, "load_s_median": seconds, "load_s_std": 0.001}
+                row |= {"mb_per_s": 1.0 / seconds, "share_of_limit": 0.01 / seconds}
+            rows.append(ABOUT | row)
     parts = {"start_s": 0.1, "import_s": 2.0, "load_s": 0.2, "prefill_s": 0.1, "rest_s": 0.1}
-    tokens = pd.DataFrame(
-        [parts | {"repeat": i, "prompt_tokens": 32, "total_s": 2.5 + i} for i in range(3)]
+    tokens = frame(
+        FIRST_TOKEN,
+        [parts | {"repeat": i, "prompt_tokens": 32, "total_s": 2.5 + i} for i in range(3)],
     )
-    drawing, caption = p1_loading.draw(pd.DataFrame(rows), tokens, "tiny")
+    drawing, caption = p1_loading.draw(frame(LOADING, rows), tokens, "tiny")
     save(drawing, tmp_path / "p1_loading", caption, {"rule": "plot_loading"})
     assert "Ember (safetensors), cold: 0.050 s, 20 % of reading the bytes alone." in caption
     assert "median 3.50 s (2.50 to 4.50)" in caption

@@ -16,6 +16,7 @@ from ember.studies.p1.prefix.summary import (
 )
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS, PREFIX_SWEEP
 from ember.studies.p1.workload.make import make_workload
+from tests.rows import example
 
 
 @pytest.fixture
@@ -24,26 +25,13 @@ def arch(random_model):
 
 
 def pair(document, uncached, cached, difference=0.0, equal=True):
-    common = {
-        "prompt_tokens": 100,
-        "prefix_tokens": 50,
-        "document": document,
-        "shard": 0,
-        "lookup_ms": 0.0,
-        "store_ms": 0.0,
-        "first_token": 1,
-        "top_margin": 0.02,
-        "device": "cpu",
-        "dtype": "float32",
-        "model": "m",
-        "weights": "random",
-        "evidence": "measured",
-    }
-    bare = {"tokens_equal": None, "max_logit_diff": None, "reused_tokens": 0}
+    common = {"prompt_tokens": 100, "prefix_tokens": 50, "document": document, "top_margin": 0.02}
     reused = {"tokens_equal": equal, "max_logit_diff": difference, "reused_tokens": 50}
     return [
-        common | bare | {"cached": False, "prefill_ms": uncached, "order": 2 * document},
-        common | reused | {"cached": True, "prefill_ms": cached, "order": 2 * document + 1},
+        example(PREFIX_SWEEP, cached=False, prefill_ms=uncached, reused_tokens=0, **common)
+        | {"lookup_ms": 0.0, "store_ms": 0.0},
+        example(PREFIX_SWEEP, cached=True, prefill_ms=cached, **common, **reused)
+        | {"lookup_ms": 0.0, "store_ms": 0.0},
     ]
 
 

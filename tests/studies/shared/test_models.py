@@ -13,7 +13,7 @@ from ember.model.checkpoint import load_decoder
 from ember.model.folder import weights_kind
 from ember.model.rope import BadArchitecture
 from ember.optim import lm
-from ember.optim.lm import BadTraining, Interrupted
+from ember.optim.loop import BadTraining, Interrupted
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.shared.corpora.make import build_corpus, join_corpora
 from ember.studies.shared.corpora.tables import CORPUS
@@ -194,7 +194,9 @@ def test_a_job_killed_after_training_and_before_its_tables_trains_no_step_again(
     arguments = {"runtime": RUNTIME, "out": tmp_path / "model", "state": tmp_path / "state.pt"}
     card, _ = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
     assert arguments["state"].is_file()
-    monkeypatch.setattr(lm._Run, "advance", lambda *_: pytest.fail("a step was trained again"))
+    monkeypatch.setattr(
+        lm.LanguageModelling, "step", lambda *_: pytest.fail("a step was trained again")
+    )
     again, rows = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
     assert again == card
     assert rows[-1]["step"] == 12

@@ -11,11 +11,16 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
+from ember.backends.cuda.causal_attention import attend_causal
+from ember.backends.cuda.products import add_normed
 from ember.backends.packing import PackedDecoder
 from ember.cache.contiguous import ContiguousCache
 from ember.model.architecture import Architecture
 from ember.model.decoder import attend, rotary_tables
+
+FEWEST, LONG = 128, 4096  # tokens; measured on an H200
 
 
 @triton.jit
@@ -37,7 +42,10 @@ def _rotate(
     D: tl.constexpr,
     HEADS: tl.constexpr,  # of one program, a power of 2
     NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_wait()
     HALF: tl.constexpr = D // 2
     token = tl.program_id(0).to(tl.int64)  # b · T + t
     row, t = token // T, token % T
@@ -72,8 +80,10 @@ def _rotate(
 
 
 @triton.jit
-def _silu_mul(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def _silu_mul(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """out (rows, width) = silu(gate) · up, of gate_up (rows, 2 width)."""
+    if PDL:
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     places, there = gate_up_ptr + row * 2 * width + at, at < width
@@ -92,6 +102,8 @@ def rotate_into(
     values: Tensor,
     start: int,
     arch: Architecture,
+    *,
+    pdl: bool = False,
 ) -> Tensor:
     """Norms and rotates qkv (B, T, (Hq + 2 Hkv) D); keys and values go to `start` … of the cache's
     views (B, Hkv, S, D), the queries are returned, (B, Hq, T, D)."""
@@ -107,18 +119,21 @@ def rotate_into(
         D=d,
         HEADS=block,
         NORM=norms is not None,
+        PDL=pdl,
         num_warps=4,
+        **({"launch_pdl": True} if pdl else {}),
     )
     return q.transpose(1, 2)
 
 
-def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
+def silu_mul(gate_up: Tensor, out: Tensor | None = None, *, pdl: bool = False) -> Tensor:
     """silu(gate) · up (rows, I) of gate_up (rows, 2 I)."""
     rows, width = gate_up.shape
     if out is None:
         out = torch.empty(rows, width // 2, dtype=gate_up.dtype, device=gate_up.device)
     block = min(1024, triton.next_power_of_2(width // 2))
-    _silu_mul[(rows, triton.cdiv(width // 2, block))](gate_up, out, width // 2, BLOCK=block)
+    grid, launch = (rows, triton.cdiv(width // 2, block)), {"launch_pdl": True} if pdl else {}
+    _silu_mul[grid](gate_up, out, width // 2, BLOCK=block, PDL=pdl, **launch)
     return out
 
 
@@ -130,25 +145,47 @@ def run_packed(
     positions = torch.arange(start, start + length, device=tokens.device)
     cos, sin = (x[0, :, 0].contiguous() for x in rotary_tables(arch, positions, torch.float32))
     cache.advance(length)
-    eps, size = arch.norm_eps, (arch.hidden_size,)
+    eps, last = arch.norm_eps, len(weights.layers) - 1
+    # Kernels of our own wait for the one before themselves, and start while it ends.
+    pdl = tokens.is_cuda and torch.cuda.get_device_capability(tokens.device) >= (9, 0)
     x = F.embedding(tokens, weights.embedding).flatten(0, 1)  # (B T, H)
     for index, layer in enumerate(weights.layers):
-        qkv = F.linear(F.rms_norm(x, size, layer.input_norm, eps), layer.qkv, layer.qkv_bias)
+        qkv = F.linear(rms_norm(x, layer.input_norm, eps, pdl), layer.qkv, layer.qkv_bias)
         norms = None if weights.qk_norms is None else weights.qk_norms[index]
         keys, values = cache.kv[index].unbind(0)
-        q = rotate_into(qkv.view(batch, length, -1), norms, cos, sin, keys, values, start, arch)
+        q = rotate_into(
+            *(qkv.view(batch, length, -1), norms, cos, sin, keys, values, start, arch), pdl=pdl
+        )
         keys, values = cache.read(index)
-        if index == len(weights.layers) - 1:  # of the rest only the last token is wanted
-            q, x = q[:, :, -1:], x.view(batch, length, -1)[:, -1]
-        attended = attend(q, keys, values).transpose(1, 2).flatten(0, 1).flatten(1)
+        if index == last:  # of the rest only the last token is wanted
+            q, x = q[:, :, -1:], x.view(batch, length, -1)[:, -1].contiguous()
+        attended = attend_new(q, keys, values, pdl).flatten(0, 1).flatten(1)
         x = _add_linear(x, attended, layer.o, layer.o_bias)
-        normed = F.rms_norm(x, size, layer.post_norm, eps)
-        acted = silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias))
+        normed = rms_norm(x, layer.post_norm, eps, pdl)
+        acted = silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias), pdl=pdl)
         x = _add_linear(x, acted, layer.down, layer.down_bias)
-    return F.linear(F.rms_norm(x, size, weights.norm, eps), weights.head)
+    return F.linear(rms_norm(x, weights.norm, eps, pdl), weights.head)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, pdl: bool) -> Tensor:
+    """RMSNorm of rows x (N, H)."""
+    return add_normed(x, weight, torch.empty_like(x), eps=eps, pdl=pdl)
+
+
+def attend_new(q: Tensor, k: Tensor, v: Tensor, pdl: bool) -> Tensor:
+    """(B, T, Hq, D): `attend` for new tokens' queries (B, Hq, T, D) over the cache's views.
+
+    The library's attention is slower where the mask does not begin at the first key, but as fast
+    for long prompts that run whole, and faster for few queries of many keys.
+    """
+    tokens, past, dim = q.shape[2], k.shape[2] - q.shape[2], q.shape[3]
+    faster = tokens >= FEWEST and dim <= 128 and (past > 0 or tokens < LONG)
+    if pdl and faster and q.element_size() == 2:
+        return attend_causal(q.transpose(1, 2), k, v, pdl=pdl)
+    return attend(q, k, v).transpose(1, 2)
 
 
 def _add_linear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x + y · weightᵀ (+ bias)."""
-    x = torch.addmm(x, y, weight.t())
+    """x + y · weightᵀ (+ bias), in place: a result elsewhere would begin with a copy of x."""
+    x = x.addmm_(y, weight.t())
     return x if bias is None else x.add_(bias)

@@ -361,10 +361,13 @@ MANY_ROWS = 128  # above, the library's products read the weights as fast
 PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 
 
-def matvec_plan(columns: int, *, gated: bool) -> Plan:
-    """How a product of one row is cut; measured on an H200 (docs/engine.md)."""
-    if columns > 8192:
-        return Plan(rows=2, columns=512, ahead=5, warps=2)
+def matvec_plan(columns: int, *, gated: bool, summed: bool) -> Plan:
+    """How a product of one row is cut; `summed`: it adds to the residual stream, and has few rows.
+    Measured on an H200 (docs/engine.md)."""
+    if summed:  # programs of one warp: none waits for another, and all of them start at once
+        return Plan(
+            rows=2, columns=min(256, _power(columns)), ahead=8 if columns > 8192 else 14, warps=1
+        )
     width = min(1024, _power(columns))
     return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
 
@@ -404,8 +407,17 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _matvec(x: Tensor, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:
-    matvec(x, weight, out, plan=matvec_plan(weight.shape[1], gated=gated), gated=gated, **options)
+def _matvec(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    *,
+    residual: Tensor | None = None,
+    gated: bool = False,
+    **options,
+) -> None:
+    plan = matvec_plan(weight.shape[1], gated=gated, summed=residual is not None)
+    matvec(x, weight, out, plan=plan, residual=residual, gated=gated, **options)
 
 
 def _skinny(x, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:

@@ -48,11 +48,7 @@ ARCHITECTURES = Schema(
             nullable=True,
         ),
         flag("fast_step", "whether the engine packs it for its fast steps"),
-        flag(
-            "agrees",
-            "no difference above the tolerance, and all greedy tokens equal",
-            nullable=True,
-        ),
+        flag("agrees", "no difference above the tolerance, all greedy tokens equal", nullable=True),
         number("tolerance", "", "largest difference that counts as agreement"),
         text("transformers", "version compared with", nullable=True),
         WEIGHTS,

@@ -1,4 +1,4 @@
-"""A rollout again, in other company, and by other means: tokens and log-probabilities (P1-4.3)."""
+"""A rollout again, under other batch compositions and by other means: equal tokens (P1-4.3)?"""
 
 import logging
 import math

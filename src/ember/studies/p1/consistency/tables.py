@@ -35,11 +35,7 @@ ROLLOUT_CONSISTENCY = Schema(
             "",
             "largest absolute difference of a token's raw log-probability, equal tokens only",
         ),
-        maybe(
-            "max_sampled_logprob_diff",
-            "",
-            "the same of log-probabilities as sampled: at the temperature, cut",
-        ),
+        maybe("max_sampled_logprob_diff", "", "the same of log-probabilities as sampled"),
         number("tolerance", "", "largest difference allowed; 0: equal to the last bit"),
         flag("holds", "no mismatch, no larger difference", nullable=True),
         text("meaning", "how it was done"),

@@ -91,7 +91,7 @@ def _point(axes, rows: pd.DataFrame) -> None:
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
-    """As the comparison names them; others behind."""
+    """As the comparison names them; others after them."""
     known = list(NAMES)
     place = rows["framework"].map(lambda name: known.index(name) if name in known else len(known))
     return rows.assign(place=place).sort_values("place")

@@ -2,9 +2,8 @@
 
 from statistics import median
 
-from ember.measure.statistics import summarise
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS, FRAMEWORKS
-from ember.studies.rows import records
+from ember.studies.rows import grouped, records, spread_of
 from ember.studies.steps import makes
 
 EMBER = "ember"
@@ -22,9 +21,7 @@ COMPARED = {
 @makes(FRAMEWORKS)
 def summarise_frameworks(runs) -> list[dict]:
     """Rows of FRAMEWORKS from a FRAMEWORK_RUNS table: its path, a data frame or rows."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in records(runs, FRAMEWORK_RUNS):
-        groups.setdefault((row["point"], row["framework"]), []).append(row)
+    groups = grouped(records(runs, FRAMEWORK_RUNS), "point", "framework")
     rows = []
     for (point, _), group in groups.items():
         timed = [row for row in group if row["status"] == "ok"]
@@ -35,8 +32,7 @@ def summarise_frameworks(runs) -> list[dict]:
             row |= {k: timed[0][k] for k in row if k in timed[0] and k not in ("status", "reason")}
         row["n"] = len(timed)
         for name in SUMMARISED if timed else ():
-            found = summarise([run[name] for run in timed])
-            row |= {f"{name}_{key}": found[key] for key in ("mean", "std", "cv")}
+            row |= spread_of(timed, name, ("mean", "std", "cv"))
         ratios = [run["ember_ratio"] for run in timed if run["ember_ratio"] is not None]
         row["ember_ratio"] = median(ratios) if ratios else None
         row["ember_ratio_min"] = min(ratios, default=None)

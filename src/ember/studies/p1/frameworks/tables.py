@@ -26,12 +26,7 @@ _POINT = (
 _CAVEATS = (
     text("versions", "of the framework and what it rests on", nullable=True),
     integer("threads", "", "CPU threads it may use", nullable=True),
-    integer(
-        "decode_threads",
-        "",
-        "threads of single-token steps, where the framework says so",
-        nullable=True,
-    ),
+    integer("decode_threads", "", "of single-token steps, where it says so", nullable=True),
     text("weights_format", "what the framework read", nullable=True),
     text("gguf_sha256", "hash of the GGUF file, where it was read", nullable=True),
     text("kv_cache", "kind of KV cache", nullable=True),
@@ -86,9 +81,7 @@ FRAMEWORK_RUNS = Schema(
         maybe("tpot_ms", "ms", "decode_ms by the tokens after the first"),
         maybe("decode_tokens_per_s", "tokens/s", "1000 / tpot_ms"),
         maybe("total_tokens_per_s", "tokens/s", "generated_tokens / total_ms"),
-        maybe(
-            "ember_ratio", "", "Ember's decode_tokens_per_s over this framework's in the same round"
-        ),
+        maybe("ember_ratio", "", "Ember's decode speed over this framework's, same round"),
         maybe(
             "tokens_equal_share",
             "fraction",
@@ -115,11 +108,7 @@ FRAMEWORKS = Schema(
         *_runs("total_tokens_per_s", "tokens/s", "generated tokens by the whole time"),
         *_runs("ttft_ms", "ms", "time to the first token"),
         *_runs("tpot_ms", "ms", "time per token after the first"),
-        maybe(
-            "ember_ratio",
-            "",
-            "Ember's decode speed over this framework's in the same round, median",
-        ),
+        maybe("ember_ratio", "", "Ember's decode speed over this framework's, median of rounds"),
         maybe("ember_ratio_min", "", "least of the rounds"),
         maybe("ember_ratio_max", "", "greatest of the rounds"),
         maybe("tokens_equal_share", "fraction", "least of the rounds"),

@@ -15,5 +15,5 @@ def check_gates(gates: Iterable[Path]) -> list[dict]:
     rows = [row for path in gates for row in read_rows(path, GATES)]
     failed = [f"{row['gate']}: {row['detail']}" for row in rows if not row["passed"]]
     if failed:
-        raise GateFailed("gates do not hold: " + "; ".join(failed) + ". Mend them and run again.")
+        raise GateFailed("gates do not hold: " + "; ".join(failed) + ". Fix them and run again.")
     return rows

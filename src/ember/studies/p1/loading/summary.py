@@ -2,16 +2,14 @@
 
 from ember.measure.statistics import summarise
 from ember.studies.p1.loading.tables import LOADING, LOADING_RUNS
-from ember.studies.rows import records
+from ember.studies.rows import grouped, records, spread_of
 from ember.studies.steps import makes
 
 
 @makes(LOADING)
 def summarise_loading(runs) -> list[dict]:
     """Rows of LOADING from a LOADING_RUNS table: its path, a data frame or rows."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in records(runs, LOADING_RUNS):
-        groups.setdefault((row["loader"], row["cache"]), []).append(row)
+    groups = grouped(records(runs, LOADING_RUNS), "loader", "cache")
     limits = {
         cache: summarise([run["mb_per_s"] for run in group])["median"]
         for (loader, cache), group in groups.items()
@@ -25,9 +23,8 @@ def summarise_loading(runs) -> list[dict]:
         row |= {name: (timed or bad)[0][name] for name in row if name in group[0]}
         row["n"], row["limit_mb_per_s"] = len(timed), limits.get(cache)
         if timed:
-            load = summarise([run["load_s"] for run in timed])
-            row |= {f"load_s_{key}": load[key] for key in ("median", "mean", "std", "cv")}
-            row["import_s_median"] = summarise([run["import_s"] for run in timed])["median"]
+            row |= spread_of(timed, "load_s", ("median", "mean", "std", "cv"))
+            row |= spread_of(timed, "import_s", ("median",))
             row["mb_per_s"] = summarise([run["mb_per_s"] for run in timed])["median"]
             if row["limit_mb_per_s"]:
                 row["share_of_limit"] = row["mb_per_s"] / row["limit_mb_per_s"]

@@ -67,9 +67,7 @@ LOADING = Schema(
         *spread("load_s", "s", "load without imports", ("median", "mean", "std", "cv"), maybe),
         maybe("import_s_median", "s", "importing what the loader needs"),
         maybe("mb_per_s", "MB/s", "bytes / load_s, median"),
-        maybe(
-            "limit_mb_per_s", "MB/s", "reading the safetensors files alone, same page cache, median"
-        ),
+        maybe("limit_mb_per_s", "MB/s", "reading the files alone, same page cache, median"),
         maybe("share_of_limit", "fraction", "mb_per_s / limit"),
         flag("verified", "whether the page cache's state was confirmed"),
         *_MACHINE,

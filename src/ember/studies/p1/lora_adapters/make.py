@@ -58,7 +58,8 @@ def train_adapter(decoder, streams, settings: Mapping, seed: int):
 
     from ember.lora.adapter import draw_adapter
     from ember.lora.branch import Branches
-    from ember.optim.lm import Windows, next_token_loss
+    from ember.optim.lm import Windows
+    from ember.optim.loss import next_token_loss
 
     for parameter in decoder.parameters():
         parameter.requires_grad_(False)

@@ -1,10 +1,9 @@
 """The worst difference to PEFT of each adapter and number format (P1-3.4)."""
 
-from collections.abc import Mapping
 from functools import partial
 
 from ember.studies.p1.lora_alignment.tables import LORA_ALIGNMENT, LORA_CASES
-from ember.studies.rows import records
+from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 
 
@@ -15,10 +14,8 @@ def summarise_alignment(cases, *, seed: int, resamples: int) -> list[dict]:
 
     from ember.measure.statistics import bootstrap, interval
 
-    groups: dict[tuple, list[Mapping]] = {}
-    for row in records(cases, LORA_CASES):
-        key = tuple(row[name] for name in ("adapter", "dtype", "path", "reference"))
-        groups.setdefault(key, []).append(row)
+    key_columns = ("adapter", "dtype", "path", "reference")
+    groups = grouped(records(cases, LORA_CASES), *key_columns)
     rng, rows = np.random.default_rng(seed), []
     worst = ("base_max_abs_diff", "lora_max_abs_diff", "delta_max_abs_diff", "effect_max_abs")
     for key, group in groups.items():
@@ -29,7 +26,7 @@ def summarise_alignment(cases, *, seed: int, resamples: int) -> list[dict]:
             draws = bootstrap(ratios.T, rng, resamples, partial(np.median, axis=(1, 2)))
             ratio, (low, high) = float(draws[0]), interval(draws)
         rows.append(
-            dict(zip(("adapter", "dtype", "path", "reference"), key, strict=True))
+            dict(zip(key_columns, key, strict=True))
             | {"cases": len(group)}
             | {name: max(row[name] for row in group) for name in worst}
             | {

@@ -1,20 +1,16 @@
 """Switching adapters, against the memory's limit and PEFT: medians and spread (P1-3.3)."""
 
-from collections.abc import Mapping
-
 from ember.measure.statistics import summarise
 from ember.studies.p1.lora_latency.tables import LORA_LATENCY, LORA_LATENCY_SUMMARY
-from ember.studies.rows import records
+from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 
 
 @makes(LORA_LATENCY_SUMMARY)
 def summarise_latency(latency) -> list[dict]:
     """Rows of LORA_LATENCY_SUMMARY from a table LORA_LATENCY."""
-    groups: dict[tuple, list[Mapping]] = {}
-    for row in records(latency, LORA_LATENCY):
-        key = tuple(row[name] for name in ("implementation", "keep", "operation", "phase"))
-        groups.setdefault(key, []).append(row)
+    timed = records(latency, LORA_LATENCY)
+    groups = grouped(timed, "implementation", "keep", "operation", "phase")
     times = {
         key: summarise([row["ms"] for row in group])
         for key, group in groups.items()

@@ -68,9 +68,7 @@ LORA_LATENCY_SUMMARY = Schema(
         integer("n", "", "recorded runs"),
         *spread("ms", "ms", "time of a switch", ("median", "p10", "p90", "cv"), maybe),
         maybe("ratio_to_limit", "", "ms_median / limit_ms"),
-        maybe(
-            "speedup_over_peft", "", "PEFT's median for the same operation and phase / this one's"
-        ),
+        maybe("speedup_over_peft", "", "PEFT's median, same operation and phase / this one's"),
         *_SIZE,
         *_MACHINE,
         *OUTCOME,

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from ember.measure.statistics import summarise
 from ember.pipeline.plan import plan_units
 from ember.studies.p1.pipeline.schedule import best_split, makespan, read_costs
-from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE, PIPELINE_RUNS
-from ember.studies.rows import records
+from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE, PIPELINE_RUNS, SPEED
+from ember.studies.rows import grouped, records, spread_of
 from ember.studies.steps import makes
 
 SAME = ("model", "device", "dtype", "context", "generation", "sequences", "micro_batches", "chunks")
@@ -19,10 +18,7 @@ def summarise_pipeline(runs, costs, anchor=()) -> list[dict]:
     `anchor`: an earlier PIPELINE table. Its points give deltas where model, device, number format
     and workload are the same; elsewhere a note says what is not.
     """
-    points: dict[str, list[dict]] = {}
-    for row in records(runs, PIPELINE_RUNS):
-        points.setdefault(row["point"], []).append(row)
-    rows = [_measured(repeats) for repeats in points.values()]
+    rows = [_measured(runs) for runs in grouped(records(runs, PIPELINE_RUNS), "point").values()]
     _compare(rows)
     _predict(rows, [c for c in records(costs, LAYER_COSTS) if c["status"] == "ok"])
     if anchor:
@@ -40,19 +36,13 @@ def _measured(repeats: Sequence[Mapping]) -> dict:
     row["n"] = len(timed)
     if not timed:
         return row
-    speed = summarise([repeat["tokens_per_s"] for repeat in timed])
-    for name in ("median", "mean", "std", "cv", "p10", "p90"):
-        row[f"tokens_per_s_{name}"] = speed[name]
-    row["total_ms_median"] = summarise([repeat["total_ms"] for repeat in timed])["median"]
+    row |= spread_of(timed, "tokens_per_s", SPEED) | spread_of(timed, "total_ms", ("median",))
     row["tokens_equal_share"] = min(repeat["tokens_equal_share"] for repeat in timed)
     if row["mode"] == "single":
         return row
     for name in ("prefill_ms", "busy_first_ms", "busy_last_ms", "transfer_ms"):
-        row[f"{name}_median"] = summarise([repeat[name] for repeat in timed])["median"]
-    bubble = summarise([repeat["bubble_share"] for repeat in timed])
-    for name in ("median", "p10", "p90"):
-        row[f"bubble_share_{name}"] = bubble[name]
-    return row
+        row |= spread_of(timed, name, ("median",))
+    return row | spread_of(timed, "bubble_share")
 
 
 def _compare(rows: list[dict]) -> None:

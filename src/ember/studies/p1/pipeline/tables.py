@@ -148,11 +148,7 @@ PIPELINE = Schema(
             "the solver's split of all possible ones; without overlap all take equally long",
             nullable=True,
         ),
-        text(
-            "predicted_best_split",
-            "the solver's split, also where it is not among those measured",
-            nullable=True,
-        ),
+        text("predicted_best_split", "the solver's split, measured or not", nullable=True),
         maybe("anchor_tokens_per_s", "tokens/s", "of the same point in the earlier stored run"),
         maybe("delta_to_anchor", "fraction", "tokens_per_s_median / anchor_tokens_per_s - 1"),
         text("anchor_note", "why there is no delta, where there is an anchor", nullable=True),

@@ -31,7 +31,7 @@ def draw(cost: pd.DataFrame, rounds: Mapping, scale: str):
             _cumulative(axes[0][column], rows[rows["sharing"] == "independent"], looks)
             axes[0][column].set_title(f"context {context}, {generation} generated")
             _savings(axes[1][column], rows, looks)
-        axes[0][0].set_ylim(bottom=0)  # behind all panels: it ends their common autoscaling
+        axes[0][0].set_ylim(bottom=0)  # after all panels: it ends their common autoscaling
         axes[0][0].set_ylabel(f"cumulative {device_time(cost['device'].iloc[0])} (s)")
         axes[0][0].legend(loc="upper left")
         _sharing_legend(axes[1][0], figure)

@@ -1,6 +1,5 @@
 """P1-5: what every configured policy recomputes at every workload point, round by round."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from ember.policies.build import build_policies
 from ember.policies.policy import CachePolicy, RoundStats
 from ember.policies.simulator import Workload, simulate
 from ember.records.errors import EmberError
+from ember.records.foreign import read_object
 from ember.studies.p1.policies.tables import POLICY_ROUNDS, SHARINGS
 from ember.studies.steps import makes
 
@@ -49,14 +49,9 @@ def simulate_policies(
 
 def layers_of(model: str | Path) -> int:
     """Layers of a model directory, from its config.json alone."""
-    path = Path(model) / "config.json"
-    try:
-        return int(json.loads(path.read_text())["num_hidden_layers"])
-    except (OSError, ValueError, KeyError) as error:
-        raise EmberError(
-            f"{path}: cannot read the number of layers ({type(error).__name__}: {error}); "
-            "make the model again or point models.<name> to a directory in Hugging Face format"
-        ) from None
+    remedy = "Make the model again, or point models.<name> to a Hugging Face model directory."
+    config = read_object(Path(model) / "config.json", EmberError, remedy)
+    return config.get("num_hidden_layers", int, low=1, high=1 << 13)
 
 
 def _row(policy: CachePolicy, stats: RoundStats) -> dict:

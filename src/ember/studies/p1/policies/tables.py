@@ -64,7 +64,7 @@ POLICY_ROUNDS = Schema(
         Column("recompute_by_layer", "list[int]", "cells", "recomputed cells of each layer"),
         Column("token_bounds", "list[int]", "", "first tokens of the bands of recompute_by_token"),
         Column(
-            "recompute_by_token", "list[int]", "cells", "recomputed cells of each token of a band"
+            "recompute_by_token", "list[int]", "cells", "recomputed cells, each token of a band"
         ),
         _plan("plan_prefills", "", "prefills"),
         _plan("plan_start_layer", "", "first recomputed layer"),
@@ -100,11 +100,7 @@ CUMULATIVE_COST = Schema(
         number("cumulative_s", "s", "rounds up to this one"),
         number("cumulative_low_s", "s", "2.5 % bound of cumulative_s, bootstrap over repeats"),
         number("cumulative_high_s", "s", "97.5 % bound of cumulative_s, bootstrap over repeats"),
-        number(
-            "savings_vs_naive",
-            "fraction",
-            "1 - cumulative_s / that of recomputing everything, same sharing",
-        ),
+        number("savings_vs_naive", "fraction", "1 - cumulative_s / naive's, same sharing"),
         number("savings_low", "fraction", "2.5 % bound of savings_vs_naive"),
         number("savings_high", "fraction", "97.5 % bound of savings_vs_naive"),
         MODEL,

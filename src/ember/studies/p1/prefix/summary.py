@@ -5,7 +5,6 @@ a suffix token attends to all tokens before it, so of the attention area the pre
 saved and not p/n.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from ember.measure.cost import prefill_operations
 from ember.measure.statistics import bootstrap, interval
 from ember.model.architecture import Architecture
+from ember.model.folder import read_architecture
 from ember.records.errors import BadRow
 from ember.records.tables import read_rows
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS, PREFIX_SWEEP
@@ -57,7 +57,7 @@ def prefix_savings(
     for row in records(sweep, PREFIX_SWEEP):
         point = points.setdefault((row["prompt_tokens"], row["prefix_tokens"]), {})
         point.setdefault(row["document"], {})[bool(row["cached"])] = row
-    arch = Architecture.from_hf(json.loads((Path(model) / "config.json").read_text()))
+    arch = read_architecture(model)
     rng = np.random.default_rng(seed)
     rows = []
     for (n, p), documents in sorted(points.items()):

@@ -21,11 +21,7 @@ PREFIX_SWEEP = Schema(
         number("store_ms", "ms", "of it: storing the new segments"),
         integer("first_token", "", "most likely next token (temperature 0)"),
         number("top_margin", "", "how far its logit stands above the second"),
-        flag(
-            "tokens_equal",
-            "first token equals the uncached run's; null on the uncached row",
-            nullable=True,
-        ),
+        flag("tokens_equal", "first token equals the uncached run's; null there", nullable=True),
         maybe(
             "max_logit_diff",
             "",
@@ -66,7 +62,7 @@ PREFIX_SAVINGS = Schema(
         number("max_logit_diff", "", "largest absolute logit difference"),
         flag(
             "within_tolerance",
-            "first tokens equal but in near ties, and all logits within the tolerance",
+            "first tokens equal but in near ties, logits within the tolerance",
         ),
         *MEASURED_ON,
     ),

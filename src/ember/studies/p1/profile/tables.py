@@ -26,9 +26,7 @@ ROLLOUT_PROFILE = Schema(
         maybe("decode_ms", "ms", "all single-token steps after the prompt"),
         maybe("sampling_ms", "ms", "choosing tokens from logits"),
         maybe("transfer_ms", "ms", "copies between host and device and between stages"),
-        maybe(
-            "total_ms", "ms", "whole rollout by the wall clock, bookkeeping between phases included"
-        ),
+        maybe("total_ms", "ms", "whole rollout by the wall clock, with what lies between phases"),
         maybe("tokens_per_s", "tokens/s", "generated tokens by total time"),
         *MEASURED_ON,
         *OUTCOME,

@@ -27,11 +27,7 @@ RESTART_SWEEP = Schema(
         ),
         integer("start_layer", "", "first layer that runs; num_layers: the head alone"),
         integer("start_token", "", "first token that runs; 0 for a correction"),
-        integer(
-            "rank",
-            "",
-            "rank of the correction, or of the factors that a recompute keeps for one; 0: none",
-        ),
+        integer("rank", "", "of the correction, or of factors kept for one; 0: none"),
         integer("repeat", "", "recorded pass over all points, from 0"),
         number("ms", "ms", "time of the operation"),
         MODEL,

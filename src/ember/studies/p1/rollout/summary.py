@@ -2,23 +2,19 @@
 
 from ember.measure.statistics import summarise
 from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
-from ember.studies.rows import records
+from ember.studies.rows import grouped, records, spread_of
 from ember.studies.steps import makes
 
 
 @makes(ROLLOUT_SPEED)
 def summarise_rollouts(throughput) -> list[dict]:
     """Rows of ROLLOUT_SPEED from a ROLLOUT_THROUGHPUT table: its path, a data frame or rows."""
-    points: dict[str, list[dict]] = {}
-    for row in records(throughput, ROLLOUT_THROUGHPUT):
-        points.setdefault(row["point"], []).append(row)
     found = []
-    for calls in points.values():
+    for calls in grouped(records(throughput, ROLLOUT_THROUGHPUT), "point").values():
         first = calls[0]
         row = {name: first[name] for name in ROLLOUT_SPEED.names if name in first}
         for name in ("tokens_per_s", "decode_tokens_per_s", "share", "roofline_share"):
-            spread = summarise([call[name] for call in calls])
-            row |= {f"{name}_{part}": spread[part] for part in ("median", "p10", "p90")}
+            row |= spread_of(calls, name)
         row["n"] = len(calls)
         for name in ("limit", "roofline"):
             row[f"{name}_tokens_per_s"] = first["generated_tokens"] / first[f"{name}_ms"] * 1e3

@@ -2,17 +2,15 @@
 
 from ember.measure.statistics import summarise
 from ember.studies.p1.roofline.tables import DECODE_ROOFLINE, ROOFLINE
-from ember.studies.rows import records
+from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 
 
 @makes(ROOFLINE)
 def summarise_roofline(decode) -> list[dict]:
     """Rows of ROOFLINE from a table DECODE_ROOFLINE."""
-    points: dict[tuple, list[dict]] = {}
-    for row in records(decode, DECODE_ROOFLINE):
-        key = tuple(row[name] for name in ("context", "rows", "sampling", "operators"))
-        points.setdefault(key, []).append(row)
+    runs = records(decode, DECODE_ROOFLINE)
+    points = grouped(runs, "context", "rows", "sampling", "operators")
     rows = {key: _summary(runs) for key, runs in points.items()}
     for (*point, _), row in rows.items():
         plain = rows[(*point, "plain")]["decode_tokens_per_s"]

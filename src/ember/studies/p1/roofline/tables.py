@@ -86,9 +86,7 @@ DECODE_KERNELS = Schema(
     "Time of each kind of kernel in one decoding step",
     (
         *_WHAT,
-        text(
-            "kernel", "part of a layer, head, embed; or the operator's kernel; step where skipped"
-        ),
+        text("kernel", "part of a layer, head, embed; an operator's kernel; step where skipped"),
         text(
             "method",
             "alone: a graph of this part of all layers and no other, by events; profiler:"

@@ -18,7 +18,7 @@ ENGINE_SPEED = Schema(
         maybe(
             "tokens_equal_share",
             "fraction",
-            "leading tokens that agree with Transformers' in the same repeat",
+            "leading tokens that are Transformers', same repeat",
         ),
         integer("threads", "", "CPU threads of both"),
         text("device", "where both ran"),

@@ -5,7 +5,6 @@ schema) and one stream for each document; `Workload.prompt` cuts a prompt of any
 Real text where the model was trained on text, seeded uniform ids where its weights are random.
 """
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ember.records.errors import EmberError
+from ember.records.foreign import read_object
 from ember.studies.p1.workload.tables import WORKLOAD
 from ember.studies.steps import makes
 
@@ -71,7 +71,8 @@ def make_workload(
     """
     length = tokens + 8  # `prompt` may skip a few tokens to leave the shared stream at once
     if corpus is None:
-        vocabulary = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
+        config = read_object(Path(model) / "config.json", EmberError, "Make the model again.")
+        vocabulary = config.get("vocab_size", int, low=1, high=1 << 28)
         return _rows(*random_streams(vocabulary, documents, length, seed))
     return _rows(*text_streams(_texts(corpus, seed), _encoder(model), documents, length))
 

@@ -32,9 +32,7 @@ TRAINING_LOG = Schema(
         integer("tokens", "tokens", "tokens trained on so far, repeats counted"),
         number("train_loss", "nats/token", "mean loss since the row before"),
         number("learning_rate", "", "of the last step"),
-        maybe(
-            "val_bits_per_byte", "bits/B", "on the validation split; null between validation passes"
-        ),
+        maybe("val_bits_per_byte", "bits/B", "on the validation split; null between passes"),
         number("tokens_per_s", "tokens/s", "training speed so far"),
         number("seconds", "s", "training time so far, validation left out"),
         EVIDENCE,

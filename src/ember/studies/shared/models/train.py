@@ -14,15 +14,8 @@ from ember.measure.memory import require
 from ember.measure.statistics import bootstrap, interval
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder, save_decoder
-from ember.optim.lm import (
-    BadTraining,
-    Recipe,
-    Score,
-    Windows,
-    evaluate,
-    state_key,
-    train,
-)
+from ember.optim.lm import Recipe, Score, Windows, evaluate, train
+from ember.optim.loop import BadTraining, state_key
 from ember.studies.shared.corpora.make import join_corpora
 from ember.text.corpora import SPLITS, Document
 from ember.text.ngram import NGram, unigram_log2_probs

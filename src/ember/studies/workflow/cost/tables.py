@@ -36,13 +36,7 @@ _PARTS = (
         nullable=True,
     ),
     Column("model_load_s", "float", "s", "reading a model into memory", nullable=True),
-    Column(
-        "provenance_s",
-        "float",
-        "s",
-        "hashing files, asking git and hardware",
-        nullable=True,
-    ),
+    Column("provenance_s", "float", "s", "hashing files, asking git and hardware", nullable=True),
     Column("exit_s", "float", "s", "after the last product was written", nullable=True),
     Column("work_s", "float", "s", "the rest of the wall time: what the job is for", nullable=True),
 )

@@ -1,0 +1,118 @@
+"""The correction of stale keys and values against torch, under Triton's interpreter."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ember.backends.cuda.correction import correct
+from ember.lora.adapter import LowRank
+from ember.model.architecture import Architecture
+from ember.model.checkpoint import random_decoder
+from ember.model.decoder import rotary_tables, rotate
+from ember.policies.correctable import CorrectableCache
+
+EPS = 1e-6
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "rank", "heads", "dim"), [(1, 8, 1, 32), (33, 3, 2, 64), (70, 16, 2, 32)]
+)
+def test_correction(tokens, rank, heads, dim, normed):
+    layers, chosen = 3, [2, 0]
+    kv = torch.full((layers, 2, heads, tokens + 5, dim), torch.nan)
+    kv[:, :, :, :tokens] = draw(layers, 2, heads, tokens, dim)
+    factors = draw(2, 2, tokens + 2, rank)  # room for more tokens
+    moved = draw(2, 2, heads * dim, rank, seed=1)
+    moved[1, 0] = 0  # a projection that has not moved
+    raw = draw(2, tokens + 1, heads, dim) if normed else None
+    norms = 1 + 0.3 * draw(2, dim) if normed else None
+    angles = draw(tokens, dim // 2)
+    cos, sin = angles.cos(), angles.sin()
+    table = (cos[None, :, None], sin[None, :, None])
+
+    before, old_raw = kv.clone(), None if raw is None else raw.clone()
+    places = torch.tensor(chosen, dtype=torch.int32)
+    correct(kv, factors, moved, places, cos, sin, raw=raw, norms=norms, eps=EPS)
+    for n, layer in enumerate(chosen):
+        changes = (factors[n, :, :tokens] @ moved[n].transpose(1, 2)).unflatten(-1, (heads, dim))
+        if normed:
+            expected = old_raw[n].clone()
+            expected[:tokens] += changes[0]
+            torch.testing.assert_close(raw[n], expected, atol=1e-5, rtol=1e-5)
+            keys = F.rms_norm(raw[n, :tokens], (dim,), norms[n], EPS)
+            keys = rotate(keys[None], *table)[0].transpose(0, 1)
+        else:
+            turned = rotate(changes[0][None], *table)[0].transpose(0, 1)
+            keys = before[layer, 0, :, :tokens] + turned
+        values = before[layer, 1, :, :tokens] + changes[1].transpose(0, 1)
+        torch.testing.assert_close(kv[layer, 0, :, :tokens], keys, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(kv[layer, 1, :, :tokens], values, atol=1e-5, rtol=1e-5)
+    assert kv[:, :, :, tokens:].isnan().all()
+    assert torch.equal(kv[1, :, :, :tokens], before[1, :, :, :tokens])
+
+
+def test_correcting_by_nothing_changes_nothing_in_16_bits():
+    tokens, heads, dim = 20, 2, 32
+    kv = draw(1, 2, heads, tokens, dim).half()
+    raw, norms = draw(1, tokens, heads, dim).half(), 1 + 0.3 * draw(1, dim).half()
+    factors, angles = draw(1, 2, tokens, 4).half(), draw(tokens, dim // 2)
+    where = torch.zeros(1, dtype=torch.int32)
+    states = []
+    for size in (0.5, 0.0):
+        moved = size * draw(1, 2, heads * dim, 4).half()
+        correct(kv, factors, moved, where, angles.cos(), angles.sin(), raw=raw, norms=norms)
+        states.append((kv.clone(), raw.clone()))
+    for first, second in zip(*states, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+@torch.inference_mode()
+def test_a_corrected_cache(model_type):
+    """As the cache corrects itself, layer by layer, in torch's operators."""
+    tokens, rank, scale, layers = 21, 4, 2.0, range(2)
+    decoder = random_decoder(
+        Architecture.make(
+            model_type=model_type,
+            hidden_size=32,
+            intermediate_size=32,
+            num_layers=len(layers),
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            vocab_size=50,
+            max_positions=64,
+        )
+    )
+    keys = [(layer, name) for layer in layers for name in ("k_proj", "v_proj")]
+    a = {key: draw(rank, 32, seed=n) for n, key in enumerate(keys)}
+    old, new = (
+        {key: LowRank(a[key], draw(64, rank, seed=10 * n + m), scale) for n, key in enumerate(keys)}
+        for m in (1, 2)
+    )
+    cache = CorrectableCache(decoder.arch, tokens + 3)
+    cache.adapter = old
+    decoder(torch.arange(tokens)[None], cache=cache)
+    kv = cache.kv[:, :, 0].clone()
+    normed = decoder.arch.qk_norm
+    raw = torch.stack([cache.raw_keys[layer] for layer in layers]) if normed else None
+    attentions = [layer.self_attn for layer in decoder.layers]
+    norms = torch.stack([x.k_norm.weight for x in attentions]) if normed else None
+    factors = torch.stack([cache.factors[key] for key in keys]).unflatten(0, (-1, 2))
+    moved = torch.stack([scale * (new[key].b - old[key].b) for key in keys]).unflatten(0, (-1, 2))
+    cos, sin = (
+        table[0, :, 0] for table in rotary_tables(decoder.arch, torch.arange(tokens), torch.float32)
+    )
+    where = torch.tensor(list(layers), dtype=torch.int32)
+    eps = decoder.arch.norm_eps
+    correct(kv, factors, moved, where, cos, sin, raw=raw, norms=norms, eps=eps)
+
+    assert cache.correct(new) == len(keys)
+    torch.testing.assert_close(kv, cache.kv[:, :, 0], atol=2e-5, rtol=1e-4)
+    for layer in layers if normed else ():
+        torch.testing.assert_close(raw[layer, :tokens], cache.raw_keys[layer][:tokens])
