@@ -83,8 +83,8 @@ def check_place(results: Path, python: str = sys.executable) -> None:
 def check_local(settings: Mapping, results: Path, executor: str) -> None:
     """The results folder is writable, and there is what `executor` runs jobs on.
 
-    executor: "local", or Snakemake's name for another. On a cluster the device is checked by the gate on the node.
-    Raises `Unready`.
+    executor: "local", or Snakemake's name for another. On a cluster the device is checked by the
+    gate on the node. Raises `Unready`.
     """
     check_writable(results)
     local = executor == "local"
