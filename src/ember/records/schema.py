@@ -153,7 +153,7 @@ def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
 
 
 SPREAD = ("median", "p10", "p90")
-_STATISTICS = {
+STATISTICS = {
     "median": "median",
     "mean": "mean",
     "std": "standard deviation (n - 1)",
@@ -175,7 +175,7 @@ def spread(
 ) -> tuple[Column, ...]:
     """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`."""
     return tuple(
-        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {_STATISTICS[key]}")
+        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {STATISTICS[key]}")
         for key in statistics
     )
 
