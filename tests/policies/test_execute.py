@@ -12,8 +12,7 @@ from ember.model.decoder import Decoder
 from ember.model.families import FAMILIES
 from ember.policies.correctable import StaleFactors
 from ember.policies.execute import PolicyRunner, PromptKV, prompt_key, run_plan
-from ember.policies.plan import BadPolicy, Plan
-from ember.policies.policy import (
+from ember.policies.kinds import (
     KeepRegion,
     Naive,
     PeriodicRefresh,
@@ -22,6 +21,7 @@ from ember.policies.policy import (
     UpdateLocality,
     compose,
 )
+from ember.policies.plan import BadPolicy, Plan
 from tests.policies.tiny_lora import LAYERS, RANK, TOKENS, Lora, everywhere, make_decoder, prompt
 
 

@@ -82,7 +82,7 @@ def test_a_cache_policy(fresh):
         check=False,
     )
     assert wrong.returncode
-    assert "updates is 0; set it to at least 1" in wrong.stdout
+    assert "updates is 0; set it to 1 or more" in wrong.stdout
 
 
 def test_an_architecture(fresh):

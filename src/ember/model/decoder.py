@@ -112,8 +112,10 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Final norm and head: hidden states (B, T, H) to logits (B, T, V)."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(self.norm(hidden), head.weight)
+        normed = self.norm(hidden)
+        if self.lm_head is None:
+            return F.linear(normed, self.embed_tokens.weight)
+        return self.lm_head(normed)
 
 
 class Layer(nn.Module):
