@@ -14,7 +14,7 @@ from ember.operations.doctor import bookkeeping, examine
 from ember.operations.doctor.report import Finding, Report, as_text, folded, set_aside
 from ember.operations.plan import BadPlan, PlannedJob, Settings
 from ember.records.atomic import atomic_file
-from ember.records.code import code_hash
+from ember.records.code import Library
 from ember.records.provenance import collect, describe, file_hashes, source_root, write_sidecar
 from ember.records.tables import write_table
 from ember.studies.paper.readiness.tables import READINESS
@@ -27,7 +27,7 @@ def row() -> dict:
 
 def made(rule="assess_readiness", inputs=(), outputs=(), scale="smoke", started="2026-01-01"):
     root = source_root()
-    code = code_hash(root / "workflow" / "scripts" / "publish.py", root / "src")
+    code = Library(root / "src").code_hash(root / "workflow" / "scripts" / "publish.py")
     return collect(
         rule=rule,
         inputs=inputs,
