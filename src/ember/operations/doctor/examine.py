@@ -7,6 +7,7 @@ Nothing is changed. What cannot be checked is said, never passed over.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from ember.operations.plan import (
     profile_scale,
 )
 from ember.records import remedy
+from ember.records.atomic import writer
 from ember.records.code import BadCode, Library
 from ember.records.errors import EmberError
 from ember.records.provenance import (
@@ -498,7 +500,7 @@ class _Examination:
                 continue
             if path in states:
                 self._check_state(path, states[path])
-            elif left := bookkeeping.temporary(Path(path).name):
+            elif left := _left_over(Path(path).name):
                 self._check_temporary(path, *left)
             elif not self._is_elsewhere(path):
                 strangers.setdefault(self._why_foreign(path), []).append(path)
@@ -573,6 +575,12 @@ class _Examination:
                 "other parameters: if these products were made with settings of your own, give "
                 "them with --config or --configfile and ask again"
             )
+
+
+def _left_over(name: str) -> tuple[int, bool | None] | None:
+    """The process that wrote a temporary of this name, and whether it still runs."""
+    # Probes are of `ember.operations.preflight.check_writable`.
+    return (0, False) if re.match(r"\.ember-\w+$", name) else writer(name)
 
 
 def _is_final(path: str) -> bool:
