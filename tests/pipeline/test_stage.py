@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ember.backends.sampling import SamplingParams
-from ember.pipeline.stage import Stage, take_layers
+from ember.pipeline.stage import make_stage, take_layers
 from tests.tiny import wild
 
 FAMILIES = ("qwen3", "qwen2", "llama")
@@ -20,7 +20,7 @@ def generate(decoder, tokens, split: int, steps: int, pieces=(), backend=None):
     rows, length = tokens.shape
     layers = decoder.arch.num_layers
     first, last = (
-        Stage(take_layers(decoder, part), rows, length + steps, backend=backend, **ends)
+        make_stage(take_layers(decoder, part), rows, length + steps, backend=backend, **ends)
         for part, ends in (
             (range(split), {"first": True, "last": False}),
             (range(split, layers), {"first": False, "last": True}),

@@ -25,6 +25,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import torch
+
 import ember
 from ember.backends.sampling import SamplingParams
 from ember.model.folder import eos_token_ids, read_architecture
@@ -63,8 +65,6 @@ def why_no_stages(device: str) -> str | None:
     """Why two stages cannot run here, or None if they can."""
     if not device.startswith("cuda"):
         return None
-    import torch
-
     count = torch.cuda.device_count()
     if count < 2:
         return f"two stages need two GPUs, {count} visible to the job"
@@ -98,8 +98,17 @@ class Pipeline:
         if reason := why_no_stages(device):
             raise StageFailed(f"{reason}.\nGive the job two devices, or choose device cpu.")
         self._splits, self._capacity, self._timeout = tuple(splits), capacity, timeout_s
-        self._model, self._device, self._dtype = Path(model).resolve(), device, dtype
-        self._threads, self._whole = threads, whole
+        self._threads = threads
+        self._options = {
+            "model": Path(model).resolve(),
+            "splits": self._splits,
+            "capacity": capacity,
+            "device": device,
+            "dtype": dtype,
+            "threads": threads,
+            "whole": whole,
+            "timeout_s": timeout_s,
+        }
         self._processes: list[subprocess.Popen] = []
         self._lines: list[Connection] = []
 
@@ -108,8 +117,9 @@ class Pipeline:
         try:
             for _ in range(2):
                 self._launch()
+            rendezvous = str(Path(self._folder.name) / "rendezvous")
             for rank in range(2):
-                self._tell(rank, self._start(rank))
+                self._tell(rank, self._options | {"rank": rank, "rendezvous": rendezvous})
             self._answers({0, 1})
         except BaseException:
             self.close()
@@ -151,15 +161,24 @@ class Pipeline:
         """
         self._check(prompts, sampling, split)
         make_micro_batches([len(prompt) for prompt in prompts], micro_batches)
-        order = worker.Generate(
-            tuple(map(tuple, prompts)), sampling.with_seed(), split, micro_batches, chunks, overlap
+        found = self._ask(
+            {0, 1},
+            "generate",
+            prompts=list(map(list, prompts)),
+            sampling=sampling.with_seed(),
+            split=split,
+            micro_batches=micro_batches,
+            chunks=chunks,
+            overlap=overlap,
         )
-        found = self._ask({0, 1}, "generate", order)
         began, ended = found[0]["began"], max(one["ended"] for one in found.values())
         events = [
-            Event(rank, *what, (start - began) * 1e3, (end - began) * 1e3)
+            Event(
+                *(rank, kind, unit.micro_batch, unit.step, unit.chunk),
+                *((start - began) * 1e3, (end - began) * 1e3),
+            )
             for rank in range(2)
-            for *what, start, end in found[rank]["events"]
+            for kind, unit, start, end in found[rank]["events"]
         ]
         stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else self._eos)}
         cut = [_cut(*row, stops) for row in found[1]["completions"]]
@@ -174,7 +193,7 @@ class Pipeline:
     def single(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> PipelineRun:
         """The one-device engine, in the first stage's process (needs `whole`); no events."""
         self._check(prompts, sampling, None)
-        found = self._ask({0}, "single", [list(p) for p in prompts], sampling)[0]
+        found = self._ask({0}, "single", prompts=list(map(list, prompts)), sampling=sampling)[0]
         return PipelineRun(
             tokens=[tokens for tokens, _ in found["completions"]],
             logprobs=[logprobs for _, logprobs in found["completions"]],
@@ -183,14 +202,15 @@ class Pipeline:
             forms=("engine", ""),
         )
 
-    def cost(self, *, rows: int, context: int, tokens: int, steps: int, repeats: int) -> list[dict]:
+    def cost(self, **options: int) -> list[dict]:
         """What each part of the model costs on the first stage's device (needs `whole`): rows of
         phase, part, repeat and ms; see `Worker.cost`."""
-        return self._ask({0}, "cost", rows, context, tokens, steps, repeats)[0]
+        return self._ask({0}, "cost", **options)[0]
 
     def ping(self, there: tuple, back: tuple, *, count: int, repeats: int) -> list[float]:
         """Seconds of a message of one shape forward and of another back; see `Worker.ping`."""
-        return self._ask({0, 1}, "ping", there, back, count, repeats)[0]
+        shapes = {"hidden_shape": there, "back_shape": back}
+        return self._ask({0, 1}, "ping", **shapes, count=count, repeats=repeats)[0]
 
     def _check(self, prompts, sampling: SamplingParams, split: int | None) -> None:
         if split is not None and split not in self._splits:
@@ -239,25 +259,11 @@ class Pipeline:
                 )
             )
 
-    def _start(self, rank: int) -> worker.Start:
-        return worker.Start(
-            rank=rank,
-            model=str(self._model),
-            device=self._device.partition(":")[0],
-            dtype=self._dtype,
-            threads=self._threads,
-            splits=self._splits,
-            whole=self._whole,
-            capacity=self._capacity,
-            rendezvous=str(Path(self._folder.name) / "rendezvous"),
-            timeout_s=self._timeout,
-        )
-
-    def _ask(self, ranks: set[int], command: str, *arguments) -> dict:
+    def _ask(self, ranks: set[int], command: str, **options) -> dict:
         if not self._processes:
             raise StageFailed("the pipeline is closed.\nMake a new one.")
         for rank in ranks:
-            self._tell(rank, (command, arguments))
+            self._tell(rank, (command, options))
         return self._answers(ranks)
 
     def _tell(self, rank: int, message) -> None:

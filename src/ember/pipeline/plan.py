@@ -20,12 +20,14 @@ class BadSplit(EmberError):
 class Unit:
     """Work of one micro-batch: tokens `start` … `stop` of its rows.
 
-    `step` is 0 in the prefill and counts decoding steps from 1. `samples`: the last stage chooses a
-    token after it. `replies`: the last stage sends a message back that the first one waits for.
+    `step` is 0 in the prefill, in which `chunk` counts its pieces, and counts decoding steps from
+    1. `samples`: the last stage chooses a token after it. `replies`: the last stage sends a message
+    back that the first one waits for.
     """
 
     micro_batch: int
     step: int
+    chunk: int
     start: int
     stop: int
     samples: bool
@@ -89,15 +91,15 @@ def plan_units(
         raise BadSplit(f"new_tokens is {new_tokens} and chunks {chunks}.\nBoth are 1 or more.")
     units = []
     for micro_batch, length in enumerate(lengths):
-        for start, stop in _cuts(length, min(chunks, length)):
+        for chunk, (start, stop) in enumerate(_cuts(length, min(chunks, length))):
             ends = stop == length
             replies = not overlap or (ends and new_tokens > 1)
-            units.append(Unit(micro_batch, 0, start, stop, ends, replies))
+            units.append(Unit(micro_batch, 0, chunk, start, stop, ends, replies))
     for step in range(1, new_tokens):
         for micro_batch, length in enumerate(lengths):
             at = length + step - 1
             replies = not overlap or step < new_tokens - 1
-            units.append(Unit(micro_batch, step, at, at + 1, True, replies))
+            units.append(Unit(micro_batch, step, 0, at, at + 1, True, replies))
     return units
 
 

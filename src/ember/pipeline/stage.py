@@ -21,6 +21,7 @@ from ember.backends.sampling import SamplingParams, make_generators, row_seed, s
 from ember.backends.select import Case, select
 from ember.cache.contiguous import ContiguousCache
 from ember.measure.memory import require
+from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
 
 UNREAD = 16  # rows of a head that nobody reads: the least that the kernels are compiled for
@@ -37,35 +38,22 @@ def take_layers(decoder: Decoder, layers: range) -> Decoder:
 
 
 class Stage:
-    """Layers, KV cache and buffers of one micro-batch.
+    """Layers, KV cache and buffers of one micro-batch; decodes by the decoder.
 
     `tokens` (B,) are run next by a first stage and were sampled by a last one; `inbox` (B, H) is
     run next by a later stage. Both are fixed memory, for messages and graphs.
     """
 
-    def __init__(
-        self,
-        part: Decoder,
-        rows: int,
-        capacity: int,
-        *,
-        first: bool,
-        last: bool,
-        backend: str | None = None,
-    ):
-        """`part`: see `take_layers`; `capacity`: the most tokens of a row; `backend`: by which
-        it decodes, the fastest that serves by default."""
+    backend = "eager"
+
+    def __init__(self, part: Decoder, rows: int, capacity: int, *, first: bool, last: bool):
         weight = part.embed_tokens.weight
         self.part, self.first, self.last = part, first, last
         needed = rows * capacity * part.arch.kv_bytes_per_token(weight.element_size())
         require(needed, str(weight.device), f"a stage's KV cache of {rows} x {capacity} tokens")
         self.cache = ContiguousCache(part.arch, rows, capacity, weight.device, weight.dtype)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=weight.device)
-        self.inbox = torch.zeros(
-            rows, part.arch.hidden_size, dtype=weight.dtype, device=weight.device
-        )
-        self.backend = select(Case.of(part, rows=rows), backend).name
-        self._run = RUNS[self.backend](self)
+        self.inbox = weight.new_zeros(rows, part.arch.hidden_size)
 
     def begin(self, sampling: SamplingParams, names: Sequence[tuple[int, int]]) -> None:
         """Forgets what was run; `names`: (prompt key, candidate) of each row, for random numbers.
@@ -73,7 +61,9 @@ class Stage:
         Everything that is recorded or compiled on first use is, so that a run does not wait.
         """
         self.cache.reset()
-        self._run.begin(sampling, names)
+        self._sampling, device = sampling, self.tokens.device
+        self._generators = [] if sampling.greedy else make_generators(sampling, names, device)
+        self._history: list[tuple[Tensor, Tensor]] = []
 
     def prefill(self, x: Tensor, *, ends: bool) -> Tensor | None:
         """Runs tokens (B, T) or hidden states (B, T, H) after what is cached.
@@ -92,78 +82,66 @@ class Stage:
 
         The result is overwritten by the next call.
         """
-        return self._run.decode()
+        given = {"tokens": self.tokens[:, None]} if self.first else {"hidden": self.inbox[:, None]}
+        hidden = self.part(**given, cache=self.cache)
+        return self.part.logits(hidden)[:, 0] if self.last else hidden[:, 0]
 
     def sample(self, logits: Tensor) -> None:
         """Chooses `tokens` from the logits of a prefill or of the last `decode`."""
-        self._run.sample(logits)
-
-    def sampled(self) -> tuple[list[list[int]], list[list[float]]]:
-        """All tokens since `begin` and their log-probabilities, row by row, on the host."""
-        tokens, logprobs = self._run.history()
-        return tokens.t().tolist(), logprobs.t().tolist()
-
-
-class _EagerRun:
-    """Steps by the decoder, sampling by torch's operators."""
-
-    def __init__(self, stage: Stage):
-        self._stage = stage
-
-    def begin(self, sampling: SamplingParams, names: Sequence[tuple[int, int]]) -> None:
-        self._sampling, device = sampling, self._stage.tokens.device
-        self._generators = [] if sampling.greedy else make_generators(sampling, names, device)
-        self._history: list[tuple[Tensor, Tensor]] = []
-
-    def decode(self) -> Tensor:
-        stage = self._stage
-        if stage.first:
-            hidden = stage.part(stage.tokens[:, None], cache=stage.cache)
-        else:
-            hidden = stage.part(hidden=stage.inbox[:, None], cache=stage.cache)
-        return stage.part.logits(hidden)[:, 0] if stage.last else hidden[:, 0]
-
-    def sample(self, logits: Tensor) -> None:
         tokens, logprobs = sample(logits, self._sampling, self._generators)[:2]
-        self._stage.tokens.copy_(tokens)
+        self.tokens.copy_(tokens)
         self._history.append((tokens, logprobs))
 
-    def history(self) -> tuple[Tensor, Tensor]:
-        return tuple(torch.stack(part) for part in zip(*self._history, strict=True))
+    def sampled(self) -> tuple[list[list[int]], list[list[float]]]:
+        """Tokens and log-probabilities of each row since `begin`."""
+        tokens, logprobs = zip(*self._history, strict=True)
+        return torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
+
+    def _as_whole_model(self) -> tuple[Architecture, PackedDecoder]:
+        """What a step of whole models runs in place of the stage's layers."""
+        arch, weights = self.part.arch, PackedDecoder(self.part)
+        if not self.first:
+            weights.embedding = self.inbox
+        if not self.last:
+            arch = replace(arch, vocab_size=UNREAD)
+            weights.head = weights.head.new_zeros(UNREAD, weights.head.shape[1])
+        return arch, weights
 
 
-class _CompiledRun(_EagerRun):
-    """Steps by compiled code."""
+class CompiledStage(Stage):
+    """Decodes by compiled code."""
 
-    def __init__(self, stage: Stage):
-        super().__init__(stage)
-        arch, weights = _as_whole_model(stage)
-        self._step = NativeStep(arch, weights, stage.cache.kv, stage.cache.capacity)
-        self._inputs = stage.tokens if stage.first else torch.arange(len(stage.tokens))
+    backend = "compiled"
+
+    def __init__(self, part: Decoder, rows: int, capacity: int, **ends: bool):
+        super().__init__(part, rows, capacity, **ends)
+        self._step = NativeStep(*self._as_whole_model(), self.cache.kv, self.cache.capacity)
+        self._inputs = self.tokens if self.first else torch.arange(rows)
 
     def decode(self) -> Tensor:
-        cache = self._stage.cache
-        position = cache.length(0)
-        cache.advance(1)
+        position = self.cache.length(0)
+        self.cache.advance(1)
         logits = self._step(self._inputs, position)
-        return logits if self._stage.last else self._step.x.to(cache.kv.dtype)
+        return logits if self.last else self._step.x.to(self.cache.kv.dtype)
 
 
-class _KernelRun:
-    """Steps and sampling by `KernelStep`: CUDA graphs of Triton's kernels."""
+class KernelStage(Stage):
+    """Decodes and samples by `KernelStep`: CUDA graphs of Triton's kernels."""
 
-    def __init__(self, stage: Stage):
+    backend = "kernels"
+
+    def __init__(self, part: Decoder, rows: int, capacity: int, **ends: bool):
+        super().__init__(part, rows, capacity, **ends)
         from ember.backends.cuda.step import KernelStep  # imports Triton
 
-        self._stage, rows = stage, len(stage.tokens)
-        arch, weights = _as_whole_model(stage)
-        self._loop = KernelStep(arch, weights, stage.cache.kv, stage.cache.capacity)
-        self._rows = torch.arange(rows, device=stage.tokens.device)
+        self._loop = KernelStep(*self._as_whole_model(), self.cache.kv, self.cache.capacity)
+        self._rows = torch.arange(rows, device=self.tokens.device)
         self._count = 0
-        if stage.cache.kv.is_cuda:
+        if self.cache.kv.is_cuda:
             self._loop.capture()
 
     def begin(self, sampling: SamplingParams, names: Sequence[tuple[int, int]]) -> None:
+        self.cache.reset()
         loop, rows = self._loop, len(self._rows)
         params, seeds = [sampling] * rows, [row_seed(sampling.seed, *name) for name in names]
         # A trial of both graphs; what it leaves in the cache at position 0 the prefill overwrites.
@@ -171,7 +149,7 @@ class _KernelRun:
         loop.stand(-1)
         loop.draw(params, seeds, [0] * rows)
         loop.rewind()
-        if self._stage.last:
+        if self.last:
             loop.logits.zero_()
             loop.sample()
         self._restore()
@@ -182,43 +160,45 @@ class _KernelRun:
         self._count = 0
 
     def decode(self) -> Tensor:
-        loop, cache, at = self._loop, self._stage.cache, self._stage.cache.length(0)
-        if self._stage.first:
-            loop.tokens.copy_(self._stage.tokens)
-        if not self._stage.last:  # a last stage's sampling moves the position on
-            loop.stand(at)
-        cache.advance(1)
+        loop = self._loop
+        if self.first:
+            loop.tokens.copy_(self.tokens)
+        if not self.last:  # a last stage's sampling moves the position on
+            loop.stand(self.cache.length(0))
+        self.cache.advance(1)
         loop.advance()
-        return loop.logits if self._stage.last else loop.x
+        return loop.logits if self.last else loop.x
 
     def sample(self, logits: Tensor) -> None:
         loop = self._loop
         if not self._count:  # all else is as `begin` left it: seeds would make the host wait
             loop.logits.copy_(logits)
-            loop.stand(self._stage.cache.length(0) - 1)
+            loop.stand(self.cache.length(0) - 1)
         loop.sample()
         self._count += 1
-        self._stage.tokens.copy_(loop.tokens)
+        self.tokens.copy_(loop.tokens)
         self._restore()
 
-    def history(self) -> tuple[Tensor, Tensor]:
-        return self._loop.sampled(self._count, len(self._rows))[:2]
+    def sampled(self) -> tuple[list[list[int]], list[list[float]]]:
+        tokens, logprobs = self._loop.sampled(self._count, len(self._rows))[:2]
+        return tokens.t().tolist(), logprobs.t().tolist()
 
     def _restore(self) -> None:
         """What a later stage "embeds": its rows' places in the inbox."""
-        if not self._stage.first:
+        if not self.first:
             self._loop.tokens.copy_(self._rows)
 
 
-def _as_whole_model(stage: Stage):
-    """Architecture and weights with which a step of whole models runs the stage's layers."""
-    arch, weights = stage.part.arch, PackedDecoder(stage.part)
-    if not stage.first:
-        weights.embedding = stage.inbox
-    if not stage.last:
-        arch = replace(arch, vocab_size=UNREAD)
-        weights.head = weights.head.new_zeros(UNREAD, weights.head.shape[1])
-    return arch, weights
+STAGES = {kind.backend: kind for kind in (Stage, CompiledStage, KernelStage)}
 
 
-RUNS = {"eager": _EagerRun, "compiled": _CompiledRun, "kernels": _KernelRun}  # by backend
+def make_stage(
+    part: Decoder, rows: int, capacity: int, *, backend: str | None = None, **ends: bool
+) -> Stage:
+    """A stage of a part (see `take_layers`), `first`, `last`, both or neither.
+
+    `capacity`: the most tokens of a row; `backend`: by which it decodes, the fastest that serves by
+    default.
+    """
+    name = select(Case.of(part, rows=rows), backend).name
+    return STAGES[name](part, rows, capacity, **ends)

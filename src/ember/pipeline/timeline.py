@@ -53,14 +53,15 @@ class HostTimeline:
         return self.marks
 
 
-class DeviceTimeline:
+class DeviceTimeline(HostTimeline):
     """Marks of a stage on a CUDA device: events in the stream that is current when they are taken.
 
     Make it when the device is idle.
     """
 
     def __init__(self, device: str):
-        self._device, self.marks = device, []
+        super().__init__()
+        self._device = device
         closest = None
         for _ in range(5):  # the one that was waited for the shortest is known best
             before = time.perf_counter()
@@ -69,18 +70,15 @@ class DeviceTimeline:
             after = time.perf_counter()
             if closest is None or after - before < closest[0]:
                 closest = (after - before, event, (before + after) / 2)
-        self.uncertainty_s, self._origin, self._origin_s = closest
+        _, self._origin, self._origin_s = closest
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def add(self, kind: str, unit, start, end) -> None:
-        self.marks.append((kind, unit, start, end))
-
     def seconds(self) -> list[tuple]:
-        """(kind, unit, start, end) of everything added; waits for the device.
+        """As on the host; waits for the device.
 
         A receive is marked when it is posted, far ahead: it counts from when the stage ran dry.
         """

@@ -18,9 +18,9 @@ class HostWire:
 
     ahead = True  # receives may be posted long before they are waited for
 
-    def __init__(self, rank: int, timeout: timedelta):
+    def __init__(self, rank: int, timeout: timedelta, backend: str = "gloo"):
         self._peer = 1 - rank
-        self._groups = [dist.new_group([0, 1], timeout=timeout) for _ in range(2)]
+        self._groups = [dist.new_group([0, 1], backend=backend, timeout=timeout) for _ in range(2)]
         self._sent: list[tuple] = []
 
     def open(self, timeline) -> None:
@@ -52,7 +52,7 @@ class HostWire:
         self._sent.clear()
 
 
-class DeviceWire:
+class DeviceWire(HostWire):
     """NCCL between two devices; what is sent and received is ordered by streams.
 
     A receive is a kernel that waits on the device, and some calls of the host (loading a kernel,
@@ -63,14 +63,9 @@ class DeviceWire:
     ahead = False
 
     def __init__(self, rank: int, device: str, timeout: timedelta):
-        self._peer, self._device = 1 - rank, device
-        self._groups = [dist.new_group([0, 1], backend="nccl", timeout=timeout) for _ in range(2)]
+        super().__init__(rank, timeout, "nccl")
+        self._device, self._kept = device, []
         self._streams = [torch.cuda.Stream(device) for _ in range(2)]
-        self._kept: list[Tensor] = []
-
-    def open(self, timeline) -> None:
-        """A run begins; its messages are marked in the timeline."""
-        self._timeline = timeline
 
     def send(self, tensor: Tensor, unit, *, back: bool = False) -> None:
         """Sends what the computing stream has written; the tensor is kept until `close`."""

@@ -2,20 +2,20 @@
 
     python -m ember.pipeline.worker FD
 
-Contract. FD is a connection to the parent. Its first message is a `Start`, every further one
-(command, arguments) of `Worker`'s methods; each is answered by ("done", result) or by
+Contract. FD is a connection to the parent. Its first message is the options of `Worker`, every
+further one (command, options) of its methods; each is answered by ("done", result) or by
 ("failed", message), after which the process ends. It also ends when the parent does.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,10 +25,11 @@ import torch.distributed as dist
 
 from ember.backends.sampling import SamplingParams, prompt_key
 from ember.engine.engine import Engine
+from ember.measure.device import synchronize
 from ember.model.checkpoint import load_decoder
 from ember.pipeline.plan import make_micro_batches, plan_units
 from ember.pipeline.run import run_first, run_last
-from ember.pipeline.stage import Stage, take_layers
+from ember.pipeline.stage import Stage, make_stage, take_layers
 from ember.pipeline.timeline import DeviceTimeline, HostTimeline
 from ember.pipeline.wire import DeviceWire, HostWire
 from ember.records.errors import EmberError
@@ -36,66 +37,44 @@ from ember.records.errors import EmberError
 KEPT_STAGES = 32  # micro-batches' stages, with their caches and graphs, that stay in memory
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a stage's process is told first. `splits`: those it will be asked for."""
-
-    rank: int
-    model: str
-    device: str
-    dtype: str
-    threads: int
-    splits: tuple[int, ...]
-    whole: bool
-    capacity: int
-    rendezvous: str
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Generate:
-    """One run of the pipeline; see `Pipeline.generate`."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    sampling: SamplingParams
-    split: int
-    micro_batches: int
-    chunks: int
-    overlap: bool
-
-
 class Worker:
     """One stage; its public methods are the commands."""
 
-    def __init__(self, start: Start):
-        self._rank, self._capacity = start.rank, start.capacity
-        self._device = f"cuda:{start.rank}" if start.device == "cuda" else "cpu"
-        torch.set_num_threads(start.threads)
-        if start.device == "cuda":
-            torch.cuda.set_device(start.rank)
+    def __init__(
+        self,
+        *,
+        rank: int,
+        rendezvous: str,
+        model: Path,
+        splits: Sequence[int],
+        capacity: int,
+        device: str,
+        dtype: str,
+        threads: int,
+        whole: bool,
+        timeout_s: float,
+    ):
+        """`rendezvous`: the file in which the stages meet; the others as in `Pipeline`."""
+        self._rank, self._capacity = rank, capacity
+        on_cuda, timeout = device != "cpu", timedelta(seconds=timeout_s)
+        self._device = f"cuda:{rank}" if on_cuda else "cpu"
+        torch.set_num_threads(threads)
+        if on_cuda:
+            torch.cuda.set_device(rank)
         dist.init_process_group(
-            "gloo",
-            init_method=f"file://{start.rendezvous}",
-            rank=start.rank,
-            world_size=2,
-            timeout=timedelta(seconds=start.timeout_s),
+            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2, timeout=timeout
         )
-        timeout = timedelta(seconds=start.timeout_s)
-        if start.device == "cuda":
-            self._wire = DeviceWire(start.rank, self._device, timeout)
-        else:
-            self._wire = HostWire(start.rank, timeout)
+        self._wire = DeviceWire(rank, self._device, timeout) if on_cuda else HostWire(rank, timeout)
         self._connect()
-        decoder = load_decoder(Path(start.model), self._device, getattr(torch, start.dtype))
+        decoder = load_decoder(model, self._device, getattr(torch, dtype))
         self.layers = decoder.arch.num_layers
         kept = range(self.layers)
-        if not start.whole:
-            kept = (
-                range(max(start.splits)) if start.rank == 0 else range(min(start.splits), kept.stop)
-            )
+        if not whole:
+            kept = kept[: max(splits)] if rank == 0 else kept[min(splits) :]
         self._first_layer = kept.start
         self._decoder = take_layers(decoder, kept)
-        self._stages: OrderedDict[tuple, Stage] = OrderedDict()
+        # A micro-batch keeps its stage, with cache and graphs, from one run to the next.
+        self._stage = functools.lru_cache(KEPT_STAGES)(self._micro_batch)
         self._engine = None
 
     def _connect(self) -> None:
@@ -109,30 +88,35 @@ class Worker:
                 self._wire.take(self._wire.post(number, None, back=back))
         self._wire.close()
 
-    def generate(self, order: Generate) -> dict:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        split: int,
+        micro_batches: int,
+        chunks: int,
+        overlap: bool,
+    ) -> dict:
         """Runs this stage's share; times in seconds of the machine's clock."""
-        lengths = [len(prompt) for prompt in order.prompts]
-        groups = make_micro_batches(lengths, order.micro_batches)
-        stages = [self._stage(order.split, number, len(g)) for number, g in enumerate(groups)]
+        lengths = [len(prompt) for prompt in prompts]
+        groups = make_micro_batches(lengths, micro_batches)
+        stages = [self._stage(split, number, len(group)) for number, group in enumerate(groups)]
         with torch.inference_mode():
             for stage, group in zip(stages, groups, strict=True):
-                stage.begin(order.sampling, [(prompt_key(order.prompts[n]), 0) for n in group])
+                stage.begin(sampling, [(prompt_key(prompts[n]), 0) for n in group])
             units = plan_units(
                 [lengths[group[0]] for group in groups],
-                order.sampling.max_tokens,
-                chunks=order.chunks,
-                overlap=order.overlap,
+                sampling.max_tokens,
+                chunks=chunks,
+                overlap=overlap,
             )
-            tokens = [torch.tensor([order.prompts[n] for n in group]) for group in groups]
+            tokens = [torch.tensor([prompts[n] for n in group]) for group in groups]
             inputs = self._prefill_inputs(units, tokens)
             timeline = self._open_timeline()
             began = time.perf_counter()
-            if self._rank == 0:
-                run_first(units, stages, inputs, self._wire, timeline, overlap=order.overlap)
-                rows = []
-            else:
-                run_last(units, stages, inputs, self._wire, timeline, overlap=order.overlap)
-                rows = [stage.sampled() for stage in stages]
+            run = run_last if self._rank else run_first
+            run(units, stages, inputs, self._wire, timeline, overlap=overlap)
+            rows = [stage.sampled() for stage in stages] if self._rank else []
             self._wire.close()
             ended = time.perf_counter()
         found: list = [None] * len(lengths)
@@ -142,7 +126,7 @@ class Worker:
         return {
             "began": began,
             "ended": ended,
-            "events": _by_unit(timeline.seconds(), units),
+            "events": timeline.seconds(),
             "completions": found,
             "forms": sorted({stage.backend for stage in stages}),
         }
@@ -164,28 +148,28 @@ class Worker:
 
     def _open_timeline(self):
         """Both stages are idle and ready; the run may begin."""
-        if self._device != "cpu":
-            torch.cuda.synchronize(self._device)
-        timeline = HostTimeline() if self._device == "cpu" else DeviceTimeline(self._device)
+        synchronize(self._device)
+        timeline = self._new_timeline()
         self._wire.open(timeline)
         dist.barrier()
         return timeline
 
-    def _stage(self, split: int, number: int, rows: int) -> Stage:
-        """The stage of a micro-batch; made once while it is in use."""
-        layers = range(split) if self._rank == 0 else range(split, self.layers)
-        key = (split, number, rows)
-        stage = self._stages.pop(key, None) or self._new_stage(layers, rows)
-        self._stages[key] = stage  # the most recently used is last
-        while len(self._stages) > KEPT_STAGES:
-            self._stages.popitem(last=False)
-        return stage
+    def _new_timeline(self) -> HostTimeline:
+        return HostTimeline() if self._device == "cpu" else DeviceTimeline(self._device)
 
-    def _new_stage(self, layers: range, rows: int, **ends: bool) -> Stage:
-        ends = ends or {"first": self._rank == 0, "last": self._rank == 1}
+    def _micro_batch(self, split: int, number: int, rows: int) -> Stage:
+        """The stage of a micro-batch; its number tells it from others of the same size."""
+        if self._rank:
+            return self._new_stage(range(split, self.layers), rows, last=True)
+        return self._new_stage(range(split), rows, first=True)
+
+    def _new_stage(
+        self, layers: range, rows: int, *, first: bool = False, last: bool = False
+    ) -> Stage:
         own = range(layers.start - self._first_layer, layers.stop - self._first_layer)
+        part = take_layers(self._decoder, own)
         with torch.inference_mode():
-            return Stage(take_layers(self._decoder, own), rows, self._capacity, **ends)
+            return make_stage(part, rows, self._capacity, first=first, last=last)
 
     def ping(self, hidden_shape: tuple, back_shape: tuple, count: int, repeats: int) -> list[float]:
         """Seconds of a message forward and one back, mean of `count` in a row, `repeats` times.
@@ -217,10 +201,10 @@ class Worker:
         """The one-device engine on the same prompts, all in one batch, in this process."""
         if self._engine is None:
             self._engine = Engine(self._decoder, capacity=self._capacity)
-        _synchronize(self._device)
+        synchronize(self._device)
         began = time.perf_counter()
         found = self._engine.generate(prompts, sampling)
-        _synchronize(self._device)
+        synchronize(self._device)
         ended = time.perf_counter()
         tokens = [(list(c.tokens), list(c.logprobs)) for [c] in found]
         return {"began": began, "ended": ended, "completions": tokens}
@@ -240,23 +224,21 @@ class Worker:
 
     def _decode_costs(self, rows: int, context: int, steps: int, repeats: int) -> list[dict]:
         count, sampling = self.layers, SamplingParams(max_tokens=steps + 1)
-        middle, vocabulary = {"first": False, "last": False}, self._decoder.arch.vocab_size
-        stages = {
-            f"layer {i}": self._new_stage(range(i, i + 1), rows, **middle) for i in range(count)
-        }
-        stages["all"] = self._new_stage(range(count), rows, **middle)
-        stages["embed"] = self._new_stage(range(1), rows, first=True, last=False)
-        stages["head"] = self._new_stage(range(count - 1, count), rows, first=False, last=True)
+        vocabulary = self._decoder.arch.vocab_size
+        stages = {f"layer {i}": self._new_stage(range(i, i + 1), rows) for i in range(count)}
+        stages["all"] = self._new_stage(range(count), rows)
+        stages["embed"] = self._new_stage(range(1), rows, first=True)
+        stages["head"] = self._new_stage(range(count - 1, count), rows, last=True)
         names = [(row, 0) for row in range(rows)]
         found = []
         for turn in range(-1, repeats):
-            timeline = HostTimeline() if self._device == "cpu" else DeviceTimeline(self._device)
+            timeline = self._new_timeline()
             for stage in stages.values():
                 stage.begin(sampling, names)
                 stage.cache.advance(context)
                 if stage.last:  # a first token, from which decoding goes on
                     stage.sample(self._decoder.embed_tokens.weight.new_zeros(rows, vocabulary))
-            _synchronize(self._device)
+            synchronize(self._device)
             for _ in range(steps):
                 for name, stage in stages.items():
                     start = timeline.mark()
@@ -283,9 +265,9 @@ class Worker:
         first = self._new_stage(range(self.layers), rows, first=True, last=True)
         ids = torch.zeros(rows, tokens, dtype=torch.long, device=self._device)
         for turn in range(-1, repeats):
-            timeline = HostTimeline() if self._device == "cpu" else DeviceTimeline(self._device)
+            timeline = self._new_timeline()
             first.begin(SamplingParams(max_tokens=1), [(row, 0) for row in range(rows)])
-            _synchronize(self._device)
+            synchronize(self._device)
             marks = [("", timeline.mark())]
             hidden = decoder.embed(ids)
             marks.append(("embed", timeline.mark()))
@@ -310,24 +292,6 @@ def _cost(phase: str, part: str, turn: int, ms: float) -> dict:
     return {"phase": phase, "part": part, "repeat": turn, "ms": ms}
 
 
-def _by_unit(marks: list[tuple], units: list) -> list[tuple]:
-    """Marks with the unit's micro-batch, step and chunk instead of the unit."""
-    chunk, seen = {}, {}
-    for unit in units:
-        if not unit.step:
-            chunk[unit] = seen.get(unit.micro_batch, 0)
-            seen[unit.micro_batch] = chunk[unit] + 1
-    return [
-        (kind, unit.micro_batch, unit.step, chunk.get(unit, 0), start, end)
-        for kind, unit, start, end in marks
-    ]
-
-
-def _synchronize(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-
-
 def _end_with(process: int) -> None:
     """Ends this process once its parent is another: the one that started it is gone."""
     while os.getppid() == process:
@@ -340,11 +304,11 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     parent = Connection(int(sys.argv[1]))
     try:
-        worker = Worker(parent.recv())
+        worker = Worker(**parent.recv())
         parent.send(("done", worker.layers))
         while True:
-            command, arguments = parent.recv()
-            parent.send(("done", getattr(worker, command)(*arguments)))
+            command, options = parent.recv()
+            parent.send(("done", getattr(worker, command)(**options)))
     except EOFError:
         os._exit(0)  # the parent is gone: do not wait for the peer
     except KeyboardInterrupt:
