@@ -20,7 +20,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from pathlib import Path
 from ember.peers import serve
 
 # Imported so that a job's code hash covers what the peers run; their own imports come later.
-from ember.peers.adapters import (
+from ember.peers.adapters import (  # noqa: F401
     ember_engine,
     ember_pipeline,
     llama_cpp_decode,
@@ -40,17 +39,7 @@ from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
 
-ADAPTERS = {
-    Path(module.__file__).stem: module
-    for module in (
-        ember_engine,
-        ember_pipeline,
-        llama_cpp_decode,
-        sglang_offline,
-        transformers_generate,
-        vllm_offline,
-    )
-}
+ADAPTERS = {file.stem for file in serve.FOLDER.glob("[!_]*.py")}
 THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -70,9 +59,8 @@ class Peer:
     ):
         """`python`: the peer's interpreter; None: this one. `timeout_s`: for each answer."""
         assert adapter in ADAPTERS, f"no adapter {adapter!r} among {sorted(ADAPTERS)}"
-        self.adapter, self.timeout_s = adapter, timeout_s
-        self.python = Path(python) if python is not None else Path(sys.executable)
-        self.own = python is None
+        self.adapter, self.timeout_s, self._own = adapter, timeout_s, python is None
+        self.python = Path(python or sys.executable)
         self.setup = dict(setup)
         self._process: subprocess.Popen | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -90,7 +78,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=_environment(self.own, self.setup["threads"]),
+            env=_environment(self._own, self.setup["threads"]),
             start_new_session=True,  # workers of the peer end with it
         )
         self._readers = [
@@ -134,9 +122,8 @@ class Peer:
         with contextlib.suppress(OSError):  # it has ended; what it said before says why
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-        deadline = time.monotonic() + self.timeout_s
         try:
-            line = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            line = self._answers.get(timeout=self.timeout_s)
         except queue.Empty:
             self._kill()
             raise PeerFailed(
@@ -146,8 +133,11 @@ class Peer:
         if line is None:
             status = self._process.wait()
             self._readers[1].join(timeout=5)
+            how = (
+                f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+            )
             raise PeerFailed(
-                f"ended with {_ending(status)}; last line: {self.last_words}\n"
+                f"ended with {how}; last line: {self.last_words}\n"
                 "run the adapter by hand (docs/peers.md)"
             )
         try:
@@ -187,7 +177,3 @@ def _environment(own: bool, threads: int) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return env | offline | {name: str(threads) for name in THREAD_LIMITS}
-
-
-def _ending(status: int) -> str:
-    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -14,8 +14,12 @@ adapter itself imports, and Python 3.9 or newer. Every line is one JSON object.
 A setup with `probe` ends after the imports: it asks whether the peer is installed. Whatever fails
 is one line {"event": "error", "missing": …, "reason": …} and exit status 1; `missing` says that an
 import failed, so that the peer is not installed rather than broken. Generation is greedy and goes
-on to `new_tokens` whatever is generated. What an adapter knows only then is a
-fourth item of what its `generate` returns, a dict that goes into the "run" line.
+on to `new_tokens` whatever is generated.
+
+An adapter has `imports(setup)`, which raises ImportError where the peer is not installed, and
+`load(setup)`, which gives a function (prompt, new_tokens) -> (ttft_s, total_s, tokens) and what the
+"ready" line says of the peer (`versions`, `kv_cache`, and what is not as usual of `threads`,
+`kv_dtype` and `ttft_until`). A fourth item of what the function gives goes into the "run" line.
 """
 
 import importlib.util
@@ -48,7 +52,8 @@ def main(arguments, stdin, answers) -> int:
             return 0
         generate, about = adapter.load(setup)
         loaded = time.perf_counter()
-        answer("ready", import_s=imported - began, load_s=loaded - imported, **about)
+        usual = {"threads": setup["threads"], "kv_dtype": setup["dtype"], "ttft_until": "logits"}
+        answer("ready", import_s=imported - began, load_s=loaded - imported, **usual | about)
         for line in stdin:
             request = json.loads(line)
             ttft_s, total_s, tokens, *more = generate(request["prompt"], request["new_tokens"])
@@ -58,8 +63,8 @@ def main(arguments, stdin, answers) -> int:
         import traceback
 
         traceback.print_exc()
-        missing = isinstance(error, ImportError)
-        answer("error", missing=missing, reason=one_line(error))
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        answer("error", missing=isinstance(error, ImportError), reason=reason)
         return 1
     return 0
 
@@ -70,11 +75,6 @@ def load_adapter(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def one_line(error) -> str:
-    """An exception's kind and message, without line breaks."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import time
 
 
 def imports(setup):
-    """Import the engine."""
     import torch
 
     import ember.engine.engine  # noqa: F401
@@ -13,7 +12,6 @@ def imports(setup):
 
 
 def load(setup):
-    """(generate, about) for the setup's model."""
     import torch
 
     from ember.backends.sampling import SamplingParams
@@ -40,8 +38,5 @@ def load(setup):
 
     return generate, {
         "versions": {"ember": ember_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
         "kv_cache": "static",
-        "kv_dtype": setup["dtype"],
-        "ttft_until": "logits",
     }

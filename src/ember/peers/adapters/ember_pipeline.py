@@ -14,7 +14,6 @@ def imports(setup):
 
 
 def load(setup):
-    """(generate, about) for the setup's model."""
     import atexit
 
     import torch
@@ -52,8 +51,5 @@ def load(setup):
 
     return generate, {
         "versions": {"ember": ember_version(), "torch": torch.__version__},
-        "threads": setup["threads"],
         "kv_cache": f"static, {split}+{layers - split} layers",
-        "kv_dtype": setup["dtype"],
-        "ttft_until": "logits",
     }

@@ -13,12 +13,10 @@ FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
 
 
 def imports(setup):
-    """Import the peer. Raises ImportError where it is not installed."""
     import llama_cpp  # noqa: F401
 
 
 def load(setup):
-    """(generate, about) for the setup's GGUF file."""
     import ctypes
 
     import llama_cpp as c
@@ -97,10 +95,7 @@ def load(setup):
     generate.kept = (log, model, context, greedy)  # alive as long as the function is
     return generate, {
         "versions": {"llama-cpp-python": c.__version__},
-        "threads": setup["threads"],
         "decode_threads": threads,
         "kv_cache": "static",
-        "kv_dtype": setup["dtype"],
         "weights_format": "GGUF " + FILE_TYPES.get(int(kind.value or -1), "of another type"),
-        "ttft_until": "logits",
     }

@@ -9,12 +9,10 @@ import time
 
 
 def imports(setup):
-    """Import the peer. Raises ImportError where it is not installed."""
     import sglang  # noqa: F401
 
 
 def load(setup):
-    """(generate, about) for the setup's model."""
     import sglang
 
     given = {
@@ -46,7 +44,6 @@ def load(setup):
 
     return generate, {
         "versions": {"sglang": sglang.__version__},
-        "threads": setup["threads"],
         "kv_cache": "paged",
         "kv_dtype": given.get("kv_cache_dtype", setup["dtype"]),
         "ttft_until": "token",

@@ -9,12 +9,10 @@ import time
 
 
 def imports(setup):
-    """Import the peer. Raises ImportError where it is not installed."""
     import vllm  # noqa: F401
 
 
 def load(setup):
-    """(generate, about) for the setup's model."""
     import vllm
     from vllm import LLM, SamplingParams
 
@@ -50,7 +48,6 @@ def load(setup):
 
     return generate, {
         "versions": {"vllm": vllm.__version__},
-        "threads": setup["threads"],
         "kv_cache": "paged",
         "kv_dtype": given.get("kv_cache_dtype", setup["dtype"]),
         "ttft_until": "token",
