@@ -9,7 +9,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-WORTH_THREADS = 1.5  # times as fast as one thread that more of them must be
+WORTH_THREADS = 1.2  # times as fast as one thread that more of them must be
 TURNS = 4
 ENOUGH_S = 1.0  # of trying: long steps are disturbed less, and two turns of them are enough
 
@@ -25,8 +25,8 @@ def restored_threads() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def fastest_threads(step: Callable[[], object], worth: float = WORTH_THREADS) -> int:
-    """torch's number of threads where they are `worth` times as fast as one, 1 otherwise.
+def fastest_threads(step: Callable[[], object]) -> int:
+    """torch's number of threads where they are `WORTH_THREADS` times as fast as one, 1 otherwise.
 
     They must be clearly faster: small matrices gain little from a second core, and lose all and
     more whenever another process wants it. Both take turns, and the least of their times counts: a
@@ -49,7 +49,7 @@ def fastest_threads(step: Callable[[], object], worth: float = WORTH_THREADS) ->
                     times.append(time.perf_counter() - began)
     least = {threads: min(times) for threads, times in seconds.items()}
     log.debug("seconds of a decoding step by threads: %s", least)
-    return all_threads if least[1] > worth * least[all_threads] else 1
+    return all_threads if least[1] > WORTH_THREADS * least[all_threads] else 1
 
 
 def use_threads(number: int) -> None:

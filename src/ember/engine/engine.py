@@ -86,24 +86,9 @@ class Engine:
         self._only, self._version, self._lock = backend, weights_version, _Lock()
         self.prefill = PlainPrefill() if prefill is None else prefill
         self._addresses: tuple[int, ...] = ()  # of the parameters, when what follows was made
-        self._backend: Backend | None = None
+        self.backend: Backend | None = None  # what the last rollout ran on
         self._forward: Forward | None = None
         self._staging: ContiguousCache | None = None
-
-    @property
-    def prefill(self) -> PlainPrefill:
-        """The strategy by which prompts' KV comes about."""
-        return self._prefill
-
-    @prefill.setter
-    def prefill(self, strategy: PlainPrefill) -> None:
-        strategy.use_version(self._version)
-        self._prefill = strategy
-
-    @property
-    def backend(self) -> Backend | None:
-        """What the last rollout ran on."""
-        return self._backend
 
     @property
     def weights_version(self) -> str:
@@ -189,7 +174,7 @@ class Engine:
         """
         prompt = check_prompt(prompt, 0, self.decoder.arch, self.capacity)
         with self._lock:
-            self._drop_stale()
+            self._take_stock()
             forward, cache = self._prompts(self.select(1).name)
             cache.reset()
             phase = untimed if clock is None else clock.phase
@@ -204,18 +189,18 @@ class Engine:
     def _prepare(self, requests: Sequence[Prompt]) -> tuple[Backend, int]:
         """What the requests run on, and in how many rows: the last backend if its memory is large
         enough, or a new one."""
-        self._drop_stale()
+        self._take_stock()
         device = self.decoder.embed_tokens.weight.device
         total = sum(prompt.candidates for prompt in requests)
         rows = min(total, self.max_rows or MAX_ROWS[device.type])
         found = self.select(rows)
         size = self._size(requests, rows, shared=found.name != "eager")
-        kept = self._backend
+        kept = self.backend
         if kept is None or kept.name != found.name or not kept.cache.holds(size):
             log.info("decoding by the backend %s (%s)", found.name, found.reasons or "the fastest")
-            kept = self._backend = None  # its memory goes before the new one comes
-            self._backend = self._new_backend(found.name, size)
-        return self._backend, size.rows
+            kept = self.backend = None  # its memory goes before the new one comes
+            self.backend = self._new_backend(found.name, size)
+        return self.backend, size.rows
 
     def _new_backend(self, name: str, size: Size) -> Backend:
         weight = self.decoder.embed_tokens.weight
@@ -260,10 +245,12 @@ class Engine:
             self._staging = ContiguousCache(arch, 1, self.capacity, weight.device, weight.dtype)
         return self._forward, self._staging
 
-    def _drop_stale(self) -> None:
-        """Parameters have been replaced or moved: what reads them where they lay goes."""
+    def _take_stock(self) -> None:
+        """Where parameters have been replaced or moved, what reads them where they lay goes; the
+        strategy may be a new one and learns the version."""
+        self.prefill.use_version(self._version)
         if self._addresses != addresses(self.decoder):
-            self._backend = self._forward = self._staging = None
+            self.backend = self._forward = self._staging = None
 
     def _size(self, requests: Sequence[Prompt], rows: int, *, shared: bool) -> Size:
         """Memory that the requests could use, within the budget. `shared`: rows read their prompt
@@ -272,7 +259,7 @@ class Engine:
         token = arch.kv_bytes_per_token(weight.element_size())
         budget = self.cache_bytes
         if budget is None:
-            held = 0 if self._backend is None else self._backend.cache.bytes
+            held = 0 if self.backend is None else self.backend.cache.bytes
             budget = int(MEMORY_SHARE * available_bytes(str(weight.device))) + held
         new = max(prompt.params.max_tokens for prompt in requests)
         whole = max(len(prompt.tokens) + prompt.params.max_tokens for prompt in requests)

@@ -72,7 +72,8 @@ class Scheduler:
         self._pending: deque[tuple[Received, list[Row], int, str]] = deque()
         self._cancelled: set[int] = set()
         self._marks: list[tuple[StepBatch, object, object]] = []
-        self._found: list[list[Completion | None]] = [[None] * p.candidates for p in prompts]
+        # Of every prompt, in order; None for candidates that have not ended.
+        self.completions: list[list[Completion | None]] = [[None] * p.candidates for p in prompts]
         self._settled, self._to_come = 0, sum(p.candidates * p.params.max_tokens for p in prompts)
         self._began = self._said = time.perf_counter()
         self._looks = False  # someone wants tokens as they come
@@ -85,16 +86,11 @@ class Scheduler:
             reserved_kv_bytes=backend.cache.bytes + staging,
         )
 
-    @property
-    def completions(self) -> list[list[Completion]]:
-        """Of every prompt, in order; None for candidates that have not ended."""
-        return self._found
-
     def run(self) -> list[list[Completion]]:
         """Runs to the end."""
         for _ in self._rounds():
             pass
-        return self._found
+        return self.completions
 
     def __iter__(self) -> Iterator[Chunk]:
         self._looks = True
@@ -103,7 +99,7 @@ class Scheduler:
 
     def cancel(self, prompt: int | None = None) -> None:
         """Ends a prompt's candidates, or all, at the next look; they keep what they have."""
-        every = range(len(self._found))
+        every = range(len(self.completions))
         self._cancelled.update(every if prompt is None else [prompt])
 
     def _rounds(self) -> Iterator[list[Row]]:
@@ -267,7 +263,7 @@ class Scheduler:
         if self._decode is not None:
             text = final_text(self._decode, row.tokens, row.params.stop)
         self._settled += row.params.max_tokens
-        self._found[prompt.number][row.candidate] = Completion(
+        self.completions[prompt.number][row.candidate] = Completion(
             tokens=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             finish_reason=row.finish,
@@ -377,7 +373,7 @@ class Scheduler:
         if now - self._said < SAY_EVERY:
             return
         self._said = now
-        done = sum(None not in row for row in self._found)
+        done = sum(None not in row for row in self.completions)
         speed = stats.generated_tokens / (now - self._began) or math.nan
         left = (
             self._to_come

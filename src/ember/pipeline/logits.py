@@ -12,11 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ember.model.checkpoint import load_decoder
-from ember.records.errors import EmberError
-
-
-class StageFailed(EmberError):
-    """A pipeline stage ended with an error."""
+from ember.pipeline.pipeline import StageFailed
 
 
 def two_stage_logits(model: Path, prompt: list[int], *, device: str, split: int | None = None):

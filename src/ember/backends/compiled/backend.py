@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ember.backends.base import Candidate
-from ember.backends.compiled.native_step import WORTH_THREADS, NativeStep
+from ember.backends.compiled.native_step import NativeStep
 from ember.backends.forward import Forward
 from ember.backends.packing import PackedDecoder
 from ember.backends.rows import TorchRows
@@ -34,7 +34,7 @@ class CompiledBackend(TorchRows):
         # On memory of its own: nobody's KV must be written to.
         own = torch.zeros_like(cache.rows[:, :, :, :, :1])
         trial = NativeStep(arch, weights, own, capacity, prompts=cache.prompts)
-        self.threads = fastest_threads(lambda: trial(self._tokens, 0), WORTH_THREADS)
+        self.threads = fastest_threads(lambda: trial(self._tokens, 0))
 
     def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
         run, first = candidates[0].run, len(self.tokens)

@@ -34,7 +34,6 @@ FLAGS = (
 )
 DTYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 POINTER = ctypes.c_void_p
-WORTH_THREADS = 1.2  # times as fast as one: less than elsewhere, since these do not wait for long
 
 
 class NativeStep:
@@ -58,19 +57,18 @@ class NativeStep:
         layers = (_Layer * arch.num_layers)(
             *(_layer(weights, i, kv, prompts) for i in range(arch.num_layers))
         )
-        floats = {
-            "x": batch * arch.hidden_size,
-            "qkv": batch * (arch.num_heads + 2 * arch.num_kv_heads) * dim,
-            "attended": batch * arch.num_heads * dim,
-            "acted": batch * arch.intermediate_size,
-            "scratch": self._threads * scratch,
-        }
-        buffers = {name: torch.empty(count) for name, count in floats.items()}
+        self.x = torch.empty(batch, arch.hidden_size)  # the residual stream after the layers
+        buffers = [
+            self.x,
+            torch.empty(batch, (arch.num_heads + 2 * arch.num_kv_heads) * dim),  # qkv
+            torch.empty(batch, arch.num_heads * dim),  # attended
+            torch.empty(batch, arch.intermediate_size),  # acted
+        ]
+        memory = torch.empty(self._threads, scratch)
         self.logits = torch.empty(batch, len(weights.head))
         tables = _swapped_tables(arch, positions)
         # Whatever the code reads or writes must live as long as the step.
-        self._kept = [weights, kv, prompts, layers, buffers, tables]
-        self.x = buffers["x"].view(batch, -1)  # (B, H), the residual stream after the layers
+        self._kept = [weights, kv, prompts, layers, buffers, memory, tables]
         self._step = _Step(
             *(arch.num_layers, arch.hidden_size, arch.intermediate_size, len(weights.head)),
             *(arch.num_heads, arch.num_kv_heads, dim),
@@ -78,9 +76,7 @@ class NativeStep:
             arch.norm_eps,
             *(_address(x) for x in (weights.embedding, weights.norm, weights.head, *tables)),
             ctypes.addressof(layers),
-            *(_address(buffers[name]) for name in ("x", "qkv", "attended", "acted")),
-            _address(self.logits),
-            _address(buffers["scratch"]),
+            *(_address(x) for x in (*buffers, self.logits, memory)),
             scratch,
         )
         self._dtype, self._vocabulary = kv.dtype, len(weights.embedding)
