@@ -366,7 +366,13 @@ class Scheduler:
             batch.ms += _milliseconds(begin, end)
         self._marks.clear()
         if self.stats.seconds > SAY_EVERY:
-            log.info("%s", self._summary())
+            stats = self.stats
+            log.info(
+                f"{stats.candidates} candidates of {stats.prompts} prompts: "
+                f"{stats.generated_tokens} tokens in {stats.seconds:.1f} s, "
+                f"{stats.tokens_per_s:.0f} tokens/s, {100 * stats.occupancy:.0f} % of "
+                f"{stats.slots} rows occupied, {stats.cached_tokens} prompt tokens reused"
+            )
 
     def _say(self) -> None:
         now, stats = time.perf_counter(), self.stats
@@ -383,15 +389,6 @@ class Scheduler:
         log.info(
             "%d of %d prompts done, %d rows running, %.0f tokens/s, at most %.0f s left",
             *(done, stats.prompts, len(self._rows), speed, left / speed),
-        )
-
-    def _summary(self) -> str:
-        stats = self.stats
-        return (
-            f"{stats.candidates} candidates of {stats.prompts} prompts: "
-            f"{stats.generated_tokens} tokens in {stats.seconds:.1f} s, "
-            f"{stats.tokens_per_s:.0f} tokens/s, {100 * stats.occupancy:.0f} % of {stats.slots} "
-            f"rows occupied, {stats.cached_tokens} prompt tokens reused"
         )
 
 

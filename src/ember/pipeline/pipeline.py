@@ -197,7 +197,7 @@ class Pipeline:
         return PipelineRun(
             tokens=[tokens for tokens, _ in found["completions"]],
             logprobs=[logprobs for _, logprobs in found["completions"]],
-            total_ms=(found["ended"] - found["began"]) * 1e3,
+            total_ms=found["ms"],
             events=[],
             forms=("engine", ""),
         )
@@ -209,8 +209,7 @@ class Pipeline:
 
     def ping(self, there: tuple, back: tuple, *, count: int, repeats: int) -> list[float]:
         """Seconds of a message of one shape forward and of another back; see `Worker.ping`."""
-        shapes = {"hidden_shape": there, "back_shape": back}
-        return self._ask({0, 1}, "ping", **shapes, count=count, repeats=repeats)[0]
+        return self._ask({0, 1}, "ping", there=there, back=back, count=count, repeats=repeats)[0]
 
     def _check(self, prompts, sampling: SamplingParams, split: int | None) -> None:
         if split is not None and split not in self._splits:

@@ -22,12 +22,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ember.backends.sampling import SamplingParams, prompt_key
 from ember.engine.engine import Engine
+from ember.measure.clock import timed
 from ember.measure.device import synchronize
 from ember.model.checkpoint import load_decoder
-from ember.pipeline.plan import make_micro_batches, plan_units
+from ember.pipeline.plan import Unit, make_micro_batches, plan_units
 from ember.pipeline.run import run_first, run_last
 from ember.pipeline.stage import Stage, make_stage, take_layers
 from ember.pipeline.timeline import DeviceTimeline, HostTimeline
@@ -111,7 +113,7 @@ class Worker:
                 overlap=overlap,
             )
             tokens = [torch.tensor([prompts[n] for n in group]) for group in groups]
-            inputs = self._prefill_inputs(units, tokens)
+            inputs = [self._input(unit, tokens[unit.micro_batch]) for unit in units]
             timeline = self._open_timeline()
             began = time.perf_counter()
             run = run_last if self._rank else run_first
@@ -131,20 +133,15 @@ class Worker:
             "forms": sorted({stage.backend for stage in stages}),
         }
 
-    def _prefill_inputs(self, units, tokens) -> list:
-        """What each prefill unit runs: tokens, or memory for hidden states that will come."""
-        arch, weight = self._decoder.arch, self._decoder.embed_tokens.weight
-        inputs = []
-        for unit in units:
-            if unit.step:
-                inputs.append(None)
-            elif self._rank == 0:
-                part = tokens[unit.micro_batch][:, unit.start : unit.stop]
-                inputs.append(part.to(self._device))
-            else:
-                shape = (len(tokens[unit.micro_batch]), unit.stop - unit.start, arch.hidden_size)
-                inputs.append(torch.empty(shape, dtype=weight.dtype, device=self._device))
-        return inputs
+    def _input(self, unit: Unit, tokens: Tensor) -> Tensor | None:
+        """What a prefill unit runs: tokens, or memory for hidden states that will come."""
+        if unit.step:
+            return None
+        part = tokens[:, unit.start : unit.stop]
+        if self._rank == 0:
+            return part.to(self._device)
+        weight = self._decoder.embed_tokens.weight
+        return weight.new_empty(*part.shape, self._decoder.arch.hidden_size)
 
     def _open_timeline(self):
         """Both stages are idle and ready; the run may begin."""
@@ -171,7 +168,7 @@ class Worker:
         with torch.inference_mode():
             return make_stage(part, rows, self._capacity, first=first, last=last)
 
-    def ping(self, hidden_shape: tuple, back_shape: tuple, count: int, repeats: int) -> list[float]:
+    def ping(self, there: tuple, back: tuple, count: int, repeats: int) -> list[float]:
         """Seconds of a message forward and one back, mean of `count` in a row, `repeats` times.
 
         Shapes of hidden states or, where one is (B,), of tokens.
@@ -179,7 +176,7 @@ class Worker:
         weight, device = self._decoder.embed_tokens.weight, self._device
         there, back = (
             torch.zeros(shape, dtype=torch.long if len(shape) == 1 else weight.dtype, device=device)
-            for shape in (hidden_shape, back_shape)
+            for shape in (there, back)
         )
         seconds = []
         for turn in range(-1, repeats):
@@ -201,13 +198,8 @@ class Worker:
         """The one-device engine on the same prompts, all in one batch, in this process."""
         if self._engine is None:
             self._engine = Engine(self._decoder, capacity=self._capacity)
-        synchronize(self._device)
-        began = time.perf_counter()
-        found = self._engine.generate(prompts, sampling)
-        synchronize(self._device)
-        ended = time.perf_counter()
-        tokens = [(list(c.tokens), list(c.logprobs)) for [c] in found]
-        return {"began": began, "ended": ended, "completions": tokens}
+        ms, found = timed(lambda: self._engine.generate(prompts, sampling), self._device)
+        return {"ms": ms, "completions": [(list(c.tokens), list(c.logprobs)) for [c] in found]}
 
     def cost(self, rows: int, context: int, tokens: int, steps: int, repeats: int) -> list[dict]:
         """Milliseconds of every part of the model in prefill and decoding, one row a repeat.
