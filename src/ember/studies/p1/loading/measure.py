@@ -19,6 +19,7 @@ from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.records.errors import EmberError
 from ember.studies.measured import blank, in_order, measured_on
+from ember.studies.p1.gates.gguf import exported
 from ember.studies.p1.loading import process as load_once
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING_RUNS
 from ember.studies.steps import makes
@@ -70,17 +71,16 @@ def time_loading(
     `gguf` is the directory that the GGUF gate left.
     """
     device = resolve(device)
-    file, skipped = Path(gguf) / "model.gguf", Path(gguf) / "SKIPPED"
+    file, reason = exported(gguf)
     with stored(model, device, dtype) as (folder, files):
         shared = {"model": str(folder), "device": device, "dtype": dtype}
         loaders = ("read", "ember", "transformers")
         requests = {name: shared | {"files": files} for name in loaders}
-        requests["gguf"] = shared | {"files": [str(file)], "gguf": str(file)}
+        if file:
+            requests["gguf"] = shared | {"files": [str(file)], "gguf": str(file)}
         about = measured_on(model, device, dtype)
         rows = []
-        if not file.is_file():
-            reason = skipped.read_text().strip() if skipped.is_file() else f"{file} is not there"
-            del requests["gguf"]
+        if reason:
             skipped = {"status": "skipped", "reason": reason}
             rows += [_row("gguf", cache, 0, about, **skipped) for cache in ("cold", "warm")]
         progress = Progress(log, 2 * repeats * len(requests))
