@@ -108,8 +108,8 @@ def _checks(decoder, prompts, params, candidates, rows, tolerance, exact, peer):
     ours = forced(base, prompts, params, lambda tokens: decoder.logits(decoder(tokens)), device)
     yield check("teacher-forced", "one forward of the decoder over prompt and completion", ours)
     if peer is not None:
-        theirs = lambda tokens: peer(tokens).logits  # noqa: E731
-        found = forced(base, prompts, params, theirs, device, processors(params))
+        process = processors(params)
+        found = forced(base, prompts, params, lambda ids: peer(ids).logits, device, process)
         meaning = "one forward of Transformers' model, and its logits processors"
         yield check("transformers", meaning, found)
 
