@@ -1,9 +1,9 @@
-# Four commands:
+# Five commands:
 #   make results/p1_fig3.png   (or any other file below results/)
+#   make env                   (the virtual environment in .venv alone, which all others need)
 #   make test
 #   make test-slurm            (as root: starts a one-node SLURM here, installs it where missing)
 #   make peers                 (llama.cpp, compiled for this machine: minutes; docs/peers.md)
-# All create the virtual environment on first use.
 PYTHON ?= python3
 # Where torch's CPU build is on the index or in a folder of wheels, it is taken.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -11,11 +11,13 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 
-.PHONY: test test-slurm peers FORCE
+.PHONY: env test test-slurm peers FORCE
 .DELETE_ON_ERROR:
 
 results/%: .venv/installed FORCE
 	$(BIN)/snakemake --profile local $@
+
+env: .venv/installed
 
 test: .venv/installed
 	$(BIN)/ruff check .

@@ -80,7 +80,7 @@ def before_planning(settings):
 
 def before_work(settings):
     """Stop before the first job where results, the device or the cluster cannot be had."""
-    executor = workflow.executor_plugin.name if workflow.executor_plugin else "local"
+    executor = "local" if workflow.local_exec else workflow.executor_plugin.name
     try:
         preflight.check_local(settings, Path("results"), executor)
     except EmberError as error:

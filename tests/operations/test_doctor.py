@@ -189,6 +189,16 @@ def test_one_scale_can_be_asked_for(folder):
     assert finding.paths == ("results/tiny/p1/gates.parquet",)
 
 
+def test_a_product_that_snakemake_marked_as_incomplete_is_broken(folder):
+    make("smoke")
+    mark = folder / ".snakemake/incomplete" / bookkeeping.encoded(READY)
+    mark.parent.mkdir()
+    mark.touch()
+    [finding] = look().findings
+    assert (finding.kind, finding.paths) == ("broken", (READY,))
+    assert "incomplete" in finding.why
+
+
 def test_an_ancestor_at_fault_is_made_first(folder):
     make("smoke")
     (folder / "results/smoke/p1/gates.parquet").write_bytes(b"PAR1")

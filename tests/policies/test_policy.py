@@ -1,5 +1,6 @@
 """Cache policies: closed forms of P1-5.3, invariants of plans and counts, exactness, bad input."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
@@ -7,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.policies.build import build_policies
-from ember.policies.plan import BadPolicy, Plan, Request, Update
-from ember.policies.policy import (
+from ember.policies.build import build_policies, parameters
+from ember.policies.kinds import (
     KeepRegion,
     Naive,
     PeriodicRefresh,
@@ -18,6 +18,8 @@ from ember.policies.policy import (
     UpdateLocality,
     compose,
 )
+from ember.policies.plan import BadPolicy, Plan, Request, Update
+from ember.policies.policy import POLICIES, CachePolicy
 from ember.policies.simulator import Workload, simulate
 
 CONFIGURED = [
@@ -92,6 +94,11 @@ def test_refresh_rounds_are_the_first_and_the_multiples():
     assert full == [1, 10, 20, 30]
 
 
+def cells(plan: Plan, layers: int, tokens: int) -> int:
+    """Cells that a plan recomputes."""
+    return sum((b - a) * (d - c) for a, b, c, d in plan.rectangles(layers, tokens))
+
+
 @settings(max_examples=40, deadline=None)
 @given(shape=shapes, data=st.data())
 def test_counts_are_consistent(shape, data):
@@ -114,7 +121,7 @@ def test_counts_are_consistent(shape, data):
                 (after - start) * cells for (start, cells), (after, _) in pairwise(bands)
             )
             assert by_token == stats.recompute_cells
-            planned = sum(plan.cells(layers, tokens) * n for plan, n in stats.plans.items())
+            planned = sum(cells(plan, layers, tokens) * n for plan, n in stats.plans.items())
             assert planned == stats.recompute_cells
         assert policy.stats[0].reuse_cells == 0 or policy.totals().hits
 
@@ -312,12 +319,52 @@ def test_build_gives_short_ids_and_labels():
         ({"name": "updatable_kv", "every": 3, "rank": 0}, "rank is 0"),
         ({"name": "keep_region"}, "exactly one"),
         ({"name": "keep_region", "first_layers": 1, "last_tokens": 1}, "exactly one"),
-        ({"name": "keep_region", "last_tokens": 0}, "at least the last 1"),
+        ({"name": "keep_region", "last_tokens": 0}, "last_tokens is 0; set it to 1 or more"),
     ],
 )
 def test_bad_policies_are_named_with_a_remedy(spec, message):
     with pytest.raises(BadPolicy, match=message):
         build_policies([spec], 4)
+
+
+def test_a_dataclass_with_a_name_is_a_policy(monkeypatch):
+    """Nothing else is needed for a configuration to name it, and its fields are checked."""
+    monkeypatch.setattr("ember.policies.policy.POLICIES", registry := dict(POLICIES))
+    monkeypatch.setattr("ember.policies.build.POLICIES", registry)
+
+    @dataclass(eq=False, repr=False)
+    class LastHalf(CachePolicy):
+        name = "last_half"
+        composes = ("share_prefix",)
+        at_least: int
+        label = "Last half"
+
+        @property
+        def id(self):
+            return f"last_half_{self.at_least}"
+
+        def choose(self, request, history):
+            half = max(self.at_least, request.tokens // 2)
+            return Plan.last_tokens(self.num_layers, request.tokens, half)
+
+    (policy,) = build_policies([{"name": "last_half", "at_least": 2}], 4)
+    assert policy.id == "last_half_2"
+    assert parameters(LastHalf) == {"at_least": True, "share_prefix": False}
+    assert simulate(policy, Workload(1, 8), 2)[1].recompute_ratio == 0.5
+    shared = {"name": "last_half", "at_least": 2, "share_prefix": True}
+    assert build_policies([shared], 4)[0].id == "last_half_2_prefix_only"
+    with pytest.raises(BadPolicy, match="last_half needs at_least"):
+        build_policies([{"name": "last_half"}], 4)
+    with pytest.raises(BadPolicy, match="Did you mean 'last_half'"):
+        build_policies([{"name": "last_haft"}], 4)
+    with pytest.raises(ValueError, match="two policies are called naive"):
+        type("Again", (CachePolicy,), {"name": "naive"})
+
+
+def test_every_policy_of_the_registry_is_tried_here():
+    assert {type(policy).name for policy in every_policy(4, 2, 3) if hasattr(policy, "name")} == {
+        *POLICIES
+    }
 
 
 def test_repeated_policies_are_refused():

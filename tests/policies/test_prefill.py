@@ -7,8 +7,8 @@ from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
 from ember.measure.clock import PhaseClock
 from ember.policies.execute import PolicyRunner
+from ember.policies.kinds import Naive, PeriodicRefresh, PrefixOnly, UpdateLocality, compose
 from ember.policies.plan import BadPolicy
-from ember.policies.policy import Naive, PeriodicRefresh, PrefixOnly, UpdateLocality, compose
 from ember.policies.prefill import PolicyPrefill
 from tests.policies.tiny_lora import LAYERS, Lora, everywhere, make_decoder, prompt
 

@@ -1,12 +1,15 @@
 """The literal commands of the README, planned from a fresh checkout."""
 
+import ast
 import re
+import sys
+import tomllib
 
 import pytest
 import yaml
 
 from ember.config.load import json_schema
-from ember.operations.plan import PlannedJob, planned_jobs
+from ember.operations.plan import PlannedJob, Settings, planned_jobs
 from ember.studies.steps import find
 from tests.workflow.conftest import ROOT, rules
 
@@ -38,7 +41,7 @@ def test_every_scale_plans_everything(fresh, scale):
 @pytest.fixture(scope="module")
 def jobs() -> list[PlannedJob]:
     """Every job of a run at scale smoke."""
-    return planned_jobs(["all"], config=["scale=smoke"], every=True)
+    return planned_jobs(["all"], Settings(config=("scale=smoke",)), every=True)
 
 
 def test_every_measuring_rule_waits_for_the_gates(jobs):
@@ -96,7 +99,6 @@ def test_every_rule_is_complete(jobs):
         if name == "fetch_model":  # nothing to fetch at this scale
             continue
         job = planned[name]
-        assert job.logs == (f"logs/smoke/{job.name}.log",)
         assert job.benchmark == f"results/smoke/benchmarks/{job.name}.jsonl"
         assert {"mem_mb", "runtime"} <= job.resources.keys(), name
 
@@ -117,14 +119,32 @@ def test_the_committed_schema_is_that_of_the_models():
     )
 
 
-def test_the_conda_environment_has_the_pins_of_the_constraints():
-    pins = dict(
-        line.strip().lower().split("==")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    )
+def pins(lines) -> dict[str, str]:
+    """Versions by the names of packages, as pip compares them."""
+    pairs = (line.strip().lower().split("==") for line in lines if "==" in line)
+    return {name.replace("_", "-"): version for name, version in pairs}
+
+
+def imported(files) -> set[str]:
+    """Top-level names of what Python files import from elsewhere, inside functions too."""
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
+    return {name.split(".")[0] for name in names | froms} - {"ember", *sys.stdlib_module_names}
+
+
+def test_the_conda_environment_has_what_jobs_import_with_the_pins_of_the_constraints():
     environment = yaml.safe_load((ROOT / "workflow/envs/ember.yaml").read_text())
     [pip] = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    for requirement in pip:
-        name, version = requirement.lower().split("==")
-        assert pins[name] == version
+    has = pins(pip)
+    assert len(has) == len(pip), "all are pinned"
+    constraints = pins((ROOT / "constraints.txt").read_text().splitlines())
+    assert has == {name: constraints[name] for name in has}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["peers"]]
+    assert {re.match(r"[\w-]+", requirement)[0] for requirement in needed} <= has.keys()
+    # Other frameworks have environments of their own; torch brings Triton where there is a GPU.
+    adapters = ROOT / "src/ember/peers/adapters"
+    files = [f for f in (ROOT / "src").rglob("*.py") if not f.is_relative_to(adapters)]
+    names = imported([*files, *(ROOT / "workflow/scripts").glob("*.py")]) - {"triton"}
+    assert {{"yaml": "pyyaml"}.get(name, name.replace("_", "-")) for name in names} <= has.keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ember.operations.plan import planned_jobs
+from ember.operations.plan import Settings, planned_jobs
 from ember.records.code import Library
 from ember.records.provenance import provenance_of
 from tests.workflow.conftest import ROOT
@@ -60,7 +60,9 @@ LAST = {"assess_readiness", "time_workflow", "collect_job_cost", "summarise_work
 @pytest.fixture(scope="module")
 def graph(finished) -> dict:
     """Of every job of a run: its files, and the code that its products say made them."""
-    planned = planned_jobs(["all"], config=["scale=smoke"], every=True, folder=finished.path)
+    planned = planned_jobs(
+        ["all"], Settings(config=("scale=smoke",)), every=True, folder=finished.path
+    )
     return {job.name: (job, code_of(finished, job)) for job in planned}
 
 

@@ -2,19 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
 
+from ember.policies.kinds import PrefixOnly, UpdateLocality, compose
 from ember.policies.plan import BadPolicy
-from ember.policies.policy import (
-    CachePolicy,
-    KeepRegion,
-    Naive,
-    PeriodicRefresh,
-    PrefixOnly,
-    UpdatableKV,
-    UpdateLocality,
-    compose,
-    layer_count,
-)
+from ember.policies.policy import POLICIES, CachePolicy, count
 from ember.records.errors import nearest
 
 
@@ -33,50 +25,32 @@ def build_policies(specs: Sequence[Mapping], num_layers: int) -> list[CachePolic
     return policies
 
 
-_NEEDS = {
-    "naive": (),
-    "prefix_only": (),
-    "update_locality": ("freeze",),
-    "periodic_refresh": ("every",),
-    "updatable_kv": ("rank", "every"),
-    "keep_region": (),
-}
-_TAKES = {
-    "naive": (),
-    "prefix_only": (),
-    "update_locality": ("freeze", "freeze_layers", "share_prefix"),
-    "periodic_refresh": ("every", "freeze", "freeze_layers", "share_prefix"),
-    "updatable_kv": ("rank", "every", "freeze", "freeze_layers"),
-    "keep_region": ("first_layers", "last_layers", "last_tokens"),
-}
+def parameters(policy: type[CachePolicy]) -> dict[str, bool]:
+    """What a configuration may set of a policy: names, and whether they are needed."""
+    own = {field.name: field.default is MISSING for field in fields(policy)[1:]}
+    return own | dict.fromkeys(policy.composes, False)
 
 
 def _build(spec: dict, num_layers: int) -> CachePolicy:
     spec = {key: value for key, value in spec.items() if value is not None}
     name = spec.pop("name", None)
-    if name not in _NEEDS:
-        raise BadPolicy(f"policies: unknown policy {name!r}.{nearest(name, _NEEDS)}")
+    if name not in POLICIES:
+        raise BadPolicy(f"policies: unknown policy {name!r}.{nearest(name, POLICIES)}")
+    needed = parameters(POLICIES[name])
+    known = [*needed, *(["freeze_layers"] if "freeze" in needed else [])]
     for key in spec:
-        if key not in _TAKES[name]:
-            raise BadPolicy(f"policies: {name} has no {key!r}.{nearest(key, _TAKES[name])}")
+        if key not in known:
+            raise BadPolicy(f"policies: {name} has no {key!r}.{nearest(key, known)}")
     freeze = _freeze(name, spec, num_layers)
-    given = set(spec) | ({"freeze"} if freeze is not None else set())
-    missing = [key for key in _NEEDS[name] if key not in given]
+    if freeze is not None:
+        spec["freeze"] = freeze
+    missing = [key for key, needs in needed.items() if needs and key not in spec]
     if missing:
         raise BadPolicy(f"policies: {name} needs {', '.join(missing)}; set it in the policy list")
-    if name == "naive":
-        return Naive(num_layers)
-    if name == "prefix_only":
-        return PrefixOnly(num_layers)
-    if name == "updatable_kv":
-        return UpdatableKV(num_layers, spec["rank"], spec["every"], freeze or 0)
-    if name == "keep_region":
-        return KeepRegion(num_layers, **spec)
-    parts: list[CachePolicy] = []
-    if freeze is not None:
-        parts.append(UpdateLocality(num_layers, freeze))
-    if name == "periodic_refresh":
-        parts.append(PeriodicRefresh(num_layers, spec["every"]))
+    own = {key: spec[key] for key in spec.keys() & {f.name for f in fields(POLICIES[name])}}
+    parts: list[CachePolicy] = [POLICIES[name](num_layers, **own)]
+    if "freeze" in spec.keys() - own.keys():
+        parts.insert(0, UpdateLocality(num_layers, freeze))
     if spec.get("share_prefix"):
         parts.append(PrefixOnly(num_layers))
     return compose(*parts) if len(parts) > 1 else parts[0]
@@ -86,7 +60,7 @@ def _freeze(name: str, spec: dict, num_layers: int) -> int | None:
     if "freeze" in spec and "freeze_layers" in spec:
         raise BadPolicy(f"policies: {name} has freeze and freeze_layers; set one of them")
     if "freeze_layers" in spec:
-        return layer_count(name, spec["freeze_layers"], num_layers, "freeze_layers")
+        return count(name, "freeze_layers", spec.pop("freeze_layers"), 0, num_layers)
     if "freeze" not in spec:
         return None
     fraction = spec["freeze"]

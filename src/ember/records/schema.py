@@ -146,7 +146,7 @@ def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
 
 
 SPREAD = ("median", "p10", "p90")
-_STATISTICS = {
+STATISTICS = {
     "median": "median",
     "mean": "mean",
     "std": "standard deviation (n - 1)",
@@ -168,7 +168,7 @@ def spread(
 ) -> tuple[Column, ...]:
     """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`."""
     return tuple(
-        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {_STATISTICS[key]}")
+        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {STATISTICS[key]}")
         for key in statistics
     )
 
@@ -197,4 +197,8 @@ DEVICE = text("device", "where it ran")
 DEVICE_NAME = text("device_name", "name of the device")
 DTYPE = text("dtype", "number format of weights and cache")
 MODEL = text("model", "name of the model")
-MEASURED_ON = (DEVICE, DTYPE, MODEL, WEIGHTS, EVIDENCE)
+# Groups of them, as tables end.
+SOURCE = (MODEL, WEIGHTS, EVIDENCE)
+MEASURED_ON = (DEVICE, DTYPE, *SOURCE)
+MACHINE = (DEVICE, DEVICE_NAME, DTYPE, *SOURCE)
+ADAPTED_ON = (DTYPE, MODEL, WEIGHTS, DEVICE, EVIDENCE)

@@ -19,6 +19,11 @@ def recorded_params(folder: Path, path: str) -> list | None:
     return json.loads(json.dumps(found, default=str))
 
 
+def incomplete(folder: Path, path: str) -> bool:
+    """Whether Snakemake marked `path` as being made, and its job did not report an end."""
+    return (folder / ".snakemake" / "incomplete" / encoded(path)).is_file()
+
+
 def encoded(path: str, limit: int = 255) -> Path:
     """Snakemake's name for the record of a file."""
     # Names longer than a file name may be are cut, and all parts but the last begin with @.

@@ -57,7 +57,7 @@ from ember.records.tables import verify_table
 _LARGE = 200e6  # bytes: reading more is worth a line of progress
 _FILES = (".parquet", ".csv", ".md", ".tex", ".png", ".pdf", ".json", ".jsonl", ".txt", ".gguf")
 _KEPT = {"results/README.md"}
-_FOLLOWS, _INCOMPLETE = "Input files updated by another job", "Incomplete output files: "
+_FOLLOWS = "Input files updated by another job"
 
 
 class NotResults(EmberError):
@@ -315,6 +315,8 @@ class _Examination:
                 kind, why = self._what_it_is(path, case.job)
                 if path in recorded or kind != BROKEN:
                     case.add(kind, [path], why)
+            elif bookkeeping.incomplete(self.folder, path):
+                case.add(BROKEN, [path], "Snakemake marked it as incomplete: its job was killed")
         unknown = [path for path in case.standing if path not in recorded]
         if unknown and not case.faults:
             self._unchecked(unknown, "its job left no record of what it wrote")
@@ -404,13 +406,9 @@ class _Examination:
                 own = [part for part in parts if part and not part.startswith(_FOLLOWS)]
                 if not own or not case.standing or case.faults:
                     continue
-                if own[0].startswith(_INCOMPLETE):
-                    paths = own[0].removeprefix(_INCOMPLETE).split(", ")
-                    case.add(BROKEN, paths, "Snakemake marked it as incomplete: its job was killed")
-                else:
-                    text = "; ".join(own)
-                    brief = text if len(text) <= 300 else f"{text[:300]} …"
-                    case.add(STALE, case.standing, f"Snakemake would make it again: {brief}")
+                text = "; ".join(own)
+                brief = text if len(text) <= 300 else f"{text[:300]} …"
+                case.add(STALE, case.standing, f"Snakemake would make it again: {brief}")
 
     def _check_params(self) -> None:
         """The parameters on record are those of the job that Snakemake remembers."""
