@@ -17,7 +17,6 @@ class BadPromptFile(EmberError):
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("generate", help="sample completions of prompts from a file")
     parser.add_argument("model", type=Path, help="model directory in Hugging Face format")
     parser.add_argument(
