@@ -18,7 +18,7 @@ GIVEN = copy.deepcopy(dict(config))
 sys.path[:] = [str(SRC), *(path for path in sys.path if path != str(SRC))]
 
 from ember.config.load import ConfigError, check_scale, load, with_types
-from ember.operations import history, preflight
+from ember.operations import history, preflight, sources
 from ember.operations.plan import run_scale
 from ember.operations.settings import CHECKS
 from ember.records.code import Library
@@ -80,7 +80,7 @@ def before_planning(settings):
 
 def before_work(settings):
     """Stop before the first job where results, the device or the cluster cannot be had."""
-    executor = workflow.executor_plugin.name if workflow.executor_plugin else "local"
+    executor = "local" if workflow.local_exec else workflow.executor_plugin.name
     try:
         preflight.check_local(settings, Path("results"), executor)
     except EmberError as error:
@@ -177,10 +177,18 @@ def code(script, step=None):
         raise WorkflowError(str(error)) from None
 
 
-def models_from(*sources):
+def content_of(section, name):
+    """Hash of the files on disk that a model or corpus is made from, None where it is of none."""
+    try:
+        return sources.content_sha256(conf(section, name))
+    except EmberError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def models_from(*kinds):
     """Names of the configured models with one of these sources, as a wildcard constraint."""
     names = [
-        name for name, model in SETTINGS["models"].items() if model["source"] in sources
+        name for name, model in SETTINGS["models"].items() if model["source"] in kinds
     ]
     return "|".join(names) or "(?!)"
 

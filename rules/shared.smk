@@ -11,6 +11,7 @@ use rule larger as build_corpus with:
     params:
         **study("shared.corpora.make.build_corpus"),
         settings=lambda w: conf("corpora", w.corpus),
+        content=lambda w: content_of("corpora", w.corpus),
         seed=conf("seed"),
     message:
         "Collect the corpus {wildcards.corpus}, split by document and hashed"
@@ -71,6 +72,7 @@ use rule job as fetch_model with:
     params:
         **study("shared.models.fetch.fetch_model"),
         settings=lambda w: conf("models", w.model),
+        content=lambda w: content_of("models", w.model),
         seed=conf("seed"),
     message:
         "Take the model {wildcards.model} from its source"

@@ -86,12 +86,13 @@ def test_one_row_is_written_to_all():
     torch.testing.assert_close(cache.read(0)[0], k.expand(3, -1, -1, -1))
 
 
-def test_some_layers_only():
-    cache = ContiguousCache(ARCH, 1, 8, layers=range(1, 3))
-    append(cache, 2, *draw(3, batch=1))
-    assert (cache.length(1), cache.length(2)) == (0, 3)
-    with pytest.raises(BadCacheUse, match="layer 0 is not in this cache"):
-        cache.length(0)
+def test_layers_fill_independently_and_others_are_refused():
+    cache, layers = ContiguousCache(ARCH, 1, 8), ARCH.num_layers
+    append(cache, 1, *draw(3, batch=1))
+    assert (cache.length(0), cache.length(1)) == (0, 3)
+    for layer in (-1, layers):
+        with pytest.raises(BadCacheUse, match=f"layer {layer} is not in this cache"):
+            append(cache, layer, *draw(3, batch=1))
 
 
 def test_gaps_and_foreign_positions_are_refused():

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from ember.backends.sampling import SamplingParams
 from ember.cache.radix import RadixCache
+from ember.engine import prefill
 from ember.engine.engine import Engine
 from ember.engine.prefill import PrefixPrefill
 from ember.measure.clock import PhaseClock
+from ember.model import version
 from tests.tiny import decoder_of, tiny
 
 ARCH = tiny(
@@ -92,8 +94,9 @@ def test_any_sequence_gives_the_same_with_and_without(steps, budget_tokens, repe
         assert cached.prefill.cache.stats.bytes <= cached.prefill.cache.budget_bytes
 
 
-def test_a_stale_prefix_would_show():
+def test_a_stale_prefix_would_show(monkeypatch):
     """The property above has teeth: without the new version the old KV gives other logits."""
+    monkeypatch.setattr(prefill, "content_of", lambda decoder: "always the same")
     cached, plain = engines(PLENTY)
     prompt = [1, 2, 3, 4, 5, 6, 7, 8]
     cached.prefill_prompt(prompt)
@@ -153,3 +156,46 @@ def test_lookup_and_store_are_timed_beside_the_prefill():
     times = clock.times_ms()
     assert list(times) == ["lookup", "prefill", "store"]
     assert min(times.values()) > 0
+
+
+def reused(engine) -> int:
+    """Tokens of a prompt that came from the cache."""
+    return engine.prefill_prompt((1, 2, 3, 4, 5, 6)).cached_tokens
+
+
+def test_a_cache_in_two_engines_shares_between_equal_weights_alone():
+    cache, decoder = RadixCache(PLENTY), decoder_of(ARCH)
+    other, equal = decoder_of(ARCH), decoder_of(ARCH)
+    update_weights(other, 1)
+    first, second, third = (
+        Engine(one, capacity=32, prefill=PrefixPrefill(cache)) for one in (decoder, other, equal)
+    )
+    assert [reused(first), reused(first)] == [0, 5]
+    assert [reused(second), reused(second), reused(first)] == [0, 5, 5]
+    assert reused(third) == 5
+    alone = Engine(other, capacity=32).prefill_prompt((1, 2, 3, 4, 5, 6)).logits.clone()
+    found = second.prefill_prompt((1, 2, 3, 4, 5, 6)).logits
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=0)
+
+
+def test_weights_that_change_without_a_word_reuse_nothing_and_leave_nothing():
+    decoder, cache = decoder_of(ARCH), RadixCache(PLENTY)
+    engine = Engine(decoder, capacity=32, prefill=PrefixPrefill(cache))
+    assert [reused(engine), reused(engine)] == [0, 5]
+    held = cache.stats.bytes
+    update_weights(decoder, 1)
+    assert reused(engine) == 0
+    assert cache.stats.bytes == held
+    assert len(cache.namespaces()) == 1
+
+
+def test_weights_are_hashed_once_for_as_long_as_they_stay(monkeypatch):
+    hashed, real = [], version._content
+    monkeypatch.setattr(version, "_content", lambda d: hashed.append(1) or real(d))
+    decoder = decoder_of(ARCH)
+    Engine(decoder, capacity=32).generate([(1, 2, 3)], GREEDY)
+    assert not hashed, "without a prefix cache nobody asks for the content"
+    engine = Engine(decoder, capacity=32, prefill=PrefixPrefill(RadixCache(PLENTY)))
+    for _ in range(3):
+        engine.generate([(1, 2, 3), (1, 2, 4)], GREEDY)
+    assert len(hashed) == 1

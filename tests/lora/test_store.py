@@ -58,6 +58,22 @@ def test_the_engine_sees_each_switch_as_if_it_were_made_for_it():
     assert set(tokens_of(engine).versions) == {"base"}
 
 
+@pytest.mark.parametrize("keep", merge.KEEPS)
+def test_without_an_engine_a_switch_leaves_no_stale_kv_in_a_prefix_cache(keep):
+    decoder = wild()
+    engine = engine_of(decoder)
+    store = AdapterStore(decoder, keep=keep)
+    for seed in (1, 2):
+        store.load(f"seed-{seed}", adapter_of(decoder, seed, b_std=0.5))
+    tokens_of(engine)
+    for name in ("seed-1", "seed-2", None, "seed-1"):
+        store.deactivate() if name is None else store.activate(name)
+        found = tokens_of(engine)
+        assert found.cached_tokens == 0
+        assert found.tokens == tokens_of(Engine(decoder, capacity=256)).tokens
+        assert tokens_of(engine).cached_tokens == len(PROMPT) - 1
+
+
 def test_unloading_leaves_the_base_of_a_packed_decoder_bit_for_bit():
     decoder = wild(dtype=torch.bfloat16)
     before = bits(decoder)

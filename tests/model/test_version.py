@@ -19,6 +19,12 @@ def test_equal_weights_have_equal_versions_and_others_do_not(tmp_path):
     assert version(decoder.to(torch.bfloat16)) != version(same)
 
 
+def test_equal_weights_of_another_architecture_have_another_version():
+    decoder, other = wild(), wild(rope_theta=5e4)
+    other.load_state_dict(decoder.state_dict())
+    assert version(decoder) != version(other)
+
+
 def test_it_is_found_once_for_as_long_as_nothing_changes(monkeypatch):
     decoder, calls = wild(), []
     real = module._content

@@ -13,8 +13,8 @@ from ember.measure.overhead import record_file
 from ember.operations.doctor import bookkeeping, examine
 from ember.operations.doctor.report import Finding, Report, as_text, folded, set_aside
 from ember.operations.plan import BadPlan, PlannedJob, Settings
-from ember.records.atomic import atomic_file
-from ember.records.code import code_hash
+from ember.records.atomic import atomic_file, writer
+from ember.records.code import Library
 from ember.records.provenance import collect, describe, file_hashes, source_root, write_sidecar
 from ember.records.tables import write_table
 from ember.studies.paper.readiness.tables import READINESS
@@ -27,7 +27,7 @@ def row() -> dict:
 
 def made(rule="assess_readiness", inputs=(), outputs=(), scale="smoke", started="2026-01-01"):
     root = source_root()
-    code = code_hash(root / "workflow" / "scripts" / "publish.py", root / "src")
+    code = Library(root / "src").code_hash(root / "workflow" / "scripts" / "publish.py")
     return collect(
         rule=rule,
         inputs=inputs,
@@ -48,11 +48,11 @@ def made(rule="assess_readiness", inputs=(), outputs=(), scale="smoke", started=
 
 def test_temporaries_are_told_from_other_files(tmp_path):
     with atomic_file(tmp_path / "a.parquet") as part:
-        assert bookkeeping.temporary(part.name) == (os.getpid(), True)
+        assert writer(part.name) == (os.getpid(), True)
         part.touch()
-    assert bookkeeping.temporary(".a.00000000-12-0.tmp.parquet") == (12, None)
+    assert writer(".a.00000000-12-0.tmp.parquet") == (12, None)
     for name in ("a.parquet", ".hidden", "a.tmp"):
-        assert bookkeeping.temporary(name) is None
+        assert writer(name) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"params": ["("]}', '{"params": 7}'])
@@ -187,6 +187,16 @@ def test_one_scale_can_be_asked_for(folder):
     assert look("scale=smoke").well
     [finding] = look().findings
     assert finding.paths == ("results/tiny/p1/gates.parquet",)
+
+
+def test_a_product_that_snakemake_marked_as_incomplete_is_broken(folder):
+    make("smoke")
+    mark = folder / ".snakemake/incomplete" / bookkeeping.encoded(READY)
+    mark.parent.mkdir()
+    mark.touch()
+    [finding] = look().findings
+    assert (finding.kind, finding.paths) == ("broken", (READY,))
+    assert "incomplete" in finding.why
 
 
 def test_an_ancestor_at_fault_is_made_first(folder):

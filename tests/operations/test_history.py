@@ -40,7 +40,7 @@ def row(job, wall_s, rule=None, **more):
 def table(path, *rows):
     """The table as the workflow publishes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    render(rows, WORKFLOW_JOBS, path.with_suffix(""), formats=("csv",))
+    render(rows, WORKFLOW_JOBS, path.with_suffix(""))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ember.lora.adapter import LowRank
 from ember.model.decoder import Decoder
 from ember.model.families import FAMILIES
+from ember.policies import execute
 from ember.policies.correctable import StaleFactors
 from ember.policies.execute import PolicyRunner, PromptKV, prompt_key, run_plan
 from ember.policies.kinds import (
@@ -315,7 +316,7 @@ def test_the_ledger_calls_no_cell_exact_that_is_not(data):
                     torch.testing.assert_close(mine, true, atol=1e-10, rtol=0)
 
 
-def test_kv_of_other_weights_is_found_by_no_key():
+def test_kv_crosses_an_update_through_a_plan_alone(monkeypatch):
     decoder = make_decoder(17)
     lora = Lora(decoder, everywhere(), seed=18)
     runner = PolicyRunner(decoder, PeriodicRefresh(LAYERS, 10), version=lora.version)
@@ -325,12 +326,12 @@ def test_kv_of_other_weights_is_found_by_no_key():
     lora.step()
     runner.on_update(lora.update(2))
     assert runner.version != old
-    assert runner.store.get(runner.version, prompt_key(tokens)) is None
+    plans, real = [], execute.run_plan
+    monkeypatch.setattr(execute, "run_plan", lambda *a, **k: plans.append(a[2]) or real(*a, **k))
     done = runner.prefill(2, tokens)
     assert done.version == runner.version == policy_version(runner)
-    assert runner.store.get(runner.version, prompt_key(tokens)) is done.kv
-    assert runner.store.get(old, prompt_key(tokens)) is None
-    assert len(runner.store) == 1
+    assert plans == [done.plan] == [*runner.policy.stats[-1].plans]
+    assert runner.store == {prompt_key(tokens): done.kv}
 
 
 def policy_version(runner: PolicyRunner) -> str:
@@ -446,13 +447,13 @@ def test_memory_is_reported_by_what_it_is_for():
     lora = Lora(decoder, everywhere(), seed=20)
     runner = PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 10), adapter=lora.adapter)
     runner.prefill(1, prompt())
-    size = runner.store.bytes
+    size = runner.store[prompt_key(prompt())].bytes
     assert size["kv"] == LAYERS * 2 * 2 * TOKENS * 8 * 8
     assert size["factors"] == LAYERS * 2 * TOKENS * RANK * 8
     assert size["raw_keys"] == size["kv"] // 2
     frozen = PolicyRunner(decoder, UpdateLocality(LAYERS, 2))
     frozen.prefill(1, prompt())
-    assert frozen.store.bytes["hidden"] == (TOKENS + 1) * 32 * 8
+    assert frozen.store[prompt_key(prompt())].bytes["hidden"] == (TOKENS + 1) * 32 * 8
     frozen.forget(prompt())
     assert len(frozen.store) == 0
     assert frozen.prefill(1, prompt()).plan.full_refresh

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ember.records import code
-from ember.records.code import BadCode, closure, code_hash
+from ember.records.code import BadCode, Library
 
 FILES = {
     "ember/__init__.py": "",
@@ -37,6 +37,14 @@ def script(tree, text, name="job.py"):
     path = tree.parent / name
     path.write_text(text)
     return path
+
+
+def closure(script, src, *modules):
+    return Library(src).closure(script, *modules)
+
+
+def code_hash(script, src, *modules):
+    return Library(src).code_hash(script, *modules)
 
 
 def reached(tree, text):
@@ -149,7 +157,8 @@ def test_the_place_of_the_checkout_does_not_count(tree, tmp_path):
 
 def fresh_process(job, tree):
     command = (
-        "import sys; from ember.records.code import code_hash; print(code_hash(*sys.argv[1:]))"
+        "import sys; from ember.records.code import Library; "
+        "print(Library(sys.argv[2]).code_hash(sys.argv[1]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", command, str(job), str(tree)],

@@ -109,11 +109,11 @@ def test_commit_and_dirty_flag(source):
     assert "note" not in clean
     assert "tree_sha256" not in clean, "the commit names the tree"
     (source / "docs/a.md").write_text("two\n")
-    module._source_state.cache_clear()
+    source_state.cache_clear()
     assert source_state(source) == clean
     (source / "src/ember/new.py").write_text("two\n")
     assert source_state(source) == clean, "asked once a process"
-    module._source_state.cache_clear()
+    source_state.cache_clear()
     dirty = source_state(source)
     assert dirty["dirty"] is True
     assert dirty["commit"] == clean["commit"]

@@ -11,7 +11,13 @@ import pytest
 
 from ember.records.atomic import atomic_file
 from ember.records.provenance import read_sidecar, write_sidecar
-from ember.records.tables import read_table, table_provenance, table_schema, write_table
+from ember.records.tables import (
+    read_rows,
+    read_table,
+    table_provenance,
+    table_schema,
+    write_table,
+)
 from tests.workflow.conftest import SMOKE, Checkout
 
 pytestmark = pytest.mark.slow
@@ -89,9 +95,9 @@ def replace_with_older(file) -> None:
     """Another whole table of the same job in its place, older than the one before."""
     before = file.stat().st_mtime - 3600
     schema, provenance = table_schema(file), table_provenance(file)
-    rows = read_table(file)
+    rows = read_rows(file)
     name = next(c.name for c in reversed(schema.columns) if c.type == "float" and not c.nullable)
-    write_table(file, rows.assign(**{name: rows[name] * 1.01}), schema, provenance)
+    write_table(file, [row | {name: row[name] * 1.01} for row in rows], schema, provenance)
     os.utime(file, (before, before))
 
 

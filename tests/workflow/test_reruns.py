@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ember.operations.plan import Settings, planned_jobs
-from ember.records.code import closure
+from ember.records.code import Library
 from ember.records.provenance import provenance_of
 from tests.workflow.conftest import ROOT
 
@@ -70,7 +70,7 @@ def code_of(finished, job) -> set[Path]:
     params = provenance_of(finished.path / job.outputs[0])["params"]
     script = finished.path / "workflow" / "scripts" / params["script"]
     modules = [f"ember.studies.{params['step'].rpartition('.')[0]}"] if "step" in params else []
-    return {script, *closure(script, finished.path / "src", *modules)}
+    return {script, *Library(finished.path / "src").closure(script, *modules)}
 
 
 def dependants(graph: dict, file: Path) -> set[str]:
@@ -114,12 +114,12 @@ def test_a_study_reruns_alone(finished, graph):
 
 
 def test_no_summary_and_no_figure_reaches_a_measurement():
-    src = ROOT / "src"
+    src, library = ROOT / "src", Library(ROOT / "src")
     light = sorted((src / "ember/studies").glob("*/*/[sf][ui][mg]*.py"))
     assert len(light) > 20
     engines = ("engine", "backends", "cache", "lora", "optim", "peers")
     for file in light:
-        for reached in closure(file, src):
+        for reached in library.closure(file):
             name = reached.relative_to(src / "ember")
             assert name.stem not in ("measure", "make") or name.parts[0] != "studies", (file, name)
             assert name.parts[0] not in engines, (file, name)

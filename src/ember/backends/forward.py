@@ -38,7 +38,7 @@ class Forward:
         self, decoder: Decoder, *, graphs: bool = False, weights: PackedDecoder | None = None
     ):
         """`weights`: of the decoder, for the kernels, where they cover it."""
-        self._decoder, self._graphs, self.weights = decoder, graphs, weights
+        self.decoder, self._graphs, self.weights = decoder, graphs, weights
         self._shapes: OrderedDict[tuple, _Recording | None] = OrderedDict()
         self._pool = None
 
@@ -68,8 +68,8 @@ class Forward:
         if self.weights is not None:
             from ember.backends.cuda.prefill import run_packed  # imports Triton
 
-            return run_packed(self._decoder.arch, self.weights, tokens, cache)
-        return self._decoder.logits(self._decoder(tokens, cache=cache, last=1))[:, 0]
+            return run_packed(self.decoder.arch, self.weights, tokens, cache)
+        return self.decoder.logits(self.decoder(tokens, cache=cache, last=1))[:, 0]
 
     def _record(self, tokens: Tensor, cache: ContiguousCache) -> _Recording:
         """Records the run without carrying it out; the cache counts the tokens all the same."""

@@ -17,7 +17,7 @@ from ember.model.decoder import KeyRotation
 
 
 class ContiguousCache(KVCache):
-    """Keys and values of `layers` (all by default) as `kv`: (layers, 2, B, Hkv, capacity, D)."""
+    """Keys and values of all layers as `kv`: (layers, 2, B, Hkv, capacity, D)."""
 
     def __init__(
         self,
@@ -26,33 +26,26 @@ class ContiguousCache(KVCache):
         capacity: int,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        layers: Iterable[int] | None = None,
     ):
         if batch < 1 or capacity < 1:
             raise ValueError(f"batch ({batch}) and capacity ({capacity}) must be 1 or more")
-        self.layers = tuple(range(arch.num_layers) if layers is None else layers)
-        shape = (len(self.layers), 2, batch, arch.num_kv_heads, capacity, arch.head_dim)
+        shape = (arch.num_layers, 2, batch, arch.num_kv_heads, capacity, arch.head_dim)
         # Zeros, not empty memory: masked attention multiplies what is beyond the length by 0.
-        self._adopt(torch.zeros(shape, device=device, dtype=dtype), self.layers)
+        self._adopt(torch.zeros(shape, device=device, dtype=dtype))
 
     @classmethod
     def over(cls, kv: Tensor) -> "ContiguousCache":
-        """A cache of all layers over memory that someone else owns, empty at first."""
+        """A cache over memory that someone else owns, empty at first."""
         view = cls.__new__(cls)
-        view._adopt(kv, tuple(range(kv.shape[0])))
+        view._adopt(kv)
         return view
 
-    def _adopt(self, kv: Tensor, layers: tuple[int, ...]) -> None:
+    def _adopt(self, kv: Tensor) -> None:
         self.kv = kv
-        self.layers = layers
-        self._place = {layer: place for place, layer in enumerate(layers)}
-        self._lengths = [0] * len(layers)
+        self.layers = range(len(kv))
+        self._lengths = [0] * len(kv)
         # A list of views, because indexing `kv` anew at each token costs more than the copy.
         self._keys_values = [(k, v) for k, v in (pair.unbind(0) for pair in kv.unbind(0))]
-
-    @property
-    def batch(self) -> int:
-        return self.kv.shape[2]
 
     @property
     def capacity(self) -> int:
@@ -61,11 +54,16 @@ class ContiguousCache(KVCache):
     @property
     def bytes(self) -> int:
         """Memory reserved, whatever the lengths."""
-        return self.kv.numel() * self.kv.element_size()
+        return self.kv.nbytes
 
     def length(self, layer: int) -> int:
         """Tokens stored in a layer."""
-        return self._lengths[self._find(layer)]
+        if layer not in self.layers:
+            raise BadCacheUse(
+                f"layer {layer} is not in this cache (it has {len(self.layers)}).\n"
+                "Make the cache for the architecture that is run."
+            )
+        return self._lengths[layer]
 
     def positions(self, count: int, layer: int) -> Tensor:
         """Those directly after what the layer holds, (count,)."""
@@ -76,11 +74,10 @@ class ContiguousCache(KVCache):
         self, layer: int, k: Tensor, v: Tensor, rotation: KeyRotation, source: Tensor
     ) -> KVRead:
         """Stores rotated keys and values after what is there; returns all of it as views."""
-        place = self._find(layer)
-        start = self._lengths[place]
+        start = self.length(layer)
         stop = start + k.shape[1]
         self.write(layer, start, rotation(k), v.transpose(1, 2))
-        keys, values = self._keys_values[place]
+        keys, values = self._keys_values[layer]
         return KVRead(keys[:, :, :stop], values[:, :, :stop])
 
     def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> None:
@@ -88,8 +85,7 @@ class ContiguousCache(KVCache):
 
         `start` must not lie beyond the length: a gap would be attended to.
         """
-        place = self._find(layer)
-        stop = start + k.shape[2]
+        length, stop = self.length(layer), start + k.shape[2]
         if k.requires_grad and torch.is_grad_enabled():
             raise BadCacheUse(
                 "a KV cache keeps no gradients.\n"
@@ -100,26 +96,26 @@ class ContiguousCache(KVCache):
                 f"layer {layer} would hold {stop} tokens, but the cache's capacity is "
                 f"{self.capacity}.\nMake the cache (or the engine) with capacity={stop} or more."
             )
-        if not 0 <= start <= self._lengths[place]:
+        if not 0 <= start <= length:
             raise BadCacheUse(
-                f"cannot write at {start}: layer {layer} holds {self._lengths[place]} tokens.\n"
+                f"cannot write at {start}: layer {layer} holds {length} tokens.\n"
                 "Write within them or directly after the last."
             )
-        keys, values = self._keys_values[place]
+        keys, values = self._keys_values[layer]
         keys[:, :, start:stop].copy_(k)
         values[:, :, start:stop].copy_(v)
-        self._lengths[place] = max(self._lengths[place], stop)
+        self._lengths[layer] = max(length, stop)
 
     def read(self, layer: int, start: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor]:
         """Views of the keys and values at start … stop (by default up to the length)."""
-        place = self._find(layer)
-        stop = self._lengths[place] if stop is None else stop
-        if not 0 <= start <= stop <= self._lengths[place]:
+        length = self.length(layer)
+        stop = length if stop is None else stop
+        if not 0 <= start <= stop <= length:
             raise BadCacheUse(
-                f"cannot read {start} … {stop}: layer {layer} holds {self._lengths[place]} "
-                "tokens.\nRead within them."
+                f"cannot read {start} … {stop}: layer {layer} holds {length} tokens.\n"
+                "Read within them."
             )
-        keys, values = self._keys_values[place]
+        keys, values = self._keys_values[layer]
         return keys[:, :, start:stop], values[:, :, start:stop]
 
     def segment(self, row: int, start: int, stop: int) -> Tensor:
@@ -134,13 +130,12 @@ class ContiguousCache(KVCache):
     def truncate(self, length: int, layers: Iterable[int] | None = None) -> None:
         """Forgets the tokens from `length` on, in `layers` (all by default)."""
         for layer in self.layers if layers is None else layers:
-            place = self._find(layer)
-            if not 0 <= length <= self._lengths[place]:
+            if not 0 <= length <= self.length(layer):
                 raise BadCacheUse(
-                    f"cannot truncate to {length}: layer {layer} holds {self._lengths[place]} "
+                    f"cannot truncate to {length}: layer {layer} holds {self.length(layer)} "
                     "tokens.\nTruncate to that or less."
                 )
-            self._lengths[place] = length
+            self._lengths[layer] = length
 
     def advance(self, tokens: int) -> None:
         """Counts tokens that someone else has written into `kv` (a captured graph)."""
@@ -155,12 +150,3 @@ class ContiguousCache(KVCache):
     def reset(self) -> None:
         """Forgets everything; the memory stays."""
         self._lengths = [0] * len(self.layers)
-
-    def _find(self, layer: int) -> int:
-        try:
-            return self._place[layer]
-        except KeyError:
-            raise BadCacheUse(
-                f"layer {layer} is not in this cache (it has {self.layers}).\n"
-                "Make the cache with the layers that are run."
-            ) from None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -60,9 +60,6 @@ class RadixStats:
     bytes: int = 0
     nodes: int = 0
 
-    def as_dict(self) -> dict[str, int]:
-        return asdict(self)
-
 
 class _Node:
     """A run of tokens below a parent. A root has no tokens and no KV."""
@@ -79,7 +76,7 @@ class _Node:
 
     @property
     def bytes(self) -> int:
-        return 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
+        return 0 if self.kv is None else self.kv.nbytes
 
 
 class Match:
@@ -340,8 +337,6 @@ def _root() -> _Node:
 
 
 def _ids(tokens: Sequence[int]) -> np.ndarray:
-    if isinstance(tokens, torch.Tensor):
-        tokens = tokens.detach().cpu().numpy()
     return np.asarray(tokens, dtype=np.int64).reshape(-1)
 
 

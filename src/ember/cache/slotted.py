@@ -167,8 +167,3 @@ class SlottedCache:
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copies the first `tokens` of a row's own tokens over another row's."""
         copy_kv(self.rows[:, :, target, :, :tokens], self.rows[:, :, source, :, :tokens])
-
-    def segment(self, run: Run, layer: int) -> tuple[Tensor, Tensor]:
-        """Views of a prompt's keys and values in one layer, (Hkv, length, D)."""
-        keys, values = self.prompts[layer, :, :, run.start : run.start + run.length].unbind(0)
-        return keys, values

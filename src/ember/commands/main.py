@@ -1,17 +1,5 @@
 """The command line: look at tables, ask products where they come from.
 
-    ember show results/p1_prefill_share.parquet
-    ember why results/p1_fig3.png
-    ember archive p1_fig3
-    ember generate results/tiny/models/policy prompts.txt --n 8 --temperature 1
-    ember estimate results/p1_fig3.png --profile slurm
-    ember doctor
-    ember check --model DIR --adapter DIR --lora-scale 0.5
-    ember profile-rollout results/tiny/models/policy --contexts 512 2048
-    ember cache-sweep results/tiny/models/policy --prompts 2048
-    ember memory-budget results/tiny/models/policy --context 2048 --batch 4
-    ember bench-workflow --out docs/measured/cpu/bench_workflow.parquet
-
 Errors are one clear message and exit status 1 (2 for a wrong command line). Every command is a
 module with `add`, which declares it, and a function that runs it and imports what it needs.
 """

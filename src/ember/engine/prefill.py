@@ -15,6 +15,8 @@ from torch import Tensor
 from ember.backends.forward import Forward
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.radix import RadixCache
+from ember.model.decoder import Decoder
+from ember.model.version import version as content_of
 
 Phase = Callable[[str], AbstractContextManager]
 """Times a block under a name."""
@@ -49,28 +51,44 @@ class PlainPrefill:
 
 
 class PrefixPrefill(PlainPrefill):
-    """Copies the longest prefix that a `RadixCache` holds, runs the rest and stores it."""
+    """Copies the longest prefix that a `RadixCache` holds, runs the rest and stores it.
+
+    What is stored belongs to the weights' content and the engine's label of it, so that engines may
+    share a cache, and weights that are swapped without a word reuse nothing of others.
+    """
 
     def __init__(self, cache: RadixCache):
         self.cache = cache
+        self._namespace: str | None = None
 
     def use_version(self, version: str) -> None:
-        if self.version not in (None, version):
+        if version != self.version:
             self.forget()
         super().use_version(version)
 
     def forget(self) -> None:
-        self.cache.invalidate(self.version)
+        if self._namespace is not None:
+            self.cache.invalidate(self._namespace)
+            self._namespace = None
+
+    def _current(self, decoder: Decoder) -> str:
+        """The namespace of the weights as they are now; another one's content is dropped."""
+        namespace = f"{self.version} {content_of(decoder)}"
+        if namespace != self._namespace:
+            self.forget()
+            self._namespace = namespace
+        return namespace
 
     def fill(
         self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
     ) -> tuple[Tensor, int]:
         with phase("lookup"):
             ids = np.asarray(prompt, dtype=np.int64)
-            with self.cache.match(self.version, ids[:-1]) as match:  # the last gives the logits
+            namespace = self._current(forward.decoder)
+            with self.cache.match(namespace, ids[:-1]) as match:  # the last gives the logits
                 cached = match.copy_into(cache)
         with phase("prefill"):
             logits = forward(torch.from_numpy(ids[None, cached:]), cache)
         with phase("store"):
-            self.cache.insert(self.version, ids, lambda start, stop: cache.segment(0, start, stop))
+            self.cache.insert(namespace, ids, lambda start, stop: cache.segment(0, start, stop))
         return logits, cached

@@ -79,13 +79,14 @@ class Merger:
             raise BadAdapter(f"keep is {keep!r}.\nChoose {', '.join(KEEPS)}.")
         self.decoder, self.keep = decoder, keep
         self._linears = linears(decoder)
-        self._kernels = kernels and kernels_serve(decoder)
+        self.uses_kernels = kernels and kernels_serve(decoder)  # Triton's do the work
         self._small = _are_small(dense_weight(linear) for linear in self._linears.values())
         self._base: dict[Key, Tensor] = {}
         self._base_name = object()  # stands for the base, in names of states
         self._marks: dict[Key, tuple] = {}  # of weights with a copy, as the last swap left them
         self._merged: Prepared | None = None
-        self._launches: dict[tuple[int, int], _Planned] = {}
+        # By adapters: where the weights lay, the launch, and the adapters, which live as long.
+        self._launches: dict[tuple[int, int], tuple] = {}
         self._lost = False
 
     @property
@@ -98,17 +99,12 @@ class Merger:
         """Memory of the copies that make unloading exact."""
         return sum(copy.nbytes for copy in self._base.values())
 
-    @property
-    def uses_kernels(self) -> bool:
-        """Whether Triton's kernels do the work."""
-        return self._kernels
-
     def prepare(self, adapter: Adapter) -> Prepared:
         """Checks an adapter and brings its factors to the weights' device. Raises BadAdapter."""
         check_fits(adapter, self.decoder)
         weight = dense_weight(next(iter(self._linears.values())))
         rank, dtype = adapter.rank, torch.float32
-        if self._kernels:
+        if self.uses_kernels:
             from ember.lora.kernels import padded_rank
 
             rank = padded_rank(rank)
@@ -229,14 +225,14 @@ class Merger:
             return lambda: self._copy_base(before)
         if self.keep == "none":
             touched = after if before.keys() <= after.keys() else {**after, **before}
-            return self._adding(touched, None, after, before, (old, new), done)
+            return self._adding(touched, None, new, old, done)
         gone = () if before.keys() <= after.keys() else before.keys() - after.keys()
         if self.keep == "device":
-            add = self._adding(after, self._base, after, {}, (None, new), done)
-        elif before.keys() & after.keys():
-            add = self._adding(after, None, after, before, (old, new), done)
+            add = self._adding(after, self._base, new, None, done)
         else:
-            add = self._adding(after, None, after, {}, (None, new), done)
+            add = self._adding(
+                after, None, new, old if before.keys() & after.keys() else None, done
+            )
         return lambda: (self._copy_base(gone), add())
 
     def _copy_base(self, keys: Iterable[Key]) -> None:
@@ -258,35 +254,33 @@ class Merger:
         self,
         keys: Iterable[Key],
         sources: Mapping[Key, Tensor] | None,
-        new: Mapping[Key, Factors],
-        old: Mapping[Key, Factors],
-        pair: tuple[Prepared | None, Prepared | None],
+        new: Prepared | None,
+        old: Prepared | None,
         done: list["Done"],
     ):
         """A call that makes weights = sources (themselves if None) + new - old."""
+        added, taken = ({} if side is None else side.factors for side in (new, old))
         weights = self._weights(keys)
         sources = weights if sources is None else sources
-        if not self._kernels:
+        if not self.uses_kernels:
             scratch = _scratch(weights.values())
 
             def run() -> None:
                 for key, weight in weights.items():
                     for rows in _chunks(weight, scratch):
-                        _add(weight, sources[key], new.get(key), old.get(key), rows, scratch)
+                        _add(weight, sources[key], added.get(key), taken.get(key), rows, scratch)
                         done.append((key, rows))
 
             return run
         places = tuple(weight.data_ptr() for weight in weights.values())
-        name = (id(pair[0]), id(pair[1]))
-        planned = self._launches.get(name)
-        if planned is None or planned.places != places:
-            while len(self._launches) >= KEPT_LAUNCHES:
-                self._launches.pop(next(iter(self._launches)))
-            planned = _Planned(places, _launch(weights, sources, new, old), pair)
-        else:  # what is used stays: the first to go is the one that was not for the longest time
-            del self._launches[name]
-        self._launches[name] = planned
-        return planned.launch.run
+        name = (id(old), id(new))
+        known = self._launches.pop(name, None)
+        if known is None or known[0] != places:
+            known = places, _launch(weights, sources, added, taken), (old, new)
+        self._launches[name] = known  # the last used is last
+        if len(self._launches) > KEPT_LAUNCHES:
+            del self._launches[next(iter(self._launches))]
+        return known[1].run
 
     def _restore(self, new: Prepared | None, done: list["Done"]) -> None:
         """Brings back what was merged before a pass to `new` that did not end."""
@@ -306,7 +300,7 @@ class Merger:
             self._copy_base({**after, **before})
             if old is not None:
                 source = self._base if self.keep == "device" else None
-                self._adding(before, source, before, {}, (None, old), [])()
+                self._adding(before, source, old, None, [])()
         except BaseException:
             self._lost = True
             raise
@@ -314,15 +308,6 @@ class Merger:
 
 Done = tuple[Key, slice]
 """Rows of a matrix that a pass has finished."""
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A kernel's launch, where the weights lay, and the adapters, which must live as long."""
-
-    places: tuple[int, ...]
-    launch: object
-    pair: tuple[Prepared | None, Prepared | None]
 
 
 def kernels_serve(decoder: Decoder) -> bool:

@@ -4,6 +4,8 @@ Every figure is measured where it is asked for. Buffers are far larger than the 
 holds 60 MB in its L2), or the cache's speed would be reported.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -16,25 +18,15 @@ _SIDE = {"cpu": 1024, "cuda": 8192}  # of square matrices
 
 def copy_bandwidth_gb_s(device: str, *, buffer_bytes: int | None = None, repeats: int = 7) -> float:
     """GB/s (1e9 bytes) of a copy within the device; bytes read and bytes written both count."""
-    import torch
-
-    size = buffer_bytes or _BUFFER[_kind(device)]
-    require(2 * size, device, "measuring the copy bandwidth")
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    times = repeat(lambda: target.copy_(source), warmup=2, repeats=repeats, device=device)
-    return 2 * source.nbytes / _seconds(times) / 1e9
+    source = _buffer(device, buffer_bytes, "copy", 2)
+    target = source.clone()
+    return _gb_s(lambda: target.copy_(source), 2 * source.nbytes, device, repeats)
 
 
 def read_bandwidth_gb_s(device: str, *, buffer_bytes: int | None = None, repeats: int = 7) -> float:
     """GB/s (1e9 bytes) of reading a buffer once (a sum)."""
-    import torch
-
-    size = buffer_bytes or _BUFFER[_kind(device)]
-    require(size, device, "measuring the read bandwidth")
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
-    times = repeat(source.sum, warmup=2, repeats=repeats, device=device)
-    return source.nbytes / _seconds(times) / 1e9
+    source = _buffer(device, buffer_bytes, "read")
+    return _gb_s(source.sum, source.nbytes, device, repeats)
 
 
 def matvec_bandwidth_gb_s(
@@ -46,14 +38,10 @@ def matvec_bandwidth_gb_s(
     """
     import torch
 
-    size = buffer_bytes or _BUFFER[_kind(device)]
-    require(size, device, "measuring the read bandwidth")
-    matrix = torch.ones(size // 4, dtype=torch.float32, device=device).view(-1, 1024)
-    vector = torch.ones(1024, dtype=torch.float32, device=device)
-    out = torch.empty(len(matrix), dtype=torch.float32, device=device)
-    call = lambda: torch.mv(matrix, vector, out=out)  # noqa: E731
-    times = repeat(call, warmup=2, repeats=repeats, device=device)
-    return matrix.nbytes / _seconds(times) / 1e9
+    matrix = _buffer(device, buffer_bytes, "read").view(-1, 1024)
+    vector, out = matrix.new_ones(1024), matrix.new_empty(len(matrix))
+    call = partial(torch.mv, matrix, vector, out=out)
+    return _gb_s(call, matrix.nbytes, device, repeats)
 
 
 def matmul_tflops(
@@ -71,7 +59,7 @@ def matmul_tflops(
     )
     out = torch.empty_like(left)
     times = repeat(lambda: torch.mm(left, right, out=out), warmup=2, repeats=repeats, device=device)
-    return 2 * side**3 / _seconds(times) / 1e12
+    return 2 * side**3 / median(times) / 1e9
 
 
 def last_cache_bytes(device: str) -> int | None:
@@ -88,8 +76,18 @@ def last_cache_bytes(device: str) -> int | None:
     return max(sizes, default=None)
 
 
-def _seconds(times_ms: list[float]) -> float:
-    return median(times_ms) / 1e3
+def _buffer(device: str, size: int | None, what: str, copies: int = 1):
+    """Ones of float32, after it is sure that so many of such buffers fit."""
+    import torch
+
+    size = size or _BUFFER[_kind(device)]
+    require(copies * size, device, f"measuring the {what} bandwidth")
+    return torch.ones(size // 4, dtype=torch.float32, device=device)
+
+
+def _gb_s(call: Callable[[], object], size: int, device: str, repeats: int) -> float:
+    times = repeat(call, warmup=2, repeats=repeats, device=device)
+    return size / median(times) / 1e6
 
 
 def _kind(device: str) -> str:

@@ -164,10 +164,7 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Rotary grouped-query attention, with optional norms over each query and key head.
-
-    `window`: see `attend`.
-    """
+    """Rotary grouped-query attention, with optional norms over each query and key head."""
 
     def __init__(self, arch: Architecture, window: int | None):
         super().__init__()
@@ -239,25 +236,11 @@ ACTIVATION_FUNCTIONS = {
 }
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension, in float32 inside the kernel."""
-
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-class OffsetRMSNorm(nn.Module):
+class OffsetRMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x²) + eps) · (1 + weight), rounded once at the end, as Gemma does it."""
 
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(size))
-        self.eps = eps
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -267,7 +250,7 @@ class OffsetRMSNorm(nn.Module):
 
 def make_norm(arch: Architecture, size: int) -> nn.Module:
     """A norm over the last dimension, of the architecture's kind."""
-    kinds = {"rms": RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
+    kinds = {"rms": nn.RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
     return kinds[arch.norm](size, arch.norm_eps)
 
 

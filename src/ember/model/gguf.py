@@ -18,32 +18,13 @@ from ember.model.architecture import Architecture
 from ember.model.checkpoint import load_decoder
 from ember.model.decoder import Decoder, rotary_frequencies
 from ember.model.families import family_of, sliding_but_every
+from ember.model.names import to_hf
 from ember.records.atomic import atomic_file
 from ember.records.errors import EmberError
 from ember.records.foreign import Fields, read_object, shown
 
 log = logging.getLogger(__name__)
 
-# Our names (without ".weight" or ".bias") and GGUF's; {} is the layer.
-TENSORS = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "lm_head": "output",
-    "layers.{}.input_layernorm": "blk.{}.attn_norm",
-    "layers.{}.self_attn.q_proj": "blk.{}.attn_q",
-    "layers.{}.self_attn.k_proj": "blk.{}.attn_k",
-    "layers.{}.self_attn.v_proj": "blk.{}.attn_v",
-    "layers.{}.self_attn.o_proj": "blk.{}.attn_output",
-    "layers.{}.self_attn.q_norm": "blk.{}.attn_q_norm",
-    "layers.{}.self_attn.k_norm": "blk.{}.attn_k_norm",
-    "layers.{}.self_attn.qkv": "blk.{}.attn_qkv",
-    "layers.{}.attn_out_norm": "blk.{}.post_attention_norm",
-    "layers.{}.mlp_out_norm": "blk.{}.post_ffw_norm",
-    "layers.{}.post_attention_layernorm": "blk.{}.ffn_norm",
-    "layers.{}.mlp.gate_proj": "blk.{}.ffn_gate",
-    "layers.{}.mlp.up_proj": "blk.{}.ffn_up",
-    "layers.{}.mlp.down_proj": "blk.{}.ffn_down",
-}
 # How text is split before the merges, by llama.cpp's name and a piece of the regular expression.
 QWEN_SPLIT = r"\p{N}|"
 
@@ -212,21 +193,21 @@ def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
 
 def _tensors(decoder: Decoder, dtype: str) -> dict[str, np.ndarray]:
     """Arrays by GGUF name, in the file's number format."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
     if dtype not in ("F32", "F16"):
         raise BadGguf(f"number format {dtype!r} is not known.\nChoose F32 or F16.")
-    arrays = {}
-    for name, array in _laid_out(decoder).items():
-        stem, _, kind = name.rpartition(".")
-        parts = stem.split(".")
-        layer = parts[1] if parts[0] == "layers" else ""
-        pattern = ".".join(["layers", "{}", *parts[2:]]) if layer else stem
+    arch, arrays = decoder.arch, {}
+    kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
+    known = get_tensor_name_map(kinds[_name(arch)], arch.num_layers)
+    for name, tensor in to_hf(arch, dict(decoder.named_parameters())).items():
+        array = _laid_out(arch, name, tensor.detach().float().numpy())
         if dtype == "F16" and array.ndim > 1:
             with np.errstate(over="ignore"):
                 array = array.astype(np.float16)
             if not np.isfinite(array).all():
                 raise BadGguf(f"{name} is too large for F16.\nExport it as F32.")
-        arrays[f"{TENSORS[pattern].format(layer)}.{kind}"] = array
-    arch = decoder.arch
+        arrays[known.get_name(name, (".weight", ".bias"))] = array
     if arch.model_type == "llama" and arch.rope_scaling is not None:
         unscaled = rotary_frequencies(replace(arch, rope_scaling=None), torch.device("cpu"))
         factors = unscaled / rotary_frequencies(arch, torch.device("cpu"))
@@ -234,24 +215,19 @@ def _tensors(decoder: Decoder, dtype: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _laid_out(decoder: Decoder) -> dict[str, np.ndarray]:
-    """The decoder's parameters as llama.cpp wants their elements, by our names."""
-    arch, arrays = decoder.arch, {}
-    for name, parameter in decoder.named_parameters():
-        array = parameter.detach().float().numpy()
-        stem, _, kind = name.rpartition(".")
-        if arch.norm == "rms_offset" and stem.endswith("norm"):
-            array = array + np.float32(1)  # its norms multiply by the weight alone
-        if arch.model_type == "llama" and stem.endswith((".q_proj", ".k_proj")):
-            # There dimension 2 i of a head pairs with 2 i + 1, here i with i + D/2.
-            halves = array.reshape(-1, 2, arch.head_dim // 2, array.shape[1])
-            array = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(array.shape)
-        if arch.model_type == "gpt_neox" and stem.endswith((".q_proj", ".k_proj", ".v_proj")):
-            whole = f"{stem[: -len('.q_proj')]}.qkv.{kind}"  # one block; q, k, v come in order
-            array = np.concatenate([arrays[whole], array]) if whole in arrays else array
-            name = whole
-        arrays[name] = array
-    return arrays
+def _laid_out(arch: Architecture, name: str, array: np.ndarray) -> np.ndarray:
+    """A checkpoint's tensor with its elements as llama.cpp wants them."""
+    stem = name.rpartition(".")[0]
+    if arch.norm == "rms_offset" and stem.endswith("norm"):
+        return array + np.float32(1)  # its norms multiply by the weight alone
+    if arch.model_type == "llama" and stem.endswith((".q_proj", ".k_proj")):
+        # There dimension 2 i of a head pairs with 2 i + 1, here i with i + D/2.
+        parts = array.reshape(-1, 2, arch.head_dim // 2, array.shape[1]).swapaxes(1, 2)
+    elif stem.endswith(".query_key_value"):  # there all queries, then all keys, then all values
+        parts = array.reshape(arch.num_heads, 3, -1).swapaxes(0, 1)
+    else:
+        return array
+    return np.ascontiguousarray(parts).reshape(array.shape)
 
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> dict:

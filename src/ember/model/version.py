@@ -1,9 +1,9 @@
 """Which weights a decoder has: a hash of their content, found once and kept until they change.
 
-Contract. `version` is the same for the same weights (names, formats and bits) in any process on the
-same kind of device, and another for others. It belongs into the key of whatever was computed from
-weights and may be reused: KV above all. It costs one pass over the weights when it is first asked
-for, and after each change.
+Contract. `version` is the same for the same architecture and weights (names, formats and bits) in
+any process on the same kind of device, and another for others. It belongs into the key of whatever
+was computed from weights and may be reused: KV above all. It costs one pass over the weights when
+it is first asked for, and after each change.
 
 Changes that torch counts (optimizers, `copy_`, `load_state_dict`) and parameters that were replaced
 are noticed; who writes past that (`.data`, kernels) says so with `changed`. A module whose children
@@ -19,7 +19,9 @@ from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ember.model.decoder import Decoder
 
 DIGITS = 16  # of a version, enough to tell the weights of any programme apart
 CHUNK = 1 << 24  # elements summed at a time on a device
@@ -35,13 +37,13 @@ class _Known:
     found: dict[Hashable, str] = field(default_factory=dict)
 
 
-_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Decoder, _Known] = WeakKeyDictionary()
 
 
-def version(decoder: nn.Module) -> str:
-    """The content of the decoder's weights, as 16 hexadecimal digits."""
+def version(decoder: Decoder) -> str:
+    """The content of the decoder's architecture and weights, as 16 hexadecimal digits."""
     known = _known.setdefault(decoder, _Known())
-    marks = tuple(map(mark, decoder.parameters()))
+    marks = _marks(decoder)
     if marks != known.marks:
         known.marks = marks
         known.found.clear()
@@ -50,7 +52,7 @@ def version(decoder: nn.Module) -> str:
     return known.found[known.state]
 
 
-def changed(decoder: nn.Module, state: Hashable = None) -> None:
+def changed(decoder: Decoder, state: Hashable = None) -> None:
     """Says that weights were changed where torch does not count it.
 
     `state` is a name of what they are now that always stands for the same bits, so that coming back
@@ -62,14 +64,24 @@ def changed(decoder: nn.Module, state: Hashable = None) -> None:
         known.found.pop(None, None)
 
 
+def _marks(decoder: Decoder) -> tuple:
+    """Marks of all parameters. Not by `parameters()`, which takes twice as long, at each prompt."""
+    found, modules = [], [decoder]
+    while modules:
+        module = modules.pop()
+        found += [mark(p) for p in module._parameters.values() if p is not None]
+        modules += [child for child in module._modules.values() if child is not None]
+    return tuple(found)
+
+
 def mark(parameter: Tensor) -> tuple[int, int]:
     """Where a parameter lies and how often torch saw it change."""
     return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
 
 
 @torch.no_grad()
-def _content(decoder: nn.Module) -> str:
-    total = hashlib.sha256()
+def _content(decoder: Decoder) -> str:
+    total = hashlib.sha256(f"{decoder.arch}\n".encode())
     spoken_for = set()
     for name, module in decoder.named_modules():
         if (note := getattr(module, "version_note", None)) is not None:

@@ -83,11 +83,11 @@ def check_place(results: Path, python: str = sys.executable) -> None:
 def check_local(settings: Mapping, results: Path, executor: str) -> None:
     """The results folder is writable, and there is what `executor` runs jobs on.
 
-    executor: Snakemake's name for it. On a cluster the device is checked by the gate on the node.
-    Raises `Unready`.
+    executor: "local", or Snakemake's name for another. On a cluster the device is checked by the
+    gate on the node. Raises `Unready`.
     """
     check_writable(results)
-    local = executor in ("local", "dryrun", "touch")
+    local = executor == "local"
     if executor == "slurm" and shutil.which("sbatch") is None:
         raise Unready(
             "there is no SLURM here: no program sbatch on PATH. Start the workflow on the login "

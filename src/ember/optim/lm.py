@@ -4,7 +4,6 @@ The trainer knows token streams and a `Decoder`; it knows nothing of corpora or 
 step reads depends only on (seed, step number), as `ember.optim.loop` asks for.
 """
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -147,7 +146,8 @@ def evaluate(
     device = next(decoder.parameters()).device
     positions = starts[:, None] + np.arange(length - stride + 1, length + 1)
     log2_probs = []
-    with torch.inference_mode(), _precision(device, autocast):
+    mixed = torch.autocast(device.type, autocast, enabled=autocast is not None)
+    with torch.inference_mode(), mixed:
         for first in range(0, wanted, batch_size):
             chunk = starts[first : first + batch_size]
             batch = torch.from_numpy(np.stack([stream[s : s + length + 1] for s in chunk]))
@@ -182,7 +182,12 @@ def train(
         **resumption,
     )
     decoder.eval()
-    return [_described(row, recipe) for row in rows]
+    for row in rows:
+        row["tokens"] = row["step"] * recipe.batch_size * recipe.sequence_length
+        row["learning_rate"] = recipe.rate(row["step"] - 1)
+        row["tokens_per_s"] = row["tokens"] / row["seconds"]
+        row.setdefault("val_bits_per_byte", None)
+    return rows
 
 
 class LanguageModelling:
@@ -206,7 +211,8 @@ class LanguageModelling:
         recipe = self.recipe
         batch = self.windows.batch(number * recipe.batch_size, recipe.batch_size)
         self.decoder.train()
-        with _precision(self.device, self.autocast):
+        enabled = self.autocast is not None
+        with torch.autocast(self.device.type, self.autocast, enabled=enabled):
             loss = next_token_loss(self.decoder, torch.from_numpy(batch).to(self.device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), recipe.grad_clip)
@@ -230,23 +236,3 @@ class LanguageModelling:
         self.decoder.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-
-
-def _described(row: dict, recipe: Recipe) -> dict:
-    """A row of the loop's log, with what follows from the recipe."""
-    tokens = row["step"] * recipe.batch_size * recipe.sequence_length
-    return {
-        "step": row["step"],
-        "tokens": tokens,
-        "train_loss": row["train_loss"],
-        "learning_rate": recipe.rate(row["step"] - 1),
-        "val_bits_per_byte": row.get("val_bits_per_byte"),
-        "tokens_per_s": tokens / row["seconds"],
-        "seconds": row["seconds"],
-    }
-
-
-def _precision(device: torch.device, autocast: torch.dtype | None):
-    if autocast is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=autocast)

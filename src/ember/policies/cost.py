@@ -84,12 +84,8 @@ class Prices:
 
     def _profile(self) -> np.ndarray:
         table = self.measured.profile
-        rows = table[
-            (table["mode"] == "single")
-            & (table["status"] == "ok")
-            & (table["context"] == self.point.context)
-            & (table["generation"] == self.point.generation)
-        ]
+        point = {"context": self.point.context, "generation": self.point.generation}
+        rows = _rows(table, mode="single", status="ok", **point)
         if rows.empty:
             raise MissingMeasurement(
                 f"cost at {self.point}: no single-device rollout with context "
@@ -102,13 +98,8 @@ class Prices:
     def _update(self) -> np.ndarray:
         """Seconds of replacing the adapter in the weights."""
         table = self.measured.latency
-        rows = table[
-            (table["implementation"] == "ember")
-            & (table["keep"] == "device")
-            & (table["operation"] == "replace")
-            & (table["phase"] == "steady")
-            & (table["status"] == "ok")
-        ]
+        kind = {"implementation": "ember", "keep": "device", "operation": "replace"}
+        rows = _rows(table, phase="steady", status="ok", **kind)
         if rows.empty:
             raise MissingMeasurement(
                 f"cost at {self.point}: no steady replacement of an adapter with the base kept on "
@@ -121,9 +112,7 @@ class Prices:
         key = ("prefix", prefix)
         if key not in self._ratios:
             table = self.measured.prefix
-            rows = table[
-                (table["prompt_tokens"] == self.point.context) & (table["prefix_tokens"] == prefix)
-            ]
+            rows = _rows(table, prompt_tokens=self.point.context, prefix_tokens=prefix)
             reused = rows[rows["cached"] & (rows["reused_tokens"] >= prefix)]
             plain = rows[~rows["cached"]].set_index("document")["prefill_ms"]
             cached = reused.set_index("document")["prefill_ms"]
@@ -147,14 +136,15 @@ class Prices:
 
     def _restart_ms(self, action: str, layer: int, token: int, rank: int):
         table = self.measured.restart
-        rows = table[
-            (table["context"] == self.point.context)
-            & (table["num_layers"] == self.measured.num_layers)
-            & (table["action"] == action)
-            & (table["start_layer"] == layer)
-            & (table["start_token"] == token)
-            & (table["rank"] == rank)
-        ]
+        rows = _rows(
+            table,
+            context=self.point.context,
+            num_layers=self.measured.num_layers,
+            action=action,
+            start_layer=layer,
+            start_token=token,
+            rank=rank,
+        )
         if rows.empty:
             what = (
                 f"correction of rank {rank} from layer {layer} up"
@@ -174,15 +164,18 @@ class Prices:
         return bootstrap(samples, self._rng, self.resamples)
 
 
-def policy_cost(
-    prices: Prices, rounds: Sequence[Mapping], *, rollouts: int, naive: np.ndarray | None = None
-) -> list[dict]:
+def _rows(table, **wanted):
+    """The rows of a table that have these values."""
+    return table[np.logical_and.reduce([table[name] == value for name, value in wanted.items()])]
+
+
+def policy_cost(prices: Prices, rounds: Sequence[Mapping], *, rollouts: int) -> list[dict]:
     """Seconds of each round of one policy: rows of CUMULATIVE_COST without their labels.
 
     rounds: the policy's rows of POLICY_ROUNDS at the prices' point, in order. rollouts: candidates
-    decoded a round. naive: as from `naive_cost`, computed here by default.
+    decoded a round.
     """
-    naive = naive if naive is not None else naive_cost(prices, rounds, rollouts)
+    naive = naive_cost(prices, rounds, rollouts)
     decoded = _decoded(prices, rollouts)
     cumulative = np.zeros(1 + prices.resamples)
     out = []

@@ -2,8 +2,7 @@
 
 A `PromptKV` holds what a prompt's prefill leaves behind: its KV in a `CorrectableCache`, and the
 hidden states entering the boundary layers. `run_plan` brings it up to date as a `Plan` says,
-`PolicyRunner` asks a policy for the plan. KV is stored under the version (content hash) of the
-weights that made it; it crosses an update only through a policy's plan, never by accident.
+`PolicyRunner` asks a policy for the plan: KV crosses an update in no other way.
 """
 
 import hashlib
@@ -99,42 +98,6 @@ def prompt_key(tokens: Sequence[int]) -> str:
     return hashlib.sha256(torch.tensor(list(tokens)).numpy().tobytes()).hexdigest()
 
 
-class KvStore:
-    """Prompts' KV with the version of the weights that made it.
-
-    `get` finds KV of exactly these weights; `take` is the one way across an update: it removes KV
-    whatever made it, to be put back when brought up to date.
-    """
-
-    def __init__(self):
-        self._entries: dict[str, tuple[str, PromptKV]] = {}
-
-    def __len__(self):
-        return len(self._entries)
-
-    def get(self, version: str, prompt: str) -> PromptKV | None:
-        """KV made (or brought up to date) by the weights of this version."""
-        found, kv = self._entries.get(prompt, (None, None))
-        return kv if found == version else None
-
-    def put(self, version: str, prompt: str, kv: PromptKV) -> None:
-        """Store KV; what the prompt had under other weights is dropped."""
-        self._entries[prompt] = (version, kv)
-
-    def take(self, prompt: str) -> PromptKV | None:
-        """Remove and return the prompt's KV, whatever weights made it."""
-        return self._entries.pop(prompt, (None, None))[1]
-
-    @property
-    def bytes(self) -> dict[str, int]:
-        """Memory of all prompts by what it is for."""
-        out = {"kv": 0, "hidden": 0, "factors": 0, "raw_keys": 0}
-        for _, kv in self._entries.values():
-            for name, size in kv.bytes.items():
-                out[name] += size
-        return out
-
-
 @dataclass(frozen=True)
 class Prefill:
     """A prompt ready to decode: logits (1, V) of its last token, its KV, how and by what made."""
@@ -171,7 +134,7 @@ class PolicyRunner:
             )
         self.decoder, self.policy, self.version = decoder, policy, version
         self.adapter = _snapshot(adapter or {}, {})
-        self.store = KvStore()
+        self.store: dict[str, PromptKV] = {}  # by the prompt's key
         self._donors: dict[tuple[str, str], PromptKV] = {}
 
     def on_update(self, update: Update, adapter: Adapter | None = None) -> None:
@@ -192,7 +155,7 @@ class PolicyRunner:
         request = Request(round, prompt_key(tokens), len(tokens), shared_prefix)
         prefix = (self.version, prompt_key(tokens[:shared_prefix]))
         plan = self.policy.plan(request)
-        kv = self.store.take(request.prompt) or PromptKV.empty(self.decoder, tokens)
+        kv = self.store.pop(request.prompt, None) or PromptKV.empty(self.decoder, tokens)
         try:
             logits = run_plan(
                 self.decoder,
@@ -205,7 +168,7 @@ class PolicyRunner:
         except BaseException:
             self._drop(request.prompt, kv)
             raise
-        self.store.put(self.version, request.prompt, kv)
+        self.store[request.prompt] = kv
         self.policy.record(request, plan)
         if shared_prefix and self.policy.history.prefix_donor(request) == request.prompt:
             self._donors[prefix] = kv
@@ -214,7 +177,7 @@ class PolicyRunner:
     def forget(self, tokens: Sequence[int]) -> None:
         """Drop a prompt's KV, here and in the policy's view."""
         prompt = prompt_key(tokens)
-        self._drop(prompt, self.store.take(prompt))
+        self._drop(prompt, self.store.pop(prompt, None))
 
     def _drop(self, prompt: str, gone: PromptKV | None) -> None:
         self._donors = {key: kv for key, kv in self._donors.items() if kv is not gone}

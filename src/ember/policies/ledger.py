@@ -9,7 +9,7 @@ Plain integers, no torch.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ember.policies.plan import Plan, Update
@@ -43,8 +43,8 @@ class Tally:
 class Ledger:
     """History of updates, and the effect of plans on stored prompts.
 
-    `apply(bands, plan, tokens, donor)` is pure: it returns the new bands and a tally, and caches by
-    its arguments, since most prompts of a round have the same history.
+    `apply` is pure and caches by its arguments, since most prompts of a round have the same
+    history.
     """
 
     def __init__(self, num_layers: int):
@@ -52,7 +52,7 @@ class Ledger:
         self.now = 0  # index of the newest update; 0 is the initial weights
         self._first_changed: list[int] = []  # per update: first layer that changed
         self._kv_changed: list[list[int]] = [[] for _ in range(num_layers)]  # per layer: updates
-        self._apply = lru_cache(maxsize=1024)(self._compute)
+        self.apply = lru_cache(maxsize=1024)(self._compute)
 
     def update(self, update: Update) -> None:
         """Note an update of the weights."""
@@ -60,7 +60,7 @@ class Ledger:
         self._first_changed.append(update.first_changed(self.num_layers))
         for layer in update.kv_layers:
             self._kv_changed[layer].append(self.now)
-        self._apply = lru_cache(maxsize=1024)(self._compute)
+        self.apply.cache_clear()
 
     def fresh_input(self, layer: int, version: int) -> int:
         """The newest update at which a hidden state entering `layer` still is what it was."""
@@ -77,19 +77,14 @@ class Ledger:
         )
         return len(missed)
 
-    def apply(
-        self, bands: Bands | None, plan: Plan, tokens: int, donor: Bands | None = None
-    ) -> tuple[Bands, Tally]:
-        """Carry out `plan` on a prompt of `tokens` tokens; `donor` holds the round's prefix."""
-        return self._apply(bands, plan, tokens, donor)
-
     def _since(self, layer: int, version: int) -> list[int]:
         changed = self._kv_changed[layer]
         return changed[bisect_right(changed, version) :]
 
     def _compute(
-        self, bands: Bands | None, plan: Plan, tokens: int, donor: Bands | None
+        self, bands: Bands | None, plan: Plan, tokens: int, donor: Bands | None = None
     ) -> tuple[Bands, Tally]:
+        """Carries out `plan` on a prompt of `tokens` tokens; `donor` holds the round's prefix."""
         layers = self.num_layers
         if bands is None:
             blank = tuple([0] * layers)
@@ -132,7 +127,7 @@ class Ledger:
                         plan.start_layer <= layer < plan.stop_layer
                     )
                     corrected += 0 if rerun else band.stop - band.start
-            out.append(Band(band.start, band.stop, tuple(weights), band.inputs, band.hidden))
+            out.append(replace(band, weights=tuple(weights)))
         return tuple(out), corrected
 
     def _run(self, bands: Bands, plan: Plan, tokens: int) -> Bands:
@@ -170,9 +165,9 @@ def _cut(bands: Bands, at: list[int]) -> Bands:
         start = band.start
         for token in at:
             if start < token < band.stop:
-                out.append(Band(start, token, band.weights, band.inputs, band.hidden))
+                out.append(replace(band, start=start, stop=token))
                 start = token
-        out.append(Band(start, band.stop, band.weights, band.inputs, band.hidden))
+        out.append(replace(band, start=start))
     return tuple(out)
 
 
@@ -186,13 +181,7 @@ def _splice(donor: Bands, bands: Bands, tokens: int) -> Bands:
 def _merge(bands: Bands) -> Bands:
     out: list[Band] = []
     for band in bands:
-        last = out[-1] if out else None
-        if last and (last.weights, last.inputs, last.hidden) == (
-            band.weights,
-            band.inputs,
-            band.hidden,
-        ):
-            out[-1] = Band(last.start, band.stop, band.weights, band.inputs, band.hidden)
-        else:
-            out.append(band)
+        if out and replace(out[-1], start=band.start, stop=band.stop) == band:
+            band = replace(band, start=out.pop().start)
+        out.append(band)
     return tuple(out)

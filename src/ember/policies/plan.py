@@ -118,10 +118,6 @@ class Plan:
             out.append((tokens - 1, tokens, self.stop_layer, num_layers))
         return out
 
-    def cells(self, num_layers: int, tokens: int) -> int:
-        """Cells that are recomputed."""
-        return sum((b - a) * (d - c) for a, b, c, d in self.rectangles(num_layers, tokens))
-
     def check(self, num_layers: int, tokens: int) -> None:
         """Raise BadPolicy unless the plan fits a model and a prompt."""
         layers_fit = 0 <= self.start_layer <= self.stop_layer <= num_layers

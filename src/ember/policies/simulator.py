@@ -38,12 +38,6 @@ class Workload:
         return [(first, 1), *((request, self.prompts - 1) for request in others)]
 
 
-def trains_unfrozen(policy: CachePolicy) -> Callable[[int], Update]:
-    """Updates of every layer but those that the policy asks the trainer to freeze."""
-    layers = frozenset(range(policy.frozen_layers, policy.num_layers))
-    return lambda round: Update(round, layers, f"round-{round}")
-
-
 def simulate(
     policy: CachePolicy,
     workload: Workload,
@@ -51,10 +45,12 @@ def simulate(
     updates: Callable[[int], Update | None] | None = None,
 ) -> list[RoundStats]:
     """Statistics of rounds 1..rounds. `updates(round)` gives the update before that round, from
-    round 2 on (default: `trains_unfrozen`). The policy is reset first and keeps the statistics."""
+    round 2 on, by default of every layer but those that the policy asks the trainer to freeze. The
+    policy is reset first and keeps the statistics."""
     if rounds < 1:
         raise BadPolicy(f"simulate: {rounds} rounds; simulate at least one")
-    updates = updates or trains_unfrozen(policy)
+    trained = frozenset(range(policy.frozen_layers, policy.num_layers))
+    updates = updates or (lambda round: Update(round, trained, f"round-{round}"))
     policy.reset()
     for round in range(1, rounds + 1):
         update = updates(round) if round > 1 else None

@@ -9,6 +9,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -22,6 +23,7 @@ from ember.records.errors import CannotWrite, EmberError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _SAYS_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _NO_ROOM = 2**16  # free bytes below which a failed write is taken for a full disk
+_TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-\d+\.tmp")
 _count = itertools.count()
 _active: set[Path] = set()
 
@@ -95,9 +97,7 @@ def _target(path: Path, is_kind: Callable[[int], bool], kind: str) -> Path:
 @contextmanager
 def _temporary(path: Path, ending: str) -> Iterator[Path]:
     """A name beside `path` that nobody uses, removed at the end; write errors explained."""
-    # A short code, not the machine's name: products are copied around.
-    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
-    prefix = f".{path.stem}.{machine}-"
+    prefix = f".{path.stem}.{_machine()}-"
     temporary = path.parent / f"{prefix}{os.getpid()}-{next(_count)}.tmp{ending}"
     _active.add(temporary)
     try:
@@ -149,10 +149,25 @@ def _clear(folder: Path, prefix: str, ending: str) -> None:
     """Remove what killed writers of the same product on this machine left."""
     for left in folder.iterdir():
         if left.name.startswith(prefix) and f".tmp{ending}" in left.name:
-            process = left.name.removeprefix(prefix).partition("-")[0]
-            mine = process == str(os.getpid())
-            if left not in _active if mine else process.isdigit() and not _alive(int(process)):
+            process, alive = writer(left.name) or (0, True)
+            if left not in _active if process == os.getpid() else not alive:
                 _remove(left)
+
+
+def writer(name: str) -> tuple[int, bool | None] | None:
+    """The process that writes to a temporary of this name, and whether it still runs.
+
+    None for whether it runs: it is on another machine. None in all: not such a name.
+    """
+    if not (match := _TEMPORARY.match(name)):
+        return None
+    process = int(match[2])
+    return process, (_alive(process) if match[1] == _machine() else None)
+
+
+def _machine() -> str:
+    # A short code, not the machine's name: products are copied around.
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def _alive(process: int) -> bool:

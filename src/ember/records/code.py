@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import sys
-from functools import cache
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,14 @@ class Library:
 
     def __init__(self, src: Path | str):
         self.src = Path(src)
-        self.modules: dict[str, tuple[Path, tuple[str, ...]] | None] = {}
+        self._modules: dict[str, tuple[Path, tuple[str, ...]] | None] = {}
+        self._parsed: dict[Path, Parsed] = {}
+        self._memory = (
+            self.src / PACKAGE / "__pycache__" / f"code.{sys.implementation.cache_tag}.json"
+        )
+        self._known = _recall(self._memory)
+        self._used: set[str] = set()
+        self._new = False
 
     def closure(self, script: Path | str, *modules: str) -> tuple[Path, ...]:
         """Files that `script` and `modules` (dotted names) import, directly or not, sorted by path.
@@ -49,65 +56,94 @@ class Library:
         its name, and a package's `__init__.py` to everything inside it. Names that are no module of
         the library (attributes, other packages) are left out.
         """
-        files = {file for file, _ in self.reached(Path(script), *modules).values()}
-        # Compiled code lies beside the module of its name.
-        return tuple(
-            sorted(files | {c for file in files if (c := file.with_suffix(".c")).is_file()})
-        )
+        for module in modules:
+            if _file(module, self.src) is None:
+                raise BadCode(f"{module} is no module of the library\nname one that is there")
+        files, seen = set(), set()
+        waiting = [*self._imported(Path(script), "")]
+        waiting += [parent for module in modules for parent in _and_parents(module)]
+        while waiting:
+            module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                if found := self._module(module):
+                    files.add(found[0])
+                    waiting += found[1]
+        compiled = {source for file in files if (source := file.with_suffix(".c")).is_file()}
+        return tuple(sorted(files | compiled))
 
     def code_hash(self, script: Path | str, *modules: str) -> str:
         """Hash of a script, of modules and of what they import, wherever the checkout stands."""
         script = Path(script)
-        digest = hashlib.sha256(f"{script.name}:{_parse(script, self.src).digest}\n".encode())
+        digest = hashlib.sha256(f"{script.name}:{self._parse(script).digest}\n".encode())
         for file in self.closure(script, *modules):
             name = file.relative_to(self.src).as_posix()
-            digest.update(f"{name}:{_parse(file, self.src).digest}\n".encode())
-        _remember(self.src)
+            digest.update(f"{name}:{self._parse(file).digest}\n".encode())
+        self._remember()
         return digest.hexdigest()[:32]
 
-    def reached(self, script: Path, *modules: str) -> dict[str, tuple[Path, tuple[str, ...]]]:
-        """Modules reached from the script and the modules, with their files and imports."""
-        for module in modules:
-            if _file(module, self.src) is None:
-                raise BadCode(f"{module} is no module of the library\nname one that is there")
-        seen: dict[str, tuple | None] = {}
-        waiting = [*self.imported(script, ""), *(p for m in modules for p in _and_parents(m))]
-        while waiting:
-            module = waiting.pop()
-            if module not in seen:
-                seen[module] = self.module(module)
-                waiting += seen[module][1] if seen[module] else ()
-        return {module: found for module, found in seen.items() if found}
-
-    def module(self, name: str) -> tuple[Path, tuple[str, ...]] | None:
-        if name not in self.modules:
+    def _module(self, name: str) -> tuple[Path, tuple[str, ...]] | None:
+        """File and imports of a module; None for a name that is none."""
+        if name not in self._modules:
             file = _file(name, self.src)
-            self.modules[name] = file and (file, self.imported(file, name))
-        return self.modules[name]
+            self._modules[name] = file and (file, self._imported(file, name))
+        return self._modules[name]
 
-    def imported(self, file: Path, module: str) -> tuple[str, ...]:
+    def _imported(self, file: Path, module: str) -> tuple[str, ...]:
         """Full names that a file may import from the library, with the packages around them."""
         package = module if file.name == "__init__.py" else module.rpartition(".")[0]
         found = []
-        for level, base, names in _parse(file, self.src).imports:
+        for level, base, names in self._parse(file).imports:
             if level:
                 parts = package.split(".")[: len(package.split(".")) - level + 1] if package else []
                 base = ".".join([*parts, base] if base else parts)
-            if base.split(".")[0] != PACKAGE:
-                continue
-            found += _and_parents(base)
-            found += [f"{base}.{name}" for name in names]
+            if base.split(".")[0] == PACKAGE:
+                found += [*_and_parents(base), *(f"{base}.{name}" for name in names)]
         return tuple(dict.fromkeys(found))
 
+    def _parse(self, file: Path) -> Parsed:
+        if file in self._parsed:
+            return self._parsed[file]
+        try:
+            source = file.read_bytes()
+        except OSError as error:
+            raise BadCode(
+                f"{file} cannot be read: {error.strerror}\nrestore it, or take it out of the rule"
+            ) from None
+        content = hashlib.sha256(source).hexdigest()
+        if content not in self._known:
+            compiled = file.suffix == ".c"  # no tree: its comments count too
+            self._known[content] = (
+                Parsed(content[:32], ()) if compiled else _parse_source(file, source)
+            )
+            self._new = True
+        self._used.add(content)
+        self._parsed[file] = self._known[content]
+        return self._parsed[file]
 
-def closure(script: Path | str, src: Path | str, *modules: str) -> tuple[Path, ...]:
-    """`Library.closure` of the library as it is at this moment."""
-    return Library(src).closure(script, *modules)
+    def _remember(self) -> None:
+        """Keep what was parsed for the next start, where the library can be written to."""
+        if not self._new:
+            return
+        if len(self._known) > _KEPT:
+            self._known = {content: self._known[content] for content in self._used}
+        temporary = self._memory.with_suffix(f".{os.getpid()}.tmp")
+        with suppress(OSError):
+            self._memory.parent.mkdir(exist_ok=True)
+            temporary.write_text(json.dumps(self._known))
+            os.replace(temporary, self._memory)
+            self._new = False
 
 
-def code_hash(script: Path | str, src: Path | str, *modules: str) -> str:
-    """`Library.code_hash` of the library as it is at this moment."""
-    return Library(src).code_hash(script, *modules)
+def _recall(file: Path) -> dict[str, Parsed]:
+    """Parsed files by the hash of their content; none where the memory is damaged or new."""
+    try:
+        return {
+            content: Parsed(digest, tuple((at, base, tuple(names)) for at, base, names in imports))
+            for content, (digest, imports) in json.loads(file.read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _and_parents(module: str) -> list[str]:
@@ -122,34 +158,6 @@ def _file(module: str, src: Path) -> Path | None:
         if os.path.isfile(candidate):
             return Path(candidate)
     return None
-
-
-# Parsing, remembered by content
-
-
-def _parse(file: Path, src: Path) -> Parsed:
-    try:
-        stat = file.stat()
-    except OSError as error:
-        raise BadCode(
-            f"{file} cannot be read: {error.strerror}\nrestore it, or take it out of the rule"
-        ) from None
-    return _parse_once(file, src, stat.st_mtime_ns, stat.st_size)
-
-
-@cache
-def _parse_once(file: Path, src: Path, mtime_ns: int, size: int) -> Parsed:
-    source = file.read_bytes()
-    content = hashlib.sha256(source).hexdigest()
-    memory = _memory(src)
-    if content not in memory.known:
-        compiled = file.suffix == ".c"  # no tree: its comments count too
-        memory.known[content] = (
-            Parsed(content[:32], ()) if compiled else _parse_source(file, source)
-        )
-        memory.new = True
-    memory.used.add(content)
-    return memory.known[content]
 
 
 def _parse_source(file: Path, source: bytes) -> Parsed:
@@ -179,40 +187,3 @@ def _drop_docstring(node) -> None:
         and isinstance(first.value.value, str)
     ):
         del node.body[0]
-
-
-class _Memory:
-    def __init__(self, file: Path):
-        self.file = file
-        self.new = False
-        self.used: set[str] = set()
-        self.known: dict[str, Parsed] = {}
-        try:
-            data = json.loads(file.read_text())
-            for content, (digest, imports) in data.items():
-                rows = tuple((level, base, tuple(names)) for level, base, names in imports)
-                self.known[content] = Parsed(digest, rows)
-        except (OSError, ValueError, TypeError, AttributeError):
-            self.known = {}  # not there yet, or damaged: parse again
-
-
-@cache
-def _memory(src: Path) -> _Memory:
-    return _Memory(src / PACKAGE / "__pycache__" / f"code.{sys.implementation.cache_tag}.json")
-
-
-def _remember(src: Path) -> None:
-    memory = _memory(src)
-    if not memory.new:
-        return
-    known = memory.known
-    if len(known) > _KEPT:
-        known = {content: known[content] for content in memory.used}
-    temporary = memory.file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        memory.file.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(known))
-        os.replace(temporary, memory.file)
-    except OSError:
-        return  # a library that cannot be written to is parsed on every start
-    memory.new = False

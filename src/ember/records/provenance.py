@@ -12,6 +12,7 @@ imported, and nothing is imported to learn its version.
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -143,13 +144,9 @@ def describe_machine(hardware: Mapping, *, details: bool = False) -> str:
 # Versions and source
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Python and the installed packages that results may depend on."""
-    return dict(_versions())
-
-
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
     found = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
@@ -173,17 +170,13 @@ def source_root() -> Path:
     return Path(__file__).resolve().parents[3]
 
 
+@lru_cache(maxsize=8)
 def source_state(root: Path) -> dict:
     """Commit and dirty flag of the source tree; where they do not name it, a hash of its content.
 
     Without git (a copied tree, no git program) commit and dirty are None and `note` says that the
     hash of src, rules, workflow, config and Snakefile stands in for them. Asked once a process.
     """
-    return dict(_source_state(root.resolve()))
-
-
-@lru_cache(maxsize=8)
-def _source_state(root: Path) -> dict:
     # A tree without git may stand inside someone else's repository: its commit says nothing.
     lines = _git_status(root).splitlines() if (root / ".git").exists() else []
     commit = next((line.split()[2] for line in lines if line.startswith("# branch.oid ")), None)
@@ -260,10 +253,7 @@ def read_figure_provenance(path: Path | str) -> dict | None:
         content = path.read_bytes()
     except OSError as error:
         raise BadProvenance(f"{path} cannot be read: {error.strerror}\n{again(path)}") from None
-    if path.suffix == ".png":
-        text = _png_keywords(path, content)
-    else:
-        text = _pdf_keywords(path, content)
+    text = (_png_keywords if path.suffix == ".png" else _pdf_keywords)(path, content)
     if text is None or not text.startswith(_MARK):
         return None
     return _loads(path, text.removeprefix(_MARK))
@@ -304,16 +294,11 @@ def carrier(path: Path | str) -> Path:
 def _png_keywords(path: Path, content: bytes) -> str | None:
     if not content.startswith(b"\x89PNG\r\n\x1a\n"):
         raise BadProvenance(f"{path} is not a PNG image\n{again(path)}")
-    place, found = 8, None
-    while place + 12 <= len(content):
-        length = int.from_bytes(content[place : place + 4], "big")
-        kind, data = content[place + 4 : place + 8], content[place + 8 : place + 8 + length]
-        if kind == b"tEXt" and data.startswith(b"Keywords\0"):
-            found = data.partition(b"\0")[2].decode("latin-1")
-        if kind == b"IEND":
-            return found
-        place += 12 + length
-    raise BadProvenance(f"{path} is truncated: the image has no end\n{again(path)}")
+    if not content.endswith(b"IEND\xaeB`\x82"):
+        raise BadProvenance(f"{path} is truncated: the image has no end\n{again(path)}")
+    before, chunk, after = content.partition(b"tEXtKeywords\0")
+    length = int.from_bytes(before[-4:], "big") - len("Keywords\0")
+    return after[:length].decode("latin-1") if chunk else None
 
 
 def _pdf_keywords(path: Path, content: bytes) -> str | None:
@@ -321,24 +306,8 @@ def _pdf_keywords(path: Path, content: bytes) -> str | None:
         raise BadProvenance(f"{path} is not a PDF\n{again(path)}")
     if b"%%EOF" not in content[-1024:]:
         raise BadProvenance(f"{path} is truncated: the PDF has no end\n{again(path)}")
-    start = content.find(b"/Keywords (" + _MARK.encode())
-    if start < 0:
-        return None
-    return _pdf_string(content, start + len(b"/Keywords ("))
-
-
-def _pdf_string(content: bytes, place: int) -> str:
-    """A literal string of a PDF, from after its opening parenthesis."""
-    escapes = {ord("n"): "\n", ord("r"): "\r", ord("t"): "\t"}
-    characters = []
-    while place < len(content) and content[place] != ord(")"):
-        if content[place] == ord("\\"):
-            place += 1
-            characters.append(escapes.get(content[place], chr(content[place])))
-        else:
-            characters.append(chr(content[place]))
-        place += 1
-    return "".join(characters)
+    found = re.search(rb"/Keywords \(((?:\\.|[^\\)])*)\)", content, re.DOTALL)
+    return re.sub(rb"\\(.)", rb"\1", found[1]).decode("latin-1") if found else None
 
 
 def _loads(path: Path, text: bytes | str) -> dict:

@@ -1,6 +1,6 @@
 """A table as CSV, Markdown and LaTeX, with units in the headers and the schema's words as caption.
 
-CSV keeps full precision; Markdown and LaTeX round to four significant digits unless told otherwise.
+CSV keeps full precision; Markdown and LaTeX round to four significant digits.
 Missing values are empty in CSV and a dash elsewhere.
 """
 
@@ -12,34 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ember.records.atomic import write_text
-from ember.records.errors import BadTable
 from ember.records.schema import Column, Schema
 
 MISSING = "–"
 
 
 def render(
-    rows,
-    schema: Schema,
-    stem: Path | str,
-    provenance: Mapping | None = None,
-    formats: Sequence[str] = ("csv", "md", "tex"),
-    floats: Mapping[str, str] | None = None,
+    rows: Sequence[Mapping], schema: Schema, stem: Path | str, provenance: Mapping | None = None
 ) -> list[Path]:
-    """Write `<stem>.csv`, `.md` and `.tex` (those in `formats`), each atomically.
+    """Write the rows as `<stem>.csv`, `.md` and `.tex`, each atomically.
 
-    rows: a DataFrame or mappings with the schema's columns. floats: format specs by column, such as
-    {"savings": ".1%"}, for Markdown and LaTeX. The table's Parquet belongs beside them: it is what
-    carries their provenance.
+    The table's Parquet belongs beside them: it is what carries their provenance.
     """
-    stem = Path(stem)
-    unknown = sorted(set(formats) - set(_WRITERS))
-    if unknown:
-        raise BadTable(f"unknown format {', '.join(unknown)}\nchoose of {', '.join(_WRITERS)}")
-    columns = [(column, _values(rows, column)) for column in schema.columns]
-    written = []
-    for name in formats:
-        text = _WRITERS[name](columns, schema, stem, provenance or {}, floats or {})
+    stem, written = Path(stem), []
+    for name, writer in (("csv", _csv), ("md", _markdown), ("tex", _latex)):
+        text = writer(rows, schema, stem, provenance or {})
         written.append(write_text(stem.with_name(f"{stem.name}.{name}"), text))
     return written
 
@@ -74,11 +61,11 @@ def caption(schema: Schema, provenance: Mapping) -> str:
     return f"{text} Scale: {scale}." if scale else text
 
 
-def _csv(columns, schema, stem, provenance, floats) -> str:
+def _csv(rows, schema, stem, provenance) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_csv_header(column) for column, _ in columns])
-    writer.writerows(_rows(columns, lambda column, value: _exact(value)))
+    writer.writerow([_csv_header(column) for column in schema.columns])
+    writer.writerows(_cells(rows, schema, _exact))
     return out.getvalue()
 
 
@@ -88,19 +75,19 @@ def _csv_header(column: Column) -> str:
     return column.name if held or not column.unit else f"{column.name} ({column.unit})"
 
 
-def _markdown(columns, schema, stem, provenance, floats) -> str:
-    def cell(column, value):
-        text = re.sub(r"([\\|*_`<>\[\]])", r"\\\1", _rounded(column, value, floats))
+def _markdown(rows, schema, stem, provenance) -> str:
+    def cell(value):
+        text = re.sub(r"([\\|*_`<>\[\]])", r"\\\1", _rounded(value))
         return text.replace("\r", " ").replace("\n", " ")
 
     lines = [
         f"**{schema.name}.** {caption(schema, provenance)}",
         "",
-        _line(header(column).replace("|", "\\|") for column, _ in columns),
-        _line("---:" if column.type in ("int", "float") else "---" for column, _ in columns),
-        *(_line(row) for row in _rows(columns, cell)),
+        _line(header(column).replace("|", "\\|") for column in schema.columns),
+        _line("---:" if column.type in ("int", "float") else "---" for column in schema.columns),
+        *(_line(row) for row in _cells(rows, schema, cell)),
         "",
-        *(f"- {header(column)}: {column.meaning}" for column, _ in columns if column.meaning),
+        *(f"- {header(column)}: {column.meaning}" for column in schema.columns if column.meaning),
         "",
         _origin(stem, provenance),
     ]
@@ -111,11 +98,9 @@ def _line(cells) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _latex(columns, schema, stem, provenance, floats) -> str:
-    def cell(column, value):
-        return latex(_rounded(column, value, floats))
-
-    align = "".join("r" if column.type in ("int", "float") else "l" for column, _ in columns)
+def _latex(rows, schema, stem, provenance) -> str:
+    align = "".join("r" if column.type in ("int", "float") else "l" for column in schema.columns)
+    cells = _cells(rows, schema, lambda value: latex(_rounded(value)))
     lines = [
         f"% {_origin(stem, provenance)}",
         "% needs \\usepackage{booktabs}",
@@ -125,9 +110,9 @@ def _latex(columns, schema, stem, provenance, floats) -> str:
         f"  \\label{{tab:{stem.name.replace('_', '-')}}}",
         f"  \\begin{{tabular}}{{{align}}}",
         "    \\toprule",
-        f"    {' & '.join(latex(header(column)) for column, _ in columns)} \\\\",
+        f"    {' & '.join(latex(header(column)) for column in schema.columns)} \\\\",
         "    \\midrule",
-        *(f"    {' & '.join(row)} \\\\" for row in _rows(columns, cell)),
+        *(f"    {' & '.join(row)} \\\\" for row in cells),
         "    \\bottomrule",
         "  \\end{tabular}",
         "\\end{table}",
@@ -162,39 +147,21 @@ def _origin(stem: Path, provenance: Mapping) -> str:
     return f"From {name}{made}; `ember why` tells where it comes from."
 
 
-def _rows(columns, cell: Callable) -> list[list[str]]:
-    count = len(columns[0][1])
-    return [[cell(column, values[n]) for column, values in columns] for n in range(count)]
-
-
-def _values(rows, column: Column) -> list:
-    if hasattr(rows, "columns"):
-        return list(rows[column.name])
-    return [row[column.name] for row in rows]
-
-
-def _missing(value) -> bool:
-    # pandas' NA compares to NA, which has no truth; NaN is unequal to itself.
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or value != value
+def _cells(rows, schema: Schema, cell: Callable) -> list[list[str]]:
+    return [[cell(row[name]) for name in schema.names] for row in rows]
 
 
 def _exact(value) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return "" if _missing(value) else str(value)
+    return "" if value is None else str(value)
 
 
-def _rounded(column: Column, value, floats: Mapping[str, str]) -> str:
+def _rounded(value) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or MISSING
-    if _missing(value):
+    if value is None:
         return MISSING
-    if column.type == "float":
-        spec = floats.get(column.name)
-        return format(float(value), spec) if spec else number(float(value))
-    if column.type == "bool":
+    if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value)
-
-
-_WRITERS = {"csv": _csv, "md": _markdown, "tex": _latex}
+    return number(value) if isinstance(value, float) else str(value)

@@ -15,7 +15,7 @@ Types: str, int (64 bit), float (64 bit, finite), bool, list[int], list[float]. 
 nulls unless it is declared nullable. Rows are unique in the `key` columns. No third-party imports.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from ember.records.errors import BadSchema
@@ -98,8 +98,10 @@ def differences(found: Schema, wanted: Schema) -> list[str]:
     """
     if found.name != wanted.name:
         return [f"it holds the table {found.name!r}, not {wanted.name!r}"]
-    phrases = _named("it lacks the column", _missing(wanted.names, found.names))
-    phrases += _named("it has the undeclared column", _missing(found.names, wanted.names))
+    lacks = [name for name in wanted.names if name not in found.names]
+    extra = [name for name in found.names if name not in wanted.names]
+    phrases = [f"it lacks the column {name}" for name in lacks]
+    phrases += [f"it has the undeclared column {name}" for name in extra]
     for column in wanted.columns:
         if column.name not in found.names:
             continue
@@ -113,15 +115,6 @@ def differences(found: Schema, wanted: Schema) -> list[str]:
     if not phrases and found.key != wanted.key:
         phrases.append(f"its key is {', '.join(found.key)}, declared {', '.join(wanted.key)}")
     return phrases
-
-
-def _missing(names: Iterable[str], among: Iterable[str]) -> list[str]:
-    among = set(among)
-    return [name for name in names if name not in among]
-
-
-def _named(phrase: str, names: list[str]) -> list[str]:
-    return [f"{phrase} {name}" for name in names]
 
 
 # Columns in short: most tables are made of these.
@@ -153,7 +146,7 @@ def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
 
 
 SPREAD = ("median", "p10", "p90")
-_STATISTICS = {
+STATISTICS = {
     "median": "median",
     "mean": "mean",
     "std": "standard deviation (n - 1)",
@@ -175,7 +168,7 @@ def spread(
 ) -> tuple[Column, ...]:
     """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`."""
     return tuple(
-        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {_STATISTICS[key]}")
+        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {STATISTICS[key]}")
         for key in statistics
     )
 
@@ -204,4 +197,8 @@ DEVICE = text("device", "where it ran")
 DEVICE_NAME = text("device_name", "name of the device")
 DTYPE = text("dtype", "number format of weights and cache")
 MODEL = text("model", "name of the model")
-MEASURED_ON = (DEVICE, DTYPE, MODEL, WEIGHTS, EVIDENCE)
+# Groups of them, as tables end.
+SOURCE = (MODEL, WEIGHTS, EVIDENCE)
+MEASURED_ON = (DEVICE, DTYPE, *SOURCE)
+MACHINE = (DEVICE, DEVICE_NAME, DTYPE, *SOURCE)
+ADAPTED_ON = (DTYPE, MODEL, WEIGHTS, DEVICE, EVIDENCE)

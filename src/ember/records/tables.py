@@ -47,12 +47,11 @@ _INT64 = 2**63
 
 
 def write_table(path: Path | str, rows, schema: Schema, provenance: dict | None = None) -> Path:
-    """Write rows (mappings, or a DataFrame) as a table of `schema`, atomically.
+    """Write rows (mappings) as a table of `schema`, atomically.
 
-    Missing values are None, or pandas' own in a DataFrame; a NaN in a nullable float column counts
-    as missing, since pandas cannot tell the two apart. Raises `BadRow` naming the column and the
-    first offending row: unknown or missing column, wrong type, NaN, infinity, null, value that is
-    not allowed, key that stands twice.
+    Missing values are None; a NaN in a nullable float column counts as missing. Raises `BadRow`
+    naming the column and the first offending row: unknown or missing column, wrong type, NaN,
+    infinity, null, value that is not allowed, key that stands twice.
     """
     path = Path(path)
     columns = _columns(path, rows, schema)
@@ -258,8 +257,6 @@ def _numbers(array: pa.Array) -> np.ndarray:
 
 def _columns(path: Path, rows, schema: Schema) -> dict[str, list]:
     """Values by column, as plain Python with None for missing."""
-    if hasattr(rows, "columns") and hasattr(rows, "itertuples"):
-        return _columns_of_frame(path, rows, schema)
     if isinstance(rows, Mapping):
         raise BadRow(f"{path}: one mapping given for the rows\npass a list of rows")
     columns: dict[str, list] = {name: [] for name in schema.names}
@@ -269,28 +266,6 @@ def _columns(path: Path, rows, schema: Schema) -> dict[str, list]:
             _check_names(path, schema, row.keys(), f"row {number} ({_excerpt(row)})")
         for name, values in columns.items():
             values.append(_plain(row[name]))
-    return columns
-
-
-def _columns_of_frame(path: Path, frame, schema: Schema) -> dict[str, list]:
-    _check_names(path, schema, list(frame.columns), "the DataFrame")
-    columns = {}
-    for column in schema.columns:
-        series = frame[column.name]
-        if column.type.startswith("list"):
-            values = [_plain(value) for value in series]
-        else:
-            missing = series.isna().to_numpy()
-            # A float column's NaN stays: whether it is a missing value depends on the schema.
-            values = [
-                None if gone and not isinstance(value, float) else _plain(value)
-                for value, gone in zip(series, missing, strict=True)
-            ]
-        if column.type == "int" and column.nullable and series.dtype.kind == "f":
-            values = [None if math.isnan(v) else int(v) if v.is_integer() else v for v in values]
-        elif column.nullable and column.type in ("str", "bool"):
-            values = [None if isinstance(v, float) and math.isnan(v) else v for v in values]
-        columns[column.name] = values
     return columns
 
 

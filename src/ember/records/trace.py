@@ -67,24 +67,23 @@ def mismatches(top: Node) -> list[Node]:
 
 def format_trace(top: Node) -> str:
     """The tree and a summary, as text."""
-    machines = _Numbered("machine")
+    machines: dict[str, str] = {}  # short names for what is too long to print in every line
     lines = _tree(top, machines)
     lines += ["", *_summary(top, machines), "", *_verdict(top)]
     return "\n".join(lines)
 
 
 class _Walk:
-    def __init__(self, root: Path):
-        self.root = root
-        self.done: dict[str, tuple] = {}
-        self.open: set[str] = set()
+    """Below `root`, every product looked at once; `path` leads to where the walk is."""
 
-    def inputs(self, path: str, provenance: dict | None) -> tuple[Node, ...]:
-        self.open.add(path)
-        try:
-            return tuple(self.node(recorded) for recorded in (provenance or {}).get("inputs", ()))
-        finally:
-            self.open.discard(path)
+    def __init__(self, root: Path):
+        self.root, self.done, self.path = root, {}, []
+
+    def inputs(self, product: str, provenance: dict) -> tuple[Node, ...]:
+        self.path.append(product)
+        found = tuple(self.node(recorded) for recorded in provenance.get("inputs", ()))
+        self.path.pop()
+        return found
 
     def node(self, recorded: dict) -> Node:
         path, sha256 = recorded["path"], recorded["sha256"]
@@ -92,12 +91,11 @@ class _Walk:
         if not file.exists():
             return Node(path, MISSING, sha256, None, "the walk ends here")
         state = MATCHES if digest(file)[0] == sha256 else CHANGED
-        if path in self.open:
+        if path in self.path:
             return Node(path, state, sha256, None, "it names itself among its inputs")
         if path not in self.done:
             self.done[path] = self.look(path, file)
-        provenance, problem, inputs = self.done[path]
-        return Node(path, state, sha256, provenance, problem, inputs)
+        return Node(path, state, sha256, *self.done[path])
 
     def look(self, path: str, file: Path) -> tuple:
         try:
@@ -122,18 +120,7 @@ def _root(product: Path, provenance: dict) -> Path:
 # Text
 
 
-class _Numbered:
-    """Short names for what is too long to print in every line."""
-
-    def __init__(self, word: str):
-        self.word = word
-        self.names: dict[str, str] = {}
-
-    def name(self, text: str) -> str:
-        return self.names.setdefault(text, f"{self.word} {len(self.names) + 1}")
-
-
-def _tree(top: Node, machines: _Numbered) -> list[str]:
+def _tree(top: Node, machines: dict[str, str]) -> list[str]:
     lines, shown = [], set()
 
     def visit(node: Node, lead: str, branch: str) -> None:
@@ -151,17 +138,18 @@ def _tree(top: Node, machines: _Numbered) -> list[str]:
     return lines
 
 
-def _job(node: Node, machines: _Numbered) -> str:
+def _job(node: Node, machines: dict[str, str]) -> str:
     made = node.provenance
     if made is None:
         return node.problem or "no provenance"
+    machine = describe_machine(made.get("hardware") or {}, details=True)
     parts = [
         f"rule {made.get('rule')}",
         f"{made.get('started')}",
         f"{made.get('seconds')} s",
         f"code {_short(made.get('code'))}",
         _source(made),
-        machines.name(describe_machine(made.get("hardware") or {}, details=True)),
+        machines.setdefault(machine, f"machine {len(machines) + 1}"),
     ]
     return ", ".join(parts)
 
@@ -177,7 +165,7 @@ def _short(sha: str | None) -> str:
     return sha[:12] if sha else "unknown"
 
 
-def _summary(top: Node, machines: _Numbered) -> list[str]:
+def _summary(top: Node, machines: dict[str, str]) -> list[str]:
     made = [node.provenance for node in nodes(top) if node.provenance]
     tables = sorted({node.path for node in nodes(top) if node.path.endswith(".parquet")})
     lines = [f"{len(tables)} tables, {len({m.get('rule') for m in made})} rules behind {top.path}"]
@@ -186,7 +174,7 @@ def _summary(top: Node, machines: _Numbered) -> list[str]:
     lines += [f"source: {_joined(map(_source, made))}"]
     lines += [f"ember: {_joined(m.get('ember') for m in made)}"]
     lines += [f"versions: {text}" for text in dict.fromkeys(map(_versions, made))]
-    lines += [f"{name}: {text}" for text, name in machines.names.items()]
+    lines += [f"{name}: {text}" for text, name in machines.items()]
     return lines
 
 

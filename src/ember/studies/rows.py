@@ -1,10 +1,10 @@
 """Tables in the form that a step computes with, whatever form they come in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ember.measure.statistics import summarise
-from ember.records.schema import SPREAD, Schema
+from ember.records.schema import STATISTICS, Schema
 
 
 def records(table, schema: Schema) -> list[dict]:
@@ -37,7 +37,19 @@ def grouped(rows: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
     return groups
 
 
-def spread_of(rows: Iterable[Mapping], name: str, statistics: Iterable[str] = SPREAD) -> dict:
-    """A column's statistics over rows: the values of `ember.records.schema.spread`."""
-    found = summarise([row[name] for row in rows])
-    return {f"{name}_{key}": found[key] for key in statistics}
+def summary_row(schema: Schema, runs: Sequence[Mapping]) -> tuple[dict, list[Mapping]]:
+    """A row of `schema` for the runs of one point, and those of them that are ok.
+
+    It has what the first run says, the number n of runs that are ok, and over these the statistics
+    that the schema names after a column of the runs, as `ember.records.schema.spread` does. All
+    else is null.
+    """
+    timed = [run for run in runs if run.get("status", "ok") == "ok"]
+    first = (timed or runs)[0]
+    row = {name: first.get(name) for name in schema.names} | {"n": len(timed)}
+    for name in first:
+        values = [run[name] for run in timed if run[name] is not None]
+        if any(f"{name}_{key}" in row for key in STATISTICS) and values:
+            found = summarise(values)
+            row |= {k: found[key] for key in STATISTICS if (k := f"{name}_{key}") in row}
+    return row, timed

@@ -28,6 +28,7 @@ _RC = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "errorbar.capsize": 2,
     "grid.color": "#dddddd",
     "grid.linewidth": 0.5,
     "axes.axisbelow": True,
@@ -94,6 +95,26 @@ def panel(axes, letter: str, **where) -> None:
     axes.set_title(letter, loc="left", fontweight="bold", **where)
 
 
+def label(axes, letter: str, x: str, y: str, **legend) -> None:
+    """Name a panel and its axes, and put its legend where `legend` says."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend(**legend)
+    panel(axes, letter)
+
+
+def legend_below(figure, axes, columns: int | None = None) -> None:
+    """The legend of one panel for the whole figure."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels))
+
+
+def note(axes, text: str, at: tuple, offset: tuple, **look) -> None:
+    """Small words beside a point of the data, `offset` in points."""
+    look = {"textcoords": "offset points", "fontsize": 6} | look
+    axes.annotate(text, at, xytext=offset, **look)
+
+
 def powers_of_two(axes, values) -> None:
     """A logarithmic horizontal axis with a tick at each of the values."""
     ticks = sorted(set(values))
@@ -106,3 +127,9 @@ def error(rows, middle: str, low: str, high: str, scale: float = 1.0) -> tuple:
     """Lengths of error bars around the column `middle`, down to `low` and up to `high`."""
     below, above = rows[middle] - rows[low], rows[high] - rows[middle]
     return scale * below.clip(lower=0), scale * above.clip(lower=0)
+
+
+def spread(rows, name: str, scale: float = 1.0) -> tuple:
+    """Lengths of error bars from `name`_p10 to `name`_p90 around `name`_median or `name`."""
+    middle = f"{name}_median" if f"{name}_median" in rows else name
+    return error(rows, middle, f"{name}_p10", f"{name}_p90", scale)

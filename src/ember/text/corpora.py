@@ -83,7 +83,7 @@ def local_files(
     Raises `BadCorpus` naming the file that is missing, unreadable or not UTF-8 text.
     """
     texts: dict[str, str] = {}
-    for path, name in _named_files([str(path) for path in paths]):
+    for path, name in named_files([str(path) for path in paths]):
         doc_id = f"files/{name}"
         if doc_id in texts:
             raise BadCorpus(
@@ -230,7 +230,11 @@ def _in_stdlib(parts: tuple[str, ...]) -> bool:
     )
 
 
-def _named_files(paths: list[str]) -> Iterable[tuple[Path, str]]:
+def named_files(paths: Iterable[str]) -> Iterable[tuple[Path, str]]:
+    """Files that paths, folders and globs name, each with its name in the corpus.
+
+    Raises `BadCorpus` where one names none.
+    """
     for pattern in paths:
         path = Path(pattern).expanduser()
         if path.is_dir():

@@ -22,13 +22,6 @@ def unigram_log2_probs(train: np.ndarray, tokens: np.ndarray, vocab_size: int) -
     return np.log2(counts / counts.sum())[_checked(tokens, vocab_size, empty=True)]
 
 
-def bits_per_byte(log2_probs: np.ndarray, num_bytes: int) -> float:
-    """-sum of log2 p over the bytes of text the tokens stand for (special tokens: none)."""
-    if num_bytes <= 0:
-        raise BadNGram("bits per byte of no bytes.\nGive the evaluation at least one text token.")
-    return float(-np.sum(log2_probs, dtype=np.float64) / num_bytes)
-
-
 @dataclass(frozen=True)
 class _Order:
     """The n-grams of one order n.
@@ -94,24 +87,6 @@ class NGram:
             context = ids[: max(len(tokens) - n + 1, 0)]
             probs[place], ids = self._mix(table, context, tokens[place], probs[place])
         return np.log2(probs)
-
-    def distribution(self, context: np.ndarray) -> np.ndarray:
-        """p of every token (vocab_size,) after a context of any length."""
-        context = _checked(context, self.vocab_size, empty=True)
-        every = np.arange(self.vocab_size)
-        probs = np.full(self.vocab_size, 1.0 / self.vocab_size)
-        for n, table in enumerate(self._orders, 1):
-            if n - 1 > len(context):
-                break
-            context_id = self._context_id(context[len(context) - n + 1 :])
-            probs, _ = self._mix(table, np.full(self.vocab_size, context_id), every, probs)
-        return probs
-
-    def _context_id(self, context: np.ndarray) -> int:
-        found = np.zeros(1, np.int64)
-        for table, token in zip(self._orders, context, strict=False):
-            found = _find(table.keys, found, np.array([token]), self.vocab_size)
-        return int(found[0])
 
     def _mix(self, table: _Order, context, tokens, lower) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities of this order over `lower`, and the ids of (context, token)."""

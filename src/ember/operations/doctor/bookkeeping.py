@@ -1,19 +1,12 @@
-"""What Snakemake and killed jobs leave in a working folder: records, locks, temporaries."""
+"""What Snakemake and killed jobs leave in a working folder: records and locks."""
 
 import ast
 import base64
 import json
 import os
-import re
-import socket
-import zlib
 from pathlib import Path
 
 from ember.records.remedy import run_options
-
-# As `ember.records.atomic` names them: .stem.machine-process-number.tmp.ending
-_TEMPORARY = re.compile(r"^\..*\.([0-9a-f]{8})-(\d+)-\d+\.tmp")
-_PROBE = re.compile(r"^\.ember-\w+$")  # ember.operations.preflight.check_writable
 
 
 def recorded_params(folder: Path, path: str) -> list | None:
@@ -24,6 +17,11 @@ def recorded_params(folder: Path, path: str) -> list | None:
     except (OSError, ValueError, SyntaxError, AttributeError, TypeError):
         return None
     return json.loads(json.dumps(found, default=str))
+
+
+def incomplete(folder: Path, path: str) -> bool:
+    """Whether Snakemake marked `path` as being made, and its job did not report an end."""
+    return (folder / ".snakemake" / "incomplete" / encoded(path)).is_file()
 
 
 def encoded(path: str, limit: int = 255) -> Path:
@@ -60,27 +58,3 @@ def _runs_workflow(words: list[str]) -> bool:
     program = any(Path(word).name == "snakemake" for word in words[:3])
     asks = {"-n", "--dry-run", "--dryrun", "--unlock", "--lint", "--version", "--help"}
     return program and not asks.intersection(words)
-
-
-def temporary(name: str) -> tuple[int, bool | None] | None:
-    """The process that a file name of `ember.records.atomic` names, and whether it still runs.
-
-    None for whether it runs: it is on another machine. None in all: not such a name.
-    """
-    if _PROBE.match(name):
-        return 0, False
-    if not (match := _TEMPORARY.match(name)):
-        return None
-    here = f"{zlib.crc32(socket.gethostname().encode()):08x}"
-    process = int(match[2])
-    return process, (_alive(process) if match[1] == here else None)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

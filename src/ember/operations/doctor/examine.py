@@ -7,6 +7,7 @@ Nothing is changed. What cannot be checked is said, never passed over.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from ember.operations.plan import (
     profile_scale,
 )
 from ember.records import remedy
+from ember.records.atomic import writer
 from ember.records.code import BadCode, Library
 from ember.records.errors import EmberError
 from ember.records.provenance import (
@@ -54,7 +56,7 @@ from ember.records.tables import verify_table
 _LARGE = 200e6  # bytes: reading more is worth a line of progress
 _FILES = (".parquet", ".csv", ".md", ".tex", ".png", ".pdf", ".json", ".jsonl", ".txt", ".gguf")
 _KEPT = {"results/README.md"}
-_FOLLOWS, _INCOMPLETE = "Input files updated by another job", "Incomplete output files: "
+_FOLLOWS = "Input files updated by another job"
 
 
 class NotResults(EmberError):
@@ -308,6 +310,8 @@ class _Examination:
                 kind, why = self._what_it_is(path, case.job)
                 if path in recorded or kind != BROKEN:
                     case.add(kind, [path], why)
+            elif bookkeeping.incomplete(self.folder, path):
+                case.add(BROKEN, [path], "Snakemake marked it as incomplete: its job was killed")
         unknown = [path for path in case.standing if path not in recorded]
         if unknown and not case.faults:
             self._unchecked(unknown, "its job left no record of what it wrote")
@@ -398,13 +402,9 @@ class _Examination:
                 own = [part for part in parts if part and not part.startswith(_FOLLOWS)]
                 if not own or not case.standing or case.faults:
                     continue
-                if own[0].startswith(_INCOMPLETE):
-                    paths = own[0].removeprefix(_INCOMPLETE).split(", ")
-                    case.add(BROKEN, paths, "Snakemake marked it as incomplete: its job was killed")
-                else:
-                    text = "; ".join(own)
-                    brief = text if len(text) <= 300 else f"{text[:300]} …"
-                    case.add(STALE, case.standing, f"Snakemake would make it again: {brief}")
+                text = "; ".join(own)
+                brief = text if len(text) <= 300 else f"{text[:300]} …"
+                case.add(STALE, case.standing, f"Snakemake would make it again: {brief}")
 
     def _check_params(self) -> None:
         """The parameters on record are those of the job that Snakemake remembers."""
@@ -500,7 +500,7 @@ class _Examination:
                 continue
             if path in states:
                 self._check_state(path, states[path])
-            elif left := bookkeeping.temporary(Path(path).name):
+            elif left := _left_over(Path(path).name):
                 self._check_temporary(path, *left)
             elif not self._is_elsewhere(path):
                 strangers.setdefault(self._why_foreign(path), []).append(path)
@@ -575,6 +575,12 @@ class _Examination:
                 "other parameters: if these products were made with settings of your own, give "
                 "them with --config or --configfile and ask again"
             )
+
+
+def _left_over(name: str) -> tuple[int, bool | None] | None:
+    """The process that wrote a temporary of this name, and whether it still runs."""
+    # Probes are of `ember.operations.preflight.check_writable`.
+    return (0, False) if re.match(r"\.ember-\w+$", name) else writer(name)
 
 
 def _is_final(path: str) -> bool:

@@ -1,51 +1,23 @@
 """What the same rollout gives again, in other batches and by other means (P1-4.3)."""
 
-from ember.records.schema import (
-    DEVICE,
-    DEVICE_NAME,
-    DTYPE,
-    EVIDENCE,
-    MODEL,
-    OUTCOME,
-    WEIGHTS,
-    Schema,
-    flag,
-    integer,
-    maybe,
-    number,
-    text,
-)
+from ember.records import schema as s
 
-ROLLOUT_CONSISTENCY = Schema(
+ROLLOUT_CONSISTENCY = s.Schema(
     "rollout_consistency",
     "What the same rollout gives again, under other batch compositions, and by other means",
     (
-        text("check", "what is compared with the rollout"),
-        text("sampling", "greedy, or temperature and cuts"),
-        integer("candidates", "", "completions compared"),
-        integer("tokens", "tokens", "tokens compared"),
-        integer(
-            "token_mismatches",
-            "tokens",
-            "tokens that differ; by a forward: that are not the likeliest (greedy), or cut there",
-            nullable=True,
-        ),
-        maybe(
-            "max_logprob_diff",
-            "",
-            "largest absolute difference of a token's raw log-probability, equal tokens only",
-        ),
-        maybe("max_sampled_logprob_diff", "", "the same of log-probabilities as sampled"),
-        number("tolerance", "", "largest difference allowed; 0: equal to the last bit"),
-        flag("holds", "no mismatch, no larger difference", nullable=True),
-        text("meaning", "how it was done"),
-        DEVICE,
-        DEVICE_NAME,
-        DTYPE,
-        MODEL,
-        WEIGHTS,
-        EVIDENCE,
-        *OUTCOME,
+        s.text("check", "what is compared with the rollout"),
+        s.text("sampling", "greedy, or temperature and cuts"),
+        s.integer("candidates", "", "completions compared"),
+        s.integer("tokens", "tokens", "tokens compared"),
+        s.integer("token_mismatches", "tokens", "differing, unlikely or cut", nullable=True),
+        s.maybe("max_logprob_diff", "", "of raw log-probabilities of equal tokens"),
+        s.maybe("max_sampled_logprob_diff", "", "the same of log-probabilities as sampled"),
+        s.number("tolerance", "", "largest difference allowed; 0: equal to the last bit"),
+        s.flag("holds", "no mismatch, no larger difference", nullable=True),
+        s.text("meaning", "how it was done"),
+        *s.MACHINE,
+        *s.OUTCOME,
     ),
     key=("check", "sampling"),
 )

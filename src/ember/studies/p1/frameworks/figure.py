@@ -6,7 +6,7 @@ import pandas as pd
 
 from ember.studies.p1.frameworks.tables import FRAMEWORKS
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, style
+from ember.studies.style import COLOURS, PAGE, basis, note, style
 
 NAMES = {
     "ember": "Ember",
@@ -25,13 +25,9 @@ def draw(frameworks: pd.DataFrame, scale: str):
     points = list(dict.fromkeys(frameworks["point"]))
     counts = [int((frameworks["point"] == point).sum()) for point in points]
     with style() as plt:
+        size = (PAGE * 0.75, 0.65 * len(points) + 0.26 * sum(counts))
         figure, panels = plt.subplots(
-            len(points),
-            1,
-            figsize=(PAGE * 0.75, 0.65 * len(points) + 0.26 * sum(counts)),
-            height_ratios=counts,
-            layout="constrained",
-            squeeze=False,
+            len(points), 1, figsize=size, height_ratios=counts, squeeze=False
         )
         for axes, point in zip(panels[:, 0], points, strict=True):
             _point(axes, frameworks[frameworks["point"] == point])
@@ -51,33 +47,16 @@ def _point(axes, rows: pd.DataFrame) -> None:
                 xerr=0.0 if pd.isna(std) else std,
                 color=COLOURS[0] if row["framework"].startswith("ember") else COLOURS[5],
                 height=0.7,
-                error_kw={"capsize": 2, "elinewidth": 0.8},
+                error_kw={"elinewidth": 0.8},
             )
         if row["status"] != "ok":
             words = textwrap.shorten(f"{row['status']}: {row['reason']}", 66, placeholder=" …")
             colour = "#777777" if row["status"] == "skipped" else COLOURS[1]
-            axes.annotate(
-                words,
-                (0, place),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6,
-                style="italic",
-                color=colour,
-            )
+            note(axes, words, (0, place), (4, 0), va="center", style="italic", color=colour)
     limit = rows["limit_tokens_per_s"].dropna()
     if len(limit):
         axes.axvline(limit.iloc[0], color="#444444", linestyle="--", linewidth=1)
-        axes.annotate(
-            "read bandwidth",
-            (limit.iloc[0], -0.7),
-            xytext=(-3, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=6,
-        )
+        note(axes, "read bandwidth", (limit.iloc[0], -0.7), (-3, 0), ha="right", va="center")
     axes.set_yticks(places, [NAMES.get(name, name) for name in rows["framework"]])
     axes.set_ylim(len(rows) - 0.5, -1.0 if len(limit) else -0.5)
     axes.set_xlim(left=0)
@@ -106,9 +85,8 @@ def _caption(frameworks: pd.DataFrame, points: list[str], scale: str) -> str:
     )
     for point in points:
         rows = frameworks[frameworks["point"] == point]
-        for row in rows[rows["ember_ratio"].notna() & (rows["framework"] != "ember")].to_dict(
-            "records"
-        ):
+        others = rows[rows["ember_ratio"].notna() & (rows["framework"] != "ember")]
+        for row in others.to_dict("records"):
             text += (
                 f" {row['model']}: Ember is {row['ember_ratio']:.2f} times "
                 f"({row['ember_ratio_min']:.2f} to {row['ember_ratio_max']:.2f}) as fast as "

@@ -3,11 +3,10 @@
 from statistics import median
 
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS, FRAMEWORKS
-from ember.studies.rows import grouped, records, spread_of
+from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
 
 EMBER = "ember"
-SUMMARISED = ("decode_tokens_per_s", "total_tokens_per_s", "ttft_ms", "tpot_ms")
 # Columns in which a framework may differ from Ember, and how a reader calls them.
 COMPARED = {
     "weights_format": "weights",
@@ -24,19 +23,11 @@ def summarise_frameworks(runs) -> list[dict]:
     groups = grouped(records(runs, FRAMEWORK_RUNS), "point", "framework")
     rows = []
     for (point, _), group in groups.items():
-        timed = [row for row in group if row["status"] == "ok"]
-        bad = [row for row in group if row["status"] != "ok"]
-        first = (bad or timed)[0]
-        row = dict.fromkeys(FRAMEWORKS.names) | {k: first.get(k) for k in FRAMEWORKS.names}
-        if timed:
-            row |= {k: timed[0][k] for k in row if k in timed[0] and k not in ("status", "reason")}
-        row["n"] = len(timed)
-        for name in SUMMARISED if timed else ():
-            row |= spread_of(timed, name, ("mean", "std", "cv"))
+        row, timed = summary_row(FRAMEWORKS, group)
+        failed = [run for run in group if run["status"] != "ok"]
+        row |= {name: failed[0][name] for name in ("status", "reason") if failed}
         ratios = [run["ember_ratio"] for run in timed if run["ember_ratio"] is not None]
         row["ember_ratio"] = median(ratios) if ratios else None
-        row["ember_ratio_min"] = min(ratios, default=None)
-        row["ember_ratio_max"] = max(ratios, default=None)
         shares = [run["tokens_equal_share"] for run in timed]
         row["tokens_equal_share"] = min((s for s in shares if s is not None), default=None)
         row["caveats"] = _caveats(row, groups.get((point, EMBER)))

@@ -4,7 +4,7 @@ import pandas as pd
 
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, panel, style
+from ember.studies.style import COLOURS, PAGE, basis, note, panel, style
 
 LOADERS = {
     "read": "bytes alone",
@@ -25,9 +25,7 @@ PARTS = {
 def draw(loading: pd.DataFrame, first_token: pd.DataFrame, scale: str):
     """Figure and caption from the tables `p1_loading` and `p1_first_token`."""
     with style() as plt:
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(PAGE, 2.4), width_ratios=(1.5, 1), layout="constrained"
-        )
+        figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.4), width_ratios=(1.5, 1))
         _loads(left, loading)
         _parts(right, first_token)
         return figure, _caption(loading, first_token, scale)
@@ -45,30 +43,15 @@ def _loads(axes, loading: pd.DataFrame) -> None:
             width=0.36,
             color=COLOURS[index],
             label=f"{cache} page cache",
-            error_kw={"capsize": 2, "elinewidth": 0.8},
+            error_kw={"elinewidth": 0.8},
         )
         for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-            top = 0.0
             if row["status"] == "ok":
-                top = row["load_s_median"] + (
-                    0.0 if pd.isna(row["load_s_std"]) else row["load_s_std"]
-                )
-                words = (
-                    f"{row['mb_per_s']:,.3g}"
-                    if row["mb_per_s"] < 100
-                    else f"{row['mb_per_s']:,.0f}"
-                )
+                top = row["load_s_median"] + (row["load_s_std"] if row["n"] > 1 else 0.0)
+                words = format(row["mb_per_s"], ",.3g" if row["mb_per_s"] < 100 else ",.0f")
+                note(axes, words, (place, top), (0, 4), ha="center")
             else:
-                words = str(row["status"])
-            axes.annotate(
-                words,
-                (place, top),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6,
-                rotation=0 if row["status"] == "ok" else 90,
-            )
+                note(axes, str(row["status"]), (place, 0.0), (0, 4), ha="center", rotation=90)
     axes.set_xticks(range(len(names)), [LOADERS[name] for name in names])
     axes.set_ylabel("load without imports (s)")
     axes.margins(y=0.12)
@@ -79,17 +62,11 @@ def _loads(axes, loading: pd.DataFrame) -> None:
 
 
 def _parts(axes, first_token: pd.DataFrame) -> None:
-    left = pd.Series(0.0, index=first_token.index)
+    processes, left = first_token["repeat"] + 1, pd.Series(0.0, index=first_token.index)
     for index, (part, label) in enumerate(PARTS.items()):
-        axes.barh(
-            first_token["repeat"] + 1,
-            first_token[part],
-            left=left,
-            color=COLOURS[index],
-            label=label,
-        )
+        axes.barh(processes, first_token[part], left=left, color=COLOURS[index], label=label)
         left = left + first_token[part]
-    axes.set_yticks(first_token["repeat"] + 1)
+    axes.set_yticks(processes)
     axes.set_ylabel("process")
     axes.set_xlabel("time since its start (s)")
     axes.grid(axis="y", visible=False)
@@ -111,7 +88,7 @@ def _caption(loading: pd.DataFrame, first_token: pd.DataFrame, scale: str) -> st
         if pd.notna(row["share_of_limit"]):
             text += f", {100 * row['share_of_limit']:.2g} % of reading the bytes alone"
         text += "."
-    cold = loading[(loading["cache"] == "cold") & (loading["status"] == "ok")]
+    cold = ok[ok["cache"] == "cold"]
     if len(cold) and not cold["verified"].all():
         text += " Whether the page cache was empty could not be verified."
     token = first_token["total_s"]

@@ -2,7 +2,7 @@
 
 from ember.measure.statistics import summarise
 from ember.studies.p1.loading.tables import LOADING, LOADING_RUNS
-from ember.studies.rows import grouped, records, spread_of
+from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
 
 
@@ -17,14 +17,9 @@ def summarise_loading(runs) -> list[dict]:
     }
     rows = []
     for (_, cache), group in groups.items():
-        timed = [run for run in group if run["status"] == "ok"]
-        bad = [run for run in group if run["status"] != "ok"]
-        row = dict.fromkeys(LOADING.names)
-        row |= {name: (timed or bad)[0][name] for name in row if name in group[0]}
-        row["n"], row["limit_mb_per_s"] = len(timed), limits.get(cache)
+        row, timed = summary_row(LOADING, group)
+        row["limit_mb_per_s"] = limits.get(cache)
         if timed:
-            row |= spread_of(timed, "load_s", ("median", "mean", "std", "cv"))
-            row |= spread_of(timed, "import_s", ("median",))
             row["mb_per_s"] = summarise([run["mb_per_s"] for run in timed])["median"]
             if row["limit_mb_per_s"]:
                 row["share_of_limit"] = row["mb_per_s"] / row["limit_mb_per_s"]

@@ -10,7 +10,19 @@ from ember.studies.p1.lora_alignment.tables import (
     LORA_SPOT,
 )
 from ember.studies.steps import reads
-from ember.studies.style import PAGE, basis, look, style
+from ember.studies.style import PAGE, basis, legend_below, look, style
+
+PARTS = {
+    "delta_input_max": "layer_input",
+    "delta_attn_max": "attn_out",
+    "delta_residual_max": "their sum",
+    "delta_gap": "its rounding",
+}
+LINES_OF = {
+    "base_max_abs_diff": "without adapter",
+    "lora_max_abs_diff": "with adapter",
+    "delta_max_abs_diff": "of its effect",
+}
 
 
 @reads(blocks=LORA_BLOCKS, spot=LORA_SPOT)
@@ -21,56 +33,30 @@ def draw_blocks(blocks: pd.DataFrame, spot: pd.DataFrame, scale: str):
     rows = blocks[blocks["adapter"] == adapter]
     with style() as plt:
         figure, axes = plt.subplots(
-            2,
-            len(dtypes),
-            figsize=(PAGE, 4.2),
-            sharex="col",
-            sharey="row",
-            squeeze=False,
-            layout="constrained",
+            2, len(dtypes), figsize=(PAGE, 4.2), sharex="col", sharey="row", squeeze=False
         )
-        for column, dtype in enumerate(dtypes):
+        for (above, below), dtype in zip(axes.T, dtypes, strict=True):
             group = rows[rows["dtype"] == dtype]
-            _by_block(axes[0][column], group)
-            _residual(axes[1][column], group)
-            axes[0][column].set_title(dtype)
-            axes[1][column].set_xlabel("layer")
-            axes[1][column].xaxis.get_major_locator().set_params(integer=True)
+            residual = group[group["block"] == "attn_residual"]
+            for index, block in enumerate(BLOCKS):
+                _line(above, group[group["block"] == block], "delta_max_abs_diff", index, block)
+            for index, (column, label) in enumerate(PARTS.items()):
+                _line(below, residual, column, index, label)
+            above.set_title(dtype)
+            below.set_xlabel("layer")
         axes[0][0].set_ylabel("difference of the effect\nby block (max)")
         axes[1][0].set_ylabel("attn_residual =\nlayer_input + attn_out")
-        axes[0][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        axes[1][-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        for axis in axes[:, -1]:
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
         return figure, _blocks_caption(blocks, spot, adapter, dtypes, scale)
 
 
-def _by_block(axis, rows) -> None:
-    for index, block in enumerate(BLOCKS):
-        group = rows[rows["block"] == block].sort_values("layer")
-        axis.plot(
-            group["layer"],
-            group["delta_max_abs_diff"].where(lambda x: x > 0),
-            **look(index),
-            label=block,
-        )
+def _line(axis, rows, column: str, index: int, label: str) -> None:
+    """A column by layer; zeros have no place on a logarithmic axis."""
+    rows = rows.sort_values("layer")
+    axis.plot(rows["layer"], rows[column].where(lambda x: x > 0), **look(index), label=label)
     axis.set_yscale("log")
-
-
-def _residual(axis, rows) -> None:
-    group = rows[rows["block"] == "attn_residual"].sort_values("layer")
-    parts = {
-        "delta_input_max": "layer_input",
-        "delta_attn_max": "attn_out",
-        "delta_residual_max": "their sum",
-        "delta_gap": "its rounding",
-    }
-    for index, (column, label) in enumerate(parts.items()):
-        axis.plot(
-            group["layer"],
-            group[column].where(lambda x: x > 0),
-            **look(index),
-            label=label,
-        )
-    axis.set_yscale("log")
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _blocks_caption(blocks, spot, adapter: str, dtypes: list[str], scale: str) -> str:
@@ -95,13 +81,6 @@ def _blocks_caption(blocks, spot, adapter: str, dtypes: list[str], scale: str) -
     )
 
 
-LINES_OF = {
-    "base_max_abs_diff": "without adapter",
-    "lora_max_abs_diff": "with adapter",
-    "delta_max_abs_diff": "of its effect",
-}
-
-
 @reads(layers=LORA_LAYERS, freeze=LORA_FREEZE)
 def draw_layers(layers: pd.DataFrame, freeze: pd.DataFrame, scale: str):
     """Figure and caption from the tables `lora_layers` and `lora_freeze`."""
@@ -109,32 +88,17 @@ def draw_layers(layers: pd.DataFrame, freeze: pd.DataFrame, scale: str):
     chosen = _adapter(layers)
     rows = layers[layers["adapter"] == chosen]
     with style() as plt:
-        figure, axes = plt.subplots(
-            1, len(dtypes), figsize=(PAGE, 2.5), sharey=True, squeeze=False, layout="constrained"
-        )
+        figure, axes = plt.subplots(1, len(dtypes), figsize=(PAGE, 2.5), sharey=True, squeeze=False)
         for axis, dtype in zip(axes[0], dtypes, strict=True):
             group = rows[rows["dtype"] == dtype].sort_values("layer")
             for index, (column, label) in enumerate(LINES_OF.items()):
-                axis.plot(
-                    group["layer"],
-                    group[column].where(lambda x: x > 0),
-                    **look(index),
-                    label=label,
-                )
-            axis.plot(
-                group["layer"],
-                group["effect_max_abs"],
-                color="#666666",
-                linewidth=0.9,
-                label="the effect itself",
-            )
-            axis.set_yscale("log")
+                _line(axis, group, column, index, label)
+            grey = {"color": "#666666", "linewidth": 0.9}
+            axis.plot(group["layer"], group["effect_max_abs"], **grey, label="the effect itself")
             axis.set_title(dtype)
             axis.set_xlabel("layer")
-            axis.xaxis.get_major_locator().set_params(integer=True)
         axes[0][0].set_ylabel("largest difference to PEFT\nof a layer's output")
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        legend_below(figure, axes[0][0], 4)
         return figure, _layers_caption(layers, freeze, chosen, scale)
 
 

@@ -4,7 +4,7 @@ import pandas as pd
 
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, error, style
+from ember.studies.style import COLOURS, PAGE, basis, legend_below, spread, style
 
 OPERATIONS = ("apply", "replace", "rollback", "reload")
 
@@ -15,13 +15,12 @@ def draw(latency: pd.DataFrame, exact: pd.DataFrame, scale: str):
     rows = latency[latency["status"] == "ok"]
     who = list(dict.fromkeys(zip(rows["implementation"], rows["keep"], strict=True)))
     with style() as plt:
-        figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.7), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.7), sharey=True)
         for axis, phase in zip(axes, ("steady", "cold"), strict=True):
             _bars(axis, rows[rows["phase"] == phase], who)
             axis.set_title(phase)
         axes[0].set_ylabel("ms (median, 10th to 90th percentile)")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        legend_below(figure, axes[0])
         return figure, _caption(latency, exact, scale)
 
 
@@ -35,14 +34,13 @@ def _bars(axis, rows, who) -> None:
             places,
             group["ms_median"],
             width * 0.92,
-            yerr=error(group, "ms_median", "ms_p10", "ms_p90"),
-            error_kw={"linewidth": 0.8},
+            yerr=spread(group, "ms"),
+            error_kw={"linewidth": 0.8, "capsize": 0},
             color=COLOURS[index],
             label="PEFT" if implementation == "peft" else f"Ember, base kept: {keep}",
         )
-    axis.axhline(
-        rows["limit_ms"].iloc[0], color="#222222", linewidth=0.9, linestyle="--", label="limit"
-    )
+    dashed = {"color": "#222222", "linewidth": 0.9, "linestyle": "--"}
+    axis.axhline(rows["limit_ms"].iloc[0], **dashed, label="limit")
     axis.set_yscale("log")
     axis.set_xticks(range(len(OPERATIONS)), OPERATIONS)
     axis.grid(axis="x", visible=False)
@@ -51,14 +49,10 @@ def _bars(axis, rows, who) -> None:
 def _caption(latency, exact, scale: str) -> str:
     steady = latency[(latency["phase"] == "steady") & (latency["status"] == "ok")]
     first, sentences = latency.iloc[0], []
-    for row in steady.to_dict("records"):
-        if row["implementation"] != "ember":
-            continue
-        against = (
-            f", {row['speedup_over_peft']:.1f}× faster than PEFT"
-            if pd.notna(row["speedup_over_peft"])
-            else ""
-        )
+    for row in steady[steady["implementation"] == "ember"].to_dict("records"):
+        against = ""
+        if pd.notna(row["speedup_over_peft"]):
+            against = f", {row['speedup_over_peft']:.1f}× faster than PEFT"
         sentences.append(
             f"- {row['operation']} (base kept: {row['keep']}): {row['ms_median']:.3g} ms, "
             f"{row['ratio_to_limit']:.2f} × the limit{against}."

@@ -4,10 +4,11 @@ import pandas as pd
 
 from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, error, panel, style
+from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, label, look, spread, style
 
-SPEED = ("tokens_per_s_median", "tokens_per_s_p10", "tokens_per_s_p90")
 _MODES = {"overlap": "overlap", "no_overlap": "no overlap"}
+_STAGES = "layers of first + second stage"
+_BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.22), "ncols": 2}
 
 
 @reads(pipeline=PIPELINE)
@@ -34,66 +35,37 @@ def _not_measured(plt, pipeline: pd.DataFrame, what: str, scale: str):
 
 
 def _speeds(axes, rows, single) -> None:
-    for index, (mode, label) in enumerate(_MODES.items()):
+    for index, (mode, name) in enumerate(_MODES.items()):
         group = rows[rows["mode"] == mode].sort_values("first_layers")
-        axes.errorbar(
-            range(len(group)),
-            group["tokens_per_s_median"],
-            yerr=error(group, *SPEED),
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linestyle=LINES[0],
-            capsize=2,
-            label=f"{label}, measured",
-        )
+        splits, median = range(len(group)), group["tokens_per_s_median"]
+        solid = look(index) | {"linestyle": LINES[0], "label": f"{name}, measured"}
+        axes.errorbar(splits, median, spread(group, "tokens_per_s"), **solid)
         if group["predicted_tokens_per_s"].notna().any():
-            axes.plot(
-                range(len(group)),
-                group["predicted_tokens_per_s"],
-                color=COLOURS[index],
-                marker=MARKERS[index],
-                markerfacecolor="white",
-                linestyle=LINES[1],
-                label=f"{label}, predicted",
-            )
-        axes.set_xticks(range(len(group)), group["split"])
-    if len(single):
-        axes.axhline(
-            single.iloc[0]["tokens_per_s_median"],
-            color=COLOURS[6],
-            linestyle=LINES[3],
-            label="one device, one batch",
-        )
+            hollow = {"linestyle": LINES[1], "markerfacecolor": "white"}
+            hollow = look(index) | hollow | {"label": f"{name}, predicted"}
+            axes.plot(splits, group["predicted_tokens_per_s"], **hollow)
+        axes.set_xticks(splits, group["split"])
+    for speed in single["tokens_per_s_median"][:1]:
+        dotted = {"color": COLOURS[6], "linestyle": LINES[3]}
+        axes.axhline(speed, **dotted, label="one device, one batch")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("layers of first + second stage")
-    axes.set_ylabel("tokens/s")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
-    panel(axes, "a")
+    label(axes, "a", _STAGES, "tokens/s", **_BELOW)
 
 
 def _busy(axes, rows) -> None:
     """Shares of the overlapped runs' time in which each stage computed."""
     group = rows[rows["mode"] == "overlap"].sort_values("first_layers")
-    for stage, name in enumerate(("first", "last")):
-        share = 100 * group[f"busy_{name}_ms_median"] / group["total_ms_median"]
+    for stage, (column, name) in enumerate((("first", "first"), ("last", "second"))):
+        share = 100 * group[f"busy_{column}_ms_median"] / group["total_ms_median"]
         places = [place + 0.4 * (stage - 0.5) for place in range(len(group))]
-        label = ("first stage", "second stage")[stage]
-        axes.bar(places, share, width=0.38, color=COLOURS[2 + stage], label=label)
-    axes.plot(
-        range(len(group)),
-        100 * group["bubble_share_median"],
-        color="black",
-        marker=MARKERS[2],
-        linestyle=LINES[1],
-        label="bubble, of both",
-    )
+        axes.bar(places, share, width=0.38, color=COLOURS[2 + stage], label=f"{name} stage")
+    dashed = {"color": "black", "marker": MARKERS[2], "linestyle": LINES[1]}
+    bubble = 100 * group["bubble_share_median"]
+    axes.plot(range(len(group)), bubble, **dashed, label="bubble, of both")
     axes.set_xticks(range(len(group)), group["split"])
     axes.grid(axis="x", visible=False)
     axes.set_ylim(0, 105)
-    axes.set_xlabel("layers of first + second stage")
-    axes.set_ylabel("share of the run (%)")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.22), ncols=2)
-    panel(axes, "b")
+    label(axes, "b", _STAGES, "share of the run (%)", **_BELOW)
 
 
 def _splits_caption(rows, single, scale: str) -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from ember.pipeline.plan import plan_units
 from ember.studies.p1.pipeline.schedule import best_split, makespan, read_costs
-from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE, PIPELINE_RUNS, SPEED
-from ember.studies.rows import grouped, records, spread_of
+from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE, PIPELINE_RUNS
+from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
 
 SAME = ("model", "device", "dtype", "context", "generation", "sequences", "micro_batches", "chunks")
@@ -29,20 +29,9 @@ def summarise_pipeline(runs, costs, anchor=()) -> list[dict]:
 
 
 def _measured(repeats: Sequence[Mapping]) -> dict:
-    first = repeats[0]
-    row = dict.fromkeys(PIPELINE.names)
-    row |= {name: first[name] for name in row if name in first and name != "tokens_equal_share"}
-    timed = [repeat for repeat in repeats if repeat["status"] == "ok"]
-    row["n"] = len(timed)
-    if not timed:
-        return row
-    row |= spread_of(timed, "tokens_per_s", SPEED) | spread_of(timed, "total_ms", ("median",))
-    row["tokens_equal_share"] = min(repeat["tokens_equal_share"] for repeat in timed)
-    if row["mode"] == "single":
-        return row
-    for name in ("prefill_ms", "busy_first_ms", "busy_last_ms", "transfer_ms"):
-        row |= spread_of(timed, name, ("median",))
-    return row | spread_of(timed, "bubble_share")
+    row, timed = summary_row(PIPELINE, repeats)
+    equal = min((repeat["tokens_equal_share"] for repeat in timed), default=None)
+    return row | {"tokens_equal_share": equal}
 
 
 def _compare(rows: list[dict]) -> None:
@@ -73,9 +62,8 @@ def _predict(rows: list[dict], cost_rows: list[dict]) -> None:
         row["predicted_tokens_per_s"] = tokens / schedule.total * 1e3
         row["predicted_bubble_share"] = schedule.bubble_share
         if row["n"]:
-            row["predicted_to_measured"] = (
-                row["predicted_tokens_per_s"] / row["tokens_per_s_median"]
-            )
+            measured = row["tokens_per_s_median"]
+            row["predicted_to_measured"] = row["predicted_tokens_per_s"] / measured
         if overlap:
             solved = solved or best_split(units, costs, overlap=True)
             layers = len(costs["decode"].layers)
@@ -93,7 +81,5 @@ def _delta(row: Mapping, earlier: Mapping | None) -> dict:
     if not (row["n"] and earlier["n"]):
         return {"anchor_note": "skipped here or there"}
     before = earlier["tokens_per_s_median"]
-    return {
-        "anchor_tokens_per_s": before,
-        "delta_to_anchor": row["tokens_per_s_median"] / before - 1,
-    }
+    delta = row["tokens_per_s_median"] / before - 1
+    return {"anchor_tokens_per_s": before, "delta_to_anchor": delta}

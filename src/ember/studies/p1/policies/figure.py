@@ -6,7 +6,7 @@ import pandas as pd
 
 from ember.studies.p1.policies.tables import CUMULATIVE_COST
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, device_time, style
+from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, device_time, error, style
 
 SHARINGS = {"independent": "each candidate prefills", "shared": "candidates share the prompt's KV"}
 
@@ -19,12 +19,7 @@ def draw(cost: pd.DataFrame, rounds: Mapping, scale: str):
     looks = {policy: (COLOURS[i], LINES[i]) for i, policy in enumerate(policies)}
     with style() as plt:
         figure, axes = plt.subplots(
-            2,
-            len(points),
-            figsize=(PAGE, 4.6),
-            squeeze=False,
-            height_ratios=(1.2, 1),
-            sharey="row",
+            2, len(points), figsize=(PAGE, 4.6), squeeze=False, height_ratios=(1.2, 1), sharey="row"
         )
         for column, (context, generation) in enumerate(points):
             rows = cost[(cost["context"] == context) & (cost["generation"] == generation)]
@@ -42,20 +37,11 @@ def _cumulative(axes, rows, looks) -> None:
     for policy, group in rows.groupby("policy", sort=False):
         group = group.sort_values("round")
         colour, line = looks[policy]
-        axes.plot(
-            group["round"],
-            group["cumulative_s"],
-            color=colour,
-            linestyle=line,
-            label=group["label"].iloc[0].partition(",")[0] + _parts(group["label"].iloc[0])[1],
-        )
+        label = _short(group["label"].iloc[0])
+        axes.plot(group["round"], group["cumulative_s"], color=colour, linestyle=line, label=label)
+        band = {"color": colour, "alpha": 0.15, "linewidth": 0}
         axes.fill_between(
-            group["round"],
-            group["cumulative_low_s"],
-            group["cumulative_high_s"],
-            color=colour,
-            alpha=0.15,
-            linewidth=0,
+            group["round"], group["cumulative_low_s"], group["cumulative_high_s"], **band
         )
     axes.set_xlim(left=1)
     axes.set_xlabel("round")
@@ -68,46 +54,34 @@ def _savings(axes, rows, looks) -> None:
     for offset, sharing in enumerate(SHARINGS):
         group = last[last["sharing"] == sharing].set_index("policy")
         for place, policy in enumerate(policies):
-            row = group.loc[policy]
-            saved, low, high = (
-                100 * row[name] for name in ("savings_vs_naive", "savings_low", "savings_high")
-            )
-            axes.errorbar(
-                [saved],
-                [place + 0.24 * (offset - 0.5)],
-                xerr=([max(saved - low, 0)], [max(high - saved, 0)]),
-                color=looks[policy][0],
-                marker=MARKERS[offset],
-                markerfacecolor="white" if offset else None,
-                capsize=2,
-            )
+            row = group.loc[[policy]]
+            bars = error(row, "savings_vs_naive", "savings_low", "savings_high", 100)
+            at = (100 * row["savings_vs_naive"], [place + 0.24 * (offset - 0.5)])
+            axes.errorbar(*at, xerr=bars, color=looks[policy][0], **_marker(offset))
     axes.axvline(0, color="#444444", linewidth=0.8)
     axes.set_yticks(range(len(policies)), [_several_lines(labels[policy]) for policy in policies])
     axes.set_ylim(len(policies) - 0.5, -0.5)
     axes.set_xlabel("saved against Naive (%)")
 
 
+def _marker(offset: int) -> dict:
+    return {"marker": MARKERS[offset], "markerfacecolor": "white" if offset else None}
+
+
 def _sharing_legend(axes, figure) -> None:
+    grey = {"color": "#444444", "linestyle": "none"}
     handles = [
-        axes.plot(
-            [],
-            [],
-            color="#444444",
-            marker=MARKERS[offset],
-            markerfacecolor="white" if offset else None,
-            linestyle="none",
-            label=label,
-        )[0]
+        axes.plot([], [], **grey, **_marker(offset), label=label)[0]
         for offset, label in enumerate(SHARINGS.values())
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(SHARINGS))
 
 
-def _parts(label: str) -> tuple[str, str]:
-    """A policy's name and, for a composition, what is added to it."""
-    name, _, parameters = label.partition(", ")
-    _, plus, added = parameters.partition(" + ")
-    return name, " + refresh" if plus and added.startswith("refresh") else ""
+def _short(label: str) -> str:
+    """A policy's name without its parameters, and whether a refresh is added to it."""
+    name, _, parameters = label.partition(",")
+    _, _, added = parameters.partition(" + ")
+    return name + (" + refresh" if added.startswith("refresh") else "")
 
 
 def _several_lines(label: str) -> str:

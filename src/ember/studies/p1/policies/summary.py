@@ -17,24 +17,17 @@ def summarise_policies(rounds, cost) -> list[dict]:
         priced = costs[key]
         last = priced.loc[priced["round"].idxmax()]
         cells = (counted["recompute_cells"] + counted["reuse_cells"]).sum()
+        row = {name: last.get(name) for name in POLICY_SUMMARY.names}
+        row |= {name: int(counted[name].sum()) for name in ("full_refreshes", "hits", "misses")}
+        row |= {name: float(priced[name].sum()) for name in ("prefill_s", "correction_s")}
         rows.append(
-            dict(zip(_KEYS, key, strict=True))
+            row
             | {
-                "label": last["label"],
                 "rounds": len(counted),
                 "recompute_ratio": float(counted["recompute_cells"].sum() / cells),
                 "stale_ratio": float(counted["stale_cells"].sum() / cells),
                 "mean_staleness": float(counted["mean_staleness"].mean()),
-                **{name: int(counted[name].sum()) for name in ("full_refreshes", "hits", "misses")},
-                "prefill_s": float(priced["prefill_s"].sum()),
-                "correction_s": float(priced["correction_s"].sum()),
                 "total_s": float(last["cumulative_s"]),
-                **{
-                    name: float(last[name])
-                    for name in ("savings_vs_naive", "savings_low", "savings_high")
-                },
-                **{name: last[name] for name in ("model", "weights", "device")},
-                "evidence": "modelled",
             }
         )
     return rows

@@ -4,18 +4,9 @@ import pandas as pd
 
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
 from ember.studies.steps import reads
-from ember.studies.style import (
-    COLOURS,
-    LINES,
-    MARKERS,
-    PAGE,
-    basis,
-    error,
-    look,
-    panel,
-    powers_of_two,
-    style,
-)
+from ember.studies.style import PAGE, basis, error, label, look, powers_of_two, style
+
+_DASH = {"marker": "_", "markersize": 9, "linestyle": "none"}
 
 
 @reads(savings=PREFIX_SAVINGS)
@@ -23,9 +14,7 @@ def draw(savings: pd.DataFrame, scale: str):
     """Figure and caption from the table `p1_prefix_savings`."""
     rows = savings.sort_values(["prompt_tokens", "prefix_tokens"])
     with style() as plt:
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(PAGE, 2.6), width_ratios=(1.25, 1), layout="constrained"
-        )
+        figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.6), width_ratios=(1.25, 1))
         _savings(left, rows)
         _times(right, rows)
         return figure, _caption(rows, scale)
@@ -34,36 +23,14 @@ def draw(savings: pd.DataFrame, scale: str):
 def _savings(axes, rows) -> None:
     axes.plot([0, 80], [0, 80], color="#888888", linewidth=0.8, label="prefix / prompt")
     for index, (prompt, group) in enumerate(rows.groupby("prompt_tokens")):
-        reused = 100 * group["prefix_tokens"] / prompt
-        axes.errorbar(
-            reused + (index - 1.5) * 0.6,
-            100 * group["savings"],
-            yerr=error(group, "savings", "savings_low", "savings_high", 100),
-            **look(index),
-            capsize=2,
-            label=f"prompt {prompt}",
-        )
-        axes.plot(
-            reused + (index - 1.5) * 0.6,
-            100 * group["expected_with_attention"],
-            color=COLOURS[index],
-            marker="_",
-            markersize=9,
-            linestyle="none",
-        )
-    axes.plot(
-        [],
-        [],
-        color="#444444",
-        marker="_",
-        markersize=9,
-        linestyle="none",
-        label="by operation count",
-    )
-    axes.set_xlabel("reused prefix (% of the prompt)")
-    axes.set_ylabel("prefill time saved (%)")
-    axes.legend(loc="upper left")
-    panel(axes, "a")
+        reused = 100 * group["prefix_tokens"] / prompt + (index - 1.5) * 0.6
+        bars = error(group, "savings", "savings_low", "savings_high", 100)
+        looks = look(index) | {"label": f"prompt {prompt}"}
+        axes.errorbar(reused, 100 * group["savings"], bars, **looks)
+        axes.plot(reused, 100 * group["expected_with_attention"], **look(index) | _DASH)
+    axes.plot([], [], color="#444444", **_DASH, label="by operation count")
+    x, y = "reused prefix (% of the prompt)", "prefill time saved (%)"
+    label(axes, "a", x, y, loc="upper left")
 
 
 def _times(axes, rows) -> None:
@@ -73,23 +40,15 @@ def _times(axes, rows) -> None:
     axes.plot(full.index, full, color="#444444", marker="o", linestyle="-", label="no reuse")
     fractions = (rows["prefix_tokens"] / rows["prompt_tokens"]).round(2)
     for index, (fraction, group) in enumerate(rows.groupby(fractions)):
-        axes.plot(
-            group["prompt_tokens"],
-            group["cached_ms_median"],
-            color=COLOURS[index],
-            marker=MARKERS[index + 1],
-            linestyle=LINES[index + 1],
-            label=f"{100 * fraction:.0f} % reused",
-        )
+        looks = look(index + 1) | {"color": look(index)["color"]}
+        times = group["prompt_tokens"], group["cached_ms_median"]
+        axes.plot(*times, **looks, label=f"{100 * fraction:.0f} % reused")
     powers_of_two(axes, rows["prompt_tokens"])
     axes.set_yscale("log")
     axes.yaxis.minorticks_off()
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("prompt (tokens)")
-    axes.set_ylabel("prefill (ms, median)")
-    axes.legend()
-    panel(axes, "b")
+    label(axes, "b", "prompt (tokens)", "prefill (ms, median)")
 
 
 def _caption(rows, scale: str) -> str:

@@ -1,8 +1,8 @@
 """Time of a rollout by phase, and the share of prefill in it, of each point (P1-1.1)."""
 
 from ember.measure.statistics import summarise
-from ember.studies.p1.profile.tables import PHASES, PREFILL_SHARE, ROLLOUT_PROFILE, SUMMARISED
-from ember.studies.rows import grouped, records, spread_of
+from ember.studies.p1.profile.tables import PREFILL_SHARE, ROLLOUT_PROFILE
+from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
 
 
@@ -15,17 +15,10 @@ def prefill_share(profile, stages=()) -> list[dict]:
     runs = [*records(profile, ROLLOUT_PROFILE), *records(stages, ROLLOUT_PROFILE)]
     rows = []
     for repeats in grouped(runs, "point").values():
-        first = repeats[0]
-        row = dict.fromkeys(PREFILL_SHARE.names)
-        row |= {name: first[name] for name in row if name in first}
-        timed = [r for r in repeats if r["status"] == "ok"]
-        row["n"] = len(timed)
+        row, timed = summary_row(PREFILL_SHARE, repeats)
         if timed:
-            for phase in PHASES:
-                row |= spread_of(timed, f"{phase}_ms", SUMMARISED)
             share = summarise([r["prefill_ms"] / r["total_ms"] for r in timed])
             row["prefill_share"] = share["median"]
             row["prefill_share_p10"], row["prefill_share_p90"] = share["p10"], share["p90"]
-            row |= spread_of(timed, "tokens_per_s", ("median",))
         rows.append(row)
     return rows

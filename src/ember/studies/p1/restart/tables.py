@@ -1,40 +1,24 @@
 """Table of prefills restarted at a layer and of corrections of stale KV, one row per repeat."""
 
-from ember.records.schema import (
-    DEVICE,
-    DTYPE,
-    EVIDENCE,
-    MODEL,
-    WEIGHTS,
-    Schema,
-    integer,
-    number,
-    text,
-)
+from ember.records import schema as s
 
-RESTART_SWEEP = Schema(
+RESTART_SWEEP = s.Schema(
     "restart_sweep",
     "Time to bring a prompt's KV cache up to date: part of the prefill, or the low-rank correction",
     (
-        integer("context", "tokens", "prompt length"),
-        integer("num_layers", "layers", "layers of the model"),
-        text(
-            "action",
-            "recompute: run tokens from start_token on through the layers from "
-            "start_layer up, to logits; correct: correct the KV of the layers from "
-            "start_layer up in place",
-            values=("recompute", "correct"),
-        ),
-        integer("start_layer", "", "first layer that runs; num_layers: the head alone"),
-        integer("start_token", "", "first token that runs; 0 for a correction"),
-        integer("rank", "", "of the correction, or of factors kept for one; 0: none"),
-        integer("repeat", "", "recorded pass over all points, from 0"),
-        number("ms", "ms", "time of the operation"),
-        MODEL,
-        WEIGHTS,
-        DEVICE,
-        DTYPE,
-        EVIDENCE,
+        s.integer("context", "tokens", "prompt length"),
+        s.integer("num_layers", "layers", "layers of the model"),
+        s.text("action", "run layers, or correct their KV", values=("recompute", "correct")),
+        s.integer("start_layer", "", "first layer that runs; num_layers: the head alone"),
+        s.integer("start_token", "", "first token that runs; 0 for a correction"),
+        s.integer("rank", "", "of the correction, or of factors kept for one; 0: none"),
+        s.integer("repeat", "", "recorded pass over all points, from 0"),
+        s.number("ms", "ms", "time of the operation"),
+        s.MODEL,
+        s.WEIGHTS,
+        s.DEVICE,
+        s.DTYPE,
+        s.EVIDENCE,
     ),
     key=("context", "action", "start_layer", "start_token", "rank", "repeat"),
 )

@@ -4,7 +4,9 @@ import pandas as pd
 
 from ember.studies.p1.rollout.tables import ROLLOUT_SPEED
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, error, look, panel, powers_of_two, style
+from ember.studies.style import COLOURS, PAGE, basis, label, look, powers_of_two, spread, style
+
+_BATCH = "batch (mean rows of a step)"
 
 
 @reads(speed=ROLLOUT_SPEED)
@@ -15,90 +17,53 @@ def draw(speed: pd.DataFrame, scale: str):
     fixed = speed["rows"].mode().max()  # and the rows over which candidates vary
     others = speed[speed["rows"] == fixed].sort_values("candidates")
     with style() as plt:
-        figure, (curves, shares, bars) = plt.subplots(
-            1, 3, figsize=(PAGE, 2.4), width_ratios=(1.3, 1, 1), layout="constrained"
-        )
-        _curves(curves, sweep)
-        _shares(shares, sweep)
-        _bars(bars, others)
+        figure, panels = plt.subplots(1, 3, figsize=(PAGE, 2.4), width_ratios=(1.3, 1, 1))
+        _curves(panels[0], sweep)
+        _shares(panels[1], sweep)
+        _bars(panels[2], others)
         return figure, _caption(speed, sweep, others, scale)
 
 
 def _curves(axes, rows) -> None:
-    series = (
-        ("limit by reads", "limit_tokens_per_s", None),
-        ("limit by reads and operations", "roofline_tokens_per_s", None),
-        ("decoding steps", "decode_tokens_per_s_median", "decode_tokens_per_s"),
-        ("whole call, with prefills", "tokens_per_s_median", "tokens_per_s"),
-    )
-    for index, (label, column, spread) in enumerate(series):
-        axes.errorbar(
-            rows["batch"],
-            rows[column],
-            yerr=None if spread is None else error(rows, column, f"{spread}_p10", f"{spread}_p90"),
-            **look(index),
-            capsize=2,
-            label=label,
-        )
-    _batches(axes, rows)
+    limits = {"limit by reads": "limit", "limit by reads and operations": "roofline"}
+    for index, (name, limit) in enumerate(limits.items()):
+        axes.plot(rows["batch"], rows[f"{limit}_tokens_per_s"], **look(index), label=name)
+    speeds = {"decoding steps": "decode_tokens_per_s", "whole call, with prefills": "tokens_per_s"}
+    for index, (name, speed) in enumerate(speeds.items(), 2):
+        _medians(axes, rows, speed, index, name)
+    powers_of_two(axes, rows["batch"].round().astype(int))
     axes.set_yscale("log")
-    axes.set_ylabel("tokens/s")
-    axes.legend(loc="upper left")
+    label(axes, "a", _BATCH, "tokens/s", loc="upper left")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high * (high / low) ** 0.45)  # room for the legend
-    panel(axes, "a")
+
+
+def _medians(axes, rows, column: str, index: int, name: str, scale: float = 1.0) -> None:
+    bars = spread(rows, column, scale)
+    axes.errorbar(rows["batch"], scale * rows[f"{column}_median"], bars, **look(index), label=name)
 
 
 def _shares(axes, rows) -> None:
-    for index, (label, name) in enumerate(
-        (("of the reads' limit", "share"), ("of both limits", "roofline_share"))
-    ):
-        axes.errorbar(
-            rows["batch"],
-            100 * rows[f"{name}_median"],
-            yerr=error(rows, f"{name}_median", f"{name}_p10", f"{name}_p90", 100),
-            **look(index),
-            capsize=2,
-            label=label,
-        )
-    axes.plot(
-        rows["batch"],
-        100 * rows["occupancy"],
-        **look(4),
-        label="rows occupied",
-    )
-    _batches(axes, rows)
+    _medians(axes, rows, "share", 0, "of the reads' limit", 100)
+    _medians(axes, rows, "roofline_share", 1, "of both limits", 100)
+    axes.plot(rows["batch"], 100 * rows["occupancy"], **look(4), label="rows occupied")
+    powers_of_two(axes, rows["batch"].round().astype(int))
     axes.set_ylim(0, 150)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("share (%)")
-    axes.legend(loc="upper left")
-    panel(axes, "b")
+    label(axes, "b", _BATCH, "share (%)", loc="upper left")
 
 
 def _bars(axes, rows) -> None:
     places = range(len(rows))
-    for index, (label, column) in enumerate(
-        (("decoding", "decode_tokens_per_s_median"), ("whole call", "tokens_per_s_median"))
-    ):
-        axes.bar(
-            [place + 0.4 * index - 0.2 for place in places],
-            rows[column],
-            width=0.4,
-            color=COLOURS[2 + index],
-            label=label,
-        )
+    speeds = {"decode_tokens_per_s_median": "decoding", "tokens_per_s_median": "whole call"}
+    for index, (column, name) in enumerate(speeds.items()):
+        at = [place + 0.4 * index - 0.2 for place in places]
+        axes.bar(at, rows[column], width=0.4, color=COLOURS[2 + index], label=name)
     axes.set_xticks(places, [str(n) for n in rows["candidates"]])
-    axes.set_ylim(top=1.3 * rows[["decode_tokens_per_s_median", "tokens_per_s_median"]].max().max())
-    axes.set_xlabel(f"candidates a prompt, {rows['rows'].iloc[0]} rows")
-    axes.set_ylabel("tokens/s")
+    axes.set_ylim(top=1.3 * rows[list(speeds)].max().max())
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left", ncols=2, columnspacing=1.0, handlelength=1.2)
-    panel(axes, "c")
-
-
-def _batches(axes, rows) -> None:
-    powers_of_two(axes, (round(batch) for batch in rows["batch"]))
-    axes.set_xlabel("batch (mean rows of a step)")
+    legend = {"loc": "upper left", "ncols": 2, "columnspacing": 1.0, "handlelength": 1.2}
+    label(axes, "c", f"candidates a prompt, {rows['rows'].iloc[0]} rows", "tokens/s", **legend)
 
 
 def _caption(speed, sweep, others, scale: str) -> str:

@@ -2,7 +2,7 @@
 
 from ember.measure.statistics import summarise
 from ember.studies.p1.rollout.tables import ROLLOUT_SPEED, ROLLOUT_THROUGHPUT
-from ember.studies.rows import grouped, records, spread_of
+from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
 
 
@@ -11,11 +11,8 @@ def summarise_rollouts(throughput) -> list[dict]:
     """Rows of ROLLOUT_SPEED from a ROLLOUT_THROUGHPUT table: its path, a data frame or rows."""
     found = []
     for calls in grouped(records(throughput, ROLLOUT_THROUGHPUT), "point").values():
+        row, _ = summary_row(ROLLOUT_SPEED, calls)
         first = calls[0]
-        row = {name: first[name] for name in ROLLOUT_SPEED.names if name in first}
-        for name in ("tokens_per_s", "decode_tokens_per_s", "share", "roofline_share"):
-            row |= spread_of(calls, name)
-        row["n"] = len(calls)
         for name in ("limit", "roofline"):
             row[f"{name}_tokens_per_s"] = first["generated_tokens"] / first[f"{name}_ms"] * 1e3
         shares = [call["decode_ms"] / call["total_ms"] for call in calls]

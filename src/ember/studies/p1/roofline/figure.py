@@ -4,19 +4,9 @@ import pandas as pd
 
 from ember.studies.p1.roofline.tables import DECODE_KERNELS, ROOFLINE
 from ember.studies.steps import reads
-from ember.studies.style import (
-    COLOURS,
-    LINES,
-    MARKERS,
-    PAGE,
-    basis,
-    error,
-    look,
-    panel,
-    powers_of_two,
-    style,
-)
+from ember.studies.style import COLOURS, PAGE, basis, label, look, powers_of_two, spread, style
 
+BATCH = "batch (candidates of one prompt)"
 NAMES = {"kernels": "the engine's kernels", "plain": "plain operators"}
 
 
@@ -28,10 +18,8 @@ def draw(roofline: pd.DataFrame, kernels: pd.DataFrame, scale: str):
     context = int(rows["context"].min())
     parts = kernels[(kernels["method"] == "alone") & (kernels["context"] == context)]
     with style() as plt:
-        count = 3 if len(parts) else 2
-        figure, panels = plt.subplots(
-            1, count, figsize=(PAGE * (1 if len(parts) else 0.75), 2.6), layout="constrained"
-        )
+        count, width = (3, PAGE) if len(parts) else (2, 0.75 * PAGE)
+        figure, panels = plt.subplots(1, count, figsize=(width, 2.6))
         _speeds(panels[0], rows[rows["context"] == context])
         _shares(panels[1], rows)
         if len(parts):
@@ -43,38 +31,24 @@ def _speeds(axes, rows) -> None:
     limit = rows[rows["operators"] == rows["operators"].iloc[0]]
     axes.plot(limit["rows"], limit["limit_tokens_per_s"], color="black", label="memory's limit")
     for index, (operators, group) in enumerate(rows.groupby("operators")):
-        axes.errorbar(
-            group["rows"],
-            group["decode_tokens_per_s"],
-            yerr=group["decode_tokens_per_s_std"].fillna(0.0),
-            **look(index),
-            capsize=2,
-            label=NAMES[operators],
-        )
+        looks = look(index) | {"label": NAMES[operators]}
+        bars = group["decode_tokens_per_s_std"].fillna(0.0)
+        axes.errorbar(group["rows"], group["decode_tokens_per_s"], bars, **looks)
     axes.set_yscale("log")
-    axes.set_ylabel("decoding speed (tokens/s)")
-    axes.legend()
-    _batch_axis(axes, rows, "a")
+    powers_of_two(axes, rows["rows"])
+    label(axes, "a", BATCH, "decoding speed (tokens/s)")
 
 
 def _shares(axes, rows) -> None:
     groups = rows.groupby(["operators", "context"])
     for index, ((operators, context), group) in enumerate(groups):
-        axes.errorbar(
-            group["rows"],
-            100 * group["share"],
-            yerr=error(group, "share", "share_p10", "share_p90", 100),
-            color=COLOURS[list(NAMES).index(operators)],
-            marker=MARKERS[index],
-            linestyle=LINES[index],
-            capsize=2,
-            label=f"{NAMES[operators]}, {context}",
-        )
+        looks = look(index) | {"color": COLOURS[list(NAMES).index(operators)]}
+        looks |= {"label": f"{NAMES[operators]}, {context}"}
+        axes.errorbar(group["rows"], 100 * group["share"], spread(group, "share", 100), **looks)
     axes.set_ylim(0, 150)  # room for the legend
     axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("share of the memory's limit (%)")
-    axes.legend()
-    _batch_axis(axes, rows, "b")
+    powers_of_two(axes, rows["rows"])
+    label(axes, "b", BATCH, "share of the memory's limit (%)")
 
 
 def _parts(axes, parts) -> None:
@@ -84,16 +58,9 @@ def _parts(axes, parts) -> None:
     axes.barh(places, parts["step_us"], color=COLOURS[0], label="measured")
     axes.barh(places, limit, color="black", height=0.25, label="its bytes alone")
     axes.set_yticks(list(places), parts["kernel"])
-    axes.set_xlabel(f"time in a step of {parts['rows'].iloc[0]} (µs)")
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right")
-    panel(axes, "c")
-
-
-def _batch_axis(axes, rows, letter: str) -> None:
-    powers_of_two(axes, rows["rows"])
-    axes.set_xlabel("batch (candidates of one prompt)")
-    panel(axes, letter)
+    x = f"time in a step of {parts['rows'].iloc[0]} (µs)"
+    label(axes, "c", x, "", loc="lower right")
 
 
 def _caption(roofline, rows, parts, context: int, sampling: str, scale: str) -> str:

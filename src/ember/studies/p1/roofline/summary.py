@@ -2,8 +2,10 @@
 
 from ember.measure.statistics import summarise
 from ember.studies.p1.roofline.tables import DECODE_ROOFLINE, ROOFLINE
-from ember.studies.rows import grouped, records
+from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
+
+MEDIANS = ("step_ms", "sampling_ms", "share", "decode_tokens_per_s", "total_tokens_per_s")
 
 
 @makes(ROOFLINE)
@@ -19,24 +21,6 @@ def summarise_roofline(decode) -> list[dict]:
 
 
 def _summary(runs: list[dict]) -> dict:
-    first = runs[0]
-
-    def over_runs(name: str) -> dict:
-        return summarise([run[name] for run in runs])
-
-    share, speed = over_runs("share"), over_runs("decode_tokens_per_s")
-    names = ("operators", "context", "rows", "generated_tokens", "sampling", "limit_ms")
-    machine = ("read_gb_s", "device", "device_name", "dtype", "model", "weights", "evidence")
-    return {
-        **{name: first[name] for name in (*names, *machine)},
-        "n": len(runs),
-        "step_ms": over_runs("step_ms")["median"],
-        "sampling_ms": over_runs("sampling_ms")["median"],
-        "share": share["median"],
-        "share_p10": share["p10"],
-        "share_p90": share["p90"],
-        "decode_tokens_per_s": speed["median"],
-        "decode_tokens_per_s_std": speed["std"],
-        "limit_tokens_per_s": first["rows"] / first["limit_ms"] * 1e3,
-        "total_tokens_per_s": over_runs("total_tokens_per_s")["median"],
-    }
+    row, _ = summary_row(ROOFLINE, runs)
+    row["limit_tokens_per_s"] = row["rows"] / row["limit_ms"] * 1e3
+    return row | {name: summarise([run[name] for run in runs])["median"] for name in MEDIANS}

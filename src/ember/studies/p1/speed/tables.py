@@ -1,32 +1,24 @@
 """Table of the engine beside Transformers' generate, one row per repeat."""
 
-from ember.records.schema import EVIDENCE, MODEL, OUTCOME, WEIGHTS, Schema, integer, maybe, text
+from ember.records import schema as s
 
-ENGINE_SPEED = Schema(
+ENGINE_SPEED = s.Schema(
     "engine_speed",
     "Greedy generation by this engine and by Transformers, same model, tokens, threads and process",
     (
-        text("engine", "ember or transformers"),
-        text("version", "version of the engine", nullable=True),
-        integer("prompt_tokens", "tokens", "prompt length"),
-        integer("generated_tokens", "tokens", "new tokens, the same for both"),
-        integer("repeat", "", "recorded run, alternating between the engines"),
-        maybe("prefill_ms", "ms", "prompt to the first token"),
-        maybe("decode_ms", "ms", "the tokens after the first"),
-        maybe("tokens_per_s", "tokens/s", "decode speed: tokens after the first by decode time"),
-        maybe("ratio_to_transformers", "", "decode speed over Transformers' in the same repeat"),
-        maybe(
-            "tokens_equal_share",
-            "fraction",
-            "leading tokens that are Transformers', same repeat",
-        ),
-        integer("threads", "", "CPU threads of both"),
-        text("device", "where both ran"),
-        text("dtype", "number format of both"),
-        MODEL,
-        WEIGHTS,
-        EVIDENCE,
-        *OUTCOME,
+        s.text("engine", "ember or transformers"),
+        s.text("version", "version of the engine", nullable=True),
+        s.integer("prompt_tokens", "tokens", "prompt length"),
+        s.integer("generated_tokens", "tokens", "new tokens, the same for both"),
+        s.integer("repeat", "", "recorded run, alternating between the engines"),
+        s.maybe("prefill_ms", "ms", "prompt to the first token"),
+        s.maybe("decode_ms", "ms", "the tokens after the first"),
+        s.maybe("tokens_per_s", "tokens/s", "decode speed: tokens after the first by decode time"),
+        s.maybe("ratio_to_transformers", "", "decode speed over Transformers' in the same repeat"),
+        s.maybe("tokens_equal_share", "fraction", "leading ones that are Transformers'"),
+        s.integer("threads", "", "CPU threads of both"),
+        *s.MEASURED_ON,
+        *s.OUTCOME,
     ),
     key=("engine", "repeat"),
 )

@@ -1,6 +1,7 @@
 """Go/no-go rules: tables and thresholds in, verdicts out (DESIGN "Decisions are data")."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from statistics import median
 
 from ember.studies.p1.gates.tables import GATES
@@ -14,6 +15,7 @@ from ember.studies.rows import records
 from ember.studies.steps import makes
 
 Rows = Sequence[Mapping]
+_NAMES = ("decision", "subject", "value", "low", "high", "threshold", "verdict", "detail")
 
 
 @makes(DECISIONS)
@@ -42,27 +44,19 @@ def decide(
         *_lora_latency(records(latency, LORA_LATENCY_SUMMARY), limit),
         *_lora_exact(records(exact, LORA_EXACT)),
     ]
-    return [{"programme": "p1", "evidence": "measured", "scale": scale} | row for row in rows]
+    about = {"programme": "p1", "evidence": "measured", "scale": scale}
+    return [dict(zip(_NAMES, row, strict=True)) | about for row in rows]
 
 
-def _gates(gates: Rows) -> dict:
+def _gates(gates: Rows) -> tuple:
     held = sum(gate["passed"] for gate in gates) / len(gates)
     skipped = [gate["gate"] for gate in gates if gate["status"] == "skipped"]
-    return {
-        "decision": "hard_gates",
-        "subject": f"{len(gates)} gates",
-        "value": held,
-        "low": None,
-        "high": None,
-        "threshold": 1.0,
-        "verdict": "measure" if held == 1.0 else "do not measure",
-        "detail": "share of gates that hold"
-        + (f"; skipped: {', '.join(skipped)}" if skipped else ""),
-    }
+    verdict = "measure" if held == 1.0 else "do not measure"
+    detail = "share of gates that hold" + (f"; skipped: {', '.join(skipped)}" if skipped else "")
+    return "hard_gates", f"{len(gates)} gates", held, None, None, 1.0, verdict, detail
 
 
-def _prefill_share(share: Rows, threshold: float) -> list[dict]:
-    rows = []
+def _prefill_share(share: Rows, threshold: float) -> Iterator[tuple]:
     for point in (row for row in share if row["status"] == "ok"):
         low, high = float(point["prefill_share_p10"]), float(point["prefill_share_p90"])
         if high < threshold:
@@ -71,176 +65,106 @@ def _prefill_share(share: Rows, threshold: float) -> list[dict]:
             verdict = "high: argue by the prefill of a single rollout"
         else:
             verdict = "undecided: the threshold lies within the spread"
-        rows.append(
-            {
-                "decision": "prefill_share",
-                "subject": f"{point['context']}/{point['generation']} {point['mode']}",
-                "value": float(point["prefill_share"]),
-                "low": low,
-                "high": high,
-                "threshold": threshold,
-                "verdict": verdict,
-                "detail": f"share of prefill in one rollout, p10 to p90 of {point['n']} runs",
-            }
-        )
-    return rows
+        subject = f"{point['context']}/{point['generation']} {point['mode']}"
+        detail = f"share of prefill in one rollout, p10 to p90 of {point['n']} runs"
+        value = float(point["prefill_share"])
+        yield "prefill_share", subject, value, low, high, threshold, verdict, detail
 
 
-def _prefix_savings(savings: Rows, threshold: float) -> list[dict]:
-    half = [row for row in savings if abs(2 * row["prefix_tokens"] - row["prompt_tokens"]) <= 1]
-    return [
-        {
-            "decision": "prefix_savings",
-            "subject": f"half of {point['prompt_tokens']} tokens",
-            "value": float(point["savings"]),
-            "low": float(point["savings_low"]),
-            "high": float(point["savings_high"]),
-            "threshold": threshold,
-            "verdict": _beside(
-                point["savings_low"], point["savings_high"], threshold, "worth it", "falls short"
-            ),
-            "detail": "prefill time saved by reusing half of the prompt, 95 % interval over "
+def _prefix_savings(savings: Rows, threshold: float) -> Iterator[tuple]:
+    for point in savings:
+        if abs(2 * point["prefix_tokens"] - point["prompt_tokens"]) > 1:
+            continue
+        value, low, high = (float(point[f"savings{end}"]) for end in ("", "_low", "_high"))
+        verdict = _beside(low, high, threshold, "worth it", "falls short")
+        subject = f"half of {point['prompt_tokens']} tokens"
+        detail = (
+            "prefill time saved by reusing half of the prompt, 95 % interval over "
             f"{point['documents']} documents; operation count: "
-            f"{point['expected_with_attention']:.3f}",
-        }
-        for point in half
-    ]
+            f"{point['expected_with_attention']:.3f}"
+        )
+        yield "prefix_savings", subject, value, low, high, threshold, verdict, detail
 
 
-def _engine_speed(speed: Rows, threshold: float) -> list[dict]:
+def _engine_speed(speed: Rows, threshold: float) -> Iterator[tuple]:
     ratios = [row["ratio_to_transformers"] for row in speed if row["engine"] == "ember"]
-    values = [ratio for ratio in ratios if ratio is not None]
-    if not values:
-        return []
-    return [
-        {
-            "decision": "engine_speed",
-            "subject": "decode against Transformers generate",
-            "value": median(values),
-            "low": min(values),
-            "high": max(values),
-            "threshold": threshold,
-            "verdict": _beside(min(values), max(values), threshold, "reached", "falls short"),
-            "detail": f"median ratio of tokens/s, least to greatest of {len(values)} paired runs",
-        }
-    ]
+    if values := [ratio for ratio in ratios if ratio is not None]:
+        low, high = min(values), max(values)
+        verdict = _beside(low, high, threshold, "reached", "falls short")
+        subject = "decode against Transformers generate"
+        detail = f"median ratio of tokens/s, least to greatest of {len(values)} paired runs"
+        yield "engine_speed", subject, median(values), low, high, threshold, verdict, detail
 
 
-def _lora_alignment(alignment: Rows, thresholds: Mapping) -> list[dict]:
+def _lora_alignment(alignment: Rows, thresholds: Mapping) -> Iterator[tuple]:
     """P1-3.4: float32 by the difference, half precision by the error against PEFT's own."""
-    rows = []
+    name, threshold = "lora_alignment", thresholds["max_lora_difference"]
     single = [row for row in alignment if row["dtype"] == "float32"]
     for reference in dict.fromkeys(row["reference"] for row in single):
         found = [row["delta_max_abs_diff"] for row in single if row["reference"] == reference]
-        threshold = thresholds["max_lora_difference"]
-        rows.append(
-            {
-                "decision": "lora_alignment",
-                "subject": f"float32 against {reference}",
-                "value": max(found),
-                "low": None,
-                "high": None,
-                "threshold": threshold,
-                "verdict": "aligned" if max(found) < threshold else "not aligned",
-                "detail": "largest delta_max_abs_diff of logits over adapters, projections and "
-                "paths",
-            }
+        verdict = "aligned" if max(found) < threshold else "not aligned"
+        detail = "largest delta_max_abs_diff of logits over adapters, projections and paths"
+        subject = f"float32 against {reference}"
+        yield name, subject, max(found), None, None, threshold, verdict, detail
+    threshold = thresholds["max_lora_error_ratio"]
+    half = [row for row in alignment if row["dtype"] != "float32"]
+    paths = dict.fromkeys(row["path"] for row in alignment)
+    for dtype, path in product(dict.fromkeys(row["dtype"] for row in half), paths):
+        wanted = (dtype, path, "peft_forward")
+        group = [row for row in half if (row["dtype"], row["path"], row["reference"]) == wanted]
+        if not group:
+            continue
+        worst = max(group, key=lambda row: row["error_ratio"])
+        value, low, high = (worst[f"error_ratio{end}"] for end in ("", "_low", "_high"))
+        own = "than PEFT's own error"
+        verdict = _beside(low, high, threshold, f"larger {own}", f"smaller {own}")
+        detail = (
+            f"error to PEFT's float32 forward over that of PEFT's own forward in {dtype}; "
+            f"the worst adapter ({worst['adapter']}), 95 % interval over prompts"
         )
-    for dtype in dict.fromkeys(row["dtype"] for row in alignment if row["dtype"] != "float32"):
-        threshold = thresholds["max_lora_error_ratio"]
-        for path in dict.fromkeys(row["path"] for row in alignment):
-            group = [
-                row
-                for row in alignment
-                if (row["dtype"], row["path"], row["reference"]) == (dtype, path, "peft_forward")
-            ]
-            if not group:
-                continue
-            worst = max(group, key=lambda row: row["error_ratio"])
-            rows.append(
-                {
-                    "decision": "lora_alignment",
-                    "subject": f"{dtype}, {path}",
-                    "value": worst["error_ratio"],
-                    "low": worst["error_ratio_low"],
-                    "high": worst["error_ratio_high"],
-                    "threshold": threshold,
-                    "verdict": _beside(
-                        worst["error_ratio_low"],
-                        worst["error_ratio_high"],
-                        threshold,
-                        "larger than PEFT's own error",
-                        "smaller than PEFT's own error",
-                    ),
-                    "detail": "error to PEFT's float32 forward over that of PEFT's own forward in "
-                    f"{dtype}; the worst adapter ({worst['adapter']}), 95 % interval over prompts",
-                }
-            )
-    return rows
+        yield name, f"{dtype}, {path}", value, low, high, threshold, verdict, detail
 
 
-def _lora_weights(weights: Rows, thresholds: Mapping) -> list[dict]:
-    rows = []
+def _lora_weights(weights: Rows, thresholds: Mapping) -> Iterator[tuple]:
     for dtype in dict.fromkeys(row["dtype"] for row in weights):
         found = [row["error_max_ulp"] for row in weights if row["dtype"] == dtype]
         name = "max_lora_ulp_float32" if dtype == "float32" else "max_lora_ulp"
-        rows.append(
-            {
-                "decision": "lora_weights",
-                "subject": dtype,
-                "value": max(found),
-                "low": None,
-                "high": None,
-                "threshold": thresholds[name],
-                "verdict": "as computed" if max(found) <= thresholds[name] else "not as computed",
-                "detail": "largest error of W_after - W_before against s·B·A, in units in the "
-                f"last place, of {len(found)} matrices, whole and by two stages",
-            }
+        threshold = thresholds[name]
+        verdict = "as computed" if max(found) <= threshold else "not as computed"
+        detail = (
+            "largest error of W_after - W_before against s·B·A, in units in the last place, of "
+            f"{len(found)} matrices, whole and by two stages"
         )
-    return rows
+        yield "lora_weights", dtype, max(found), None, None, threshold, verdict, detail
 
 
-def _lora_latency(latency: Rows, threshold: float) -> list[dict]:
-    rows = []
+def _lora_latency(latency: Rows, threshold: float) -> Iterator[tuple]:
     for row in latency:
         if (row["implementation"], row["phase"]) != ("ember", "steady"):
             continue
         if row["operation"] not in ("apply", "replace"):
             continue
-        scale = row["ratio_to_limit"] / row["ms_median"]
+        value, scale = row["ratio_to_limit"], row["ratio_to_limit"] / row["ms_median"]
         low, high = row["ms_p10"] * scale, row["ms_p90"] * scale
-        rows.append(
-            {
-                "decision": "lora_latency",
-                "subject": f"{row['operation']}, base kept: {row['keep']}",
-                "value": row["ratio_to_limit"],
-                "low": low,
-                "high": high,
-                "threshold": threshold,
-                "verdict": _beside(low, high, threshold, "falls short", "near the limit"),
-                "detail": f"{row['ms_median']:.3g} ms over {row['limit_ms']:.3g} ms, the adapted "
-                f"weights at the copy bandwidth; p10 to p90 of {row['n']} runs",
-            }
+        verdict = _beside(low, high, threshold, "falls short", "near the limit")
+        subject = f"{row['operation']}, base kept: {row['keep']}"
+        detail = (
+            f"{row['ms_median']:.3g} ms over {row['limit_ms']:.3g} ms, the adapted weights at the "
+            f"copy bandwidth; p10 to p90 of {row['n']} runs"
         )
-    return rows
+        yield "lora_latency", subject, value, low, high, threshold, verdict, detail
 
 
-def _lora_exact(exact: Rows) -> list[dict]:
-    return [
-        {
-            "decision": "lora_exact",
-            "subject": f"{row['implementation']}, base kept: {row['keep']}",
-            "value": row["max_abs_diff"],
-            "low": None,
-            "high": None,
-            "threshold": 0.0,
-            "verdict": "exact" if row["exact"] else "drifts",
-            "detail": f"largest difference of a weight after {row['swaps']} replacements and a "
-            f"rollback; the copy of the base takes {row['kept_bytes'] / row['model_bytes']:.1%} "
-            "of the model's memory",
-        }
-        for row in exact
-    ]
+def _lora_exact(exact: Rows) -> Iterator[tuple]:
+    for row in exact:
+        verdict = "exact" if row["exact"] else "drifts"
+        subject = f"{row['implementation']}, base kept: {row['keep']}"
+        detail = (
+            f"largest difference of a weight after {row['swaps']} replacements and a rollback; "
+            f"the copy of the base takes {row['kept_bytes'] / row['model_bytes']:.1%} of the "
+            "model's memory"
+        )
+        yield "lora_exact", subject, row["max_abs_diff"], None, None, 0.0, verdict, detail
 
 
 def _beside(low: float, high: float, threshold: float, above: str, below: str) -> str:
