@@ -84,24 +84,22 @@ def _times(made: dict, scale: str, root: Path) -> dict:
     times = record.get("times") or {}
     if record.get("started") != made["started"] or times.get("start_s") is None:
         # The record of another run, or none: only what the product itself says is known.
-        parts = dict.fromkeys(PARTS)
-        return {"wall_s": made["seconds"], "wall_from": "job", **parts, **_resources({})}
+        unknown = dict.fromkeys((*PARTS, "cpu_s", "max_rss_mb"))
+        return {"wall_s": made["seconds"], "wall_from": "job", **unknown}
     ended = times["start_s"] + times["elapsed_s"]
     # Snakemake's clock includes the process's end; one of another run would not fit.
-    wall = bench["s"] if bench.get("s", 0.0) > 0.95 * ended else ended
+    fits = bench.get("s", 0.0) > 0.95 * ended
+    wall = bench["s"] if fits else ended
     parts = {key: times[key] for key in OVERHEAD if key != "exit_s"}
     parts["exit_s"] = max(0.0, wall - ended)
     parts["work_s"] = max(0.0, wall - sum(parts.values()))
     return {
         "wall_s": wall,
-        "wall_from": "job" if wall == ended else "benchmark",
+        "wall_from": "benchmark" if fits else "job",
         **parts,
-        **_resources({} if wall == ended else bench),
+        "cpu_s": bench.get("cpu_time") if fits else None,
+        "max_rss_mb": bench.get("max_rss") if fits else None,
     }
-
-
-def _resources(bench: dict) -> dict:
-    return {"cpu_s": bench.get("cpu_time"), "max_rss_mb": bench.get("max_rss")}
 
 
 def read_last_json(path: Path) -> dict:
