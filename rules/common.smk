@@ -170,9 +170,8 @@ def _run(name, step):
 
 def code(script, step=None):
     """Hash of a script, of a step's module, and of all that they import from the library."""
-    modules = [f"ember.studies.{step.rpartition('.')[0]}"] if step else []
     try:
-        return LIBRARY.code_hash(ROOT / "workflow" / "scripts" / script, *modules)
+        return LIBRARY.job_hash(script, step)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 

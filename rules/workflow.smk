@@ -33,7 +33,7 @@ use rule job as collect_job_cost with:
         **own_script("collect_job_cost.py"),
         stages=stages(),
     message:
-        "Every job behind the products: its time, and what of it was overhead"
+        "Every job that a product comes from: its time, and what of it was overhead"
 
 
 use rule job as summarise_workflow with:

@@ -192,7 +192,7 @@ def test_a_preset_is_one_entry(monkeypatch):
     monkeypatch.setattr(presets, "PRESETS", dict(PRESETS))
     presets.register("tiny-llama", "llama", **SIZES)
     assert Architecture.make("tiny-llama") == Architecture.make(model_type="llama", **SIZES)
-    with pytest.raises(BadArchitecture, match=r"unknown preset 'tiny-lama'(.|\n)*mean tiny-llama"):
+    with pytest.raises(BadArchitecture, match=r"preset 'tiny-lama'(.|\n)*mean 'tiny-llama'"):
         Architecture.make("tiny-lama")
 
 

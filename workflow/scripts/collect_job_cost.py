@@ -1,4 +1,4 @@
-"""Every job behind the products: its time, and what of it was overhead."""
+"""Every job that a product comes from: its time, and what of it was overhead."""
 
 from ember.operations import job
 from ember.operations.publish import publish

@@ -4,7 +4,6 @@ from pathlib import Path
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("archive", help="keep an experiment under reports/<name>_<date>")
     parser.add_argument("experiment", help="how its products begin, such as p1_fig3")
     parser.add_argument("--results", type=Path, default=Path("results"))

@@ -6,7 +6,6 @@ from ember.commands.shared import Job, count
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("bench-workflow", help="time what a newcomer types, on a clone")
     parser.add_argument("--out", type=Path, default=Path("results/bench_workflow.parquet"))
     parser.add_argument("--repeats", type=count, default=5, help="of the short steps (default: 5)")

@@ -4,7 +4,6 @@ from ember.commands.shared import add_measurement, count, measured, positive, sh
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = add_measurement(
         commands, "cache-sweep", "time prefills with and without the prefix cache"
     )

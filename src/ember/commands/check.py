@@ -12,7 +12,6 @@ class BadCheck(EmberError):
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("check", help="export logits with and without a LoRA adapter")
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument("--adapter", type=Path, required=True, help="folder in PEFT's format")

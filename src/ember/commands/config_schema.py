@@ -2,7 +2,6 @@
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("config-schema", help="print the JSON Schema of the configuration")
     parser.set_defaults(run=_run)
 

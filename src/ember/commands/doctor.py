@@ -5,7 +5,6 @@ from pathlib import Path
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("doctor", help="say what in results/ is broken, stale or foreign")
     parser.add_argument("results", type=Path, nargs="?", default=Path("results"), metavar="RESULTS")
     parser.add_argument("--profile", default="local", help="of the commands (default: local)")

@@ -6,7 +6,6 @@ from ember.commands.shared import positive
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("estimate", help="what a run will take, by earlier jobs")
     parser.add_argument("targets", nargs="*", default=["all"], metavar="TARGET")
     parser.add_argument("--profile", default="local", help="local (default) or slurm")

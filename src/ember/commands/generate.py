@@ -17,7 +17,6 @@ class BadPromptFile(EmberError):
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("generate", help="sample completions of prompts from a file")
     parser.add_argument("model", type=Path, help="model directory in Hugging Face format")
     parser.add_argument(
@@ -113,12 +112,10 @@ def generate(
     dtype: str,
     max_rows: int | None = None,
     prefix_cache_mb: float = 0.0,
-    capacity: int | None = None,
 ) -> tuple[list[dict], dict]:
     """Rows of COMPLETIONS, and the rollout's statistics without its batches.
 
-    `sampling`: SamplingParams. Text needs the model directory's tokenizer. `capacity`: tokens of a
-    prompt with its completion, by default what the longest needs.
+    `sampling`: SamplingParams. Text needs the model directory's tokenizer.
     """
     import torch
 
@@ -135,7 +132,7 @@ def generate(
     decoder = load_decoder(model, device, getattr(torch, dtype))
     engine = Engine(
         decoder,
-        capacity=capacity or max(map(len, ids), default=1) + sampling.max_tokens,
+        capacity=max(map(len, ids), default=1) + sampling.max_tokens,
         prefill=PrefixPrefill(RadixCache(int(prefix_cache_mb * 1e6))) if prefix_cache_mb else None,
         detokenize=None if tokenizer is None else lambda t: tokenizer.decode(t, skip_special=True),
         max_rows=max_rows,

@@ -4,7 +4,6 @@ from ember.commands.shared import add_measurement, measured, positive
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = add_measurement(commands, "memory-budget", "memory by part, predicted and measured")
     parser.add_argument("--context", type=positive, default=2048)
     parser.add_argument("--batch", type=positive, default=1)

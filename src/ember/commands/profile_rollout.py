@@ -4,7 +4,6 @@ from ember.commands.shared import add_measurement, count, measured, positive
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = add_measurement(
         commands, "profile-rollout", "time prefill, decode, sampling and transfer"
     )

@@ -6,7 +6,6 @@ from ember.commands.shared import count
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("show", help="print a table with units and provenance")
     parser.add_argument("file", type=Path, metavar="FILE.parquet")
     parser.add_argument("--rows", type=count, default=20, help="rows to print (default: 20)")

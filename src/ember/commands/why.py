@@ -4,7 +4,6 @@ from pathlib import Path
 
 
 def add(commands) -> None:
-    """Declare the command."""
     parser = commands.add_parser("why", help="walk back from a product to everything it came from")
     parser.add_argument("product", type=Path, metavar="PRODUCT")
     parser.set_defaults(run=_run)

@@ -4,6 +4,8 @@ A preset is one entry of `PRESETS`; `Architecture.make` takes its name. What its
 usually has need not be said here.
 """
 
+from functools import partial
+
 from ember.model.rope import BadArchitecture, RopeScaling
 from ember.records.errors import nearest
 
@@ -25,42 +27,33 @@ def preset_fields(name: str) -> dict:
     return dict(PRESETS[name])
 
 
-def _qwen3(name: str, **sizes) -> None:
-    shared = {
-        "num_kv_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_positions": 40960,
-        "rope_theta": 1e6,
-        "tie_embeddings": True,
-        "bos_token_id": 151643,
-        "eos_token_id": 151645,
-    }
-    register(name, "qwen3", **shared | sizes)
-
-
-def _gemma3(name: str, **sizes) -> None:
-    shared = {
-        "num_heads": 4,
-        "num_kv_heads": 1,
-        "head_dim": 256,
-        "vocab_size": 262144,
-        "max_positions": 32768,
-        "bos_token_id": 2,
-    }
-    register(name, "gemma3_text", **shared | sizes)
+_qwen3 = partial(
+    register,
+    model_type="qwen3",
+    num_kv_heads=8,
+    head_dim=128,
+    vocab_size=151936,
+    max_positions=40960,
+    rope_theta=1e6,
+    tie_embeddings=True,
+    bos_token_id=151643,
+    eos_token_id=151645,
+)
+_gemma3 = partial(
+    register,
+    model_type="gemma3_text",
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=256,
+    vocab_size=262144,
+    max_positions=32768,
+    bos_token_id=2,
+)
 
 
 def _pythia(name: str, num_heads: int, **sizes) -> None:
-    shared = {
-        "num_heads": num_heads,
-        "num_kv_heads": num_heads,
-        "vocab_size": 50304,
-        "max_positions": 2048,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    }
-    register(name, "gpt_neox", **shared | sizes)
+    shared = {"vocab_size": 50304, "max_positions": 2048, "bos_token_id": 0, "eos_token_id": 0}
+    register(name, "gpt_neox", num_heads=num_heads, num_kv_heads=num_heads, **shared, **sizes)
 
 
 _qwen3("qwen3-0.6b", hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16)

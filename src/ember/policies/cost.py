@@ -12,6 +12,7 @@ error that names the table and the rule.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -59,7 +60,8 @@ class Prices:
     def __init__(self, measured: Measured, point: Point, resamples: int, seed: int):
         self.measured, self.point, self.resamples = measured, point, resamples
         self._rng = np.random.default_rng([seed, point.context, point.generation])
-        self._ratios: dict[tuple, np.ndarray] = {}
+        self._prefix_ratio = cache(self._prefix_ratio)  # a table's ratio is sampled once
+        self._restart_ratio = cache(self._restart_ratio)
         self.phases = dict(zip(PHASES, self._profile(), strict=True))
         self.update = self._update()
 
@@ -109,30 +111,24 @@ class Prices:
         return self._median(rows["ms"].to_numpy(float) / 1000)
 
     def _prefix_ratio(self, prefix: int) -> np.ndarray:
-        key = ("prefix", prefix)
-        if key not in self._ratios:
-            table = self.measured.prefix
-            rows = _rows(table, prompt_tokens=self.point.context, prefix_tokens=prefix)
-            reused = rows[rows["cached"] & (rows["reused_tokens"] >= prefix)]
-            plain = rows[~rows["cached"]].set_index("document")["prefill_ms"]
-            cached = reused.set_index("document")["prefill_ms"]
-            ratios = (cached / plain).dropna().to_numpy(float)
-            if not len(ratios):
-                raise MissingMeasurement(
-                    f"cost at {self.point}: no prefill of {self.point.context} tokens with a "
-                    f"shared prefix of {prefix} in the table prefix_sweep; add them to p1.prefix "
-                    "(prompts, prefix_fractions) and run rule sweep_prefix"
-                )
-            self._ratios[key] = self._median(ratios)
-        return self._ratios[key]
+        table = self.measured.prefix
+        rows = _rows(table, prompt_tokens=self.point.context, prefix_tokens=prefix)
+        reused = rows[rows["cached"] & (rows["reused_tokens"] >= prefix)]
+        plain = rows[~rows["cached"]].set_index("document")["prefill_ms"]
+        cached = reused.set_index("document")["prefill_ms"]
+        ratios = (cached / plain).dropna().to_numpy(float)
+        if not len(ratios):
+            raise MissingMeasurement(
+                f"cost at {self.point}: no prefill of {self.point.context} tokens with a "
+                f"shared prefix of {prefix} in the table prefix_sweep; add them to p1.prefix "
+                "(prompts, prefix_fractions) and run rule sweep_prefix"
+            )
+        return self._median(ratios)
 
     def _restart_ratio(self, action: str, layer: int, token: int, rank: int) -> np.ndarray:
-        key = (action, layer, token, rank)
-        if key not in self._ratios:
-            part, full = self._restart_ms(*key), self._restart_ms("recompute", 0, 0, 0)
-            ratios = (part / full).dropna().to_numpy(float)
-            self._ratios[key] = self._median(ratios)
-        return self._ratios[key]
+        part = self._restart_ms(action, layer, token, rank)
+        full = self._restart_ms("recompute", 0, 0, 0)
+        return self._median((part / full).dropna().to_numpy(float))
 
     def _restart_ms(self, action: str, layer: int, token: int, rank: int):
         table = self.measured.restart

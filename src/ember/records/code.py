@@ -82,6 +82,11 @@ class Library:
         self._remember()
         return digest.hexdigest()[:32]
 
+    def job_hash(self, script: str, step: str | None = None) -> str:
+        """`code_hash` of a script of the workflow, and of the module that a step stands in."""
+        modules = [f"{PACKAGE}.studies.{step.rpartition('.')[0]}"] if step else []
+        return self.code_hash(self.src.parent / "workflow" / "scripts" / script, *modules)
+
     def _module(self, name: str) -> tuple[Path, tuple[str, ...]] | None:
         """File and imports of a module; None for a name that is none."""
         if name not in self._modules:

@@ -62,15 +62,13 @@ def collect(
     started: str,
     seconds: float,
     hardware: Mapping,
-    root: Path | None = None,
 ) -> dict:
     """The provenance of one job, as plain JSON data.
 
     Args: started: ISO 8601; seconds: duration until now; config: the part of the configuration the
-    job used; root: the source tree (default: the one this module stands in). Raises `BadProvenance`
-    for an input that is not there.
+    job used. Raises `BadProvenance` for an input that is not there.
     """
-    root = root or source_root()
+    root = source_root()
     provenance = {
         "rule": rule,
         "inputs": [describe(path) for path in dict.fromkeys(map(str, inputs))],

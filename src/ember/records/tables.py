@@ -101,10 +101,9 @@ def read_rows(path: Path | str, schema: Schema | None = None) -> list[dict]:
     return _read(Path(path), schema)[0].to_pylist()
 
 
-def verify_table(path: Path | str, schema: Schema | None = None) -> dict:
-    """What `read_table` checks, without handing out the rows; the table's header."""
-    _read(Path(path), schema)
-    return table_header(path)
+def verify_table(path: Path | str) -> None:
+    """What `read_table` checks, without handing out the rows."""
+    _read(Path(path), None)
 
 
 def table_schema(path: Path | str) -> Schema:
@@ -169,7 +168,10 @@ def _opened(path: Path) -> pq.ParquetFile:
     if not _MAGIC.startswith(head):
         raise ForeignTable(f"{path} is not a Parquet file\nif ember made it, {again(path)}")
     if size < 3 * len(_MAGIC) or tail != _MAGIC:
-        raise _truncated(path, size)
+        raise TruncatedTable(
+            f"{path} is truncated: it ends after {size} bytes, without a Parquet footer\n"
+            f"{again(path)}"
+        )
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -200,12 +202,6 @@ def _check_schema(path: Path, found: Schema, wanted: Schema | None) -> None:
             f"{path} is not a table of schema {wanted.name!r}: {'; '.join(phrases)}\n"
             f"it was written by other code than reads it: {again(path)}"
         )
-
-
-def _truncated(path: Path, size: int) -> TruncatedTable:
-    return TruncatedTable(
-        f"{path} is truncated: it ends after {size} bytes, without a Parquet footer\n{again(path)}"
-    )
 
 
 def _damaged(path: Path, why: str) -> DamagedTable:
@@ -339,30 +335,19 @@ def _list(kind: str, values: list) -> list:
 
 def _scalar(kind: str, value):
     if kind == "float" and type(value) is int:
-        value = _as_float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError(f"{_excerpt(value)} does not fit a float") from None
     if type(value).__name__ != kind:
         raise ValueError(f"{_excerpt(value)} is {type(value).__name__}, not {kind}")
     if kind == "float" and not math.isfinite(value):
         raise ValueError("it is NaN" if math.isnan(value) else "it is infinite")
     if kind == "int" and not -_INT64 <= value < _INT64:
         raise ValueError(f"{value} does not fit 64 bits")
-    if kind == "str":
-        _check_text(value)
+    if kind == "str" and not value.isascii() and value != value.encode(errors="ignore").decode():
+        raise ValueError(f"{_excerpt(value)} is not valid Unicode text")
     return value
-
-
-def _as_float(value: int) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{_excerpt(value)} does not fit a float") from None
-
-
-def _check_text(value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{_excerpt(value)} is not valid Unicode text") from None
 
 
 def _check_key(path: Path, schema: Schema, table: pa.Table) -> None:

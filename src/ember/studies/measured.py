@@ -1,6 +1,50 @@
-"""What all rows of one measurement share."""
+"""What measurements have in common: the model on its device, the columns of all rows, the turns."""
 
+import logging
+import random
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+
+from ember.measure.device import resolve
+from ember.measure.progress import Progress
+from ember.measure.turns import rounds
+from ember.records.schema import Schema
+
+
+def on_device(model: str | Path, device: str, dtype: str) -> tuple:
+    """The device (resolved), the decoder of a model directory on it, and `measured_on` it."""
+    import torch
+
+    from ember.model.checkpoint import load_decoder
+
+    device = resolve(device)
+    decoder = load_decoder(model, device, getattr(torch, dtype))
+    return device, decoder, measured_on(model, device, dtype)
+
+
+def in_turns(
+    points: Collection, warmup: int, repeats: int, seed: int, name: Callable, log: logging.Logger
+) -> Iterator[tuple]:
+    """Each round's number (below 0: warm-up) with each point, in an order drawn for each round.
+
+    `name(point)` is what the log says when the point is done.
+    """
+    progress = Progress(log, len(points) * (warmup + repeats))
+    for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
+        for point in order:
+            yield turn, point
+            progress.step(name(point) + (" (warm-up)" if turn < 0 else ""))
+
+
+def blank(schema: Schema, **values) -> dict:
+    """A row of the schema: null but for the values given and the status ok."""
+    status = {"status": "ok"} if "status" in schema.names else {}
+    return dict.fromkeys(schema.names) | status | values
+
+
+def in_order(rows: list[dict], schema: Schema) -> list[dict]:
+    """The rows sorted by the schema's key."""
+    return sorted(rows, key=lambda row: tuple(row[name] for name in schema.key))
 
 
 def measured_on(model: str | Path, device: str, dtype: str) -> dict:

@@ -8,6 +8,7 @@ Nothing is changed. What cannot be checked is said, never passed over.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ class _Examination:
         self.asked = scales[-1] if scales else None
         self.default = self.asked or profile_scale(settings.profile)
         self.plans = self._plans()
+        self.planned = _KEPT.union(*self.plans.values())
         self.cases = self._cases()
 
     def _read_provenance(self, path: str) -> dict:
@@ -181,7 +183,11 @@ class _Examination:
         if not plans:
             raise refused[0]
         for scale, plan in plans.items():  # what is not part of `all`, but made if asked for
-            claims = [path for path in self.files if path not in plan and self._claims(path, scale)]
+            claims = [
+                path
+                for path in self.files
+                if path not in plan and self._says_made(path) and self._scale_of(path) == scale
+            ]
             answer = self._plan(scale, claims) if claims else []
             if isinstance(answer, BadPlan):
                 answers = [self._plan(scale, [path]) for path in claims]
@@ -189,11 +195,9 @@ class _Examination:
             plan.update({made: job for job in answer for made in job.outputs})
         return plans
 
-    def _claims(self, path: str, scale: str) -> bool:
-        """Whether a file says that a rule made it there, at this scale."""
-        return (
-            path in (self.provenance(path).get("outputs") or ()) and self._scale_of(path) == scale
-        )
+    def _says_made(self, path: str) -> bool:
+        """Whether a file says that a rule made it there."""
+        return path in (self.provenance(path).get("outputs") or ())
 
     def _plan(
         self, scale: str, targets: Sequence[str] = ("all",), every: bool = True
@@ -259,8 +263,10 @@ class _Examination:
         self._look_at_processes()
         for case in self.cases:
             self._check_products(case)
+        kinds = (BROKEN, FOREIGN)
+        faulty = {p for case in self.cases for kind in kinds for p in case.faults.get(kind, ())}
         for case in list(self.cases):
-            self._check_origin(case)
+            self._check_origin(case, faulty)
         for scale in self.plans:
             self._ask_snakemake(scale)
         self._check_params()
@@ -278,8 +284,7 @@ class _Examination:
 
     def _check_known(self) -> None:
         """A folder called results may be anyone's."""
-        known = _KEPT | {path for plan in self.plans.values() for path in plan}
-        ours = any(path in known or self.provenance(path) for path in self.files)
+        ours = any(path in self.planned or self.provenance(path) for path in self.files)
         if self.files and not ours and not (self.folder / ".snakemake").is_dir():
             raise NotResults(
                 f"{self.found.folder}/results holds {len(self.files)} files and none that this "
@@ -344,8 +349,11 @@ class _Examination:
             return FOREIGN, _other_job(made)
         return BROKEN, _differing(file) or "it is not what its job wrote"
 
-    def _check_origin(self, case: _Case) -> None:
-        """The job's record against the code, the plan and the inputs that there are now."""
+    def _check_origin(self, case: _Case, faulty: set[str]) -> None:
+        """The job's record against the code, the plan and the inputs that there are now.
+
+        faulty: what is not as its job wrote it, which is said already.
+        """
         record, standing = case.record, case.standing
         params = record.get("params") or {}
         if record and record.get("code") != self._code(params.get("script"), params.get("step")):
@@ -354,8 +362,6 @@ class _Examination:
         if record and set(recorded) != set(case.job.inputs):
             only = folded(sorted(set(recorded) ^ set(case.job.inputs)))
             case.add(STALE, standing, f"made from other inputs than the plan's: {only}")
-        faulty = {path for other in self.cases for path in other.faults.get(BROKEN, ())}
-        faulty |= {path for other in self.cases for path in other.faults.get(FOREIGN, ())}
         changed = [
             path
             for path, sha256 in recorded.items()
@@ -373,10 +379,8 @@ class _Examination:
     @cache  # noqa: B019 (one examination a process)
     def _code(self, script: str | None, step: str | None) -> str | None:
         """The code hash of a rule's script and step as they are now; None where there is none."""
-        file = self.root / "workflow" / "scripts" / str(script)
-        modules = [f"ember.studies.{step.rpartition('.')[0]}"] if step else []
         try:
-            return self._library.code_hash(file, *modules) if file.is_file() else None
+            return self._library.job_hash(str(script), step)
         except BadCode:
             return None
 
@@ -486,7 +490,6 @@ class _Examination:
     # What no rule makes
 
     def _check_strangers(self) -> None:
-        planned = _KEPT | {path for plan in self.plans.values() for path in plan}
         jobs = [(scale, job) for scale, plan in self.plans.items() for job in plan.values()]
         states = {
             f"results/{scale}/states/{job.wildcards['model']}.pt": job.outputs[0]
@@ -496,7 +499,7 @@ class _Examination:
         strangers: dict[str, list[str]] = {}
         for path in self.files:
             parents = [parent.as_posix() for parent in Path(path).parents]
-            if planned.intersection([path, *parents]):
+            if self.planned.intersection([path, *parents]):
                 continue
             if path in states:
                 self._check_state(path, states[path])
@@ -509,12 +512,12 @@ class _Examination:
                 self._unchecked(paths, why)
             else:
                 self._find(FOREIGN, paths, why, set_aside(paths))
-        loose = [f for f in self.found.findings if f.scale is None and f.kind != LOCK]
-        gone = [path for f in loose if f.command.startswith("rm ") for path in f.paths]
-        aside = [path for f in loose if f.command.startswith("mkdir ") for path in f.paths]
-        first = [f.command for f in self.found.findings if f.kind == LOCK]
-        first += [remove(gone)] if gone else []
-        self.found.commands[:0] = first + ([set_aside(aside)] if aside else [])
+        loose = [f for f in self.found.findings if f.scale is None]
+        first = [f.command for f in loose if f.kind == LOCK]
+        for verb, make in (("rm ", remove), ("mkdir ", set_aside)):
+            paths = [path for f in loose if f.command.startswith(verb) for path in f.paths]
+            first += [make(paths)] if paths else []
+        self.found.commands[:0] = first
 
     def _is_elsewhere(self, path: str) -> bool:
         """Of a scale that is not examined, about a job, or written by a command of ember."""
@@ -544,7 +547,7 @@ class _Examination:
         made = self.provenance(path)
         if not made:
             return "no rule makes it, and it says nothing of where it comes from"
-        if path in (made.get("outputs") or ()):
+        if self._says_made(path):
             return (
                 f"rule {made.get('rule')} made it, and with this configuration no rule does: give "
                 "the --config and --configfile of its run, or delete it"
@@ -552,16 +555,12 @@ class _Examination:
         return _other_job(made)
 
     def _note(self) -> None:
-        notes, examined = self.found.notes, {c.scale: [] for c in self.cases}
-        for case in self.cases:
-            examined[case.scale] += case.standing
+        notes = self.found.notes
+        stands = [(case.scale, path) for case in self.cases for path in case.standing]
+        count = Counter(scale for scale, _ in stands)
         for scale, plan in self.plans.items():
-            notes.append(
-                f"scale {scale}: {len(examined.get(scale, ()))} of {len(plan)} products stand"
-            )
-        finals = {
-            case.scale for case in self.cases if case.standing and _is_final(case.standing[0])
-        }
+            notes.append(f"scale {scale}: {count[scale]} of {len(plan)} products stand")
+        finals = {scale for scale, path in stands if _is_final(path)}
         for scale in sorted(finals - {self.default}):
             command = self._command(self.default, ["all"])
             notes.append(
@@ -594,14 +593,13 @@ def _differing(folder: Path) -> str:
     if (made := read_sidecar(folder)) is None:
         return f"it has no {SIDECAR}: its job was stopped, or a copy of it was"
     recorded, found = made.get("files") or {}, file_hashes(folder)
-    faults = [f"{name} is missing" for name in sorted(recorded.keys() - found.keys())]
-    faults += [
-        f"{name} is not what its job wrote"
-        for name in sorted(found.keys() & recorded.keys())
-        if found[name] != recorded[name]
-    ]
-    faults += [f"{name} was added to it" for name in sorted(found.keys() - recorded.keys())]
-    return "; ".join(faults)
+    changed = {name for name in found.keys() & recorded.keys() if found[name] != recorded[name]}
+    faults = {
+        "is missing": recorded.keys() - found.keys(),
+        "is not what its job wrote": changed,
+        "was added to it": found.keys() - recorded.keys(),
+    }
+    return "; ".join(f"{name} {what}" for what, names in faults.items() for name in sorted(names))
 
 
 def _walk(results: Path, scales: Sequence[str]) -> list[str]:

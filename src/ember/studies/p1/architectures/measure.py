@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ember.measure.progress import Progress
 from ember.model.architecture import Architecture
+from ember.studies.measured import blank
 from ember.studies.p1.architectures.tables import ARCHITECTURES
 from ember.studies.steps import makes
 
@@ -22,7 +23,6 @@ log = logging.getLogger(__name__)
 
 BATCH = 2
 WINDOW = 11  # tokens that a small model's sliding layers see; prompts are longer
-GREEDY = ("generated_tokens", "tokens_equal")
 DIFFERENCES = ("logits_whole", "logits_pieces", "logits_steps", "keys_values", "hidden")
 
 
@@ -52,22 +52,20 @@ def check_architectures(
         transformers.utils.logging.disable_progress_bar()
     rows, progress = [], Progress(log, len(presets) * draws)
     for preset, arch in small.items():
-        row = {
-            "architecture": preset,
-            "model_type": arch.model_type,
-            "parameters": arch.parameter_count(),
-            "prompt_tokens": tokens,
-            "sliding_window": arch.sliding_window,
-            "draws": draws,
-            "fast_step": unsupported_architecture(arch) is None,
-            "tolerance": tolerance,
-            "transformers": None if transformers is None else transformers.__version__,
-            "weights": "random",
-            "evidence": "measured",
-            "status": "ok",
-            "reason": None,
-            **dict.fromkeys((*DIFFERENCES, *GREEDY, "logit_std", "agrees")),
-        }
+        row = blank(
+            ARCHITECTURES,
+            architecture=preset,
+            model_type=arch.model_type,
+            parameters=arch.parameter_count(),
+            prompt_tokens=tokens,
+            sliding_window=arch.sliding_window,
+            draws=draws,
+            fast_step=unsupported_architecture(arch) is None,
+            tolerance=tolerance,
+            transformers=None if transformers is None else transformers.__version__,
+            weights="random",
+            evidence="measured",
+        )
         if transformers is None:
             rows.append(row | {"status": "skipped", "reason": missing})
             continue
@@ -75,16 +73,12 @@ def check_architectures(
         for draw in range(draws):
             found.append(compare(arch, seed + draw, tokens, new_tokens))
             progress.step(f"{preset}, draw {draw + 1}")
-        worst = {name: max(one[name] for one in found) for name in DIFFERENCES}
-        row |= {
-            "logit_std": sum(one["logit_std"] for one in found) / draws,
-            "generated_tokens": draws * new_tokens,
-            "tokens_equal": sum(one["tokens_equal"] for one in found),
-        }
-        row |= worst
-        row["agrees"] = row["tokens_equal"] == row["generated_tokens"] and all(
-            apart <= tolerance for apart in worst.values()
-        )
+        row |= {name: max(one[name] for one in found) for name in DIFFERENCES}
+        row["logit_std"] = sum(one["logit_std"] for one in found) / draws
+        row["generated_tokens"] = draws * new_tokens
+        row["tokens_equal"] = sum(one["tokens_equal"] for one in found)
+        close = all(row[name] <= tolerance for name in DIFFERENCES)
+        row["agrees"] = close and row["tokens_equal"] == row["generated_tokens"]
         if not row["agrees"]:
             log.warning("%s differs from Transformers' model: %s", preset, row)
         rows.append(row)

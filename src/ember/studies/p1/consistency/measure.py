@@ -3,16 +3,18 @@
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ember.measure.device import device_name, resolve
-from ember.studies.measured import measured_on
+from ember.measure.device import device_name
+from ember.studies.measured import blank, on_device
 from ember.studies.p1.consistency.tables import ROLLOUT_CONSISTENCY
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 CUTS = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "min_p": 0.02}
+FOUND = ("candidates", "tokens", "token_mismatches", "max_logprob_diff", "max_sampled_logprob_diff")
 
 
 @makes(ROLLOUT_CONSISTENCY)
@@ -34,18 +36,14 @@ def check_consistency(
 
     Prompts have different lengths, up to `prompt_tokens`; `rows` decode together.
     """
-    import torch
-
     from ember.backends.sampling import SamplingParams
-    from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
-    device = resolve(device)
+    device, decoder, about = on_device(model, device, dtype)
+    about["device_name"] = device_name(device)
     streams = read_workload(workload)
-    decoder = load_decoder(model, device, getattr(torch, dtype))
     lengths = [max(1, prompt_tokens * (p + 1) // prompts) for p in range(prompts)]
     asked = [streams.prompt(p, length, 0) for p, length in enumerate(lengths)]
-    about = {"device_name": device_name(device), **measured_on(model, device, dtype)}
     peer, missing = _peer(model, decoder)
     exact = device == "cpu" and dtype == "float32"
     found = []
@@ -89,40 +87,31 @@ def _checks(decoder, prompts, params, candidates, rows, tolerance, exact, peer):
     base = run()
     backwards = list(reversed(range(len(prompts))))
 
-    def against(check, other, allowed, meaning):
-        return {"check": check, "meaning": meaning, "tolerance": allowed} | compare(base, other)
+    def check(name, meaning, found, allowed=tolerance):
+        return {"check": name, "meaning": meaning, "tolerance": allowed} | found
 
-    yield against("rerun", run(), 0.0, "the same call by a new engine")
-    yield against(
-        "other company", run(backwards, max_rows=3), tolerance, "prompts in reverse, 3 rows"
-    )
-    yield against("alone", run(n=1, alone=True), tolerance, "each prompt's first candidate alone")
+    other, alone = run(backwards, max_rows=3), run(n=1, alone=True)
+    yield check("rerun", "the same call by a new engine", compare(base, run()), 0.0)
+    yield check("other company", "prompts in reverse, 3 rows", compare(base, other))
+    yield check("alone", "each prompt's first candidate alone", compare(base, alone))
     if exact:
-        base_invariant = run(batch_invariant=True)
-        other = run(backwards, max_rows=3, batch_invariant=True)
-        alone = run(n=1, alone=True, batch_invariant=True)
-        what = {"check": "invariant, other company", "meaning": "batch_invariant, reverse, 3 rows"}
-        yield what | {"tolerance": 0.0} | compare(base_invariant, other)
-        what = {"check": "invariant, alone", "meaning": "batch_invariant, first candidate alone"}
-        yield what | {"tolerance": 0.0} | compare(base_invariant, alone)
+        invariant = run(batch_invariant=True)
+        other = compare(invariant, run(backwards, max_rows=3, batch_invariant=True))
+        alone = compare(invariant, run(n=1, alone=True, batch_invariant=True))
+        yield check("invariant, other company", "batch_invariant, reverse, 3 rows", other, 0.0)
+        yield check("invariant, alone", "batch_invariant, first candidate alone", alone, 0.0)
     budget = 64 * capacity * decoder.arch.kv_bytes_per_token(4)
     cache = RadixCache(budget)
     run(prefill=PrefixPrefill(cache))
     again = run(prefill=PrefixPrefill(cache))
-    yield against("prefix cache", again, tolerance, "prompts found in the prefix cache")
-    yield {
-        "check": "teacher-forced",
-        "meaning": "one forward of the decoder over prompt and completion",
-        "tolerance": tolerance,
-    } | forced(base, prompts, params, lambda tokens: decoder.logits(decoder(tokens)), device)
+    yield check("prefix cache", "prompts found in the prefix cache", compare(base, again))
+    ours = forced(base, prompts, params, lambda tokens: decoder.logits(decoder(tokens)), device)
+    yield check("teacher-forced", "one forward of the decoder over prompt and completion", ours)
     if peer is not None:
-        yield {
-            "check": "transformers",
-            "meaning": "one forward of Transformers' model, and its logits processors",
-            "tolerance": tolerance,
-        } | forced(
-            base, prompts, params, lambda tokens: peer(tokens).logits, device, processors(params)
-        )
+        process = processors(params)
+        found = forced(base, prompts, params, lambda ids: peer(ids).logits, device, process)
+        meaning = "one forward of Transformers' model, and its logits processors"
+        yield check("transformers", meaning, found)
 
 
 def compare(base: Sequence, others: Sequence) -> dict:
@@ -139,13 +128,7 @@ def compare(base: Sequence, others: Sequence) -> dict:
             upto = same.index(False) if False in same else len(same)
             raw = max(raw, _largest(one.raw_logprobs, two.raw_logprobs, upto))
             sampled = max(sampled, _largest(one.logprobs, two.logprobs, upto))
-    return {
-        "candidates": count,
-        "tokens": tokens,
-        "token_mismatches": mismatches,
-        "max_logprob_diff": raw,
-        "max_sampled_logprob_diff": sampled,
-    }
+    return dict(zip(FOUND, (count, tokens, mismatches, raw, sampled), strict=True))
 
 
 def _largest(ones: Sequence[float], others: Sequence[float], upto: int) -> float:
@@ -183,58 +166,30 @@ def forced(base, prompts, params, logits_of, device, process=None) -> dict:
             kept = [pair for pair in zip(found, one.logprobs, strict=True) if pair[0] > -math.inf]
             mismatches += len(found) - len(kept)
             sampled_worst = max([sampled_worst, *(abs(a - b) for a, b in kept)])
-    return {
-        "candidates": count,
-        "tokens": tokens,
-        "token_mismatches": mismatches,
-        "max_logprob_diff": raw_worst,
-        "max_sampled_logprob_diff": None if params.greedy else sampled_worst,
-    }
+    sampled = None if params.greedy else sampled_worst
+    return dict(zip(FOUND, (count, tokens, mismatches, raw_worst, sampled), strict=True))
 
 
 def processors(params):
     """Transformers' logits processors of the same parameters, as one function of logits (T, V)."""
-    from transformers import (
-        MinPLogitsWarper,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+    import transformers
 
-    steps = []
+    steps = transformers.LogitsProcessorList()
     if not params.greedy and params.temperature != 1:
-        steps.append(TemperatureLogitsWarper(params.temperature))
+        steps.append(transformers.TemperatureLogitsWarper(params.temperature))
     if params.top_k:
-        steps.append(TopKLogitsWarper(params.top_k))
+        steps.append(transformers.TopKLogitsWarper(params.top_k))
     if params.top_p < 1:
-        steps.append(TopPLogitsWarper(params.top_p))
+        steps.append(transformers.TopPLogitsWarper(params.top_p))
     if params.min_p > 0:
-        steps.append(MinPLogitsWarper(params.min_p))
-
-    def process(logits):
-        for step in steps:
-            logits = step(None, logits)
-        return logits
-
-    return process
+        steps.append(transformers.MinPLogitsWarper(params.min_p))
+    return partial(steps, None)
 
 
-def _row(sampling: str, fields: dict, about: dict, *, check: str, meaning: str, **values) -> dict:
-    row = {
-        "check": check,
-        "sampling": ", ".join(f"{k} {v:g}" for k, v in fields.items()) or sampling,
-        "candidates": 0,
-        "tokens": 0,
-        "token_mismatches": None,
-        "max_logprob_diff": None,
-        "max_sampled_logprob_diff": None,
-        "holds": None,
-        "meaning": meaning,
-        "status": "ok",
-        "reason": None,
-        **about,
-        **values,
-    }
+def _row(sampling: str, fields: dict, about: dict, **values) -> dict:
+    sampling = ", ".join(f"{k} {v:g}" for k, v in fields.items()) or sampling
+    values = {"candidates": 0, "tokens": 0, "sampling": sampling} | values
+    row = blank(ROLLOUT_CONSISTENCY, **about, **values)
     if row["status"] == "ok":
         differences = [row["max_logprob_diff"], row["max_sampled_logprob_diff"] or 0.0]
         row["holds"] = not row["token_mismatches"] and max(differences) <= row["tolerance"]

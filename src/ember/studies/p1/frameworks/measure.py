@@ -23,8 +23,9 @@ from ember.measure.turns import rounds
 from ember.peers.client import Peer, PeerFailed, PeerMissing
 from ember.records.errors import EmberError
 from ember.records.provenance import source_root
-from ember.studies.measured import measured_on
+from ember.studies.measured import blank, measured_on
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
+from ember.studies.p1.gates.gguf import exported
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def compare_frameworks(
         arch, about = _about(point, model, device, dtype)
         reason = _why_not(point, arch, peers, about, threads, timeout_s)
         if reason:
-            rows += [_row(about, name) | _status("skipped", reason) for name in chosen]
+            rows += [_row(about, name, "skipped", reason) for name in chosen]
             continue
         with _ground(point, model, workload, gguf, repeats + warmup, seed) as ground:
             found = _run_point(ground, about, chosen, repeats, warmup, timeout_s, threads, seed)
@@ -87,7 +88,7 @@ def why_not_installed(framework: Mapping, *, threads: int, timeout_s: float) -> 
         with Peer(framework["adapter"], _python(framework), setup, timeout_s=timeout_s) as peer:
             peer.probe()
     except PeerMissing as error:
-        return _cause(error)
+        return str(error).splitlines()[0]
     except PeerFailed:
         return None
     return None
@@ -99,8 +100,9 @@ def _python(framework: Mapping) -> Path | None:
     return None if given is None else source_root() / given
 
 
-def _cause(error: EmberError) -> str:
-    return str(error).splitlines()[0]
+def _not_run(about: dict, framework: str, error: EmberError) -> dict:
+    status = "skipped" if isinstance(error, PeerMissing) else "failed"
+    return _row(about, framework, status, str(error).splitlines()[0])
 
 
 def _about(point: Mapping, model, device: str, dtype: str):
@@ -123,8 +125,6 @@ def _about(point: Mapping, model, device: str, dtype: str):
         "generated_tokens": point["new_tokens"],
         "batch": 1,
         "step_bytes": sum(step_bytes(arch, getattr(torch, dtype).itemsize, tokens)),
-        "read_gb_s": None,
-        "limit_tokens_per_s": None,
         **about,
         "evidence": "measured",
     }
@@ -136,9 +136,8 @@ def _read_bandwidth(device: str) -> float:
 
     from ember.measure.roofline import matvec_bandwidth_gb_s, read_bandwidth_gb_s
 
-    found = max(
-        measure(device, repeats=5) for measure in (read_bandwidth_gb_s, matvec_bandwidth_gb_s)
-    )
+    ways = (read_bandwidth_gb_s, matvec_bandwidth_gb_s)
+    found = max(measure(device, repeats=5) for measure in ways)
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return found
@@ -179,12 +178,9 @@ def _ground(point: Mapping, model, workload, gguf, rounds: int, seed: int) -> It
 
     length = point["prompt_tokens"]
     if not point.get("preset"):
-        file, skipped = Path(gguf) / "model.gguf", Path(gguf) / "SKIPPED"
-        reason = skipped.read_text().strip() if skipped.is_file() else f"{file} is not there"
-        streams, found = read_workload(workload), file if file.is_file() else None
-        yield Ground(
-            Path(model), found, None if found else reason, _prompts(streams, length, rounds, seed)
-        )
+        file, reason = exported(gguf)
+        prompts = _prompts(read_workload(workload), length, rounds, seed)
+        yield Ground(Path(model), file, reason, prompts)
         return
     with tempfile.TemporaryDirectory(prefix="ember-frameworks-") as name:
         folder = materialise(point["preset"], Path(name), seed)
@@ -203,9 +199,8 @@ def materialise(preset: str, folder: Path, seed: int) -> Path:
     from ember.model.gguf import export_gguf
 
     log.info("writing %s with random weights to %s", preset, folder)
-    made = save_decoder(
-        random_decoder(Architecture.make(preset), seed), folder / preset, weights="random"
-    )
+    decoder = random_decoder(Architecture.make(preset), seed)
+    made = save_decoder(decoder, folder / preset, weights="random")
     export_gguf(made, None, folder / "model.gguf")
     return made
 
@@ -252,25 +247,21 @@ def _run_point(
         for name, framework in chosen.items():
             log.info("%s: starting %s", about["point"], name)
             try:
-                running[name], facts[name] = _start(
-                    stack, framework, setup, ground, digest, timeout_s
-                )
-            except PeerMissing as error:
-                rows.append(_row(about, name) | _status("skipped", _cause(error)))
-            except PeerFailed as error:
-                rows.append(_row(about, name) | _status("failed", _cause(error)))
+                found = _start(stack, framework, setup, ground, digest, timeout_s)
+                running[name], facts[name] = found
+            except (PeerMissing, PeerFailed) as error:
+                rows.append(_not_run(about, name, error))
         progress = Progress(log, len(running) * (warmup + repeats))
         for turn, order in rounds(running, range(-warmup, repeats)):
             timed = {}
             for name in order:
                 try:
-                    timed[name] = running[name].generate(
-                        ground.prompts[turn + warmup], about["generated_tokens"]
-                    )
+                    prompt = ground.prompts[turn + warmup]
+                    timed[name] = running[name].generate(prompt, about["generated_tokens"])
                 except PeerFailed as error:
                     running.pop(name).close()
-                    failed = _status("failed", _cause(error)) | {"repeat": max(turn, 0)}
-                    rows.append(_row(about, name) | facts[name] | failed)
+                    failed = _not_run(about, name, error) | {"repeat": max(turn, 0)}
+                    rows.append(failed | facts[name])
                 else:
                     if facts[name]["first_run_s"] is None:
                         facts[name]["first_run_s"] = timed[name]["total_s"] if warmup else None
@@ -333,10 +324,6 @@ def _round(about: dict, facts: dict, timed: dict[str, dict], turn: int) -> list[
     return rows
 
 
-def _row(about: dict, framework: str) -> dict:
-    row = dict.fromkeys(FRAMEWORK_RUNS.names) | about
-    return row | {"framework": framework, "repeat": 0} | _status("ok", None)
-
-
-def _status(status: str, reason: str | None) -> dict:
-    return {"status": status, "reason": reason}
+def _row(about: dict, framework: str, status: str = "ok", reason: str | None = None) -> dict:
+    outcome = {"status": status, "reason": reason}
+    return blank(FRAMEWORK_RUNS, **about, framework=framework, repeat=0, **outcome)

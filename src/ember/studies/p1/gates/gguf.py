@@ -11,6 +11,14 @@ from ember.studies.steps import makes
 log = logging.getLogger(__name__)
 
 
+def exported(gguf: str | Path) -> tuple[Path | None, str | None]:
+    """The file that the gate left in its directory, or None and why there is none."""
+    file, skipped = Path(gguf) / "model.gguf", Path(gguf) / "SKIPPED"
+    if file.is_file():
+        return file, None
+    return None, skipped.read_text().strip() if skipped.is_file() else f"{file} is not there"
+
+
 @makes(GATES)
 def check_gguf_export(model: Path, gguf: Path) -> list[dict]:
     """Export `model` to `gguf`/model.gguf, compare every tensor, and return the gate's row.

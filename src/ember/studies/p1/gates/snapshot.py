@@ -19,19 +19,9 @@ def check_snapshot(model: Path, *, name: str) -> tuple[list[dict], list[dict]]:
     digest = hashlib.sha256("".join(f"{f['file']}{f['sha256']}" for f in files).encode())
     revision = found.get("revision") or digest.hexdigest()
     weights = weights_kind(Path(model))
-    rows = [
-        {
-            "model": name,
-            "file": file["file"],
-            "bytes": file["bytes"],
-            "sha256": file["sha256"],
-            "parameters": found["parameters"],
-            "revision": revision,
-            "weights": weights,
-            "evidence": "measured",
-        }
-        for file in files
-    ]
+    about = {"model": name, "revision": revision, "weights": weights, "evidence": "measured"}
+    about["parameters"] = found["parameters"]
+    rows = [about | {key: file[key] for key in ("file", "bytes", "sha256")} for file in files]
     detail = (
         f"{name}: {found['architecture']}, {found['parameters']:,} parameters, {weights} weights, "
         f"{len(files)} files, revision {revision[:16]}"

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
+from ember.measure.turns import rounds
 from ember.records.errors import EmberError
-from ember.studies.measured import measured_on
+from ember.studies.measured import blank, in_order, measured_on
+from ember.studies.p1.gates.gguf import exported
 from ember.studies.p1.loading import process as load_once
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING_RUNS
 from ember.studies.steps import makes
@@ -69,32 +71,26 @@ def time_loading(
     `gguf` is the directory that the GGUF gate left.
     """
     device = resolve(device)
-    file, skipped = Path(gguf) / "model.gguf", Path(gguf) / "SKIPPED"
+    file, reason = exported(gguf)
     with stored(model, device, dtype) as (folder, files):
         shared = {"model": str(folder), "device": device, "dtype": dtype}
-        requests = {
-            "read": shared | {"files": files},
-            "ember": shared | {"files": files},
-            "transformers": shared | {"files": files},
-            "gguf": shared | {"files": [str(file)], "gguf": str(file)},
-        }
+        loaders = ("read", "ember", "transformers")
+        requests = {name: shared | {"files": files} for name in loaders}
+        if file:
+            requests["gguf"] = shared | {"files": [str(file)], "gguf": str(file)}
         about = measured_on(model, device, dtype)
         rows = []
-        if not file.is_file():
-            reason = skipped.read_text().strip() if skipped.is_file() else f"{file} is not there"
-            del requests["gguf"]
-            for cache in ("cold", "warm"):
-                rows.append(_row("gguf", cache, 0, about, status="skipped", reason=reason))
-        order = list(requests)
-        progress = Progress(log, 2 * repeats * len(order))
-        for repeat in range(repeats):
-            first = (seed + repeat) % len(order)
-            for name in order[first:] + order[:first]:
+        if reason:
+            skipped = {"status": "skipped", "reason": reason}
+            rows += [_row("gguf", cache, 0, about, **skipped) for cache in ("cold", "warm")]
+        progress = Progress(log, 2 * repeats * len(requests))
+        for turn, order in rounds(requests, range(seed, seed + repeats)):
+            for name in order:
                 for cache in ("cold", "warm"):
                     found = _in_process(requests[name] | {"loader": name, "cold": cache == "cold"})
-                    rows.append(_timed(name, cache, repeat, about, found))
+                    rows.append(_timed(name, cache, turn - seed, about, found))
                     progress.step(f"{name}, {cache}")
-    return sorted(rows, key=lambda row: (row["loader"], row["cache"], row["repeat"]))
+    return in_order(rows, LOADING_RUNS)
 
 
 def time_first_token(
@@ -166,13 +162,10 @@ def _timed(loader: str, cache: str, repeat: int, about: dict, found: dict) -> di
     if cache == "cold" and share is not None and share > STAYED:
         stayed = f"{share:.0%} of the files stayed in the page cache"
         return row | {"status": "skipped", "reason": stayed}
-    return row | {
-        "load_s": found["load_s"],
-        "mb_per_s": found["bytes"] / found["load_s"] / 1e6,
-    }
+    speed = found["bytes"] / found["load_s"] / 1e6
+    return row | {"load_s": found["load_s"], "mb_per_s": speed}
 
 
 def _row(loader: str, cache: str, repeat: int, about: dict, **values) -> dict:
-    row = dict.fromkeys(LOADING_RUNS.names) | about
-    row |= {"loader": loader, "cache": cache, "repeat": repeat, "status": "ok", "verified": False}
-    return row | values
+    about = about | {"loader": loader, "cache": cache, "repeat": repeat, "verified": False}
+    return blank(LOADING_RUNS, **about | values)

@@ -83,12 +83,8 @@ def train_adapter(decoder, streams, settings: Mapping, seed: int):
         optimizer.step()
         losses.append(loss.item())
     tenth = max(1, len(losses) // 10)
-    log.info(
-        "trained an adapter for %d steps: loss %.3f at first, %.3f at last",
-        len(losses),
-        sum(losses[:tenth]) / tenth,
-        sum(losses[-tenth:]) / tenth,
-    )
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    log.info("%d steps of an adapter: loss %.3f at first, %.3f at last", len(losses), first, last)
     found = branches.adapter("trained")
     branches.detach("trained")
     return found

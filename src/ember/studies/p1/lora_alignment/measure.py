@@ -4,6 +4,7 @@
 The truth that half-precision errors are taken against is PEFT's float32 forward.
 """
 
+import itertools
 import logging
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ember.measure.device import resolve
-from ember.studies.measured import measured_on
+from ember.studies.measured import blank, measured_on
 from ember.studies.p1.lora_alignment.tables import (
     LORA_BLOCKS,
     LORA_CASES,
@@ -24,9 +25,8 @@ from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
-TARGETS = {name: (name,) for name in ("q_proj", "k_proj", "v_proj", "o_proj")} | {
-    "all": ("q_proj", "k_proj", "v_proj", "o_proj")
-}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = {name: (name,) for name in PROJECTIONS} | {"all": PROJECTIONS}
 
 
 @dataclass
@@ -117,6 +117,7 @@ class Pair:
             if "lora_" not in name:
                 parameter.data = parameter.data.to(dtype)
         self.layers = self.peer.base_model.model.model.layers
+        self.depth = len(self.layers)
 
     def use(self, kind: str, target: str) -> None:
         """Makes PEFT's forward that of an adapter."""
@@ -136,19 +137,23 @@ class Pair:
     @contextmanager
     def merged_by_hand(self, adapter):
         """Transformers' weights are W + s·B·A, summed in float32 and rounded."""
-        kept = {}
+        import torch
+
+        kept = []
         for (layer, name), part in adapter.items():
             weight = getattr(self.layers[layer].self_attn, name).base_layer.weight
-            kept[layer, name] = weight.data
-            import torch
-
+            kept.append((weight, weight.data))
             change = part.delta(torch.float32).to(weight.device)
             weight.data = (weight.data.float() + change).to(self.dtype)
         try:
             yield
         finally:
-            for (layer, name), data in kept.items():
-                getattr(self.layers[layer].self_attn, name).base_layer.weight.data = data
+            for weight, data in kept:
+                weight.data = data
+
+    def chosen(self, fractions) -> list[int]:
+        """Layers at these fractions of the depth."""
+        return sorted({round(fraction * (self.depth - 1)) for fraction in fractions})
 
 
 def _with_adapters(peer, kinds, arch):
@@ -161,26 +166,24 @@ def _with_adapters(peer, kinds, arch):
 
     wrapped = None
     with tempfile.TemporaryDirectory() as folder:
-        for kind, adapter in kinds.items():
-            for target, names in TARGETS.items():
-                name = f"{kind}-{target}"
-                path = str(Path(folder) / name)
-                save_adapter(adapter.only(projections=names), path, arch=arch)
-                if wrapped is None:
-                    wrapped = PeftModel.from_pretrained(peer, path, adapter_name=name)
-                else:
-                    wrapped.load_adapter(path, adapter_name=name)
+        for kind, target in itertools.product(kinds, TARGETS):
+            name = f"{kind}-{target}"
+            path = str(Path(folder) / name)
+            save_adapter(kinds[kind].only(projections=TARGETS[target]), path, arch=arch)
+            if wrapped is None:
+                wrapped = PeftModel.from_pretrained(peer, path, adapter_name=name)
+            else:
+                wrapped.load_adapter(path, adapter_name=name)
     return wrapped.eval()
 
 
 def _truth(peer, kinds, tokens) -> dict:
     """PEFT's float32 logits by adapter and target."""
     found = {}
-    for kind in kinds:
-        for target in TARGETS:
-            peer.set_adapter(f"{kind}-{target}")
-            # On the host: at the vocabulary of a real model they are gigabytes.
-            found[kind, target] = peer(tokens).logits.float().cpu()
+    for kind, target in itertools.product(kinds, TARGETS):
+        peer.set_adapter(f"{kind}-{target}")
+        # On the host: at the vocabulary of a real model they are gigabytes.
+        found[kind, target] = peer(tokens).logits.float().cpu()
     return found
 
 
@@ -198,23 +201,21 @@ def _cases(pair: Pair, kind: str, target: str, adapter, tokens, truth, bases) ->
     pair.merger.swap(None)
     if target == "all":
         ours["two_stage"] = _two_stages(pair, part, tokens)
-    rows = []
-    for path, mine in ours.items():
-        for reference, other in theirs.items():
-            rows.append(
-                {
-                    "path": path,
-                    "reference": reference,
-                    "prompts": tokens.shape[0],
-                    "tokens": tokens.shape[1],
-                    **_differences(our_base, mine, their_base, other),
-                    "errors": _rms(mine - exact),
-                    "reference_errors": _rms(other - exact),
-                    "error_max": _max(mine - exact),
-                    "reference_error_max": _max(other - exact),
-                }
-            )
-    return rows
+    return [
+        {
+            "path": path,
+            "reference": reference,
+            "prompts": tokens.shape[0],
+            "tokens": tokens.shape[1],
+            **_differences(our_base, mine, their_base, other),
+            "errors": _rms(mine - exact),
+            "reference_errors": _rms(other - exact),
+            "error_max": _max(mine - exact),
+            "reference_error_max": _max(other - exact),
+        }
+        for path, mine in ours.items()
+        for reference, other in theirs.items()
+    ]
 
 
 def _branched(pair: Pair, adapter, tokens):
@@ -232,17 +233,12 @@ def _two_stages(pair: Pair, adapter, tokens):
 
     from ember.lora.merge import Merger
 
-    layers = pair.decoder.arch.num_layers
-    split = layers // 2
-    hidden = None
-    for span in (range(split), range(split, layers)):
+    given = {"tokens": tokens}
+    for span in (range(pair.depth // 2), range(pair.depth // 2, pair.depth)):
         stage = copy.deepcopy(pair.decoder)
         Merger(stage).swap(adapter.only(layers=span))
-        if hidden is None:
-            hidden = stage(tokens, layers=span)
-        else:
-            hidden = stage(hidden=hidden, layers=span)
-    return stage.logits(hidden).float()
+        given = {"hidden": stage(**given, layers=span)}
+    return stage.logits(given["hidden"]).float()
 
 
 def _weights(pair: Pair, adapter, settings: Mapping) -> list[dict]:
@@ -250,8 +246,7 @@ def _weights(pair: Pair, adapter, settings: Mapping) -> list[dict]:
     from ember.lora.adapter import linears
     from ember.lora.merge import Merger
 
-    depth = pair.decoder.arch.num_layers
-    chosen = sorted({round(f * (depth - 1)) for f in settings["layer_fractions"]})
+    depth, chosen = pair.depth, pair.chosen(settings["layer_fractions"])
     spans = {"whole": range(depth), "0": range(depth // 2), "1": range(depth // 2, depth)}
     there, rows = linears(pair.decoder), []
     for stage, span in spans.items():
@@ -287,55 +282,44 @@ def _weight_row(before, after, part) -> dict:
 
 def _profile(pair, kind, adapter, tokens, settings, labels, tables: Tables) -> None:
     """Layers, blocks, operators and freezes of one adapter merged into all projections."""
-    depth = pair.decoder.arch.num_layers
+    depth = pair.depth
     pair.use(kind, "all")
     their_base, our_base = _watch_theirs(pair, tokens, False), _watch_ours(pair, tokens)
     theirs = _watch_theirs(pair, tokens, True)
     pair.merger.swap(adapter)
     ours = _watch_ours(pair, tokens)
+    tables.spot += [labels | row for row in _spot(pair, ours, theirs, settings)]
     labels = labels | {"num_layers": depth}
-    for layer in range(depth):
-        for block in sorted({name for _, name in theirs}):
-            at = (layer, block)
-            found = _differences(our_base[at], ours[at], their_base[at], theirs[at])
-            if block == "layer_output":
-                tables.layers.append(labels | {"layer": layer} | found)
-            parts = dict.fromkeys(
-                ("delta_input_max", "delta_attn_max", "delta_residual_max", "delta_gap")
-            )
-            if block == "attn_residual":
-                parts = _decomposition(our_base, ours, their_base, theirs, layer)
-            tables.blocks.append(labels | {"layer": layer, "block": block} | found | parts)
-    tables.spot += _spot(pair, ours, theirs, settings, labels)
+    for layer, block in sorted(theirs):
+        at = (layer, block)
+        found = _differences(our_base[at], ours[at], their_base[at], theirs[at])
+        if block == "layer_output":
+            tables.layers.append(labels | {"layer": layer} | found)
+        if block == "attn_residual":
+            found |= _decomposition(our_base, ours, their_base, theirs, layer)
+        row = labels | {"layer": layer, "block": block} | found
+        tables.blocks.append(blank(LORA_BLOCKS, **row))
     pair.merger.swap(None)
     freezes = [0] + [round(f * depth) for f in settings["freeze_fractions"]]
     for freeze in dict.fromkeys(n for n in freezes if n < depth):
-        tables.freeze += _freeze(
-            pair, adapter, freeze, tokens, our_base, their_base, settings, labels
-        )
+        found = _freeze(pair, adapter, freeze, tokens, our_base, their_base, settings)
+        tables.freeze += [labels | row for row in found]
 
 
-def _freeze(pair, adapter, freeze, tokens, our_base, their_base, settings, labels) -> list[dict]:
+def _freeze(pair, adapter, freeze, tokens, our_base, their_base, settings) -> list[dict]:
     """The adapter in the layers from `freeze` up: what is below must not move at all."""
-    part = adapter.only(layers=range(freeze, pair.decoder.arch.num_layers))
+    part = adapter.only(layers=range(freeze, pair.depth))
     pair.merger.swap(part)
     ours = _watch_ours(pair, tokens)
     pair.merger.swap(None)
     with pair.merged_by_hand(part):
         theirs = _watch_theirs(pair, tokens, False)
-    depth = pair.decoder.arch.num_layers
-    found = []
-    for layer in range(depth):
-        at = (layer, "layer_output")
-        found.append(_differences(our_base[at], ours[at], their_base[at], theirs[at]))
-    below = [
-        _max(ours[layer, "layer_output"] - our_base[layer, "layer_output"])
-        for layer in range(freeze)
-    ]
+    outputs = [(layer, "layer_output") for layer in range(pair.depth)]
+    found = [_differences(our_base[at], ours[at], their_base[at], theirs[at]) for at in outputs]
+    below = [_max(ours[at] - our_base[at]) for at in outputs[:freeze]]
     deltas = [row["delta_max_abs_diff"] for row in found]
     return [
-        labels
-        | {
+        {
             "freeze": freeze,
             "threshold": threshold,
             "first_layer": next((i for i, d in enumerate(deltas) if d > threshold), None),
@@ -363,9 +347,9 @@ def _decomposition(our_base, ours, their_base, theirs, layer: int) -> dict:
     }
 
 
-def _spot(pair, ours, theirs, settings, labels) -> list[dict]:
-    depth, rows = pair.decoder.arch.num_layers, []
-    for layer in sorted({round(f * (depth - 1)) for f in settings["layer_fractions"]}):
+def _spot(pair, ours, theirs, settings) -> list[dict]:
+    rows = []
+    for layer in pair.chosen(settings["layer_fractions"]):
         mine, other = pair.decoder.layers[layer], pair.layers[layer]
         places = {
             "norm": (mine.post_attention_layernorm, other.post_attention_layernorm),
@@ -380,8 +364,7 @@ def _spot(pair, ours, theirs, settings, labels) -> list[dict]:
             same_diff = _max(our_call(reference.to(pair.dtype)).float() - wanted)
             enters = "operator" if same_diff >= 0.5 * own_diff else "input"
             rows.append(
-                {key: value for key, value in labels.items() if key != "num_layers"}
-                | {
+                {
                     "layer": layer,
                     "operator": operator,
                     "input_max_abs_diff": _max(own - reference),
@@ -406,7 +389,7 @@ def _watch_ours(pair: Pair, tokens) -> dict:
             seen[layer, names.get(name, name)] = tensor.float()
 
     last = pair.decoder(tokens, tap=tap)
-    seen[pair.decoder.arch.num_layers - 1, "layer_output"] = last.float()
+    seen[pair.depth - 1, "layer_output"] = last.float()
     return seen
 
 
@@ -414,24 +397,24 @@ def _watch_theirs(pair: Pair, tokens, with_adapter: bool) -> dict:
     """The same of Transformers' model, by hooks."""
     seen, hooks = {}, []
 
-    def first(value):
-        return value[0] if isinstance(value, tuple) else value
+    def keep(layer: int, name: str):
+        """A hook for a module's output, or before it for its input."""
 
-    def after(layer: int, name: str):
-        return lambda module, given, out: seen.__setitem__((layer, name), first(out).float())
+        def hook(module, given, out=None) -> None:
+            value = given if out is None else out
+            seen[layer, name] = (value[0] if isinstance(value, tuple) else value).float()
 
-    def before(layer: int, name: str):
-        return lambda module, given: seen.__setitem__((layer, name), given[0].float())
+        return hook
 
     for index, layer in enumerate(pair.layers):
         norm = layer.post_attention_layernorm
         hooks += [
-            layer.register_forward_pre_hook(before(index, "layer_input")),
-            layer.self_attn.register_forward_hook(after(index, "attn_out")),
-            norm.register_forward_pre_hook(before(index, "attn_residual")),
-            norm.register_forward_hook(after(index, "post_attn_norm")),
-            layer.mlp.register_forward_hook(after(index, "mlp_out")),
-            layer.register_forward_hook(after(index, "layer_output")),
+            layer.register_forward_pre_hook(keep(index, "layer_input")),
+            layer.self_attn.register_forward_hook(keep(index, "attn_out")),
+            norm.register_forward_pre_hook(keep(index, "attn_residual")),
+            norm.register_forward_hook(keep(index, "post_attn_norm")),
+            layer.mlp.register_forward_hook(keep(index, "mlp_out")),
+            layer.register_forward_hook(keep(index, "layer_output")),
         ]
     try:
         pair.reference(tokens, with_adapter)

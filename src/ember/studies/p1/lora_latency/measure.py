@@ -7,17 +7,19 @@ runs from the call until the device is done, so what the host needs is in it.
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ember.measure.clock import timed
 from ember.measure.cost import read_ms, switch_bytes
-from ember.measure.device import resolve, synchronize
-from ember.studies.measured import measured_on
+from ember.measure.device import synchronize
+from ember.studies.measured import on_device
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
+
+ROUND = ("apply", "replace", "reload", "rollback")  # from the base to the base
 
 
 @makes(LORA_LATENCY, LORA_EXACT)
@@ -29,34 +31,25 @@ def time_adapters(
     `settings`: rank, alpha, b_std, warmup, repeats, keeps (what copies of the base to compare) and
     swaps. Without PEFT its rows are skipped with the reason.
     """
-    import torch
-
     from ember.lora.adapter import ATTENTION, draw_adapter, linears
+    from ember.lora.peft import save_adapter
     from ember.measure.roofline import copy_bandwidth_gb_s
-    from ember.model.checkpoint import load_decoder
 
-    device = resolve(device)
     # First, so that the cold switch finds a process that has done nothing else.
-    decoder = load_decoder(model, device, getattr(torch, dtype))
-    adapters = [
-        draw_adapter(
-            decoder,
-            rank=settings["rank"],
-            alpha=settings["alpha"],
-            seed=seed + n,
-            b_std=settings["b_std"],
-        )
-        for n in range(2)
-    ]
+    device, decoder, about = on_device(model, device, dtype)
+    drawn = {name: settings[name] for name in ("rank", "alpha", "b_std")}
+    adapters = [draw_adapter(decoder, **drawn, seed=seed + n) for n in range(2)]
     adapted = [m.weight for (_, name), m in linears(decoder).items() if name in ATTENTION]
     size = {
         "matrices": len(adapted),
         "rank": settings["rank"],
         "bytes": switch_bytes(sum(weight.nbytes for weight in adapted)),
     }
-    about = measured_on(model, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        folders = _save(adapters, Path(folder), decoder.arch)
+        folders = [
+            save_adapter(adapter, Path(folder) / str(number), arch=decoder.arch)
+            for number, adapter in enumerate(adapters)
+        ]
         rows, exact = [], []
         for keep in settings["keeps"]:
             bench = Ember(decoder, adapters, folders, keep)
@@ -124,6 +117,7 @@ class Peft:
     def __init__(self, model, decoder, adapters: Sequence, folders: Sequence[Path]):
         from peft import PeftModel
 
+        from ember.lora.adapter import ATTENTION
         from ember.model.reference import load_peer
 
         peer = load_peer(model, decoder)
@@ -131,8 +125,8 @@ class Peft:
         self.model.load_adapter(str(folders[1]), adapter_name="second")
         self.folders, self._next = folders, 0
         layers = self.model.base_model.model.model.layers
-        names = ("q_proj", "k_proj", "v_proj", "o_proj")
-        self.weights = [getattr(x.self_attn, n).base_layer.weight for x in layers for n in names]
+        attention = [getattr(layer.self_attn, name) for layer in layers for name in ATTENTION]
+        self.weights = [linear.base_layer.weight for linear in attention]
 
     def apply(self) -> None:
         self.model.merge_adapter()
@@ -169,24 +163,14 @@ def _measure(bench, settings: Mapping, device: str) -> list[dict]:
 
     labels = {"implementation": bench.name, "keep": bench.keep, "status": "ok", "reason": None}
     rows = []
+    steady = range(-settings["warmup"], settings["repeats"])
     with torch.no_grad():
-        for operation, call in _round(bench):
-            ms, _ = timed(call, device)
-            rows.append(labels | {"operation": operation, "phase": "cold", "repeat": 0, "ms": ms})
-        for turn in range(-settings["warmup"], settings["repeats"]):
-            for operation, call in _round(bench):
-                ms, _ = timed(call, device)
-                row = {"operation": operation, "phase": "steady", "repeat": turn, "ms": ms}
+        for phase, turn in [("cold", 0), *(("steady", turn) for turn in steady)]:
+            for operation in ROUND:
+                ms, _ = timed(getattr(bench, operation), device)
+                row = {"operation": operation, "phase": phase, "repeat": turn, "ms": ms}
                 rows += [labels | row] if turn >= 0 else []
     return rows
-
-
-def _round(bench) -> Iterator[tuple[str, Callable[[], None]]]:
-    """From the base to the base, through every operation."""
-    yield "apply", bench.apply
-    yield "replace", bench.replace
-    yield "reload", bench.reload
-    yield "rollback", bench.rollback
 
 
 def _exactness(bench, weights: Sequence, swaps: int, device: str) -> dict:
@@ -201,26 +185,15 @@ def _exactness(bench, weights: Sequence, swaps: int, device: str) -> dict:
             bench.replace()
         bench.rollback()
         synchronize(device)
-        exact = all(
-            torch.equal(weight.view(torch.uint8), was.view(torch.uint8))
-            for weight, was in zip(weights, before, strict=True)
-        )
-        largest = max(
-            float((weight.float() - was.float()).abs().max())
-            for weight, was in zip(weights, before, strict=True)
-        )
+        pairs = list(zip(weights, before, strict=True))
+        exact = all(torch.equal(now.view(torch.uint8), was.view(torch.uint8)) for now, was in pairs)
+        largest = max(float((now.float() - was.float()).abs().max()) for now, was in pairs)
         if not exact:  # the next one begins from the base as well
             torch._foreach_copy_(list(weights), before)
         if bench.name == "ember":
             bench.close()
-    return {
-        "implementation": bench.name,
-        "keep": bench.keep,
-        "swaps": swaps,
-        "exact": exact,
-        "max_abs_diff": largest,
-        "kept_bytes": kept,
-    }
+    labels = {"implementation": bench.name, "keep": bench.keep, "swaps": swaps}
+    return labels | {"exact": exact, "max_abs_diff": largest, "kept_bytes": kept}
 
 
 def _passes(row: Mapping, matrices: int) -> int:
@@ -229,19 +202,10 @@ def _passes(row: Mapping, matrices: int) -> int:
     return 2 * matrices if twice else matrices
 
 
-def _save(adapters, folder: Path, arch) -> list[Path]:
-    from ember.lora.peft import save_adapter
-
-    return [
-        save_adapter(adapter, folder / str(number), arch=arch)
-        for number, adapter in enumerate(adapters)
-    ]
-
-
 def _skipped(reason: str) -> list[dict]:
     labels = {"implementation": "peft", "keep": "none", "repeat": 0, "ms": None}
     return [
         labels | {"operation": operation, "phase": phase, "status": "skipped", "reason": reason}
-        for operation in ("apply", "replace", "reload", "rollback")
+        for operation in ROUND
         for phase in ("cold", "steady")
     ]

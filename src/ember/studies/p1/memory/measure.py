@@ -14,7 +14,7 @@ from ember.measure.device import resolve
 from ember.measure.live import live_tensors
 from ember.measure.memory import NotEnoughMemory, require
 from ember.model.architecture import Architecture
-from ember.studies.measured import measured_on
+from ember.studies.measured import blank, measured_on
 from ember.studies.p1.memory.tables import MEMORY_BUDGET
 from ember.studies.steps import makes
 
@@ -70,8 +70,8 @@ def memory_budget(
     method = "allocator" if device.startswith("cuda") else "live tensors"
     rows = []
     for part, formula in FORMULAS.items():
-        row = dict.fromkeys(MEMORY_BUDGET.names) | about | {"part": part, "formula": formula}
-        row |= {"predicted_bytes": predicted[part], "method": method, "status": "ok"}
+        row = blank(MEMORY_BUDGET, **about, part=part, formula=formula, method=method)
+        row["predicted_bytes"] = predicted[part]
         if part in measured:
             row["measured_bytes"] = measured[part]
             row["ratio"] = measured[part] / predicted[part]
@@ -128,12 +128,8 @@ def _measure_inference(model, arch, device: str, kind, context: int, batch: int,
             lambda: decoder.logits(decoder(tokens, cache=cache, last=1)),
             [*decoder.parameters(), cache.kv, tokens],
         )
-    return {
-        "weights": weights,
-        "kv_per_token": kv // (batch * context),
-        "kv_cache": kv,
-        "activations": peak,
-    }
+    found = {"weights": weights, "kv_cache": kv, "activations": peak}
+    return found | {"kv_per_token": kv // (batch * context)}
 
 
 def _measure_training(model, device: str, kind) -> dict:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
+from ember.measure.statistics import leading_equal
 from ember.measure.turns import rounds
-from ember.studies.measured import measured_on
+from ember.studies.measured import blank, measured_on
 from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE_EVENTS, PIPELINE_RUNS
 from ember.studies.steps import makes
 
@@ -48,9 +49,9 @@ def profile_layers(
     about, reason = measured_on(model, device, dtype), why_not(model, device)
     rows, tokens = max(1, sequences // micro_batches), -(-context // chunks)
     if reason:
-        blank = dict.fromkeys(LAYER_COSTS.names) | {"phase": "decode", "part": "layer 0"}
+        row = {"phase": "decode", "part": "layer 0", "status": "skipped", "reason": reason}
         size = {"rows": rows, "tokens": 1, "cached": context, "repeat": 0}
-        return [blank | size | about | {"status": "skipped", "reason": reason}]
+        return [blank(LAYER_COSTS, **row, **size, **about)]
     cached = context + generation // 2
     with Pipeline(
         model,
@@ -73,11 +74,9 @@ def profile_layers(
         timing = {"count": MESSAGES, "repeats": cost_repeats}
         for phase, shape in shapes.items():
             for part, message in (("hidden", shape), ("tokens", (rows,))):
-                both_ways = pipeline.ping(message, message, **timing)
-                costs += [
-                    _cost(phase, part, repeat, seconds * 1e3 / 2)
-                    for repeat, seconds in enumerate(both_ways)
-                ]
+                labels = {"phase": phase, "part": part}
+                for repeat, seconds in enumerate(pipeline.ping(message, message, **timing)):
+                    costs.append(labels | {"repeat": repeat, "ms": seconds * 1e3 / 2})
     log.info("%d costs of parts measured", len(costs))
     found = {"status": "ok", "reason": None} | about
     return [cost | sizes[cost["phase"]] | found for cost in costs]
@@ -155,21 +154,18 @@ def sweep_splits(
                     run = pipeline.single(prompts, sampling)
                     expected = expected or run.tokens
                 else:
-                    run = pipeline.generate(
-                        prompts,
-                        sampling,
-                        split=split,
-                        micro_batches=micro_batches,
-                        chunks=chunks,
-                        overlap=mode == "overlap",
-                    )
+                    how = {"micro_batches": micro_batches, "chunks": chunks}
+                    how |= {"split": split, "overlap": mode == "overlap"}
+                    run = pipeline.generate(prompts, sampling, **how)
                 progress.step(f"{_point(layers, split, mode)}{' (warm-up)' if turn < 0 else ''}")
                 if turn < 0:
                     continue
                 row = _run_row(layers, split, mode, turn) | about
                 rows.append(row | _times(run, mode, sequences * generation, expected))
                 if turn == 0:
-                    events += _event_rows(run, row)
+                    names = ("point", "split", "mode", "device", "model", "weights", "evidence")
+                    shared = {name: row[name] for name in names}
+                    events += [shared | vars(event) for event in run.events]
     rows.sort(key=lambda row: (row["mode"], row["first_layers"], row["repeat"]))
     return rows, events
 
@@ -184,33 +180,29 @@ def why_not(model: str | Path, device: str) -> str | None:
     return why_no_stages(device)
 
 
-def _cost(phase: str, part: str, repeat: int, ms: float) -> dict:
-    return {"phase": phase, "part": part, "repeat": repeat, "ms": ms}
-
-
 def _point(layers: int, split: int, mode: str) -> str:
     return mode if mode == "single" else f"{split}+{layers - split}-{mode}"
 
 
 def _run_row(layers: int, split: int, mode: str, repeat: int) -> dict:
-    named = {
-        "point": _point(layers, split, mode),
-        "split": f"{split}+{layers - split}",
-        "first_layers": split,
-        "mode": mode,
-        "repeat": repeat,
-        "status": "ok",
-    }
-    return dict.fromkeys(PIPELINE_RUNS.names) | named
+    return blank(
+        PIPELINE_RUNS,
+        point=_point(layers, split, mode),
+        split=f"{split}+{layers - split}",
+        first_layers=split,
+        mode=mode,
+        repeat=repeat,
+    )
 
 
 def _times(run, mode: str, tokens: int, expected: list[list[int]]) -> dict:
     from ember.pipeline.timeline import busy_ms, transfer_ms
 
+    shares = [leading_equal(a, b) for a, b in zip(run.tokens, expected, strict=True)]
     times = {
         "total_ms": run.total_ms,
         "tokens_per_s": tokens / run.total_ms * 1e3,
-        "tokens_equal_share": _equal_share(run.tokens, expected),
+        "tokens_equal_share": sum(shares) / len(shares),
         "forms": "+".join(filter(None, run.forms)),
     }
     if mode == "single":
@@ -224,16 +216,3 @@ def _times(run, mode: str, tokens: int, expected: list[list[int]]) -> dict:
         "transfer_ms": transfer_ms(run.events),
         "bubble_share": 1 - sum(busy) / (2 * run.total_ms),
     }
-
-
-def _equal_share(found: list[list[int]], expected: list[list[int]]) -> float:
-    from ember.measure.statistics import leading_equal
-
-    shares = [leading_equal(a, b) for a, b in zip(found, expected, strict=True)]
-    return sum(shares) / len(shares)
-
-
-def _event_rows(run, row: dict) -> list[dict]:
-    names = ("point", "split", "mode", "device", "model", "weights", "evidence")
-    shared = {name: row[name] for name in names}
-    return [shared | vars(event) for event in run.events]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from ember.records.errors import EmberError
+from ember.studies.rows import grouped
 
 
 class NoSolution(EmberError):
@@ -48,11 +49,8 @@ def read_costs(rows: Sequence[Mapping]) -> dict[str, PhaseCosts]:
     """Medians of a LAYER_COSTS table's rows, by phase."""
     found = {}
     for phase in ("prefill", "decode"):
-        samples: dict[str, list[float]] = {}
-        for row in rows:
-            if row["phase"] == phase:
-                samples.setdefault(row["part"], []).append(row["ms"])
-        parts = {part: median(values) for part, values in samples.items()}
+        samples = grouped((row for row in rows if row["phase"] == phase), "part")
+        parts = {part: median(row["ms"] for row in group) for (part,), group in samples.items()}
         layers = tuple(parts[f"layer {i}"] for i in range(len(parts)) if f"layer {i}" in parts)
         others = ("embed", "head", "sample", "call", "hidden", "tokens")
         found[phase] = PhaseCosts(layers, **{part: parts.get(part, 0.0) for part in others})

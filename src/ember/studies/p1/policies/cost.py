@@ -26,12 +26,8 @@ def model_cost(
     the intervals).
     Raises MissingMeasurement naming table, point and rule where a table lacks what a policy needs.
     """
-    tables = [
-        frame(profile, ROLLOUT_PROFILE),
-        frame(prefix, PREFIX_SWEEP),
-        frame(restart, RESTART_SWEEP),
-        frame(latency, LORA_LATENCY),
-    ]
+    schemas = (ROLLOUT_PROFILE, PREFIX_SWEEP, RESTART_SWEEP, LORA_LATENCY)
+    tables = list(map(frame, (profile, prefix, restart, latency), schemas))
     simulated = frame(policy_rounds, POLICY_ROUNDS)
     machine = _machine(*tables)
     measured = Measured(*tables, num_layers=int(simulated["num_layers"].iloc[0]))
@@ -53,18 +49,13 @@ def model_cost(
             }
             cost = policy_cost(prices, history, rollouts=rollouts)
             rows += [labels | row | machine | {"evidence": "modelled"} for row in cost]
-            log.info(
-                "%s, %s: %s takes %.1f s in %d rounds, %.1f %% less than naive (%.1f to %.1f)",
-                point,
-                sharing,
-                policy,
-                cost[-1]["cumulative_s"],
-                len(cost),
-                *(
-                    100 * cost[-1][key]
-                    for key in ("savings_vs_naive", "savings_low", "savings_high")
-                ),
+            last = cost[-1]
+            saved, low, high = (
+                100 * last[key] for key in ("savings_vs_naive", "savings_low", "savings_high")
             )
+            took = f"{last['cumulative_s']:.1f} s in {len(cost)} rounds"
+            less = f"{saved:.1f} % less than naive ({low:.1f} to {high:.1f})"
+            log.info("%s, %s: %s takes %s, %s", point, sharing, policy, took, less)
     return rows
 
 

@@ -14,6 +14,12 @@ from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
+COUNTED = (
+    *("round", "prompts", "recompute_cells", "reuse_cells", "corrected_cells", "stale_cells"),
+    *("full_refreshes", "hits", "misses", "recompute_ratio", "mean_staleness"),
+    "recompute_by_layer",
+)
+
 
 @makes(POLICY_ROUNDS)
 def simulate_policies(
@@ -35,15 +41,10 @@ def simulate_policies(
                     **{key: point[key] for key in ("context", "generation", "prefix")},
                     "sharing": sharing,
                 }
-                for stats in simulate(policy, workload, rounds["rounds"]):
-                    rows.append(labels | _row(policy, stats))
-                log.info(
-                    "%s, %s: %s recomputes %.6f of all cells",
-                    labels["point"],
-                    sharing,
-                    policy.id,
-                    policy.totals().recompute_ratio,
-                )
+                found = simulate(policy, workload, rounds["rounds"])
+                rows += [labels | _row(policy, stats) for stats in found]
+                what = (labels["point"], sharing, policy.id, policy.totals().recompute_ratio)
+                log.info("%s, %s: %s recomputes %.6f of all cells", *what)
     return rows
 
 
@@ -62,19 +63,8 @@ def _row(policy: CachePolicy, stats: RoundStats) -> dict:
         "label": policy.label,
         "rank": getattr(policy, "rank", 0),
         "frozen_layers": policy.frozen_layers,
-        "round": stats.round,
         "num_layers": policy.num_layers,
-        "prompts": stats.prompts,
-        "recompute_cells": stats.recompute_cells,
-        "reuse_cells": stats.reuse_cells,
-        "corrected_cells": stats.corrected_cells,
-        "full_refreshes": stats.full_refreshes,
-        "recompute_ratio": stats.recompute_ratio,
-        "stale_cells": stats.stale_cells,
-        "mean_staleness": stats.mean_staleness,
-        "hits": stats.hits,
-        "misses": stats.misses,
-        "recompute_by_layer": stats.recompute_by_layer,
+        **{name: getattr(stats, name) for name in COUNTED},
         "token_bounds": [token for token, _ in by_token],
         "recompute_by_token": [cells for _, cells in by_token],
         "plan_prefills": [count for _, count in plans],

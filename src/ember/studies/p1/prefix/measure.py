@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ember.measure.clock import PhaseClock
-from ember.measure.device import resolve, synchronize
+from ember.measure.device import synchronize
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.records.errors import BadRow
-from ember.studies.measured import measured_on
+from ember.studies.measured import in_order, on_device
 from ember.studies.p1.prefix.tables import PREFIX_SWEEP
 from ember.studies.steps import makes
 
@@ -48,12 +48,9 @@ def sweep_prefix(
     Of `shards` this one measures every `shards`-th document from `shard` on, with warm-up, caches
     and order of its own. Raises `BadRow` for a shard without documents.
     """
-    import torch
-
     from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
     from ember.engine.prefill import PlainPrefill, PrefixPrefill
-    from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
     chosen = range(shard, documents, shards)
@@ -62,10 +59,8 @@ def sweep_prefix(
             f"shard {shard} of {shards} has none of the {documents} documents\n"
             "set p1.prefix.shards to at most p1.prefix.documents"
         )
-    device = resolve(device)
+    device, decoder, about = on_device(model, device, dtype)
     streams = read_workload(workload)
-    decoder = load_decoder(model, device, getattr(torch, dtype))
-    about = measured_on(model, device, dtype)
     points = [(n, p) for n in prompts for p in prefix_lengths(n, prefix_fractions)]
     budget = int(budget_mb * 1e6 / len(points))
     engines = {n: Engine(decoder, capacity=n + 1) for n in prompts}
@@ -87,8 +82,7 @@ def sweep_prefix(
             if turn >= 0:
                 point = {"prompt_tokens": n, "prefix_tokens": p, "document": turn, "shard": shard}
                 rows += _rows(pair, len(rows), cached_first, tolerance, point | about)
-    rows.sort(key=lambda row: tuple(row[name] for name in PREFIX_SWEEP.key))
-    return rows
+    return in_order(rows, PREFIX_SWEEP)
 
 
 def prefix_lengths(prompt: int, fractions: Sequence[float]) -> list[int]:

@@ -16,8 +16,9 @@ from ember.model.architecture import Architecture
 from ember.model.folder import read_architecture
 from ember.records.errors import BadRow
 from ember.records.tables import read_rows
+from ember.studies.measured import in_order
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS, PREFIX_SWEEP
-from ember.studies.rows import records
+from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 
 
@@ -38,7 +39,7 @@ def join_sweep(shards: Sequence[str | Path], documents: int) -> list[dict]:
                 f"prompt {n}, prefix {p}: no measurement of documents {missing[:5]}\n"
                 f"delete the shards and run again: rm -r {Path(shards[0]).parent}"
             )
-    return sorted(rows, key=lambda row: tuple(row[name] for name in PREFIX_SWEEP.key))
+    return in_order(rows, PREFIX_SWEEP)
 
 
 @makes(PREFIX_SAVINGS)
@@ -53,16 +54,13 @@ def prefix_savings(
     which half precision and random weights make common. `within_tolerance` says that none differs
     elsewhere, and no logit by more than `tolerance`.
     """
-    points: dict[tuple[int, int], dict[int, dict[bool, dict]]] = {}
-    for row in records(sweep, PREFIX_SWEEP):
-        point = points.setdefault((row["prompt_tokens"], row["prefix_tokens"]), {})
-        point.setdefault(row["document"], {})[bool(row["cached"])] = row
+    points = grouped(in_order(records(sweep, PREFIX_SWEEP), PREFIX_SWEEP), *PREFIX_SWEEP.key[:2])
     arch = read_architecture(model)
     rng = np.random.default_rng(seed)
     rows = []
-    for (n, p), documents in sorted(points.items()):
-        cached = [pair[True] for pair in documents.values()]
-        uncached = [pair[False] for pair in documents.values()]
+    for (n, p), runs in points.items():
+        cached = [row for row in runs if row["cached"]]
+        uncached = [row for row in runs if not row["cached"]]
         cached_ms = np.array([row["prefill_ms"] for row in cached])
         uncached_ms = np.array([row["prefill_ms"] for row in uncached])
         overhead_ms = np.array([row["lookup_ms"] + row["store_ms"] for row in cached])
@@ -81,7 +79,7 @@ def prefix_savings(
             {
                 "prompt_tokens": n,
                 "prefix_tokens": p,
-                "documents": len(documents),
+                "documents": len(cached),
                 "uncached_ms_median": float(np.median(uncached_ms)),
                 "cached_ms_median": float(np.median(cached_ms)),
                 "savings": float(np.median(saved)),

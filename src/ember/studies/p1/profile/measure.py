@@ -6,15 +6,11 @@ that slows down or speeds up in the meantime biases no point against another.
 """
 
 import logging
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from ember.measure.clock import PhaseClock, timed
-from ember.measure.device import resolve
-from ember.measure.progress import Progress
-from ember.measure.turns import rounds
-from ember.studies.measured import measured_on
+from ember.studies.measured import in_turns, on_device
 from ember.studies.p1.profile.tables import PHASES, ROLLOUT_PROFILE, profile_row
 from ember.studies.steps import makes
 
@@ -38,31 +34,23 @@ def profile_rollout(
 
     Every rollout prefills one prompt of the workload and samples (temperature 1) exactly
     `generation` tokens, the first of them from the prefill. Phases are timed by PhaseClock: device
-    events on CUDA, wall clock on CPU. Two-stage modes
-    are measured by `pipeline_sweep.profile_stages`.
+    events on CUDA, wall clock on CPU. Two-stage modes are measured by `profile_stages`.
     """
-    import torch
-
     from ember.engine.engine import Engine
-    from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
-    device = resolve(device)
+    device, decoder, about = on_device(model, device, dtype)
     streams = read_workload(workload)
-    decoder = load_decoder(model, device, getattr(torch, dtype))
-    about = measured_on(model, device, dtype)
     points = [(context, generation) for context in contexts for generation in generations]
     # A cache of its own size for each point: attention and copies see no slack of a larger one.
     engines = {point: Engine(decoder, capacity=sum(point)) for point in points}
-    rows, progress = [], Progress(log, len(points) * (warmup + repeats))
-    for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
-        for context, generation in order:
-            prompt = streams.prompt(turn % len(streams.documents), context, 0)
-            times = time_rollout(engines[context, generation], prompt, generation, seed, device)
-            note = " (warm-up)" if turn < 0 else ""
-            progress.step(f"context {context}, generation {generation}{note}")
-            if turn >= 0:
-                rows.append(profile_row("single", context, generation, turn, **times, **about))
+    rows = []
+    name = "context {0[0]}, generation {0[1]}".format
+    for turn, (context, generation) in in_turns(points, warmup, repeats, seed, name, log):
+        prompt = streams.prompt(turn % len(streams.documents), context, 0)
+        times = time_rollout(engines[context, generation], prompt, generation, seed, device)
+        if turn >= 0:
+            rows.append(profile_row("single", context, generation, turn, **times, **about))
     rows.sort(key=lambda row: (row["context"], row["generation"], row["repeat"]))
     return rows
 

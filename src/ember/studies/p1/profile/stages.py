@@ -1,14 +1,11 @@
 """The rollout profile on two pipeline stages, with overlap and without (P1-1.1)."""
 
 import logging
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from ember.measure.device import resolve
-from ember.measure.progress import Progress
-from ember.measure.turns import rounds
-from ember.studies.measured import measured_on
+from ember.studies.measured import in_turns, measured_on
 from ember.studies.p1.pipeline.measure import why_not
 from ember.studies.p1.profile.tables import MODES, ROLLOUT_PROFILE, profile_row
 from ember.studies.steps import makes
@@ -54,7 +51,7 @@ def profile_stages(
         ]
     streams = read_workload(workload)
     [split] = splits_of(read_architecture(Path(model)).num_layers, [split_fraction])
-    rows, progress = [], Progress(log, len(points) * (warmup + repeats))
+    rows = []
     with Pipeline(
         model,
         splits=[split],
@@ -63,24 +60,18 @@ def profile_stages(
         dtype=dtype,
         timeout_s=timeout,
     ) as pipeline:
-        for turn, order in rounds(points, range(-warmup, repeats), random.Random(seed)):
-            for mode, context, generation in order:
-                prompt = streams.prompt(turn % len(streams.documents), context, 0)
-                sampling = SamplingParams(
-                    temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True
-                )
-                run = pipeline.generate(
-                    [prompt],
-                    sampling,
-                    split=split,
-                    micro_batches=1,
-                    chunks=chunks,
-                    overlap=mode == "two_stage_overlap",
-                )
-                progress.step(f"{mode}, context {context}, generation {generation}")
-                if turn >= 0:
-                    times = _phases(run) | {"tokens_per_s": generation / run.total_ms * 1e3}
-                    rows.append(profile_row(mode, context, generation, turn, **times, **about))
+        name = "{0[0]}, context {0[1]}, generation {0[2]}".format
+        for turn, (mode, context, generation) in in_turns(points, warmup, repeats, seed, name, log):
+            prompt = streams.prompt(turn % len(streams.documents), context, 0)
+            sampling = SamplingParams(
+                temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True
+            )
+            how = {"split": split, "micro_batches": 1, "chunks": chunks}
+            overlap = mode == "two_stage_overlap"
+            run = pipeline.generate([prompt], sampling, **how, overlap=overlap)
+            if turn >= 0:
+                times = _phases(run) | {"tokens_per_s": generation / run.total_ms * 1e3}
+                rows.append(profile_row(mode, context, generation, turn, **times, **about))
     rows.sort(key=lambda row: (row["mode"], row["context"], row["generation"], row["repeat"]))
     return rows
 

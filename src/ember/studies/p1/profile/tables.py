@@ -1,6 +1,7 @@
 """Tables of the rollout profile: one row per timed rollout, and its summary per point (P1-1.1)."""
 
 from ember.records import schema as s
+from ember.studies.measured import blank
 
 MODES = ("single", "two_stage_overlap", "two_stage_serial")
 PHASES = ("prefill", "decode", "sampling", "transfer", "total")
@@ -53,7 +54,6 @@ PREFILL_SHARE = s.Schema(
 
 def profile_row(mode: str, context: int, generation: int, repeat: int, **values) -> dict:
     """A row of ROLLOUT_PROFILE; what `values` do not give is null, the status ok."""
-    point = {"point": f"{mode}-{context}-{generation}", "mode": mode}
-    size = {"context": context, "generation": generation, "batch": 1, "repeat": repeat}
-    times = {f"{phase}_ms": None for phase in PHASES} | {"tokens_per_s": None}
-    return point | size | times | {"status": "ok", "reason": None} | values
+    point = {"point": f"{mode}-{context}-{generation}", "mode": mode, "batch": 1}
+    point |= {"context": context, "generation": generation, "repeat": repeat}
+    return blank(ROLLOUT_PROFILE, **point, **values)

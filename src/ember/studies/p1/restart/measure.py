@@ -7,18 +7,15 @@ turns in an order drawn anew for each repeat, so that ratios between them are ta
 """
 
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ember.measure.clock import PhaseClock
-from ember.measure.device import resolve, synchronize
+from ember.measure.device import synchronize
 from ember.measure.memory import require
-from ember.measure.progress import Progress
-from ember.measure.turns import rounds
 from ember.policies.build import build_policies
-from ember.studies.measured import measured_on
+from ember.studies.measured import in_order, in_turns, on_device
 from ember.studies.p1.restart.tables import RESTART_SWEEP
 from ember.studies.steps import makes
 
@@ -56,35 +53,27 @@ def sweep_restart(
     `build_policies`), ranks those of the policies that correct. Corrections use a random adapter of
     all layers from the first that trains: their time does not depend on its values.
     """
-    import torch
-
-    from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
-    device = resolve(device)
-    decoder = load_decoder(model, device, getattr(torch, dtype))
+    device, decoder, about = on_device(model, device, dtype)
+    about["num_layers"] = decoder.arch.num_layers
     built = build_policies(policies, decoder.arch.num_layers)
     todo = operations(contexts, layer_fractions, built)
     _require_memory(decoder, todo, device)
     prompts = {n: read_workload(workload).prompt(0, n, 0) for n in contexts}
-    bench = {n: Bench(decoder, prompts[n], _of(todo, n), seed) for n in contexts}
-    about = {
-        "num_layers": decoder.arch.num_layers,
-        **measured_on(model, device, dtype),
-    }
-    rows, progress = [], Progress(log, len(todo) * (warmup + repeats))
-    for turn, order in rounds(todo, range(-warmup, repeats), random.Random(seed)):
-        for operation in order:
-            clock = PhaseClock(device)
-            synchronize(device)
-            with clock.phase("operation"):
-                bench[operation.context].run(operation)
+    here = {n: [operation for operation in todo if operation.context == n] for n in contexts}
+    bench = {n: Bench(decoder, prompts[n], here[n], seed) for n in contexts}
+    rows = []
+    name = "context {0.context}, {0.action}".format
+    for turn, operation in in_turns(todo, warmup, repeats, seed, name, log):
+        clock = PhaseClock(device)
+        synchronize(device)
+        with clock.phase("operation"):
+            bench[operation.context].run(operation)
+        if turn >= 0:
             ms = clock.times_ms()["operation"]
-            progress.step(f"context {operation.context}, {operation.action}")
-            if turn >= 0:
-                rows.append({**vars(operation), "repeat": turn, "ms": ms, **about})
-    rows.sort(key=lambda row: tuple(row[name] for name in RESTART_SWEEP.key))
-    return rows
+            rows.append({**vars(operation), "repeat": turn, "ms": ms, **about})
+    return in_order(rows, RESTART_SWEEP)
 
 
 def operations(contexts, layer_fractions, policies) -> list[Operation]:
@@ -163,10 +152,6 @@ def _two_adapters(decoder, rank: int, seed: int) -> tuple[dict, dict]:
                 LowRank(a, 0.01 * draw(weight, weight.shape[0], rank), 1.0) for _ in range(2)
             )
     return one, other
-
-
-def _of(todo: Sequence[Operation], context: int) -> list[Operation]:
-    return [operation for operation in todo if operation.context == context]
 
 
 def _require_memory(decoder, todo: Sequence[Operation], device: str) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from ember.measure.clock import timed
 from ember.measure.cost import read_ms, roofline_ms, step_bytes, step_operations
-from ember.measure.device import device_name, resolve
+from ember.measure.device import device_name
 from ember.measure.progress import Progress
-from ember.studies.measured import measured_on
+from ember.studies.measured import on_device
 from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
 from ember.studies.steps import makes
 
@@ -43,20 +43,15 @@ def measure_rollouts(
     Candidates sample at temperature 1 to the full length. A point is measured at a stretch, since
     its memory and graphs belong to it; points come in an order drawn from the seed.
     """
-    import torch
-
     from ember.measure.roofline import matmul_tflops, read_bandwidth_gb_s
-    from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
-    device = resolve(device)
+    device, decoder, about = on_device(model, device, dtype)
     streams = read_workload(workload)
-    decoder = load_decoder(model, device, getattr(torch, dtype))
-    about = {
+    about |= {
         "read_gb_s": read_bandwidth_gb_s(device, repeats=50 if device != "cpu" else 7),
         "matmul_tflops": matmul_tflops(device, dtype, repeats=20 if device != "cpu" else 7),
         "device_name": device_name(device),
-        **measured_on(model, device, dtype),
     }
     about |= {"context": context, "prefix": prefix, "generation": generation}
     order, rows = list(points), []

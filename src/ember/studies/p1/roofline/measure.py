@@ -11,11 +11,11 @@ from pathlib import Path
 
 from ember.measure.clock import PhaseClock, repeat, timed
 from ember.measure.cost import read_ms, step_bytes, step_tokens
-from ember.measure.device import device_name, resolve
+from ember.measure.device import device_name
 from ember.measure.progress import Progress
 from ember.measure.statistics import summarise
 from ember.measure.turns import rounds
-from ember.studies.measured import measured_on
+from ember.studies.measured import blank, on_device
 from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
 from ember.studies.steps import makes
 
@@ -46,16 +46,11 @@ def measure_decode(
     from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
     from ember.measure.roofline import read_bandwidth_gb_s
-    from ember.model.checkpoint import load_decoder
 
-    device = resolve(device)
-    decoder = load_decoder(model, device, getattr(torch, dtype))
-    about = {
-        # Many repeats: the first come out up to a tenth low.
-        "read_gb_s": read_bandwidth_gb_s(device, repeats=50),
-        "device_name": device_name(device),
-        **measured_on(model, device, dtype),
-    }
+    device, decoder, about = on_device(model, device, dtype)
+    # Many repeats: the first come out up to a tenth low.
+    about["read_gb_s"] = read_bandwidth_gb_s(device, repeats=50)
+    about["device_name"] = device_name(device)
     generator = torch.Generator().manual_seed(seed)
     found, kernels, prefills = [], [], []
     progress = Progress(log, len(contexts) * len(rows) * len(samplings))
@@ -86,16 +81,8 @@ def _prefills(engine, prompt: list[int], operators: str, repeats: int, about: di
     samples = repeat(
         lambda: engine.prefill_prompt(prompt), warmup=3, repeats=repeats, device=about["device"]
     )
-    return [
-        {
-            "operators": operators,
-            "context": len(prompt),
-            "repeat": number,
-            "prefill_ms": ms,
-            **about,
-        }
-        for number, ms in enumerate(samples)
-    ]
+    what = {"operators": operators, "context": len(prompt), **about}
+    return [what | {"repeat": number, "prefill_ms": ms} for number, ms in enumerate(samples)]
 
 
 def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> list[dict]:
@@ -168,19 +155,15 @@ def time_kernels(engine, what: dict, new_tokens: int, about: dict) -> list[dict]
     import torch
 
     if not engine.decoder.embed_tokens.weight.is_cuda:
-        return [_no_kernels() | what | about]
+        reason = "no GPU: a step on the CPU is one call, whose parts have no times of their own"
+        missing = {"kernel": "step", "status": "skipped", "reason": reason}
+        return [blank(DECODE_KERNELS, **missing, **what, **about)]
     with torch.inference_mode():
         if engine.backend.name == "kernels":
             rows = _alone(engine.decoder, engine.backend.step, what, new_tokens, about)
         else:
             rows = _profiled(engine, what, new_tokens)
-    return [{**what, **row, **about, "status": "ok", "reason": None} for row in rows]
-
-
-def _no_kernels() -> dict:
-    nothing = dict.fromkeys(("method", "launches", "us", "step_us", "bytes", "share"))
-    reason = "no GPU: a step on the CPU is one call, whose parts have no times of their own"
-    return {"kernel": "step", **nothing, "status": "skipped", "reason": reason}
+    return [blank(DECODE_KERNELS, **what, **row, **about) for row in rows]
 
 
 def _alone(decoder, loop, what: dict, new_tokens: int, about: dict) -> list[dict]:
@@ -196,17 +179,8 @@ def _alone(decoder, loop, what: dict, new_tokens: int, about: dict) -> list[dict
         # One head fits no cache, and one layer's weights are not read twice in a row.
         us = _graph_us(lambda call=call, n=launches: [call(index) for index in range(n)])
         size = {"attention": kv, "embed": None}.get(name, loop.weight_bytes.get(name))
-        rows.append(
-            {
-                "kernel": name,
-                "method": "alone",
-                "launches": launches,
-                "us": us / launches,
-                "step_us": us,
-                "bytes": size,
-                "share": None if size is None else size / about["read_gb_s"] / 1e3 / us,
-            }
-        )
+        share = None if size is None else size / about["read_gb_s"] / 1e3 / us
+        rows.append(_kernel(name, "alone", launches, us) | {"bytes": size, "share": share})
     return rows
 
 
@@ -247,22 +221,16 @@ def _profiled(engine, what: dict, new_tokens: int) -> list[dict]:
             rest["launches"] += event.count
             rest["step_us"] += event.device_time_total
         else:
-            rows.append(_profile_row(event.key[:80], event.count, event.device_time_total))
+            name = event.key[:80]
+            rows.append(_kernel(name, "profiler", event.count, event.device_time_total))
     if rest["launches"]:
-        rows.append(_profile_row("others", rest["launches"], rest["step_us"]))
+        rows.append(_kernel("others", "profiler", rest["launches"], rest["step_us"]))
     return _distinct(rows)
 
 
-def _profile_row(name: str, launches: int, us: float) -> dict:
-    return {
-        "kernel": name,
-        "method": "profiler",
-        "launches": launches,
-        "us": us / launches,
-        "step_us": us,
-        "bytes": None,
-        "share": None,
-    }
+def _kernel(name: str, method: str, launches: int, us: float) -> dict:
+    timed = {"launches": launches, "us": us / launches, "step_us": us}
+    return {"kernel": name, "method": method} | timed
 
 
 def _distinct(rows: list[dict]) -> list[dict]:

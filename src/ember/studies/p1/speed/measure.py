@@ -11,12 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ember.measure.clock import PhaseClock, timed
-from ember.measure.device import resolve, synchronize
+from ember.measure.device import synchronize
 from ember.measure.progress import Progress
 from ember.measure.statistics import leading_equal
 from ember.measure.turns import rounds
 from ember.model.reference import load_peer
-from ember.studies.measured import measured_on
+from ember.studies.measured import blank, on_device
 from ember.studies.p1.speed.tables import ENGINE_SPEED
 from ember.studies.steps import makes
 
@@ -46,23 +46,17 @@ def compare_engines(
     """
     import torch
 
-    from ember.model.checkpoint import load_decoder
     from ember.studies.p1.workload.make import read_workload
 
-    device = resolve(device)
+    device, decoder, about = on_device(model, device, dtype)
     streams = read_workload(workload)
-    decoder = load_decoder(model, device, getattr(torch, dtype))
     runs, missing = {"ember": ember_run(decoder, prompt_tokens, new_tokens, device)}, {}
     try:
         runs["transformers"] = transformers_run(model, decoder, new_tokens, device)
     except ImportError as error:
         missing["transformers"] = f"not installed here: {error}"
-    about = {
-        "prompt_tokens": prompt_tokens,
-        "generated_tokens": new_tokens,
-        "threads": torch.get_num_threads(),
-        **measured_on(model, device, dtype),
-    }
+    about |= {"prompt_tokens": prompt_tokens, "generated_tokens": new_tokens}
+    about["threads"] = torch.get_num_threads()
     rows, progress = [], Progress(log, (warmup + repeats) * len(runs))
     for turn, order in rounds(runs, range(-warmup, repeats)):
         prompt = streams.prompt((seed + turn) % len(streams.documents), prompt_tokens, 0)
@@ -145,23 +139,15 @@ def transformers_run(
 
 
 def _row(name: str, repeat: int, timed: dict[str, Timed], about: dict) -> dict:
-    prefill, decode, tokens = timed.get(name, (None, None, None))
-    _, peer_decode, peer_tokens = timed.get("transformers", (None, None, None))
-    steps = about["generated_tokens"] - 1
-    both = tokens is not None and peer_tokens is not None
-    return {
-        "engine": name,
-        "version": _version(name),
-        "repeat": repeat,
-        "prefill_ms": prefill,
-        "decode_ms": decode,
-        "tokens_per_s": steps / decode * 1e3 if decode else None,
-        "ratio_to_transformers": peer_decode / decode if both else None,
-        "tokens_equal_share": leading_equal(tokens, peer_tokens) if both else None,
-        "status": "ok",
-        "reason": None,
-        **about,
-    }
+    row = blank(ENGINE_SPEED, engine=name, version=_version(name), repeat=repeat, **about)
+    if name in timed:
+        row["prefill_ms"], row["decode_ms"], tokens = timed[name]
+        row["tokens_per_s"] = (about["generated_tokens"] - 1) / row["decode_ms"] * 1e3
+        if "transformers" in timed:
+            _, decode, expected = timed["transformers"]
+            row["ratio_to_transformers"] = decode / row["decode_ms"]
+            row["tokens_equal_share"] = leading_equal(tokens, expected)
+    return row
 
 
 def _version(package: str) -> str | None:

@@ -207,26 +207,14 @@ def _gain(name: str, split: str, ours, theirs, token_bytes, seed: int) -> dict:
     verdict = "the model is better" if low > 0 else f"the {name} is better"
     if low <= 0 <= high:
         verdict = "no difference"
-    row = _row(
-        f"gain_over_{name}",
-        saved.sum() / size.sum(),
-        "bits/B",
-        split,
-        f"{verdict} (95 % interval, bootstrap over {len(saved)} sequences)",
-    )
+    detail = f"{verdict} (95 % interval, bootstrap over {len(saved)} sequences)"
+    row = _row(f"gain_over_{name}", saved.sum() / size.sum(), "bits/B", split, detail)
     return row | {"low": low, "high": high}
 
 
 def _row(metric: str, value: float, unit: str, split: str = "all", detail: str = "") -> dict:
-    return {
-        "metric": metric,
-        "value": float(value),
-        "unit": unit,
-        "split": split,
-        "low": None,
-        "high": None,
-        "detail": detail,
-    }
+    row = {"metric": metric, "value": float(value), "unit": unit, "split": split}
+    return row | {"low": None, "high": None, "detail": detail}
 
 
 def _bits_per_byte(log2_probs: np.ndarray, token_bytes: np.ndarray) -> float:
@@ -246,11 +234,8 @@ def _score(decoder, stream: np.ndarray, training: dict, autocast, context: int) 
 
 
 def _architecture(settings: dict, tokenizer: Tokenizer) -> Architecture:
-    given = {
-        "vocab_size": tokenizer.vocab_size,
-        "bos_token_id": tokenizer.eos_id,
-        "eos_token_id": tokenizer.eos_id,
-    }
+    given = {"vocab_size": tokenizer.vocab_size}
+    given |= dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_id)
     return Architecture.make(settings.get("preset"), **settings["architecture"] | given)
 
 

@@ -57,7 +57,8 @@ def time_steps(
             if idle:
                 rows.append(_row("no-op rerun", repeat, *_seconds_and_jobs(again, folder)))
             else:
-                rows.append(_skipped("no-op rerun", repeat, "its targets are not up to date"))
+                skipped = {"status": "skipped", "reason": "its targets are not up to date"}
+                rows.append(_row("no-op rerun", repeat, None, None) | skipped)
             rows += _empty_jobs(snakemake, Path(scratch) / f"run{repeat}", repeat, jobs)
     return rows
 
@@ -160,7 +161,3 @@ def _row(step: str, repeat: int, seconds: float | None, jobs: int | None) -> dic
         "status": "ok",
         "reason": None,
     }
-
-
-def _skipped(step: str, repeat: int, reason: str) -> dict:
-    return _row(step, repeat, None, None) | {"status": "skipped", "reason": reason}

@@ -1,4 +1,4 @@
-"""What every job behind the products cost: from their provenance and Snakemake's benchmarks.
+"""What every job that made the products cost: from their provenance and Snakemake's benchmarks.
 
 `collect_jobs` walks back from products (or takes a whole results folder), `cost_by_rule` sums up.
 Nothing is timed here: a job's time is what was recorded when it ran.
@@ -23,7 +23,7 @@ PARTS = (*OVERHEAD, "work_s")
 def collect_jobs(
     products: Iterable[Path | str], stages: Mapping[str, str], root: Path | str = "."
 ) -> list[dict]:
-    """Rows of WORKFLOW_JOBS for all jobs behind `products`, in the order they started.
+    """Rows of WORKFLOW_JOBS for all jobs that made `products`, in the order they started.
 
     Args: products: files or directories relative to `root`, where the workflow ran; stages: the
     file of `rules/` by rule. Products without provenance (captions, CSV) are passed over: the table
@@ -84,24 +84,22 @@ def _times(made: dict, scale: str, root: Path) -> dict:
     times = record.get("times") or {}
     if record.get("started") != made["started"] or times.get("start_s") is None:
         # The record of another run, or none: only what the product itself says is known.
-        parts = dict.fromkeys(PARTS)
-        return {"wall_s": made["seconds"], "wall_from": "job", **parts, **_resources({})}
+        unknown = dict.fromkeys((*PARTS, "cpu_s", "max_rss_mb"))
+        return {"wall_s": made["seconds"], "wall_from": "job", **unknown}
     ended = times["start_s"] + times["elapsed_s"]
     # Snakemake's clock includes the process's end; one of another run would not fit.
-    wall = bench["s"] if bench.get("s", 0.0) > 0.95 * ended else ended
+    fits = bench.get("s", 0.0) > 0.95 * ended
+    wall = bench["s"] if fits else ended
     parts = {key: times[key] for key in OVERHEAD if key != "exit_s"}
     parts["exit_s"] = max(0.0, wall - ended)
     parts["work_s"] = max(0.0, wall - sum(parts.values()))
     return {
         "wall_s": wall,
-        "wall_from": "job" if wall == ended else "benchmark",
+        "wall_from": "benchmark" if fits else "job",
         **parts,
-        **_resources({} if wall == ended else bench),
+        "cpu_s": bench.get("cpu_time") if fits else None,
+        "max_rss_mb": bench.get("max_rss") if fits else None,
     }
-
-
-def _resources(bench: dict) -> dict:
-    return {"cpu_s": bench.get("cpu_time"), "max_rss_mb": bench.get("max_rss")}
 
 
 def read_last_json(path: Path) -> dict:
