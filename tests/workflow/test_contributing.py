@@ -51,7 +51,7 @@ def follow(place: Checkout, heading: str) -> str:
         elif language == "diff":
             change(path, text)
         elif path.exists():
-            path.write_text(path.read_text("utf-8") + text, "utf-8")
+            path.write_text(path.read_text("utf-8") + "\n\n" + text, "utf-8")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")

@@ -145,7 +145,7 @@ class RadixCache:
         self._roots: dict[str, _Node] = {}
         self._token_shape: dict[str, tuple] = {}  # namespace -> (shape of one token, dtype)
         # Every live node, oldest use first. A path is touched from its end upwards, so a parent
-        # always stands behind its children and the first unpinned node is always a leaf.
+        # always comes after its children and the first unpinned node is always a leaf.
         self._order: OrderedDict[_Node, None] = OrderedDict()
 
     def match(self, namespace: str, tokens: Sequence[int]) -> Match:

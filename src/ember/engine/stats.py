@@ -32,7 +32,7 @@ class RolloutStats:
     cached_tokens: int = 0
     prefix_hits: int = 0
     generated_tokens: int = 0
-    discarded_tokens: int = 0  # sampled behind a stop before it was seen
+    discarded_tokens: int = 0  # sampled after a stop, before it was seen
     seconds: float = 0.0
     peak_kv_bytes: int = 0
     reserved_kv_bytes: int = 0

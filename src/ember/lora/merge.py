@@ -171,10 +171,16 @@ class Merger:
     def _heed_others(self) -> None:
         """Drops copies of weights that others have changed since the last swap."""
         merged = () if self._merged is None else self._merged.factors
-        for key, weight in self._weights(self._marks).items():
-            before, now = self._marks[key], (weight, *mark(weight))
-            if now[0] is before[0] and now[1:] == before[1:]:
-                continue
+        touched = [  # spelled out, since it is asked of every matrix before every swap
+            key
+            for key, (weight, place, count) in self._marks.items()
+            if self._linears[key]._parameters["weight"] is not weight
+            or weight.data_ptr() != place
+            or (count is not None and weight._version != count)
+        ]
+        for key in touched:
+            weight, before = self._linears[key]._parameters["weight"], self._marks[key]
+            now = (weight, *mark(weight))
             moved = now[0] is before[0] and now[2] == before[2]  # as packing moves it
             if moved and (key in merged or torch.equal(weight, self._base[key].to(weight.device))):
                 continue

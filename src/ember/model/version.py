@@ -74,9 +74,9 @@ def _marks(decoder: Decoder) -> tuple:
     return tuple(found)
 
 
-def mark(parameter: Tensor) -> tuple[int, int]:
+def mark(parameter: Tensor) -> tuple[int, int | None]:
     """Where a parameter lies and how often torch saw it change."""
-    return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
+    return parameter.data_ptr(), None if parameter.is_inference() else parameter._version
 
 
 @torch.no_grad()

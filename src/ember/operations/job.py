@@ -1,7 +1,7 @@
 """What every script of the workflow shares: log, clean failure, provenance, atomic products.
 
     with job.start(snakemake) as run:
-        rows = experiment(run.input.model, **run.params.settings, seed=run.params.seed)
+        rows = step(run.input.model, **run.params.settings, seed=run.params.seed)
         run.table(rows, SCHEMA)
 
 Figures and final tables are written by `ember.studies.style.save` and

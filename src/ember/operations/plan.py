@@ -108,7 +108,7 @@ def planned_jobs(
     every: bool = False,
     folder: Path | str = ".",
 ) -> list[PlannedJob]:
-    """Jobs that would run for `targets`, or with `every` all jobs behind them, done or not.
+    """Jobs that would run for `targets`, or with `every` all jobs they come from, done or not.
 
     folder: where the workflow runs (the checkout, or what `--directory` would name); one that does
     not exist is not created. Rules without a script (named targets) are left out. Raises `BadPlan`.

@@ -195,7 +195,7 @@ class Composed(CachePolicy):
     The recomputed rectangles are joined to the smallest one around them. A lone last token, which
     runs only to give logits, is dropped where another part gives them by itself. The round's
     shared prefix (`PrefixOnly`) is the one exception: it is exact for any policy, and so lets the
-    recomputation begin behind it.
+    recomputation begin after it.
     """
 
     def __init__(self, parts: Sequence[CachePolicy]):

@@ -2,7 +2,7 @@
 
 `trace` follows the provenance inside the product, then inside each of its inputs, and compares
 every input's present content with the hash that was recorded when it was read. `format_trace`
-prints the tree, then what stands behind it, then the files that no longer match.
+prints the tree, then what it rests on, then the files that no longer match.
 """
 
 import os
@@ -34,7 +34,7 @@ class Node:
 
 
 def trace(product: Path | str) -> Node:
-    """The tree behind a product. Raises `BadProvenance` for one that says nothing of its origin."""
+    """What a product was made from, as a tree. Raises `BadProvenance` for one that does not say."""
     product = Path(product)
     if not product.exists():
         raise BadProvenance(f"{product} does not exist\nmake it with `{remake(product)}`")

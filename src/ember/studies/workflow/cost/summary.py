@@ -1,4 +1,4 @@
-"""What every job behind the products cost: from their provenance and Snakemake's benchmarks.
+"""What every job that made the products cost: from their provenance and Snakemake's benchmarks.
 
 `collect_jobs` walks back from products (or takes a whole results folder), `cost_by_rule` sums up.
 Nothing is timed here: a job's time is what was recorded when it ran.
@@ -23,7 +23,7 @@ PARTS = (*OVERHEAD, "work_s")
 def collect_jobs(
     products: Iterable[Path | str], stages: Mapping[str, str], root: Path | str = "."
 ) -> list[dict]:
-    """Rows of WORKFLOW_JOBS for all jobs behind `products`, in the order they started.
+    """Rows of WORKFLOW_JOBS for all jobs that made `products`, in the order they started.
 
     Args: products: files or directories relative to `root`, where the workflow ran; stages: the
     file of `rules/` by rule. Products without provenance (captions, CSV) are passed over: the table
