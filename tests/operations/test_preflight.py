@@ -35,8 +35,9 @@ def test_text_files_that_are_not_there_are_refused(tmp_path):
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("text")
     check_models({"models": {}, "corpora": corpora}, tmp_path)
-    absolute = {"long": {"paths": [str(tmp_path / "books" / "*.txt")]}}
-    check_models({"models": {}, "corpora": absolute}, tmp_path)
+    for pattern in ("*.txt", "**/*.txt"):  # as corpora.named_files resolves them
+        absolute = {"long": {"paths": [str(tmp_path / "books" / pattern)]}}
+        check_models({"models": {}, "corpora": absolute}, tmp_path)
 
 
 def test_an_anchor_that_is_not_there_or_is_the_product_itself_is_refused(tmp_path):

@@ -58,7 +58,7 @@ def test_the_text_names_tables_jobs_code_commit_and_machine(chain):
     assert "code c0dec0dec0de" in text
     assert "commit " in text or "no git, tree " in text
     assert "machine 1: Toy CPU, 2 cores, 8.0 GB" in text
-    assert "3 tables, 5 rules behind results/fig3.png" in text
+    assert "3 tables, 5 rules led to results/fig3.png" in text
     assert "scale: smoke" in text
     assert "versions: python 3." in text
     assert text.endswith("every file above is what was recorded when it was read")

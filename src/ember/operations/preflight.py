@@ -42,7 +42,7 @@ def check_models(settings: Mapping, root: Path) -> None:
             )
     for name, corpus in settings["corpora"].items():
         for pattern in corpus["paths"]:
-            if not glob.glob(str(root / pattern)):
+            if not glob.glob(str(root / Path(pattern).expanduser()), recursive=True):
                 raise Unready(
                     f"corpora.{name}.paths: nothing matches {pattern}. Set it to text files."
                 )

@@ -168,7 +168,7 @@ def _short(sha: str | None) -> str:
 def _summary(top: Node, machines: dict[str, str]) -> list[str]:
     made = [node.provenance for node in nodes(top) if node.provenance]
     tables = sorted({node.path for node in nodes(top) if node.path.endswith(".parquet")})
-    lines = [f"{len(tables)} tables, {len({m.get('rule') for m in made})} rules behind {top.path}"]
+    lines = [f"{len(tables)} tables, {len({m.get('rule') for m in made})} rules led to {top.path}"]
     lines += [f"tables: {', '.join(tables)}"] if tables else []
     lines += [f"scale: {_joined((m.get('config') or {}).get('scale') for m in made)}"]
     lines += [f"source: {_joined(map(_source, made))}"]

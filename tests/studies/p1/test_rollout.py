@@ -109,7 +109,7 @@ def test_a_rollout_is_consistent(random_model, tmp_path):
     exact = [row for row in rows if row["tolerance"] == 0]
     assert {row["check"] for row in exact} == {
         "rerun",
-        "invariant, other company",
+        "invariant, other batch composition",
         "invariant, alone",
     }
     assert all(row["max_logprob_diff"] == 0 for row in exact)

@@ -92,13 +92,15 @@ def _checks(decoder, prompts, params, candidates, rows, tolerance, exact, peer):
 
     other, alone = run(backwards, max_rows=3), run(n=1, alone=True)
     yield check("rerun", "the same call by a new engine", compare(base, run()), 0.0)
-    yield check("other company", "prompts in reverse, 3 rows", compare(base, other))
+    yield check("other batch composition", "prompts in reverse, 3 rows", compare(base, other))
     yield check("alone", "each prompt's first candidate alone", compare(base, alone))
     if exact:
         invariant = run(batch_invariant=True)
         other = compare(invariant, run(backwards, max_rows=3, batch_invariant=True))
         alone = compare(invariant, run(n=1, alone=True, batch_invariant=True))
-        yield check("invariant, other company", "batch_invariant, reverse, 3 rows", other, 0.0)
+        yield check(
+            "invariant, other batch composition", "batch_invariant, reverse, 3 rows", other, 0.0
+        )
         yield check("invariant, alone", "batch_invariant, first candidate alone", alone, 0.0)
     budget = 64 * capacity * decoder.arch.kv_bytes_per_token(4)
     cache = RadixCache(budget)

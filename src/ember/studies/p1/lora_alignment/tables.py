@@ -2,8 +2,6 @@
 
 from ember.records import schema as s
 
-DTYPES = ("float32", "bfloat16", "float16")
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "all")
 REFERENCES = ("peft_forward", "manual_merge")
 BLOCKS = ("layer_input", "attn_out", "attn_residual", "post_attn_norm", "mlp_out", "layer_output")
 
