@@ -98,7 +98,6 @@ class Pipeline:
         if reason := why_no_stages(device):
             raise StageFailed(f"{reason}.\nGive the job two devices, or choose device cpu.")
         self._splits, self._capacity, self._timeout = tuple(splits), capacity, timeout_s
-        self._threads = threads
         self._options = {
             "model": Path(model).resolve(),
             "splits": self._splits,
@@ -237,10 +236,11 @@ class Pipeline:
         self._lines.append(ours)
         source = str(Path(next(iter(ember.__path__))).parent)
         paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+        threads = str(self._options["threads"])
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-            "OMP_NUM_THREADS": str(self._threads),
-            "MKL_NUM_THREADS": str(self._threads),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
         }
         # Both stages are on this machine, whose own name need not resolve.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
