@@ -18,11 +18,10 @@ def gated_prompts():
 
 def workload_inputs(wildcards):
     """A model with real weights reads real text; random weights read random tokens."""
-    model = SETTINGS["models"][SETTINGS["p1"]["model"]]
-    corpus = (
-        {} if model["source"] == "random" else {"corpus": inter("corpora/long.parquet")}
-    )
-    return {"model": model_dir()} | corpus
+    if SETTINGS["models"][SETTINGS["p1"]["model"]]["source"] == "random":
+        return {"model": model_dir()}
+    corpus = inter(f"corpora/{SETTINGS['p1']['corpus']}.parquet")
+    return {"model": model_dir(), "corpus": corpus}
 
 
 def longest_prompt():

@@ -73,6 +73,7 @@ def test_any_key_with_a_letter_too_many_is_refused_by_name(path, where):
         (("models", "policy"), {"source": "local"}, "needs path"),
         (("models", "policy"), {"source": "random"}, "needs a shape"),
         (("corpora", "long"), {"source": "files"}, "needs paths"),
+        (("p1", "corpus"), "lnog", "p1.corpus.*'lnog'. Did you mean 'long'"),
         (("tokenizer", "corpora"), ["lnog"], "corpora.0.*'lnog'. Did you mean 'long'"),
         (("p1", "model"), "polcy", "p1.model.*'polcy'. Did you mean 'policy'"),
         (("p1", "profile", "contexts"), [64, 512, 64], "64 stands twice"),

@@ -54,6 +54,7 @@ def test_every_command_plans_its_target(place):
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
         assert "plot_fig" in done.stdout, command
         assert ("fetch_model" in done.stdout) == ("mine" in command or "slurm" in command), command
+        assert ("corpora/texts" in done.stdout) == ("mine" in command), command
 
 
 def test_the_workflow_is_a_module_as_the_readme_says(place, tmp_path):

@@ -52,7 +52,10 @@ def unknown(value: object, known: Iterable[str]) -> str | None:
 
 def _references(config: Config) -> Iterable[Problem]:
     """Names of models and corpora that the configuration does not define."""
-    named = [(("p1", "model"), config.p1.model, config.models)]
+    named = [
+        (("p1", "model"), config.p1.model, config.models),
+        (("p1", "corpus"), config.p1.corpus, config.corpora),
+    ]
     lists = [(("tokenizer", "corpora"), config.tokenizer.corpora)]
     for name, model in config.models.items():
         if model.training:

@@ -348,6 +348,7 @@ class P1(Strict):
     """KV-cache policies for RL rollouts."""
 
     model: str = Field(description="name of the model the programme measures")
+    corpus: str = Field("long", description="corpus that its prompts are cut from")
     gates: Gates = Gates()
     architectures: Architectures
     profile: Profile
