@@ -178,7 +178,7 @@ def test_preemption_costs_only_the_shard_that_was_lost(swept, start):
     low = ("--default-resources", "runtime=30", "mem_mb=2000", "slurm_partition=low")
     run = start(swept, SWEEP, *PROFILE, *low, *settings())
     run.until(
-        lambda: all(processes(swept, "sweep_prefix.py") and running(run, name) for name in shards),
+        lambda: all(processes(swept, "study.py") and running(run, name) for name in shards),
         "both shards run",
     )
     # One CPU is left to one of the two.
