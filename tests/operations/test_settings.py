@@ -37,6 +37,7 @@ def test_the_committed_scales_pass(scale):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
+        (("p1", "model"), "polcy", "p1.model.*Did you mean 'policy'"),
         (("p1", "policies"), [{"name": "naif"}], "policies.0.*naif.*Did you mean 'naive'"),
         (("p1", "policies"), [{"name": "updatable_kv", "every": 3}], "policies.0.*needs rank"),
         (("p1", "policies"), [{"name": "periodic_refresh", "evry": 3}], "mean 'every'"),

@@ -105,7 +105,7 @@ def foreign(path):
 
 
 def of_another_schema(path):
-    shutil.copy(path.with_name("gates.parquet"), path)
+    shutil.copy(path.parents[1] / "gates.parquet", path)
 
 
 def damaged(path):

@@ -35,10 +35,13 @@ def load(merged: Mapping, sources: Sources = (), checks: Iterable[Check] = ()) -
         lines = []
     except ValidationError as error:
         lines = [_explain(issue, sources) for issue in error.errors(include_url=False)]
-    for check in () if lines else (_references, *checks):
-        lines += [
-            f"{_key(path)}{_origin(path, sources)}: {problem}" for path, problem in check(config)
-        ]
+    for found in ((_references,), checks):  # checks look up names that are known to be there
+        if not lines:
+            lines = [
+                f"{_key(path)}{_origin(path, sources)}: {problem}"
+                for check in found
+                for path, problem in check(config)
+            ]
     if lines:
         raise ConfigError("configuration: " + "\n  ".join(dict.fromkeys(lines)))
     return config
