@@ -1,0 +1,93 @@
+"""Methods from the configuration: plain dicts in, method objects out. No torch.
+
+Modules of methods and selectors are imported by their names, so that a job's code hash covers the
+methods that it runs and no others (see `modules`).
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+
+from ember.records.errors import nearest
+from ember.streaming.method import METHODS, BadMethod, Method
+from ember.streaming.selector import SELECTORS
+
+HERE = Path(__file__).parent
+OF_THE_PERIOD = ("max_drop", "overlap", "slack")  # a fraction is of compression_interval
+
+
+def names(kind: str = "methods") -> list[str]:
+    """Names of the methods (or selectors) that there are: one file each."""
+    return sorted(file.stem for file in (HERE / kind).glob("[a-z]*.py"))
+
+
+def modules(specs: Iterable[Mapping]) -> list[str]:
+    """Modules that points need, as `ember.records.code` takes them."""
+    found = {f"ember.streaming.methods.{spec['name']}" for spec in specs}
+    found |= {f"ember.streaming.selectors.{s['selector']}" for s in specs if s.get("selector")}
+    return sorted(found)
+
+
+def build(spec: Mapping) -> Method:
+    """A method from plain data, such as {name: lazy_prune, peak: 256, compression_interval: 64}.
+
+    Raises `BadMethod` for unknown names (naming the nearest), and unknown, missing or bad values.
+    """
+    spec = dict(spec)
+    kind = _find(spec.pop("name", None), "method", METHODS)
+    known = {field.name: field for field in fields(kind) if field.init}
+    for key in spec:
+        if key not in known:
+            raise BadMethod(f"{kind.name} has no {key!r}.{nearest(key, known)}")
+    missing = [k for k, f in known.items() if f.default is MISSING and k not in spec]
+    if missing:
+        raise BadMethod(f"{kind.name} needs {', '.join(missing)}; set it in the list of points")
+    if "selector" in spec:
+        spec["selector"] = _find(spec["selector"], "selector", SELECTORS)()
+    return kind(**spec)
+
+
+def expand(points: Sequence[Mapping], peaks: Sequence[int], full: int) -> list[dict]:
+    """One spec for each combination of the values that points list, each at each peak.
+
+    A point may name its own `peak`; full attention has none but the streams' length `full`.
+    """
+    found = []
+    for point in points:
+        axes = {"peak": [full] if point["name"] == "full" else list(peaks)} | dict(point)
+        axes = {k: v if isinstance(v, list) else [v] for k, v in axes.items() if v is not None}
+        for values in itertools.product(*axes.values()):
+            spec = dict(zip(axes, values, strict=True))
+            for key in OF_THE_PERIOD:
+                if isinstance(spec.get(key), float):
+                    spec[key] = round(spec[key] * spec.get("compression_interval", 1))
+            spec = {key: value for key, value in spec.items() if value is not None}
+            if spec not in found:
+                found.append(spec)
+    return found
+
+
+def point_id(method: Method) -> str:
+    """A short name of a method with its parameters, the usual ones left out."""
+    parts = [method.name, f"P{method.peak}"]
+    if method.prunes:
+        parts.append(f"R{method.compression_interval}")
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if field.init and field.name not in ("peak", "compression_interval"):
+            shown = getattr(value, "name", value)
+            if field.name == "n_sink" and shown != 4:
+                parts.append(f"s{shown}")
+            elif field.name != "n_sink" and shown is not None and value != field.default:
+                parts.append(f"{field.name}={shown}")
+    return "-".join(parts)
+
+
+def _find(name: object, what: str, registry: Mapping[str, type]) -> type:
+    known = names(f"{what}s")
+    if name not in known:
+        raise BadMethod(f"unknown {what} {name!r}.{nearest(name, known)}")
+    import_module(f"ember.streaming.{what}s.{name}")
+    return registry[name]

@@ -1,0 +1,204 @@
+"""A KV cache of bounded length for endless streams: tokens drop out, the others close the gaps.
+
+Contract. A token stands where it lies in the cache (StreamingLLM's semantics): its position is its
+slot, a query's is the cache's length. Keys are kept before rotation and rotated. As rotation is
+relative, slot s may be rotated for s + `offset`, the tokens dropped so far: what comes after all
+that was dropped keeps its angles, and a drop rotates anew only what lies before it, the sinks
+mostly. Angles are computed in float32, so beyond `FAR` positions all are counted from 0 again.
+
+All rows and layers hold equally many tokens, but may hold different ones. Nothing is allocated
+after construction but for a slot's bias, which only folding needs.
+
+Shapes: L layers, B rows, Hq and Hkv query and KV heads, C capacity, D head dimension.
+"""
+
+import torch
+from torch import Tensor
+
+from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead
+from ember.model.architecture import Architecture
+from ember.model.decoder import KeyRotation, rotary_tables, rotate
+from ember.model.rope import UnsupportedModel
+
+FAR = 4096  # positions from which on float32 angles would be coarser than 2.5e-4
+FOLDED = -1  # the token number of a slot that stands for many
+
+
+class StreamingCache(KVCache):
+    """Keys and values of all layers, at most `capacity` tokens at a time.
+
+    ids (L, B, C): number in its stream of the token in each slot. `mass` (L, B, Hq, C): attention
+    mass that each slot got while `wants_mass` was on, `recent` that since the last drop.
+    `copied_bytes`: keys and values moved to other slots, and keys rotated anew.
+    With `absolute` tokens stand where they stood in the stream, which fails beyond the trained
+    context: a control.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        batch: int,
+        capacity: int,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        absolute: bool = False,
+    ):
+        if batch < 1 or capacity < 1:
+            raise ValueError(f"batch ({batch}) and capacity ({capacity}) must be 1 or more")
+        if arch.sliding_layers:
+            raise UnsupportedModel(
+                f"layers {arch.sliding_layers} slide over {arch.sliding_window} tokens: they would "
+                "not see the sinks, whatever this cache keeps.\n"
+                "Stream with a model whose layers attend to all that is cached."
+            )
+        self.arch, self.absolute, self.wants_mass = arch, absolute, False
+        layers, heads, d = arch.num_layers, arch.num_kv_heads, arch.head_dim
+        shape = (layers, batch, heads, capacity, d)
+        self.raw, self.k, self.v = (
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(3)
+        )
+        self.ids = torch.zeros((layers, batch, capacity), device=device, dtype=torch.long)
+        wide = torch.promote_types(dtype, torch.float32)
+        masses = (layers, batch, arch.num_heads, capacity)
+        self.mass, self.recent = (torch.zeros(masses, device=device, dtype=wide) for _ in range(2))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything; the memory stays."""
+        self._lengths = [0] * self.arch.num_layers
+        self.offset = self.base = self.copied_bytes = 0
+        self.bias: Tensor | None = None  # (L, B, Hq, C), added to the scores of folded slots
+        self.mass.zero_()
+        self.recent.zero_()
+
+    @property
+    def capacity(self) -> int:
+        return self.ids.shape[2]
+
+    @property
+    def bytes(self) -> int:
+        """Memory reserved for keys (twice) and values."""
+        return self.raw.nbytes + self.k.nbytes + self.v.nbytes
+
+    @property
+    def slots(self) -> int:
+        """Tokens held now, the same in all layers between two calls."""
+        return self._lengths[0]
+
+    @property
+    def seen(self) -> int:
+        """Tokens that came so far, dropped or not."""
+        return self.base + self.offset + self._lengths[0]
+
+    def length(self, layer: int) -> int:
+        """Tokens that a layer has now."""
+        return self._lengths[layer]
+
+    def positions(self, count: int, layer: int) -> Tensor:
+        """Those after the last slot, counted from what the kept angles are counted from."""
+        start = self.offset + self._lengths[layer]
+        return torch.arange(start, start + count, device=self.k.device)
+
+    def update(
+        self, layer: int, k: Tensor, v: Tensor, rotation: KeyRotation, source: Tensor
+    ) -> KVRead:
+        """Stores keys before and after rotation, and values; returns all that is held."""
+        start = self._lengths[layer]
+        stop = start + k.shape[1]
+        if k.requires_grad and torch.is_grad_enabled():
+            raise BadCacheUse(
+                "a KV cache keeps no gradients.\n"
+                "Run under torch.inference_mode(), or train without a cache."
+            )
+        if stop > self.capacity:
+            raise CacheFull(
+                f"layer {layer} would hold {stop} tokens, but the cache's capacity is "
+                f"{self.capacity}.\nDrop tokens before, or feed fewer at once."
+            )
+        normed = rotation.normed(k)
+        self.raw[layer, :, :, start:stop] = normed.transpose(1, 2)
+        self.k[layer, :, :, start:stop] = rotate(normed, *rotation.rotary.tables).transpose(1, 2)
+        self.v[layer, :, :, start:stop] = v.transpose(1, 2)
+        if layer == 0:
+            self.ids[:, :, start:stop] = torch.arange(
+                self.seen, self.seen + k.shape[1], device=self.ids.device
+            )
+        self._lengths[layer] = stop
+        bias = None if self.bias is None else self.bias[layer, :, :, None, :stop]
+        return KVRead(self.k[layer, :, :, :stop], self.v[layer, :, :, :stop], bias)
+
+    def observe(self, layer: int, mass: Tensor) -> None:
+        """Adds a call's mass to that of its slots."""
+        self.mass[layer, :, :, : mass.shape[2]] += mass
+        self.recent[layer, :, :, : mass.shape[2]] += mass
+
+    def drop(self, places: Tensor) -> None:
+        """Drops the tokens at `places`: slots (n,), (B, n) or (L, B, n), each once, in any order.
+
+        What is kept keeps its order. Raises `BadCacheUse` for places that are not held.
+        """
+        count, held = places.shape[-1], self.slots
+        everywhere = places.expand(*self.ids.shape[:2], count).sort(-1).values
+        inside = count and int(everywhere.min()) >= 0 and int(everywhere.max()) < held
+        if not inside or bool((everywhere.diff(dim=-1) == 0).any()):
+            raise BadCacheUse(
+                f"cannot drop {places.tolist()} of {held} tokens.\n"
+                "Give slots that are held, each once."
+            )
+        kept = torch.ones(*self.ids.shape[:2], held, dtype=torch.bool, device=self.ids.device)
+        kept = kept.scatter_(2, everywhere, False).nonzero()[:, 2].view(*self.ids.shape[:2], -1)
+        first, left = int(everywhere.min()), held - count
+        moved = kept[:, :, first:]  # before the first gap nothing moves
+        for name in ("raw", "k", "v", "ids", "mass", "bias"):
+            self._close(getattr(self, name), moved, first, left)
+        self.mass[..., left:] = 0
+        self.recent.zero_()
+        if self.bias is not None:
+            self.bias[..., left:] = 0
+        self._lengths = [left] * self.arch.num_layers
+        self.offset += count
+        self.copied_bytes += 3 * self.k[:, :, :, 0].nbytes * moved.shape[2]
+        # All before the last gap now stand nearer to the end than their angles say.
+        stale = int(everywhere.max()) + 1 - count
+        if not self.absolute:
+            if self.offset > FAR:
+                self.base, self.offset, stale = self.base + self.offset, 0, left
+            self._rotate(stale)
+
+    def fold(self, place: int, k: Tensor, v: Tensor, bias: Tensor) -> None:
+        """Puts one key and value for many in a slot, the same in all layers and rows.
+
+        k and v (L, B, Hkv, D), the key rotated as the slot's is; `bias` (L, B, Hq) is added to the
+        scores of its queries.
+        """
+        if self.bias is None:
+            self.bias = torch.zeros_like(self.mass)
+        self.k[:, :, :, place], self.v[:, :, :, place] = k, v
+        cos, sin = self._tables(place, place + 1)
+        flat = k.flatten(0, 1)[:, None]  # (L B, 1, Hkv, D): turned back
+        self.raw[:, :, :, place] = rotate(flat, cos, -sin).view(k.shape)
+        self.bias[..., place] = bias
+        self.ids[..., place] = FOLDED
+
+    def _close(self, held: Tensor | None, kept: Tensor, first: int, stop: int) -> None:
+        """Moves what is kept from slot `first` on to the slots `first` … `stop`."""
+        if held is None or first == stop:
+            return
+        at = 3 if held.ndim == 5 else held.ndim - 1  # the dimension of slots
+        index = kept.view(*kept.shape[:2], *[1] * (at - 2), -1, *[1] * (held.ndim - at - 1))
+        shape = [*held.shape]
+        shape[at] = kept.shape[2]
+        held.narrow(at, first, stop - first).copy_(held.gather(at, index.expand(shape)))
+
+    def _rotate(self, slots: int) -> None:
+        """Rotates the first keys anew, for where they stand now."""
+        if slots:
+            raw = self.raw[:, :, :, :slots].flatten(0, 1).transpose(1, 2)  # (L B, slots, Hkv, D)
+            turned = rotate(raw, *self._tables(0, slots)).transpose(1, 2)
+            self.k[:, :, :, :slots] = turned.view(*self.k.shape[:3], slots, -1)
+            self.copied_bytes += self.k[:, :, :, :slots].numel() * self.k.element_size()
+
+    def _tables(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the positions that slots start … stop have."""
+        positions = torch.arange(start, stop, device=self.k.device) + self.offset
+        return rotary_tables(self.arch, positions, self.k.dtype)
