@@ -81,8 +81,8 @@ class Method:
         if self.prunes and self.window <= self.n_sink:
             raise BadMethod(
                 f"{self.name}: a peak of {self.peak} tokens leaves a window of {self.window} "
-                f"beside {self.n_sink} sinks, {self.reserved} kept tokens and {self.growth} new ones; "
-                "raise peak or lower n_sink, compression_interval or what is kept"
+                f"beside {self.n_sink} sinks, {self.reserved} kept tokens and {self.growth} new "
+                "ones; raise peak or lower n_sink, compression_interval or what is kept"
             )
 
     def check(self) -> None:
