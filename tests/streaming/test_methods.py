@@ -218,14 +218,22 @@ def test_bad_points_are_refused(spec, message):
 
 
 def test_points_are_expanded():
-    points = [
-        {"name": "full"},
-        {"name": "max_drop", "compression_interval": [8, 32], "max_drop": [None, 0.25]},
-    ]
-    found = build.expand(points, [64, 128], 500)
-    assert found[0] == {"name": "full", "peak": 500}
-    assert len(found) == 1 + 2 * 2 * 2
-    assert {spec.get("max_drop") for spec in found[1:]} == {None, 2, 8}
+    settings = {
+        "grid": [{"peak": 128, "compression_interval": [8, 32]}],
+        "sweep": [{"peak": 64, "compression_interval": [2]}],
+        "points": [
+            {"name": "full"},
+            {"name": "streaming_llm"},
+            {"name": "lazy_prune"},
+            {"name": "max_drop", "max_drop": [None, 0.25]},
+        ],
+    }
+    found = build.specs_of(settings)
+    assert found[0] == {"name": "full", "peak": 128}
+    assert found[1] == {"name": "streaming_llm", "peak": 128}
+    assert found[4] == {"name": "lazy_prune", "peak": 64, "compression_interval": 2}
+    assert len(found) == 2 + 3 + 4
+    assert {spec.get("max_drop") for spec in found[5:]} == {None, 2, 8}
     ids = [build.point_id(build.build(spec)) for spec in found]
     assert len(set(ids)) == len(ids)
     assert "max_drop-P128-R32-max_drop=8" in ids

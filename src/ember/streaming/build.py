@@ -49,15 +49,30 @@ def build(spec: Mapping) -> Method:
     return kind(**spec)
 
 
-def expand(points: Sequence[Mapping], peaks: Sequence[int], full: int) -> list[dict]:
-    """One spec for each combination of the values that points list, each at each peak.
+def specs_of(settings: Mapping) -> list[dict]:
+    """Every point of the configuration's section `streaming`, as `build` takes it.
 
-    A point may name its own `peak`; full attention has none but the streams' length `full`.
+    Full attention takes streams as long as the largest peak.
     """
+    longest = max(budget["peak"] for budget in settings["grid"])
+    grids = {None: settings["grid"], "lazy_prune": [*settings["grid"], *settings["sweep"]]}
     found = []
-    for point in points:
-        axes = {"peak": [full] if point["name"] == "full" else list(peaks)} | dict(point)
-        axes = {k: v if isinstance(v, list) else [v] for k, v in axes.items() if v is not None}
+    for point in settings["points"]:
+        found += expand(point, grids.get(point["name"], grids[None]), longest)
+    return [spec for place, spec in enumerate(found) if spec not in found[:place]]
+
+
+def expand(point: Mapping, grid: Sequence[Mapping], longest: int) -> list[dict]:
+    """One spec for each combination of the values that a point lists, at each peak and period.
+
+    The point may name its own; what prunes nothing has the peak `longest`.
+    """
+    kind = _find(point.get("name"), "method", METHODS)
+    free = {field.name for field in fields(kind) if field.init}
+    found = []
+    for budget in grid if kind.prunes else [{"peak": longest}]:
+        axes = {key: budget[key] for key in budget if key in free} | dict(point)
+        axes = {k: v if isinstance(v, list) else [v] for k, v in axes.items()}
         for values in itertools.product(*axes.values()):
             spec = dict(zip(axes, values, strict=True))
             for key in OF_THE_PERIOD:

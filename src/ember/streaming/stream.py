@@ -30,16 +30,9 @@ class Run:
     drops: list[tuple[int, int]] = field(default_factory=list)
     copied_bytes: int = 0
     calls: int = 0
-    token_ms: np.ndarray | None = None  # (T,), of a timed run
-
-    def since_prune(self) -> np.ndarray:
-        """(T - 1,): steps from the last drop to each prediction; -1 before the first."""
-        since, last = np.full(len(self.visible) - 1, -1), None
-        steps = {step for step, _ in self.drops}
-        for place in range(len(since)):
-            last = place if place in steps else last
-            since[place] = -1 if last is None else place - last
-        return since
+    token_ms: np.ndarray | None = None  # (T,), of a timed run; 0 for what was prefilled
+    prefilled: int = 0  # tokens that a timed run fed at once, and their time
+    prefill_ms: float = 0.0
 
 
 @torch.inference_mode()
@@ -51,8 +44,10 @@ def run(
     structural: Tensor | None = None,
     piece: int = PIECE,
     timed: bool = False,
+    prefill: int = 0,
 ) -> Run:
-    """Feeds `tokens` (B, T) under a method. `timed`: one token at a time, each by the clock.
+    """Feeds `tokens` (B, T) under a method. `timed`: one token at a time, each by the clock,
+    after `prefill` tokens in whole pieces, which are timed together.
 
     `structural` (V,) says which tokens end a line or a sentence, for the selector that asks.
     """
@@ -75,8 +70,10 @@ def run(
     device = str(weight.device)
     while moment.step < total:
         began = time.perf_counter()
-        left = method.room(moment)
-        count = min(1 if timed else left, total - moment.step, piece)
+        left, single = method.room(moment), timed and moment.step >= prefill
+        count = min(1 if single else left, total - moment.step, piece)
+        if not single and moment.step < prefill:
+            count = min(count, prefill - moment.step)
         # Only the last queries before a decision are observed: it costs the fast kernels.
         unseen = min(max(0, left - method.observes), count)
         _feed(moment, unseen, "mass" in method.needs, nll, found)
@@ -84,7 +81,11 @@ def run(
         _prune(method, moment, found)
         if timed:
             synchronize(device)
-            clock[moment.step - 1] = (time.perf_counter() - began) * 1e3
+            took = (time.perf_counter() - began) * 1e3
+            if single:
+                clock[moment.step - 1] = took
+            else:
+                found.prefilled, found.prefill_ms = moment.step, found.prefill_ms + took
     found.nll, found.copied_bytes = nll[:, :-1].cpu().numpy(), cache.copied_bytes
     found.calls, found.token_ms = found.calls + moment.calls, clock
     return found
