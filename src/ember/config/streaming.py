@@ -14,7 +14,7 @@ class Point(Strict):
     be a list, of which every value is measured."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Value | list[Value]]
+    __pydantic_extra__: dict[str, Value | Some[Value]]
 
     name: str = Field(description="a method known to the library, such as lazy_prune")
 
@@ -71,7 +71,7 @@ class Streaming(Strict):
     short: Streams = Field(description="the short corpus: Wikitext's part")
     alone: Count = Field(4, description="streams of methods that treat each stream apart")
     grid: Some[Budget] = Field(description="peaks and periods of all methods")
-    sweep: list[Budget] = Field([], description="further ones of lazy pruning alone")
+    sweep: Some[Budget] | None = Field(None, description="further ones of lazy pruning alone")
     points: Some[Point]
     gate: Gate
     latency: Latency

@@ -102,7 +102,7 @@ def check_streaming(config: Config) -> Iterator[Problem]:
             f"the config.json of {name} names no start token (bos_token_id). Choose another model.",
         )
     budgets = [(("grid", n), one.peak) for n, one in enumerate(section.grid)]
-    budgets += [(("sweep", n), one.peak) for n, one in enumerate(section.sweep)]
+    budgets += [(("sweep", n), one.peak) for n, one in enumerate(section.sweep or [])]
     budgets.append((("gate",), section.gate.peak))
     for path, peak in budgets:
         if arch and peak > arch.max_positions:

@@ -55,7 +55,7 @@ def specs_of(settings: Mapping) -> list[dict]:
     Full attention takes streams as long as the largest peak.
     """
     longest = max(budget["peak"] for budget in settings["grid"])
-    grids = {None: settings["grid"], "lazy_prune": [*settings["grid"], *settings["sweep"]]}
+    grids = {None: settings["grid"], "lazy_prune": [*settings["grid"], *(settings["sweep"] or [])]}
     found = []
     for point in settings["points"]:
         found += expand(point, grids.get(point["name"], grids[None]), longest)
