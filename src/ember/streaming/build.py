@@ -91,12 +91,11 @@ def point_id(method: Method) -> str:
         parts.append(f"R{method.compression_interval}")
     for field in fields(method):
         value = getattr(method, field.name)
-        if field.init and field.name not in ("peak", "compression_interval"):
+        if field.name in ("peak", "compression_interval") or not field.init:
+            continue
+        if value is not None and value != field.default:
             shown = getattr(value, "name", value)
-            if field.name == "n_sink" and shown != 4:
-                parts.append(f"s{shown}")
-            elif field.name != "n_sink" and shown is not None and value != field.default:
-                parts.append(f"{field.name}={shown}")
+            parts.append(field.name if shown is True else f"{field.name}={shown}")
     return "-".join(parts)
 
 

@@ -1,6 +1,6 @@
 """SnapKV's score at decoding: mass of the last queries, smoothed (Li et al., 2404.14469)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ember.streaming.method import whole
@@ -16,6 +16,7 @@ class SnapKV(RankingMethod):
     label: ClassVar[str] = "SnapKV-like"
     improves: ClassVar[str] = "perplexity"
 
+    recent: int = field(default=0, init=False)  # those that look
     window_size: int = 32
     kernel_size: int = 5
 

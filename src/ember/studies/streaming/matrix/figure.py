@@ -6,6 +6,8 @@ from ember.studies.steps import reads
 from ember.studies.streaming.matrix.tables import STREAMING_MATRIX
 from ember.studies.style import PAGE, basis, error, legend_below, look, panel, style
 
+NEAR = 0.05  # nats up to which the axis is linear, where some are far beyond
+
 
 @reads(matrix=STREAMING_MATRIX)
 def draw(matrix: pd.DataFrame, scale: str):
@@ -13,8 +15,10 @@ def draw(matrix: pd.DataFrame, scale: str):
     rows = matrix[(matrix["corpus"] == "long") & (matrix["method"] != "lazy_prune")]
     rows = rows[~rows["point"].str.contains("absolute")].copy()
     rows["change"] = rows["point"].str.replace(r"-P\d+-R\d+", "", regex=True)
-    rows["change"] = rows["change"].str.replace(r"max_drop=\d+", "max_drop", regex=True)
-    rows["change"] = rows["change"].str.replace(r"-(overlap|slack)=\d+", "", regex=True)
+    rows["change"] = rows["change"].str.replace(r"-(max_drop|overlap|slack)=\d+", "", regex=True)
+    rows["change"] = rows["change"].str.replace(r"refresh_budget=\d+-selector=", "", regex=True)
+    portions = rows["point"].str.contains("refresh.*max_drop")
+    rows.loc[portions, "change"] += ", max_drop"
     budgets = sorted(set(zip(rows["peak"], rows["compression_interval"], strict=True)))
     changes = list(dict.fromkeys(rows["change"]))
     with style() as plt:
@@ -31,8 +35,9 @@ def draw(matrix: pd.DataFrame, scale: str):
         axes.axvline(0, color="#444444", linewidth=0.8)
         axes.set_yticks(range(len(changes)), changes)
         axes.invert_yaxis()
-        axes.set_xscale("symlog", linthresh=0.05)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        if rows["saved"].abs().max() > 5 * NEAR:
+            axes.set_xscale("symlog", linthresh=NEAR)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel("loss saved against lazy pruning (nats a token)")
         panel(axes, "")
         legend_below(figure, axes)

@@ -32,11 +32,13 @@ def draw(pareto: pd.DataFrame, scale: str):
                 linewidth=0.8,
                 drawstyle="steps-post",
             )
-            axes.set_xscale("symlog", linthresh=1)
+            if rows["ppl_change"].abs().max() > 0.05:
+                axes.set_xscale("symlog", linthresh=1)
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.minorticks_off()
             label(axes, f"{letter}  {corpus}", "perplexity above R = 1 (%)", "")
             axes.get_legend().remove()
         panels[0].set_ylabel("steady TPOT (ms)")
