@@ -19,8 +19,8 @@ def decoder():
     return decoder_of(ARCH, dtype=torch.float64)
 
 
-def filled(decoder, tokens=10, batch=2):
-    cache = StreamingCache(ARCH, batch, 12, dtype=torch.float64)
+def filled(decoder, tokens=10, batch=2, spare=0):
+    cache = StreamingCache(ARCH, batch, 12, dtype=torch.float64, spare=spare)
     with torch.inference_mode():
         decoder(draw(batch, tokens, 31), cache=cache)
     return cache
@@ -84,3 +84,28 @@ def test_what_is_reset_is_as_new(decoder):
     torch.testing.assert_close(found, expected)
     assert cache.ids[0, 0].tolist() == list(range(12))
     assert float(cache.mass.sum()) == pytest.approx(3 * 2 * 4 * 12)
+
+
+@pytest.mark.parametrize("spec", [{"compression_interval": 4}, {"n_sink": 3}], ids=str)
+def test_a_soft_ring_computes_the_same_and_copies_less(decoder, spec):
+    method = build.build({"name": "lazy_prune", "peak": 16, "n_sink": 2, **spec})
+    tokens = draw(2, 120, 31)
+    shifted, ring = (run(decoder, tokens, method, spare=spare) for spare in (0, 1.0))
+    assert abs(shifted.nll - ring.nll).max() < 1e-9
+    assert ring.drops == shifted.drops
+    assert ring.copied_bytes < 0.5 * shifted.copied_bytes
+
+
+def test_a_ring_moves_the_sinks_and_wraps_where_memory_ends(decoder):
+    cache = filled(decoder, 12, spare=4)
+    token = 3 * 2 * 4 * 8 * 8
+    with torch.inference_mode():
+        for step in range(5):
+            cache.drop(torch.tensor([2]))
+            moved = 2 * 3 * token + 2 * token  # two sinks, and their angles
+            assert cache.copied_bytes == (step + 1) * moved
+            if step < 4:
+                decoder(draw(2, 1, 31), cache=cache)
+        decoder(draw(2, 1, 31), cache=cache)
+    assert cache.copied_bytes == 5 * moved + 11 * 3 * token
+    assert cache.ids[0, 0].tolist() == [0, 1, *range(7, 17)]

@@ -6,6 +6,10 @@ relative, slot s may be rotated for s + `offset`, the tokens dropped so far: wha
 that was dropped keeps its angles, and a drop rotates anew only what lies before it, the sinks
 mostly. Angles are computed in float32, so beyond `FAR` positions all are counted from 0 again.
 
+With `spare` memory it is a soft ring (S-5): what a drop leaves before its last gap moves up to the
+rest, a few sinks mostly, instead of the rest down to it, and only where the memory ends is all
+copied to its beginning. Attention reads one stretch of memory either way.
+
 All rows and layers hold equally many tokens, but may hold different ones. Nothing is allocated
 after construction but for a slot's bias, which only folding needs.
 
@@ -42,6 +46,7 @@ class StreamingCache(KVCache):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         absolute: bool = False,
+        spare: int = 0,
     ):
         if batch < 1 or capacity < 1:
             raise ValueError(f"batch ({batch}) and capacity ({capacity}) must be 1 or more")
@@ -52,33 +57,37 @@ class StreamingCache(KVCache):
                 "Stream with a model whose layers attend to all that is cached."
             )
         self.arch, self.absolute, self.wants_mass = arch, absolute, False
-        layers, heads, d = arch.num_layers, arch.num_kv_heads, arch.head_dim
-        shape = (layers, batch, heads, capacity, d)
-        self.raw, self.k, self.v = (
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(3)
-        )
-        self.ids = torch.zeros((layers, batch, capacity), device=device, dtype=torch.long)
+        self.capacity, self.spare = capacity, spare
+        layers, heads, d, room = arch.num_layers, arch.num_kv_heads, arch.head_dim, capacity + spare
         wide = torch.promote_types(dtype, torch.float32)
-        masses = (layers, batch, arch.num_heads, capacity)
-        self.mass, self.recent = (torch.zeros(masses, device=device, dtype=wide) for _ in range(2))
+        kv = torch.zeros((3, layers, batch, heads, room, d), device=device, dtype=dtype)
+        masses = torch.zeros((2, layers, batch, arch.num_heads, room), device=device, dtype=wide)
+        ids = torch.zeros((layers, batch, room), device=device, dtype=torch.long)
+        self._memory = dict(zip(("raw", "k", "v"), kv, strict=True)) | {"ids": ids}
+        self._memory |= dict(zip(("mass", "recent"), masses, strict=True))
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything; the memory stays."""
         self._lengths = [0] * self.arch.num_layers
-        self.offset = self.base = self.copied_bytes = 0
+        self.offset = self.base = self.copied_bytes = self._begin = 0
+        self._memory.pop("bias", None)
         self.bias: Tensor | None = None  # (L, B, Hq, C), added to the scores of folded slots
-        self.mass.zero_()
-        self.recent.zero_()
+        for name in ("mass", "recent"):
+            self._memory[name].zero_()
+        self._look()
 
-    @property
-    def capacity(self) -> int:
-        return self.ids.shape[2]
+    def _look(self) -> None:
+        """Slots from where the first one lies now."""
+        stop = self._begin + self.capacity
+        for name, memory in self._memory.items():
+            seen = slice(self._begin, stop)
+            setattr(self, name, memory[..., seen, :] if memory.ndim == 5 else memory[..., seen])
 
     @property
     def bytes(self) -> int:
         """Memory reserved for keys (twice) and values."""
-        return self.raw.nbytes + self.k.nbytes + self.v.nbytes
+        return sum(self._memory[name].nbytes for name in ("raw", "k", "v"))
 
     @property
     def slots(self) -> int:
@@ -115,6 +124,8 @@ class StreamingCache(KVCache):
                 f"layer {layer} would hold {stop} tokens, but the cache's capacity is "
                 f"{self.capacity}.\nDrop tokens before, or feed fewer at once."
             )
+        if layer == 0 and self._begin + stop > self.capacity + self.spare:
+            self._wrap()
         normed = rotation.normed(k)
         self.raw[layer, :, :, start:stop] = normed.transpose(1, 2)
         self.k[layer, :, :, start:stop] = rotate(normed, *rotation.rotary.tables).transpose(1, 2)
@@ -148,22 +159,27 @@ class StreamingCache(KVCache):
         kept = torch.ones(*self.ids.shape[:2], held, dtype=torch.bool, device=self.ids.device)
         kept = kept.scatter_(2, everywhere, False).nonzero()[:, 2].view(*self.ids.shape[:2], -1)
         first, left = int(everywhere.min()), held - count
-        moved = kept[:, :, first:]  # before the first gap nothing moves
-        for name in ("raw", "k", "v", "ids", "mass", "bias"):
-            self._close(getattr(self, name), moved, first, left)
+        head = int(everywhere.max()) + 1 - count  # kept tokens before the last gap
+        if self.spare and head < left - first:
+            start, kept = 0, kept[:, :, :head]
+            found = {name: _taken(getattr(self, name), kept) for name in self._memory}
+            self._begin += count
+            self._look()
+        else:
+            start, kept = first, kept[:, :, first:]  # before the first gap nothing moves
+            found = {name: _taken(getattr(self, name), kept) for name in self._memory}
+        self._put(found, start)
         self.mass[..., left:] = 0
-        self.recent.zero_()
+        self._memory["recent"].zero_()
         if self.bias is not None:
             self.bias[..., left:] = 0
         self._lengths = [left] * self.arch.num_layers
         self.offset += count
-        self.copied_bytes += 3 * self.k[:, :, :, 0].nbytes * moved.shape[2]
         # All before the last gap now stand nearer to the end than their angles say.
-        stale = int(everywhere.max()) + 1 - count
         if not self.absolute:
             if self.offset > FAR:
-                self.base, self.offset, stale = self.base + self.offset, 0, left
-            self._rotate(stale)
+                self.base, self.offset, head = self.base + self.offset, 0, left
+            self._rotate(head)
 
     def fold(self, place: int, k: Tensor, v: Tensor, bias: Tensor) -> None:
         """Puts one key and value for many in a slot, the same in all layers and rows.
@@ -172,7 +188,8 @@ class StreamingCache(KVCache):
         scores of its queries.
         """
         if self.bias is None:
-            self.bias = torch.zeros_like(self.mass)
+            self._memory["bias"] = torch.zeros_like(self._memory["mass"])
+            self._look()
         self.k[:, :, :, place], self.v[:, :, :, place] = k, v
         cos, sin = self._tables(place, place + 1)
         flat = k.flatten(0, 1)[:, None]  # (L B, 1, Hkv, D): turned back
@@ -180,15 +197,25 @@ class StreamingCache(KVCache):
         self.bias[..., place] = bias
         self.ids[..., place] = FOLDED
 
-    def _close(self, held: Tensor | None, kept: Tensor, first: int, stop: int) -> None:
-        """Moves what is kept from slot `first` on to the slots `first` … `stop`."""
-        if held is None or first == stop:
-            return
-        at = 3 if held.ndim == 5 else held.ndim - 1  # the dimension of slots
-        index = kept.view(*kept.shape[:2], *[1] * (at - 2), -1, *[1] * (held.ndim - at - 1))
-        shape = [*held.shape]
-        shape[at] = kept.shape[2]
-        held.narrow(at, first, stop - first).copy_(held.gather(at, index.expand(shape)))
+    def _wrap(self) -> None:
+        """Copies all that is held to the memory's beginning."""
+        held = self.slots
+        every = torch.arange(held, device=self.ids.device).expand(*self.ids.shape[:2], held)
+        found = {name: _taken(getattr(self, name), every) for name in self._memory}
+        self._begin = 0
+        self._look()
+        self._put(found, 0)
+        for rest in (self.mass, self.recent, self.bias):
+            if rest is not None:
+                rest[..., held:] = 0
+
+    def _put(self, found: dict[str, Tensor], start: int) -> None:
+        """Stores what was taken in the slots from `start` on."""
+        for name, taken in found.items():
+            at = 3 if taken.ndim == 5 else taken.ndim - 1
+            count = taken.shape[at]
+            getattr(self, name).narrow(at, start, count).copy_(taken)
+        self.copied_bytes += 3 * found["k"].nbytes
 
     def _rotate(self, slots: int) -> None:
         """Rotates the first keys anew, for where they stand now."""
@@ -202,3 +229,12 @@ class StreamingCache(KVCache):
         """cos and sin of the positions that slots start … stop have."""
         positions = torch.arange(start, stop, device=self.k.device) + self.offset
         return rotary_tables(self.arch, positions, self.k.dtype)
+
+
+def _taken(held: Tensor, slots: Tensor) -> Tensor:
+    """What lies in the slots (L, B, n), as a copy."""
+    at = 3 if held.ndim == 5 else held.ndim - 1  # the dimension of slots
+    index = slots.view(*slots.shape[:2], *[1] * (at - 2), -1, *[1] * (held.ndim - at - 1))
+    shape = [*held.shape]
+    shape[at] = slots.shape[2]
+    return held.gather(at, index.expand(shape))

@@ -17,6 +17,7 @@ from ember.model.decoder import Decoder
 from ember.streaming.cache import StreamingCache
 from ember.streaming.method import BadMethod, Method, Moment
 
+SPARE = 0.5  # of the peak: a wrap moves all that is held once in so many tokens
 PIECE = 256  # tokens of a call at most, whose logits are held
 
 
@@ -45,9 +46,11 @@ def run(
     piece: int = PIECE,
     timed: bool = False,
     prefill: int = 0,
+    spare: float = SPARE,
 ) -> Run:
     """Feeds `tokens` (B, T) under a method. `timed`: one token at a time, each by the clock,
-    after `prefill` tokens in whole pieces, which are timed together.
+    after `prefill` tokens in whole pieces, which are timed together. `spare`: the soft ring's
+    memory beyond the peak, as a fraction of it; 0: every drop moves what comes after it.
 
     `structural` (V,) says which tokens end a line or a sentence, for the selector that asks.
     """
@@ -59,7 +62,13 @@ def run(
     weight = decoder.embed_tokens.weight
     capacity = min(method.peak, total) if method.prunes else total
     cache = StreamingCache(
-        decoder.arch, rows, capacity, weight.device, weight.dtype, method.absolute
+        decoder.arch,
+        rows,
+        capacity,
+        weight.device,
+        weight.dtype,
+        method.absolute,
+        int(spare * capacity) if method.prunes else 0,
     )
     moment = Moment(decoder, cache, tokens, structural=structural)
     if "entropy" in method.needs:
