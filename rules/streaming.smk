@@ -271,3 +271,47 @@ use rule drawn as plot_pareto with:
         **plot("streaming.pareto.figure.draw"),
     message:
         "Time against perplexity"
+
+
+use rule held as time_caches with:
+    input:
+        model=model_dir(
+            conf("streaming", "ceiling", "model") or conf("streaming", "model")
+        ),
+    output:
+        runs=inter("streaming/ceiling/runs.parquet"),
+    pathvars:
+        job="time_caches",
+    resources:
+        mem_mb=model_memory(),
+        runtime=model_runtime(),
+        gpu=gpus(),
+        timing=1,
+    params:
+        **study("streaming.ceiling.measure.time_caches"),
+        settings=conf_of(
+            ["streaming", "ceiling"],
+            "peak",
+            "tokens",
+            "intervals",
+            "warmup",
+            "repeats",
+        ),
+        runtime=runtime_settings(),
+    message:
+        "What keeping the cache costs, by how it is kept (S-5)"
+
+
+use rule job as summarise_caches with:
+    input:
+        runs=inter("streaming/ceiling/runs.parquet"),
+    output:
+        table("streaming_ceiling", "Ceiling", "What keeping the cache costs a token"),
+    pathvars:
+        job="summarise_caches",
+    localrule: True
+    params:
+        **publish("streaming.ceiling.summary.summarise_caches"),
+        noise=conf("streaming", "bars", "noise"),
+    message:
+        "Time and copied bytes a token, and what is a gain"

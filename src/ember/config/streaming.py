@@ -52,6 +52,15 @@ class Latency(Timed):
     skip: Size = Field(64, description="first decoded tokens that the steady state leaves out")
 
 
+class Ceiling(Timed):
+    """S-5: the cache's own work, in a model's shape."""
+
+    model: str | None = Field(None, description="whose shape; null: the measured model's")
+    peak: Count = Field(description="tokens held")
+    tokens: Count = Field(description="tokens of a run")
+    intervals: Some[Count] = Field(description="periods of pruning")
+
+
 class Bars(Strict):
     """S-3 and S-6: what counts as success."""
 
@@ -75,6 +84,7 @@ class Streaming(Strict):
     points: Some[Point]
     gate: Gate
     latency: Latency
+    ceiling: Ceiling
     bars: Bars = Bars()
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         1000, description="resamples of an interval"

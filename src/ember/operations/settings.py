@@ -127,6 +127,12 @@ def check_streaming(config: Config) -> Iterator[Problem]:
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
             yield ("streaming", "points", place), problem
+    widest = section.ceiling.peak - 2 * 4  # sinks, and a window that is larger
+    if max(section.ceiling.intervals) >= widest:
+        yield (
+            ("streaming", "ceiling", "intervals"),
+            f"prune {max(section.ceiling.intervals)} of {section.ceiling.peak} tokens. Lower them.",
+        )
     missing = {"streaming_llm", "lazy_prune"} - {point.name for point in section.points}
     if missing:
         yield (
