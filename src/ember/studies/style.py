@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ember.measure.statistics import ends
 from ember.records.atomic import atomic_file, write_text
 from ember.records.provenance import figure_metadata
 
@@ -130,6 +131,7 @@ def error(rows, middle: str, low: str, high: str, scale: float = 1.0) -> tuple:
 
 
 def spread(rows, name: str, scale: float = 1.0) -> tuple:
-    """Lengths of error bars from `name`_p10 to `name`_p90 around `name`_median or `name`."""
+    """Lengths of error bars around `name`_median or `name`; `ends_in_words` says what they span."""
     middle = f"{name}_median" if f"{name}_median" in rows else name
-    return error(rows, middle, f"{name}_p10", f"{name}_p90", scale)
+    low, high = zip(*(ends(row, name) for row in rows.to_dict("records")), strict=True)
+    return error(rows.assign(low=low, high=high), middle, "low", "high", scale)

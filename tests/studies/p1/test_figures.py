@@ -33,8 +33,8 @@ def share_table() -> pd.DataFrame:
                 ABOUT
                 | {f"{phase}_ms_median": value for phase, value in times.items()}
                 | {"mode": "single", "context": context, "generation": generation, "n": 5}
-                | {"prefill_share": share, "prefill_share_p10": share - 0.01}
-                | {"prefill_share_p90": share + 0.02}
+                | {"prefill_share": share, "prefill_share_min": share - 0.01}
+                | {"prefill_share_max": share + 0.02}
             )
     skipped = {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
     rows.append(ABOUT | skipped | {"context": 512, "generation": 64})
@@ -113,8 +113,8 @@ def pipeline_table(**changes) -> pd.DataFrame:
                     "sequences": 4,
                     "n": 5,
                     "tokens_per_s_median": speed,
-                    "tokens_per_s_p10": speed - 1,
-                    "tokens_per_s_p90": speed + 2,
+                    "tokens_per_s_min": speed - 1,
+                    "tokens_per_s_max": speed + 2,
                     "predicted_tokens_per_s": None if mode == "single" else 1.1 * speed,
                     "predicted_best_split": "2+1" if mode == "overlap" else None,
                     "total_ms_median": 100.0,
