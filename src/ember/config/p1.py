@@ -53,11 +53,15 @@ class Prefix(Strict):
     warmup: Warmup = Field(1, description="unrecorded prompts a point")
     budget_mb: Positive = Field(description="byte budget of the prefix cache, in MB")
     tolerance: Positive = Field(1e-3, description="largest logit difference to the uncached run")
+    identity_documents: Count = Field(
+        4, description="of them checked in float32 too, where first tokens must be equal"
+    )
 
     @model_validator(mode="after")
     def _every_shard_has_a_document(self):
-        if self.shards > self.documents:
-            raise ValueError(f"shards is {self.shards}, more than the {self.documents} documents")
+        for name in ("shards", "identity_documents"):
+            if (asked := getattr(self, name)) > self.documents:
+                raise ValueError(f"{name} is {asked}, more than the {self.documents} documents")
         return self
 
 
@@ -273,8 +277,8 @@ class Decisions(Strict):
         description="P1-1.1: below this share of a single rollout the narrative shifts to "
         "accumulation over rounds x candidates and to sync and memory",
     )
-    min_prefix_savings: Fraction = Field(
-        0.45, description="P1-2.3: savings expected from reusing half of the prompt"
+    min_prefix_savings: Positive = Field(
+        0.92, description="P1-2.3: time over operations saved by reusing half of the prompt"
     )
     min_engine_ratio: Positive = Field(
         3.0, description="decode speed against Transformers' generate on the same machine"

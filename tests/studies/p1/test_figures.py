@@ -14,7 +14,7 @@ from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
 from ember.studies.p1.policies import figure as p1_fig3
 from ember.studies.p1.policies.tables import CUMULATIVE_COST
 from ember.studies.p1.prefix import figure as p1_sec44
-from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
+from ember.studies.p1.prefix.tables import PREFIX_LOSSES, PREFIX_SAVINGS
 from ember.studies.p1.profile import figure as p1_fig2
 from ember.studies.p1.profile.tables import PREFILL_SHARE
 from ember.studies.style import PAGE, save, small_print
@@ -54,12 +54,32 @@ def savings_table() -> pd.DataFrame:
             "savings_high": 0.9 * fraction + 0.01,
             "speedup": 1 / (1 - 0.9 * fraction),
             "expected_with_attention": 0.95 * fraction,
+            "ratio_to_operations": 0.9 / 0.95,
+            "ratio_low": (0.9 * fraction - 0.02) / (0.95 * fraction),
+            "ratio_high": (0.9 * fraction + 0.01) / (0.95 * fraction),
             "max_logit_diff": 2.3e-5,
+            "float32_documents": 4,
+            "float32_tokens_equal_share": 1.0,
+            "float32_max_logit_diff": 1.1e-5,
         }
         for prompt in (512, 1024)
         for fraction in (0.25, 0.5, 0.75)
     ]
     return frame(PREFIX_SAVINGS, rows)
+
+
+def losses_table() -> pd.DataFrame:
+    times = {"uncached": 10.0, "operations": -4.7, "products": 0.6, "attention": 0.4}
+    times |= {"lookup": 0.2, "store": 0.1, "cached": 6.6}
+    return frame(
+        PREFIX_LOSSES,
+        [
+            ABOUT
+            | {"prompt_tokens": 1024, "prefix_tokens": 512, "documents": 12, "step": step}
+            | {"part": part, "ms": ms, "low": ms - 0.1, "high": ms + 0.1}
+            for step, (part, ms) in enumerate(times.items())
+        ],
+    )
 
 
 def cost_table() -> pd.DataFrame:
@@ -178,8 +198,10 @@ def test_without_two_devices_the_pipeline_figures_say_why():
 
 
 def test_sec44_gives_the_interval_at_half_of_the_prompt():
-    _, caption = p1_sec44.draw(savings_table(), "tiny")
-    assert "prompt 512: 45.0 % [43.0, 46.0], 1.82×, operation count 47.5 %" in caption
+    _, caption = p1_sec44.draw(savings_table(), losses_table(), 0.92, "tiny")
+    assert (
+        "prompt 512: 45.0 % [43.0, 46.0], 1.82×, 0.947 of the operation count's 47.5 %" in caption
+    )
     assert "n = 12 documents" in caption
 
 
@@ -195,13 +217,13 @@ def test_fig3_says_that_it_is_modelled_and_what_each_policy_saves():
 
 
 def test_a_smoke_caption_supports_no_claim():
-    _, caption = p1_sec44.draw(savings_table(), "smoke")
+    _, caption = p1_sec44.draw(savings_table(), losses_table(), 0.92, "smoke")
     assert "no number here supports a claim" in caption
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf"])
 def test_a_figure_carries_its_provenance(tmp_path, ending):
-    figure, caption = p1_sec44.draw(savings_table(), "tiny")
+    figure, caption = p1_sec44.draw(savings_table(), losses_table(), 0.92, "tiny")
     provenance = {"rule": "plot_sec44", "code": "abc", "inputs": [], "config": {"scale": "tiny"}}
     words = small_print([savings_table()], "tiny")
     save(figure, tmp_path / "fig", caption, provenance, words)
@@ -210,7 +232,7 @@ def test_a_figure_carries_its_provenance(tmp_path, ending):
 
 
 def test_an_image_says_itself_what_it_rests_on(tmp_path):
-    figure, caption = p1_sec44.draw(savings_table(), "tiny")
+    figure, caption = p1_sec44.draw(savings_table(), losses_table(), 0.92, "tiny")
     words = small_print([savings_table(), pd.DataFrame({"n": [3, 20]})], "tiny")
     assert words == (
         "measured; trained weights; n = 3 to 20 runs; n = 12 documents; policy; float32; cpu; "
