@@ -123,7 +123,9 @@ class Cut(Strict):
 class Roofline(Timed):
     """Decoding against the memory's limit, by batch size."""
 
-    contexts: Some[PromptTokens]
+    contexts: Some[PromptTokens] = Field(
+        description="the first is that of the comparison with plain operators and of all samplings"
+    )
     rows: Some[Count] = Field(description="candidates of one prompt: the batch of a step")
     new_tokens: NewTokens = Field(128, description="generated tokens of each")
     samplings: Some[Cut] = Field([Cut()], description="how tokens are chosen")
