@@ -18,7 +18,7 @@ import torch
 
 from ember.backends.base import Backend, Received
 from ember.backends.threads import restored_threads, use_threads
-from ember.engine.prefill import PlainPrefill, untimed
+from ember.engine.prefill import PlainPrefill
 from ember.engine.requests import Chunk, Completion, Prompt, Row
 from ember.engine.stats import RolloutStats, StepBatch
 from ember.engine.stops import Detokenize, TextStream, final_text
@@ -64,8 +64,9 @@ class Scheduler:
     ):
         """`rows`: the most that decode together; `lock` is held while they do."""
         self._backend, self._prefill, self._most, self._lock = backend, prefill, rows, lock
-        self._phase, self._decode = untimed if clock is None else clock.phase, detokenize
-        self._device = backend.cache.rows.device
+        self._decode, self._device = detokenize, backend.cache.rows.device
+        self._clock = PhaseClock(str(self._device)) if clock is None else clock
+        self._phase, self._times_before = self._clock.phase, {}
         self._waiting = deque(prompts)
         self._placed: list[Prompt] = []  # prompts whose KV lies in the arena
         self._rows: list[Row] = []
@@ -105,6 +106,7 @@ class Scheduler:
     def _rounds(self) -> Iterator[list[Row]]:
         """Rows that have new tokens or have ended, after every look."""
         with self._lock:
+            self._times_before = self._clock.times_ms()
             self._began = self._said = time.perf_counter()
             try:
                 more = True
@@ -365,6 +367,7 @@ class Scheduler:
         for batch, begin, end in self._marks:
             batch.ms += _milliseconds(begin, end)
         self._marks.clear()
+        self.stats.add_times(self._times_before, self._clock.times_ms())
         if self.stats.seconds > SAY_EVERY:
             stats = self.stats
             log.info(
