@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 class StepBatch:
     """Steps in a row with the same rows: what they read of the KV, and how long they took.
 
+    A prompt's last token is among `prompt_tokens`, or among each row's own where rows run it.
     `prompt_tokens` are read once a step, all prompts together (where rows share their prompt's KV;
     else of each row its copy); `own_tokens` is the sum over all
     steps and rows of the tokens a row has of its own. `ms` includes sampling.
@@ -42,6 +43,7 @@ class RolloutStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     prefix_hits: int = 0
+    kept_prompts: int = 0  # whose last token was run by their rows, and the rest by nobody
     generated_tokens: int = 0
     discarded_tokens: int = 0  # sampled after a stop, before it was seen
     seconds: float = 0.0
