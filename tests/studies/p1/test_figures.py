@@ -17,26 +17,37 @@ from ember.studies.p1.prefix import figure as p1_sec44
 from ember.studies.p1.prefix.tables import PREFIX_LOSSES, PREFIX_SAVINGS
 from ember.studies.p1.profile import figure as p1_fig2
 from ember.studies.p1.profile.tables import PREFILL_SHARE
+from ember.studies.p1.rollout.tables import point_name
 from ember.studies.style import PAGE, save, small_print
 from tests.rows import frame
 
 ABOUT = {"model": "policy", "weights": "trained", "device": "cpu", "dtype": "float32"}
 
 
+OPERATING = {"prompts": 4, "candidates": 8, "rows": 32, "prefix": 0}
+OPERATING |= {"context": 1024, "generation": 128}
+
+
 def share_table() -> pd.DataFrame:
+    """One rollout at 512 and 1024, after which 64 or 128 tokens; batches of 16 and 32 rows, these
+    also at 1024/64."""
+    points = [(rows, c, 128) for rows in (1, 16, 32) for c in (512, 1024)]
+    points += [(1, 512, 64), (1, 1024, 64), (32, 1024, 64)]
     rows = []
-    for generation in (64, 128):
-        for context in (512, 1024):
-            share = context / (context + 8 * generation)
-            times = {"prefill": context / 10, "decode": generation * 0.7, "transfer": 0.1}
-            times["sampling"] = generation * 0.1
-            rows.append(
-                ABOUT
-                | {f"{phase}_ms_median": value for phase, value in times.items()}
-                | {"mode": "single", "context": context, "generation": generation, "n": 5}
-                | {"prefill_share": share, "prefill_share_min": share - 0.01}
-                | {"prefill_share_max": share + 0.02}
-            )
+    for batch, context, generation in points:
+        share = context / (context + 64 * generation / (batch + 8))
+        call = OPERATING | {"rows": batch, "context": context, "generation": generation}
+        single = {"point": f"single-{context}-{generation}", "mode": "single"}
+        rows.append(
+            ABOUT
+            | {"mode": "batched", "prompts": 4, "candidates": 8, "point": point_name(call)}
+            | {"batch": batch, "context": context, "generation": generation, "n": 5}
+            | {"prefill_share_median": share, "prefill_share_min": share - 0.01}
+            | {"prefill_share_max": share + 0.02}
+            | (single if batch == 1 else {})
+        )
+    # Another call, which is not the loop's.
+    rows.append(rows[-1] | {"candidates": 1, "batch": 4, "point": "4x1 in 4, 1024/128"})
     skipped = {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
     rows.append(ABOUT | skipped | {"context": 512, "generation": 64})
     return frame(PREFILL_SHARE, rows)
@@ -101,11 +112,15 @@ def cost_table() -> pd.DataFrame:
     return frame(CUMULATIVE_COST, rows)
 
 
-def test_fig2_says_the_range_of_shares_and_what_was_not_measured():
-    figure, caption = p1_fig2.draw(share_table(), "tiny")
-    assert len(figure.axes) == 2
-    assert "from 33.3 % at 512 tokens of context and 128 generated" in caption
-    assert "to 66.7 % at 1024 and 64" in caption
+def test_fig2_has_a_curve_a_batch_size_and_says_what_was_not_measured():
+    figure, caption = p1_fig2.draw(share_table(), OPERATING, "tiny")
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        *("64 generated", "1 (one rollout)", "16 rows", "32 rows")
+    ]
+    assert "the share is 83.3 %, of one rollout of these lengths 52.9 %" in caption
+    assert "512/128 71.4 %; 1024/64 90.9 %; 1024/128 83.3 %" in caption
+    assert "least to greatest of n = 5 runs" in caption
     assert "two_stage_overlap (one device)" in caption
     assert "scale tiny" in caption
 
@@ -115,7 +130,7 @@ def test_fig2_says_what_two_stages_take():
     share["total_ms_median"] = 100.0
     staged = share[share["mode"] == "single"].assign(mode="two_stage_serial")
     staged["total_ms_median"] = [110.0, 120.0, 130.0, 140.0]
-    _, caption = p1_fig2.draw(pd.concat([share, staged]), "tiny")
+    _, caption = p1_fig2.draw(pd.concat([share, staged]), OPERATING, "tiny")
     assert "Two pipeline stages take 1.10 to 1.40 times as long without." in caption
 
 
