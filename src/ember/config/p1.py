@@ -142,6 +142,19 @@ class Framework(Strict):
     arguments: dict[str, int | float | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
     )
+    environment: dict[str, str] = Field(
+        {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
+    )
+
+
+class FrameworkLoop(Strict):
+    """The loop's workload: a round's prompts and candidates, sampled at temperature 1."""
+
+    prompts: Count = Field(description="prompts of a call, new in every one")
+    candidates: Count = Field(description="candidates of each prompt")
+    fewer: dict[str, Size] = Field(
+        {}, description="fewer prompts for slow frameworks, by name; 0 leaves one out"
+    )
 
 
 class FrameworkPoint(Strict):
@@ -155,6 +168,7 @@ class FrameworkPoint(Strict):
     )
     frameworks: list[str] = Field([], description="only these (empty: all)")
     needs: str | None = Field(None, description="skip the point where this one is not installed")
+    loop: FrameworkLoop | None = Field(None, description="besides one rollout; null: not compared")
 
 
 class Frameworks(Strict):
@@ -163,14 +177,17 @@ class Frameworks(Strict):
     peers: Named[Framework] = Field(description="by the name that the tables use")
     points: Some[FrameworkPoint]
     repeats: Repeats = Field(3, description="recorded rounds: each framework once a round")
-    warmup: Warmup = Field(1, description="unrecorded rounds; the first one may compile")
+    warmup: Warmup = Field(
+        2, description="unrecorded rounds of a rollout: compilation, recordings; of the loop one"
+    )
     timeout_s: Positive = Field(300.0, description="for starting, and for each generation")
     mem_mb: Count = Field(description="memory of the job: every framework holds the model, in MB")
 
     @model_validator(mode="after")
     def _known(self):
         for point in self.points:
-            for name in [*point.frameworks, *filter(None, [point.needs])]:
+            fewer = point.loop.fewer if point.loop else {}
+            for name in [*point.frameworks, *filter(None, [point.needs]), *fewer]:
                 if name not in self.peers:
                     raise ValueError(
                         f"point {point.name}: {name!r} is not one of {', '.join(self.peers)}"
