@@ -225,11 +225,15 @@ class Rounds(Strict):
 
 
 class RolloutPoint(Strict):
-    """One call of the batched rollout."""
+    """One call of the batched rollout; lengths and repeats are the section's where not given."""
 
     prompts: Count = Field(description="prompts of the call, each a document of the workload")
     candidates: Count = Field(description="candidates of each prompt")
     rows: Count = Field(description="the most candidates that decode together")
+    context: PromptTokens | None = None
+    prefix: Size | None = Field(None, description="tokens that all prompts share")
+    generation: NewTokens | None = None
+    repeats: Repeats | None = None
 
 
 class Consistency(Strict):
@@ -246,7 +250,7 @@ class Consistency(Strict):
 
 
 class Rollout(Shared, Timed):
-    """P1-4: continuous batching against the read bandwidth of its batches."""
+    """P1-4: continuous batching by phase, and against the read bandwidth of its batches."""
 
     context: PromptTokens
     prefix: Size = Field(
@@ -254,6 +258,46 @@ class Rollout(Shared, Timed):
     )
     generation: NewTokens = Field(description="generated tokens a candidate")
     points: Some[RolloutPoint] = Field(description="calls")
+    operating: RolloutPoint = Field(
+        description="of the points, the one that the loop runs at: Figure 2 and the rule on the "
+        "prefill share look there"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values):
+        """Every point with its own lengths and repeats, so that nobody else has to fill them in."""
+        if not isinstance(values, dict):
+            return values
+        fields = {"prefix": 0} | values
+        usual = {
+            k: fields[k] for k in ("context", "prefix", "generation", "repeats") if k in fields
+        }
+
+        def fill(point):
+            given = {k: v for k, v in point.items() if v is not None}
+            return usual | given
+
+        points, operating = fields.get("points"), fields.get("operating")
+        if isinstance(points, list):
+            fields["points"] = [fill(p) if isinstance(p, dict) else p for p in points]
+        if isinstance(operating, dict):
+            fields["operating"] = fill(operating)
+        return fields
+
+    @model_validator(mode="after")
+    def _points_agree(self):
+        seen = [point.model_dump(exclude={"repeats"}) for point in self.points]
+        for n, point in enumerate(self.points):
+            if point.prefix >= point.context:
+                raise ValueError(
+                    f"points: prefix {point.prefix} must be below context {point.context}"
+                )
+            if seen[n] in seen[:n]:
+                raise ValueError(f"points: {seen[n]} stands twice: name every call once")
+        if self.operating.model_dump(exclude={"repeats"}) not in seen:
+            raise ValueError("operating is none of the points: add it to points, or choose one")
+        return self
 
 
 class Policy(Strict):
@@ -392,6 +436,6 @@ class P1(Strict):
             "memory": self.memory.context,
             "rounds": max(point.context + point.generation for point in self.rounds.points),
             "lora": max(self.lora.tokens, self.lora.train_tokens if self.lora.train_steps else 0),
-            "rollout": self.rollout.context + self.rollout.generation,
+            "rollout": max(point.context + point.generation for point in self.rollout.points),
             "consistency": self.consistency.prompt_tokens + self.consistency.new_tokens,
         }

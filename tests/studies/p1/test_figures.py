@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from ember.records.provenance import read_figure_provenance
 from ember.studies.p1.frameworks import figure as p1_frameworks
@@ -16,7 +17,7 @@ from ember.studies.p1.prefix import figure as p1_sec44
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
 from ember.studies.p1.profile import figure as p1_fig2
 from ember.studies.p1.profile.tables import PREFILL_SHARE
-from ember.studies.style import save
+from ember.studies.style import PAGE, save, small_print
 from tests.rows import frame
 
 ABOUT = {"model": "policy", "weights": "trained", "device": "cpu", "dtype": "float32"}
@@ -33,8 +34,8 @@ def share_table() -> pd.DataFrame:
                 ABOUT
                 | {f"{phase}_ms_median": value for phase, value in times.items()}
                 | {"mode": "single", "context": context, "generation": generation, "n": 5}
-                | {"prefill_share": share, "prefill_share_p10": share - 0.01}
-                | {"prefill_share_p90": share + 0.02}
+                | {"prefill_share": share, "prefill_share_min": share - 0.01}
+                | {"prefill_share_max": share + 0.02}
             )
     skipped = {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
     rows.append(ABOUT | skipped | {"context": 512, "generation": 64})
@@ -113,8 +114,8 @@ def pipeline_table(**changes) -> pd.DataFrame:
                     "sequences": 4,
                     "n": 5,
                     "tokens_per_s_median": speed,
-                    "tokens_per_s_p10": speed - 1,
-                    "tokens_per_s_p90": speed + 2,
+                    "tokens_per_s_min": speed - 1,
+                    "tokens_per_s_max": speed + 2,
                     "predicted_tokens_per_s": None if mode == "single" else 1.1 * speed,
                     "predicted_best_split": "2+1" if mode == "overlap" else None,
                     "total_ms_median": 100.0,
@@ -202,9 +203,24 @@ def test_a_smoke_caption_supports_no_claim():
 def test_a_figure_carries_its_provenance(tmp_path, ending):
     figure, caption = p1_sec44.draw(savings_table(), "tiny")
     provenance = {"rule": "plot_sec44", "code": "abc", "inputs": [], "config": {"scale": "tiny"}}
-    save(figure, tmp_path / "fig", caption, provenance)
+    words = small_print([savings_table()], "tiny")
+    save(figure, tmp_path / "fig", caption, provenance, words)
     assert read_figure_provenance(tmp_path / f"fig.{ending}")["rule"] == "plot_sec44"
     assert (tmp_path / "fig.caption.md").read_text().startswith("**Sec 4.4")
+
+
+def test_an_image_says_itself_what_it_rests_on(tmp_path):
+    figure, caption = p1_sec44.draw(savings_table(), "tiny")
+    words = small_print([savings_table(), pd.DataFrame({"n": [3, 20]})], "tiny")
+    assert words == (
+        "measured; trained weights; n = 3 to 20 runs; n = 12 documents; policy; float32; cpu; "
+        "scale tiny"
+    )
+    save(figure, tmp_path / "bare", caption, {"rule": "plot_sec44"})
+    save(figure, tmp_path / "signed", caption, {"rule": "plot_sec44"}, words)
+    bare, signed = (Image.open(tmp_path / f"{name}.png") for name in ("bare", "signed"))
+    assert bare.width == signed.width == 300 * PAGE, "300 dots an inch"
+    assert signed.height > bare.height, "the words take nothing from the drawing"
 
 
 def frameworks_table() -> pd.DataFrame:

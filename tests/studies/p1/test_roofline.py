@@ -72,7 +72,7 @@ def test_rows_fit_their_schemas_and_agree_with_themselves(model, tmp_path):
     for row in rows:
         assert row["n"] == 2
         assert row["limit_tokens_per_s"] > row["decode_tokens_per_s"]
-        assert row["share_p10"] <= row["share"] <= row["share_p90"]
+        assert row["share_min"] <= row["share"] <= row["share_max"]
     figure, caption = draw(
         read_table(tmp_path / "r.parquet", ROOFLINE),
         read_table(tmp_path / "k.parquet", DECODE_KERNELS),

@@ -37,8 +37,8 @@ def lora_tables(difference=1e-6, ratio=(0.8, 0.9), ulp=0.5, ms=1.5, exact=True):
                 "operation": "replace",
                 "phase": phase,
                 "ms_median": ms,
-                "ms_p10": ms,
-                "ms_p90": ms,
+                "ms_min": ms,
+                "ms_max": ms,
                 "n": 5,
                 "limit_ms": 1.0,
                 "ratio_to_limit": ms,
@@ -107,8 +107,8 @@ def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(Tru
                 "generation": 128,
                 "n": 5,
                 "prefill_share": sum(share) / 2,
-                "prefill_share_p10": share[0],
-                "prefill_share_p90": share[1],
+                "prefill_share_min": share[0],
+                "prefill_share_max": share[1],
             }
         ],
         [

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.profile.tables import PREFILL_SHARE
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, PAGE, basis, label, look, powers_of_two, spread, style
@@ -53,10 +54,9 @@ def _caption(rows, share, scale: str) -> str:
     low = rows.loc[rows["prefill_share"].idxmin()]
     high = rows.loc[rows["prefill_share"].idxmax()]
     skipped = share[share["status"] == "skipped"]
-    repeats = sorted(rows["n"].unique())
     text = (
         "**Figure 2. Where a rollout's time goes.** (a) Share of prefill in one rollout; bars span "
-        f"p10 to p90 of n = {'-'.join(str(n) for n in repeats)} runs a point. (b) Median time by "
+        f"{ends_in_words(rows['n'])} a point. (b) Median time by "
         f"phase. The share runs from {100 * low['prefill_share']:.1f} % at {low['context']} tokens "
         f"of context and {low['generation']} generated to {100 * high['prefill_share']:.1f} % at "
         f"{high['context']} and {high['generation']}. Batch 1, one device. {basis(rows, scale)}"

@@ -1,6 +1,7 @@
 """Time of a rollout by phase, and the share of prefill in it, of each point (P1-1.1)."""
 
 from ember.measure.statistics import summarise
+from ember.records.schema import SPREAD
 from ember.studies.p1.profile.tables import PREFILL_SHARE, ROLLOUT_PROFILE
 from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
@@ -19,6 +20,6 @@ def prefill_share(profile, stages=()) -> list[dict]:
         if timed:
             share = summarise([r["prefill_ms"] / r["total_ms"] for r in timed])
             row["prefill_share"] = share["median"]
-            row["prefill_share_p10"], row["prefill_share_p90"] = share["p10"], share["p90"]
+            row |= {f"prefill_share_{end}": share[end] for end in SPREAD[1:]}
         rows.append(row)
     return rows

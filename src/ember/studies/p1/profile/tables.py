@@ -6,7 +6,7 @@ from ember.studies.measured import blank
 MODES = ("single", "two_stage_overlap", "two_stage_serial")
 PHASES = ("prefill", "decode", "sampling", "transfer", "total")
 
-SUMMARISED = ("median", "mean", "std", "cv", "p10", "p50", "p90")
+SUMMARISED = ("median", "mean", "std", "cv", "min", "max", "p10", "p50", "p90")
 
 _POINT = (
     s.text("point", "readable id of mode, context and generation"),
@@ -42,8 +42,7 @@ PREFILL_SHARE = s.Schema(
         s.integer("n", "", "recorded repeats"),
         *(c for p in PHASES for c in s.spread(f"{p}_ms", "ms", f"{p} time", SUMMARISED, s.maybe)),
         s.maybe("prefill_share", "fraction", "median over repeats of prefill time / total time"),
-        s.maybe("prefill_share_p10", "fraction", "10th percentile of the share over repeats"),
-        s.maybe("prefill_share_p90", "fraction", "90th percentile of the share over repeats"),
+        *s.spread("prefill_share", "fraction", "the share over repeats", s.SPREAD[1:], s.maybe),
         s.maybe("tokens_per_s_median", "tokens/s", "median of tokens per second"),
         *s.MEASURED_ON,
         *s.OUTCOME,

@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.rollout.tables import ROLLOUT_SPEED
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, PAGE, basis, label, look, powers_of_two, spread, style
@@ -68,11 +69,10 @@ def _bars(axes, rows) -> None:
 
 def _caption(speed, sweep, others, scale: str) -> str:
     first, best = sweep.iloc[0], sweep.loc[sweep["tokens_per_s_median"].idxmax()]
-    repeats = "-".join(str(n) for n in sorted(speed["n"].unique()))
     text = (
         f"**Batched rollout.** Prompts of {first['context']} tokens, {first['generation']} "
         f"generated at temperature 1, {first['candidates']} candidates a prompt in a and b; "
-        f"medians of n = {repeats} calls a point, bars span p10 to p90. (a) Speed against the "
+        f"medians, bars span {ends_in_words(speed['n'])}. (a) Speed against the "
         f"batch; the limits are the time to read every weight and the KV that each step needs, a "
         f"prompt's once for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the "
         f"same run, and the longer of that and of the operations of products and of attention at "

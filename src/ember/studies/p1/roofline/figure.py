@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.roofline.tables import DECODE_KERNELS, ROOFLINE
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, PAGE, basis, label, look, powers_of_two, spread, style
@@ -74,8 +75,8 @@ def _caption(roofline, rows, parts, context: int, sampling: str, scale: str) -> 
         f"{'s' if first['rows'] > 1 else ''} ({100 * first['share']:.1f} % of the limit, "
         f"{first['speedup']:.2f} times plain operators) to {last['decode_tokens_per_s']:.4g} with "
         f"{last['rows']} ({100 * last['share']:.1f} %, {last['speedup']:.2f} times). (b) Share of "
-        f"the limit by context. Medians of n = {first['n']} runs; bars span one standard deviation "
-        "in (a) and p10 to p90 in (b)."
+        f"the limit by context. Medians; bars span one standard deviation in (a) and "
+        f"{ends_in_words(rows['n'])} in (b)."
     )
     if len(parts):
         text += (

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from statistics import median
 
+from ember.measure.statistics import ends, ends_in_words
 from ember.studies.p1.gates.tables import GATES
 from ember.studies.p1.lora_alignment.tables import LORA_ALIGNMENT, LORA_WEIGHTS
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
@@ -58,7 +59,7 @@ def _gates(gates: Rows) -> tuple:
 
 def _prefill_share(share: Rows, threshold: float) -> Iterator[tuple]:
     for point in (row for row in share if row["status"] == "ok"):
-        low, high = float(point["prefill_share_p10"]), float(point["prefill_share_p90"])
+        low, high = map(float, ends(point, "prefill_share"))
         if high < threshold:
             verdict = "low: argue by accumulation over rounds x candidates, sync and memory"
         elif low >= threshold:
@@ -66,7 +67,7 @@ def _prefill_share(share: Rows, threshold: float) -> Iterator[tuple]:
         else:
             verdict = "undecided: the threshold lies within the spread"
         subject = f"{point['context']}/{point['generation']} {point['mode']}"
-        detail = f"share of prefill in one rollout, p10 to p90 of {point['n']} runs"
+        detail = f"share of prefill in one rollout, {ends_in_words([point['n']])}"
         value = float(point["prefill_share"])
         yield "prefill_share", subject, value, low, high, threshold, verdict, detail
 
@@ -145,12 +146,12 @@ def _lora_latency(latency: Rows, threshold: float) -> Iterator[tuple]:
         if row["operation"] not in ("apply", "replace"):
             continue
         value, scale = row["ratio_to_limit"], row["ratio_to_limit"] / row["ms_median"]
-        low, high = row["ms_p10"] * scale, row["ms_p90"] * scale
+        low, high = (end * scale for end in ends(row, "ms"))
         verdict = _beside(low, high, threshold, "falls short", "near the limit")
         subject = f"{row['operation']}, base kept: {row['keep']}"
         detail = (
             f"{row['ms_median']:.3g} ms over {row['limit_ms']:.3g} ms, the adapted weights at the "
-            f"copy bandwidth; p10 to p90 of {row['n']} runs"
+            f"copy bandwidth; {ends_in_words([row['n']])}"
         )
         yield "lora_latency", subject, value, low, high, threshold, verdict, detail
 
