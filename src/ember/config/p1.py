@@ -142,6 +142,19 @@ class Framework(Strict):
     arguments: dict[str, int | float | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
     )
+    environment: dict[str, str] = Field(
+        {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
+    )
+
+
+class FrameworkLoop(Strict):
+    """The loop's workload: a round's prompts and candidates, sampled at temperature 1."""
+
+    prompts: Count = Field(description="prompts of a call, new in every one")
+    candidates: Count = Field(description="candidates of each prompt")
+    fewer: dict[str, Size] = Field(
+        {}, description="fewer prompts for slow frameworks, by name; 0 leaves one out"
+    )
 
 
 class FrameworkPoint(Strict):
@@ -155,6 +168,7 @@ class FrameworkPoint(Strict):
     )
     frameworks: list[str] = Field([], description="only these (empty: all)")
     needs: str | None = Field(None, description="skip the point where this one is not installed")
+    loop: FrameworkLoop | None = Field(None, description="besides one rollout; null: not compared")
 
 
 class Frameworks(Strict):
@@ -163,14 +177,17 @@ class Frameworks(Strict):
     peers: Named[Framework] = Field(description="by the name that the tables use")
     points: Some[FrameworkPoint]
     repeats: Repeats = Field(3, description="recorded rounds: each framework once a round")
-    warmup: Warmup = Field(1, description="unrecorded rounds; the first one may compile")
+    warmup: Warmup = Field(
+        2, description="unrecorded rounds of a rollout: compilation, recordings; of the loop one"
+    )
     timeout_s: Positive = Field(300.0, description="for starting, and for each generation")
     mem_mb: Count = Field(description="memory of the job: every framework holds the model, in MB")
 
     @model_validator(mode="after")
     def _known(self):
         for point in self.points:
-            for name in [*point.frameworks, *filter(None, [point.needs])]:
+            fewer = point.loop.fewer if point.loop else {}
+            for name in [*point.frameworks, *filter(None, [point.needs]), *fewer]:
                 if name not in self.peers:
                     raise ValueError(
                         f"point {point.name}: {name!r} is not one of {', '.join(self.peers)}"
@@ -236,10 +253,10 @@ class RolloutPoint(Strict):
     prompts: Count = Field(description="prompts of the call, each a document of the workload")
     candidates: Count = Field(description="candidates of each prompt")
     rows: Count = Field(description="the most candidates that decode together")
-    context: PromptTokens | None = None
-    prefix: Size | None = Field(None, description="tokens that all prompts share")
-    generation: NewTokens | None = None
-    repeats: Repeats | None = None
+    context: PromptTokens = None
+    prefix: Size = None
+    generation: NewTokens = None
+    repeats: Repeats = None
 
 
 class Consistency(Strict):
@@ -263,10 +280,9 @@ class Rollout(Shared, Timed):
         0, description="of them shared by all prompts; above 0 the prefix cache is on"
     )
     generation: NewTokens = Field(description="generated tokens a candidate")
-    points: Some[RolloutPoint] = Field(description="calls")
-    operating: RolloutPoint = Field(
-        description="of the points, the one that the loop runs at: Figure 2 and the rule on the "
-        "prefill share look there"
+    points: Some[RolloutPoint] = Field(
+        description="calls; the first is the operating point, which the loop runs at: Figure 2 and "
+        "the rule on the prefill share look there"
     )
 
     @model_validator(mode="before")
@@ -275,21 +291,13 @@ class Rollout(Shared, Timed):
         """Every point with its own lengths and repeats, so that nobody else has to fill them in."""
         if not isinstance(values, dict):
             return values
-        fields = {"prefix": 0} | values
-        usual = {
-            k: fields[k] for k in ("context", "prefix", "generation", "repeats") if k in fields
-        }
+        usual = {"prefix": 0} | values
+        usual = {k: usual[k] for k in ("context", "prefix", "generation", "repeats") if k in usual}
 
-        def fill(point):
-            given = {k: v for k, v in point.items() if v is not None}
-            return usual | given
-
-        points, operating = fields.get("points"), fields.get("operating")
-        if isinstance(points, list):
-            fields["points"] = [fill(p) if isinstance(p, dict) else p for p in points]
-        if isinstance(operating, dict):
-            fields["operating"] = fill(operating)
-        return fields
+        if isinstance(points := values.get("points"), list):
+            filled = [usual | point if isinstance(point, dict) else point for point in points]
+            return values | {"points": filled}
+        return values
 
     @model_validator(mode="after")
     def _points_agree(self):
@@ -301,8 +309,6 @@ class Rollout(Shared, Timed):
                 )
             if seen[n] in seen[:n]:
                 raise ValueError(f"points: {seen[n]} stands twice: name every call once")
-        if self.operating.model_dump(exclude={"repeats"}) not in seen:
-            raise ValueError("operating is none of the points: add it to points, or choose one")
         return self
 
 
@@ -320,8 +326,8 @@ class Decisions(Strict):
 
     low_prefill_share: Fraction = Field(
         0.3,
-        description="P1-1.1: below this share of a single rollout the narrative shifts to "
-        "accumulation over rounds x candidates and to sync and memory",
+        description="P1-1.1: below this share of prefill, at the operating point of the rollout, "
+        "the narrative shifts to accumulation over rounds x candidates and to sync and memory",
     )
     min_prefix_savings: Positive = Field(
         0.92, description="P1-2.3: time over operations saved by reusing half of the prompt"
