@@ -43,14 +43,18 @@ class Forward:
         self._pool = None
 
     def __call__(self, tokens: Tensor, cache: ContiguousCache) -> Tensor:
-        """Runs tokens (B, T), from the host, after what `cache` holds; returns logits (B, V)."""
+        """Runs tokens (B, T), from the host, after what `cache` holds; returns logits (B, V).
+
+        The host waits for nothing: the next prefill is launched while this one runs.
+        """
+        tokens = sent(tokens, cache.kv.device)
         if not self._graphs or not cache.kv.is_cuda:
-            return self._run(tokens.to(cache.kv.device), cache)
+            return self._run(tokens, cache)
         shape = (cache.kv.storage_offset(), *tokens.shape, cache.length(0))
         new = shape not in self._shapes
         recording = self._shapes.pop(shape, None)
         if new:  # the first run is also what lets libraries prepare their kernels
-            logits = self._run(tokens.to(cache.kv.device), cache)
+            logits = self._run(tokens, cache)
         else:
             if recording is None:
                 recording = self._record(tokens, cache)
@@ -76,9 +80,16 @@ class Forward:
         log.debug(
             "recording the prefill of %s tokens after %d", tuple(tokens.shape), cache.length(0)
         )
-        tokens = tokens.to(cache.kv.device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             logits = self._run(tokens, cache)
         self._pool = graph.pool()
         return _Recording(graph, tokens, logits)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what the device still has to do: a copy
+    from memory that is not pinned would."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
