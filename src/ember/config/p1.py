@@ -142,7 +142,7 @@ class Framework(Strict):
     arguments: dict[str, int | float | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
     )
-    environment: dict[str, str] = Field(
+    environment: dict[str, int | str] = Field(
         {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
     )
 
