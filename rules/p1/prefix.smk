@@ -32,9 +32,24 @@ use rule job as join_prefix with:
         "All shards of the prefix sweep in one table, every document once"
 
 
+use rule held as check_prefix with:
+    input:
+        **gated_prompts(),
+    output:
+        identity=inter("p1/prefix/identity.parquet"),
+    pathvars:
+        job="check_prefix",
+    params:
+        **study("p1.prefix.measure.check_identity"),
+        settings=conf("p1", "prefix"),
+    message:
+        "First tokens with and without the prefix cache in float32 (P1-2.3)"
+
+
 use rule job as summarise_prefix with:
     input:
         sweep=inter("p1/prefix/runs.parquet"),
+        identity=inter("p1/prefix/identity.parquet"),
         model=model_dir(),
     output:
         table("p1_prefix_savings", "Prefix cache", "What reused prefixes save"),
@@ -49,9 +64,30 @@ use rule job as summarise_prefix with:
         "Savings with intervals, beside what the operation count predicts"
 
 
+use rule job as split_prefix with:
+    input:
+        sweep=inter("p1/prefix/runs.parquet"),
+        model=model_dir(),
+    output:
+        table(
+            "p1_prefix_losses",
+            "Prefix cache",
+            "Where the time that reuse does not save goes",
+        ),
+    pathvars:
+        job="split_prefix",
+    localrule: True
+    params:
+        **publish("p1.prefix.summary.prefix_losses"),
+        seed=conf("seed"),
+    message:
+        "What prefix reuse saves, and what of it is lost again"
+
+
 use rule drawn as plot_sec44 with:
     input:
         savings="results/p1_prefix_savings.parquet",
+        losses="results/p1_prefix_losses.parquet",
     output:
         figure("p1_sec44", "Prefix cache", "What reused prefixes save"),
     pathvars:
@@ -59,5 +95,6 @@ use rule drawn as plot_sec44 with:
     localrule: True
     params:
         **plot("p1.prefix.figure.draw"),
+        goal=conf("p1", "decisions", "min_prefix_savings"),
     message:
         "Sec 4.4: prefill saved by prefix reuse"

@@ -82,7 +82,7 @@ def test_latency_names_the_limit_and_what_drifts():
     rows = [
         shared
         | {"implementation": who, "keep": keep, "operation": operation, "phase": phase}
-        | {"ms_median": ms, "ms_p10": ms, "ms_p90": ms, "ratio_to_limit": ms / 0.8}
+        | {"ms_median": ms, "ms_min": ms, "ms_max": ms, "ratio_to_limit": ms / 0.8}
         | {"speedup_over_peft": 8.0 / ms}
         for who, keep, ms in (("ember", "device", 1.0), ("peft", "none", 8.0))
         for operation in ("apply", "replace", "rollback", "reload")

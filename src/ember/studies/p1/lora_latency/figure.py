@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, PAGE, basis, legend_below, spread, style
@@ -19,7 +20,7 @@ def draw(latency: pd.DataFrame, exact: pd.DataFrame, scale: str):
         for axis, phase in zip(axes, ("steady", "cold"), strict=True):
             _bars(axis, rows[rows["phase"] == phase], who)
             axis.set_title(phase)
-        axes[0].set_ylabel("ms (median, 10th to 90th percentile)")
+        axes[0].set_ylabel("ms (median and spread)")
         legend_below(figure, axes[0])
         return figure, _caption(latency, exact, scale)
 
@@ -64,9 +65,10 @@ def _caption(latency, exact, scale: str) -> str:
         for row in exact.to_dict("records")
     )
     return (
-        f"**Switching LoRA adapters (P1-3.3).** {first['matrices']} matrices, rank "
-        f"{first['rank']}, {first['bytes'] / 2e6:.3g} MB of weights. Dashed: the limit, every "
-        f"adapted weight read and written once at the copy bandwidth of {first['copy_gb_s']:.3g} "
+        f"**Switching LoRA adapters (P1-3.3).** Medians, {ends_in_words(latency['n'])}. "
+        f"{first['matrices']} matrices, rank {first['rank']}, {first['bytes'] / 2e6:.3g} MB of "
+        "weights. Dashed: the limit, every adapted weight read and written once at the copy "
+        f"bandwidth of {first['copy_gb_s']:.3g} "
         f"GB/s measured in the same run ({first['limit_ms']:.3g} ms). reload reads the adapter "
         "from a folder. cold is a single call, the first of its kind; that of the first bar is the "
         "first of the process. PEFT replaces by "

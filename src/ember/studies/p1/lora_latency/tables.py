@@ -42,7 +42,7 @@ LORA_LATENCY_SUMMARY = s.Schema(
     (
         *_WHO,
         s.integer("n", "", "recorded runs"),
-        *s.spread("ms", "ms", "time of a switch", ("median", "p10", "p90", "cv"), s.maybe),
+        *s.spread("ms", "ms", "time of a switch", (*s.SPREAD, "cv"), s.maybe),
         s.maybe("ratio_to_limit", "", "ms_median / limit_ms"),
         s.maybe("speedup_over_peft", "", "PEFT's median, same operation and phase / this one's"),
         *_SIZE,

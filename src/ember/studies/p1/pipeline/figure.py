@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, label, look, spread, style
@@ -76,7 +77,7 @@ def _splits_caption(rows, single, scale: str) -> str:
         "**Two pipeline stages by split.** (a) Generated tokens per second of "
         f"{first['sequences']} sequences in {first['micro_batches']} micro-batches, "
         f"{first['context']} prompt and {first['generation']} generated tokens, prefill included: "
-        f"median and p10 to p90 of n = {first['n']} runs; hollow: predicted from the costs of "
+        f"median and {ends_in_words(rows['n'])}; hollow: predicted from the costs of "
         "layers, embedding, head and messages measured apart. (b) Share of the overlapped runs in "
         "which each stage computed. The fastest is "
         f"{best['split']} ({_MODES[best['mode']]}) at {best['tokens_per_s_median']:.4g} tokens/s, "
