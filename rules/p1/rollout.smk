@@ -8,7 +8,7 @@ use rule timed as time_rollouts with:
         job="time_rollouts",
     params:
         **study("p1.rollout.measure.measure_rollouts"),
-        settings=conf("p1", "rollout"),
+        settings=conf_of(["p1", "rollout"], "points", "warmup"),
     message:
         "Continuous batching over prompts, candidates and rows (P1-4)"
 

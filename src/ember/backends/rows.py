@@ -35,9 +35,12 @@ class TorchRows:
         self._taken: list[tuple] = []  # what was sampled since the last look
         self._set_rows(0)
 
-    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+    def join(self, candidates: Sequence[Candidate], logits: Tensor | None) -> None:
         self._set_rows(len(self._how) + len(candidates))
-        self.logits[-len(candidates) :] = logits
+        if logits is None:
+            self.tokens[-len(candidates) :] = candidates[0].last
+        else:
+            self.logits[-len(candidates) :] = logits
         for one in candidates:
             free = not one.params.greedy
             generator = torch.Generator(self._device).manual_seed(one.seed) if free else None

@@ -148,10 +148,21 @@ class SlottedCache:
             start = run.start + run.length
         return None
 
+    def trim(self, run: Run, length: int) -> Run:
+        """Gives back what of a run lies beyond its first `length` tokens; the run from now on."""
+        if not 1 <= length <= run.length:
+            raise BadCacheUse(f"{run} cannot be cut to {length} tokens.\nKeep 1 to all of them.")
+        kept = Run(run.start, length)
+        self._runs[self._place(run)] = kept
+        return kept
+
     def free(self, run: Run) -> None:
         """Gives a run back."""
+        del self._runs[self._place(run)]
+
+    def _place(self, run: Run) -> int:
         try:
-            self._runs.remove(run)
+            return self._runs.index(run)
         except ValueError:
             raise BadCacheUse(f"{run} is not in use.\nFree a run once.") from None
 

@@ -179,6 +179,9 @@ class Engine:
             cache.reset()
             phase = untimed if clock is None else clock.phase
             logits, cached = self.prefill.fill(prompt, cache, forward, phase)
+            if logits is None:
+                with phase("prefill"):
+                    logits = forward(torch.tensor([prompt[-1:]]), cache)
         return Prefilled(logits, cached, cache)
 
     def select(self, rows: int) -> Selection:

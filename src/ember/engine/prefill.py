@@ -1,8 +1,9 @@
 """How a prompt's KV comes about: computed, or its longest stored prefix copied and the rest run.
 
-Contract. A strategy fills an empty cache with one prompt and gives the logits of its last token.
-It knows the version of the weights, and what it keeps from one call to the next belongs to that
-version alone. `ember.policies.prefill` has one more.
+Contract. A strategy fills an empty cache with one prompt and gives the logits of its last token;
+or it fills it with all but that token and gives none, where nothing else is left to run: whoever
+decodes then runs it first. It knows the version of the weights, and what it keeps from one call to
+the next belongs to that version alone. `ember.policies.prefill` has one more.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,10 +42,11 @@ class PlainPrefill:
 
     def fill(
         self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor | None, int]:
         """Logits (1, V) of the prompt's last token, and how many tokens were not computed.
 
-        `cache` is empty and has one row.
+        `cache` is empty and has one row. Logits None: it then holds the prompt without its last
+        token, which is still to be run.
         """
         with phase("prefill"):
             return forward(torch.from_numpy(np.asarray([prompt], dtype=np.int64)), cache), 0
@@ -81,12 +83,14 @@ class PrefixPrefill(PlainPrefill):
 
     def fill(
         self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor | None, int]:
         with phase("lookup"):
             ids = np.asarray(prompt, dtype=np.int64)
             namespace = self._current(forward.decoder)
             with self.cache.match(namespace, ids[:-1]) as match:  # the last gives the logits
                 cached = match.copy_into(cache)
+        if 0 < cached == len(ids) - 1:
+            return None, cached
         with phase("prefill"):
             logits = forward(torch.from_numpy(ids[None, cached:]), cache)
         with phase("store"):

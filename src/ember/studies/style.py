@@ -79,6 +79,11 @@ def _print_below(figure, words: str):
     size, (width, height) = 5.5, figure.get_size_inches()
     lines = textwrap.wrap(words, int(72 * width / (0.52 * size)))
     look = {"fontsize": size, "color": "#555555", "va": "top", "linespacing": 1.15}
+    # All keeps its place in the drawing: a larger box would move what stands outside of the axes.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
     figure.text(0.04 / width, 0.0, "\n".join(lines), **look)
     return Bbox([[0, -len(lines) * 1.3 * size / 72], [width, height]])
 

@@ -36,7 +36,7 @@ class CompiledBackend(TorchRows):
         trial = NativeStep(arch, weights, own, capacity, prompts=cache.prompts)
         self.threads = fastest_threads(lambda: trial(self._tokens, 0))
 
-    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+    def join(self, candidates: Sequence[Candidate], logits: Tensor | None) -> None:
         run, first = candidates[0].run, len(self.tokens)
         super().join(candidates, logits)
         new = slice(first, len(self.tokens))

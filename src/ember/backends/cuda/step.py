@@ -43,7 +43,8 @@ MULTIPLE = {64: 8, 1024: 32}  # up to so many rows: of what
 
 
 class Seat(NamedTuple):
-    """Where a row stands: its prompt's start in the arena and length, and tokens of its own."""
+    """Where a row stands: its prompt's start in the arena and length, and tokens of its own, of
+    which the last one has still to run."""
 
     start: int
     prompt: int
@@ -119,8 +120,8 @@ class KernelStep:
         return self._x
 
     def arrange(self, seats: Sequence[Seat]) -> None:
-        """From now on the rows are these. Positions are those of the last token that a row has
-        sampled, which `sample` counts up from one before its first."""
+        """From now on the rows are these. Positions are those of the last token that a row has,
+        its own or its prompt's, which `sample` counts up."""
         self._rows = self._bucket(len(seats))
         spare = self._rows - len(seats)  # they write into their own memory, which nobody reads
         upload(self._position, [s.prompt + s.own - 1 for s in seats] + [0] * spare)
@@ -333,7 +334,7 @@ class KernelStep:
         rows, pdl, sums = len(x), self._pdl, None
         tiling = self._tiling(rows, *weight.shape, gated=gated, summed=residual is not None)
         if tiling is None:
-            _library(x, weight, out, bias=bias, residual=residual, gated=gated)
+            _library(x, weight, out, bias=bias, residual=residual, gated=gated, pdl=pdl)
             bias = None
         elif residual is None:
             wide(x, weight, out, tiling=tiling, bias=bias, gated=gated, pdl=pdl)
@@ -433,10 +434,11 @@ def _library(
     residual: Tensor | None,
     bias: Tensor | None,
     gated: bool,
+    pdl: bool,
 ) -> None:
     """The same product by torch's operators."""
     if gated:
-        silu_mul(F.linear(x, weight, bias), out)
+        silu_mul(F.linear(x, weight, bias), out, pdl=pdl)
         return
     if residual is None:
         torch.mm(x, weight.t(), out=out)
