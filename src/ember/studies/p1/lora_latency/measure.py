@@ -74,7 +74,7 @@ def time_adapters(
             _exactness(bench, getattr(bench, "weights", adapted), settings["swaps"], device)
             for bench in benches.values()
         ]
-    rows += _skipped(LORA_LATENCY, reason, phase="steady", repeat=0, place=0) if reason else []
+    rows += _skipped(LORA_LATENCY, reason, repeat=0, place=0) if reason else []
     bandwidth = copy_bandwidth_gb_s(device)
     limit = {"copy_gb_s": bandwidth, "limit_ms": read_ms(size["bytes"], bandwidth)}
     whole = {
@@ -184,7 +184,7 @@ def _steady(benches: Mapping, weights: Sequence, settings: Mapping, device: str)
                 for operation in SWITCHES:
                     ms, _ = timed(getattr(bench, operation), device)
                     row = {"operation": operation, "place": place, "ms": ms}
-                    row |= {"phase": "steady", "status": "ok", "reason": None}
+                    row |= {"status": "ok", "reason": None}
                     rows += [labels | row] if turn >= 0 else []
                 if bench.name == "ember" and bench.keep == "none":
                     # It drifts. Through .data: the others need not take note.

@@ -21,6 +21,7 @@ def summarise_latency(latency, first) -> list[dict]:
     for (*_, operation), runs in steady.items():
         row, timed = summary_row(LORA_LATENCY_SUMMARY, runs)
         kernels = row["implementation"] == "ember" and row["device"].startswith("cuda")
+        row["phase"] = "steady"
         row["disk_cache"] = "warm" if kernels else "none"
         if timed:
             row["ratio_to_limit"] = row["ms_median"] / row["limit_ms"]

@@ -42,7 +42,6 @@ LORA_LATENCY = s.Schema(
     (
         *_WHO,
         _OPERATION,
-        s.text("phase", "steady: after warm-up; lora_first has the others", values=("steady",)),
         s.integer("repeat", "", "recorded round"),
         s.integer("place", "", "place of the implementation in that round's order, from 0"),
         s.maybe("ms", "ms", "from the call until the device is done"),
