@@ -384,6 +384,7 @@ class Lora(Timed):
         ["device", "host", "none"], description="copies of the base whose latency is compared"
     )
     swaps: Count = Field(100, description="switches before the unload that must be exact")
+    processes: Count = Field(3, description="fresh processes of each kind, for the first adapter")
 
 
 class Architectures(Strict):
