@@ -25,7 +25,9 @@ def plain(decoder, prompts, completions) -> torch.Tensor:
     count, new = completions.shape[1:]
     whole = torch.cat([prompts.repeat_interleave(count, 0), completions.flatten(0, 1)], 1)
     logits = decoder.logits(decoder(whole[:, :-1]))[:, -new:]
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), whole[:, -new:].flatten(), reduction="none")
+    losses = F.cross_entropy(
+        logits.flatten(0, 1).float(), whole[:, -new:].flatten(), reduction="none"
+    )
     return losses.view(completions.shape)
 
 
