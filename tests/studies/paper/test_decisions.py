@@ -8,7 +8,7 @@ from ember.studies.paper.decisions.tables import DECISIONS
 
 THRESHOLDS = {
     "low_prefill_share": 0.3,
-    "min_prefix_savings": 0.45,
+    "min_prefix_savings": 0.92,
     "min_engine_ratio": 3.0,
     "max_lora_difference": 1e-4,
     "max_lora_error_ratio": 1.0,
@@ -109,7 +109,7 @@ def test_adapters_are_judged_by_their_tables(change, subject, verdict):
     assert len(found) == 6
 
 
-def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(True, True)):
+def verdicts(share=(0.1, 0.2), savings=(0.93, 0.96), ratios=(3.5, 4.0), gates=(True, True)):
     rows = decide(
         [{"gate": str(i), "status": "ok", "passed": ok} for i, ok in enumerate(gates)],
         [
@@ -131,10 +131,11 @@ def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(Tru
                 "prompt_tokens": 2048,
                 "prefix_tokens": prefix,
                 "documents": 8,
-                "savings": sum(savings) / 2,
-                "savings_low": savings[0],
-                "savings_high": savings[1],
+                "savings": 0.44,
                 "expected_with_attention": 0.48,
+                "ratio_to_operations": sum(savings) / 2,
+                "ratio_low": savings[0],
+                "ratio_high": savings[1],
             }
             for prefix in (512, 1024)
         ],
@@ -174,7 +175,7 @@ def test_the_narrative_shifts_where_the_share_is_low(share, verdict):
 
 @pytest.mark.parametrize(
     ("savings", "verdict"),
-    [((0.45, 0.5), "worth it"), ((0.3, 0.44), "falls short"), ((0.4, 0.5), "undecided")],
+    [((0.92, 0.95), "reached"), ((0.7, 0.9), "falls short"), ((0.9, 0.95), "undecided")],
 )
 def test_prefix_reuse_is_judged_at_half_of_the_prompt(savings, verdict):
     row = verdicts(savings=savings)["prefix_savings"]

@@ -334,7 +334,7 @@ class KernelStep:
         rows, pdl, sums = len(x), self._pdl, None
         tiling = self._tiling(rows, *weight.shape, gated=gated, summed=residual is not None)
         if tiling is None:
-            _library(x, weight, out, bias=bias, residual=residual, gated=gated)
+            _library(x, weight, out, bias=bias, residual=residual, gated=gated, pdl=pdl)
             bias = None
         elif residual is None:
             wide(x, weight, out, tiling=tiling, bias=bias, gated=gated, pdl=pdl)
@@ -434,10 +434,11 @@ def _library(
     residual: Tensor | None,
     bias: Tensor | None,
     gated: bool,
+    pdl: bool,
 ) -> None:
     """The same product by torch's operators."""
     if gated:
-        silu_mul(F.linear(x, weight, bias), out)
+        silu_mul(F.linear(x, weight, bias), out, pdl=pdl)
         return
     if residual is None:
         torch.mm(x, weight.t(), out=out)

@@ -86,13 +86,14 @@ def _prefix_savings(savings: Rows, threshold: float) -> Iterator[tuple]:
     for point in savings:
         if abs(2 * point["prefix_tokens"] - point["prompt_tokens"]) > 1:
             continue
-        value, low, high = (float(point[f"savings{end}"]) for end in ("", "_low", "_high"))
-        verdict = _beside(low, high, threshold, "worth it", "falls short")
+        names = ("ratio_to_operations", "ratio_low", "ratio_high")
+        value, low, high = (float(point[name]) for name in names)
+        verdict = _beside(low, high, threshold, "reached", "falls short")
         subject = f"half of {point['prompt_tokens']} tokens"
         detail = (
-            "prefill time saved by reusing half of the prompt, 95 % interval over "
-            f"{point['documents']} documents; operation count: "
-            f"{point['expected_with_attention']:.3f}"
+            f"time saved by reusing half of the prompt ({point['savings']:.3f}) over operations "
+            f"saved ({point['expected_with_attention']:.3f}), 95 % interval over "
+            f"{point['documents']} documents"
         )
         yield "prefix_savings", subject, value, low, high, threshold, verdict, detail
 
