@@ -19,6 +19,7 @@ use rule job as decide with:
     params:
         **publish("paper.decisions.summary.decide"),
         thresholds=conf("p1", "decisions"),
+        operating=conf("p1", "rollout", "points")[0],
         scale=conf("scale"),
     message:
         "Every go/no-go rule, applied to the tables it names"

@@ -5,9 +5,9 @@ import torch
 
 from ember.backends.cuda import attention, step
 from ember.backends.cuda.backend import KernelBackend
-from ember.backends.cuda.prefill import run_packed
 from ember.backends.cuda.products import Plan
 from ember.backends.cuda.step import FEW_ROWS
+from ember.backends.forward import Forward
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams
 from ember.backends.select import Unsupported
@@ -185,7 +185,7 @@ def test_a_packed_prefill_equals_the_eager_decoder(shape, pieces):
     cache = ContiguousCache.over(ContiguousCache(decoder.arch, 3, 12).kv[:, :, 1:3])
     weights, end = PackedDecoder(decoder), 0
     for piece in tokens.split(pieces, 1):
-        logits = run_packed(decoder.arch, weights, piece, cache)
+        logits = Forward(decoder, weights=weights)(piece, cache)
         end += piece.shape[1]
         torch.testing.assert_close(logits, expected[:, end - 1], atol=2e-4, rtol=1e-4)
     for layer in range(decoder.arch.num_layers):

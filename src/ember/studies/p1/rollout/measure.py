@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ember.measure.clock import PhaseClock, timed
+from ember.measure.clock import timed
 from ember.measure.cost import read_ms, roofline_ms, step_bytes, step_operations
 from ember.measure.device import device_name
 from ember.measure.memory import forget_peak, peak_gb
@@ -89,15 +89,11 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
 
     device, generation = about["device"], point["generation"]
     sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True)
-    clock = PhaseClock(device)
     forget_peak(device)
-    total, _ = timed(
-        lambda: engine.generate(prompts, sampling, point["candidates"], clock=clock), device
-    )
-    stats, phases = engine.last_stats, clock.times_ms()
+    total, _ = timed(lambda: engine.generate(prompts, sampling, point["candidates"]), device)
+    stats = engine.last_stats
     assert stats.generated_tokens == generation * point["candidates"] * len(prompts)
-    times = {f"{phase}_ms": phases.get(phase, 0.0) for phase in ("decode", "sampling", "transfer")}
-    steps = times["decode_ms"] + times["sampling_ms"]
+    steps = stats.decode_ms + stats.sampling_ms
     weights, kv = bytes_read(engine.decoder, stats)
     limit = read_ms(weights * stats.steps + kv, about["read_gb_s"])
     roofline = longer_ms(engine.decoder, stats, about["read_gb_s"], about["matmul_tflops"])
@@ -106,8 +102,8 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
         **{name: point[name] for name in POINT},
         "repeat": repeat,
         "total_ms": total,
-        "prefill_ms": sum(phases.get(phase, 0.0) for phase in ("lookup", "prefill", "store")),
-        **times,
+        "prefill_ms": stats.lookup_ms + stats.prefill_ms + stats.store_ms,
+        **{name: getattr(stats, name) for name in ("decode_ms", "sampling_ms", "transfer_ms")},
         "tokens_per_s": stats.generated_tokens / total * 1e3,
         "decode_tokens_per_s": stats.generated_tokens / steps * 1e3,
         **{name: getattr(stats, name) for name in _COUNTS},

@@ -31,8 +31,8 @@ ROLLOUT_THROUGHPUT = s.Schema(
         s.number(
             "prefill_ms",
             "ms",
-            "of it, prompts: computed, looked up and stored; this and the "
-            "next three by the device's clock, what is left is the host's",
+            "of it, prompts: looked up, computed and stored; this and the next three by the "
+            "device's clock, what is left of the call is the host's",
         ),
         s.number("decode_ms", "ms", "decoding steps up to their logits"),
         s.number("sampling_ms", "ms", "choosing tokens from logits"),
@@ -63,26 +63,24 @@ ROLLOUT_THROUGHPUT = s.Schema(
     key=("point", "repeat"),
 )
 
-RANGE = ("median", "min", "max")
-
 ROLLOUT_SPEED = s.Schema(
     "rollout_speed",
     "Continuous batching by phase and against the limits of the batch sizes that ran, per point",
     (
         *_POINT,
         s.integer("n", "", "recorded calls"),
-        *s.spread("total_ms", "ms", "the call, by the wall clock", RANGE),
+        *s.spread("total_ms", "ms", "the call, by the wall clock"),
         *(
             s.number(f"{phase}_ms_median", "ms", f"{phase} time, median")
             for phase in ("prefill", "decode", "sampling", "transfer")
         ),
-        *s.spread("prefill_share", "fraction", "prefill time / total time", RANGE),
-        *s.spread("tokens_per_s", "tokens/s", "generated tokens by total time", RANGE),
-        *s.spread("decode_tokens_per_s", "tokens/s", "by decode and sampling time", RANGE),
-        *s.spread("share", "fraction", "limit by reads / decode and sampling time", RANGE),
+        *s.spread("prefill_share", "fraction", "prefill time / total time"),
+        *s.spread("tokens_per_s", "tokens/s", "generated tokens by total time"),
+        *s.spread("decode_tokens_per_s", "tokens/s", "by decode and sampling time"),
+        *s.spread("share", "fraction", "limit by reads / decode and sampling time"),
         s.number("limit_ms", "ms", "steps, if they only read, median"),
         s.number("limit_tokens_per_s", "tokens/s", "speed of steps that only read"),
-        *s.spread("roofline_share", "fraction", "the same of reads and operations", RANGE),
+        *s.spread("roofline_share", "fraction", "the same of reads and operations"),
         s.number("roofline_ms", "ms", "steps, if they only read and multiplied, median"),
         s.number("roofline_tokens_per_s", "tokens/s", "speed of steps by reads and operations"),
         s.number("batch", "rows", "mean number of rows of a step"),
