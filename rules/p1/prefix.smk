@@ -1,5 +1,8 @@
 # P1-2: the prefix cache, with and without (Sec 4.4).
 
+SWEPT = {**conf("p1", "prefix")}
+CHECKED = SWEPT.pop("identity_documents")
+
 
 use rule timed as sweep_prefix with:
     output:
@@ -8,7 +11,7 @@ use rule timed as sweep_prefix with:
         job="sweep_prefix_{shard}",
     params:
         **study("p1.prefix.measure.sweep_prefix"),
-        settings=conf("p1", "prefix"),
+        settings=SWEPT,
         shard=lambda w: int(w.shard),
     message:
         "Prefill with and without the prefix cache, shard {wildcards.shard} (P1-2.3)"
@@ -41,7 +44,10 @@ use rule held as check_prefix with:
         job="check_prefix",
     params:
         **study("p1.prefix.measure.check_identity"),
-        settings=conf("p1", "prefix"),
+        documents=CHECKED,
+        prompts=conf("p1", "prefix", "prompts"),
+        prefix_fractions=conf("p1", "prefix", "prefix_fractions"),
+        budget_mb=conf("p1", "prefix", "budget_mb"),
     message:
         "First tokens with and without the prefix cache in float32 (P1-2.3)"
 

@@ -79,14 +79,14 @@ def show(decode: list[dict], kernels: list[dict]) -> None:
         rows = [row for row in decode if tuple(row[k] for k in keys) == key]
         middle = {
             name: statistics.median(row[name] for row in rows)
-            for name in ("prefill_ms", "step_ms", "sampling_ms", "share", "limit_ms")
+            for name in ("step_ms", "sampling_ms", "share", "limit_ms")
         }
         decodes, totals = (
             [row[name] for row in rows] for name in ("decode_tokens_per_s", "total_tokens_per_s")
         )
         print(
             *key,
-            f"prefill {middle['prefill_ms']:.1f} step {middle['step_ms']:.3f} "
+            f"step {middle['step_ms']:.3f} "
             f"sampling {middle['sampling_ms']:.3f} limit {middle['limit_ms']:.3f} ms "
             f"share {middle['share']:.3f} decode {statistics.median(decodes):.0f} "
             f"({min(decodes):.0f}-{max(decodes):.0f}) total {statistics.median(totals):.0f} "

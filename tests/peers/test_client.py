@@ -68,7 +68,7 @@ def test_its_own_environment_reaches_the_process(interpreter, monkeypatch):
         "print(json.dumps({'event': 'ready', 'path': os.environ.get('PYTHONPATH'), "
         "'kept': os.environ.get('OMP_NUM_THREADS')}))"
     )
-    given = {"PYTHONPATH": "/theirs"}
+    given = {"PYTHONPATH": "/theirs", "VLLM_NO_USAGE_STATS": 1}
     with Peer("vllm_offline", python, SETUP, timeout_s=20, environment=given) as running:
         assert running.start() == {"event": "ready", "path": "/theirs", "kept": "1"}
 
@@ -109,6 +109,13 @@ def test_a_missing_interpreter_and_a_missing_package_are_missing(interpreter, tm
 def test_a_broken_peer_fails_with_its_last_words(interpreter, program, message):
     with pytest.raises(PeerFailed, match=message), peer(interpreter(program)) as running:
         running.start()
+
+
+def test_what_a_broken_peer_said_is_in_the_log(interpreter, caplog):
+    program = "print('CUDA: a line', file=sys.stderr); print('and the next', file=sys.stderr)"
+    with pytest.raises(PeerFailed), peer(interpreter(program)) as running:
+        running.start()
+    assert "CUDA: a line\nand the next" in caplog.text
 
 
 def test_a_peer_that_says_nothing_is_ended_with_its_children(interpreter, tmp_path):

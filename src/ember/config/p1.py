@@ -142,7 +142,7 @@ class Framework(Strict):
     arguments: dict[str, int | float | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
     )
-    environment: dict[str, str] = Field(
+    environment: dict[str, int | str] = Field(
         {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
     )
 
@@ -384,6 +384,7 @@ class Lora(Timed):
         ["device", "host", "none"], description="copies of the base whose latency is compared"
     )
     swaps: Count = Field(100, description="switches before the unload that must be exact")
+    processes: Count = Field(3, description="fresh processes of each kind, for the first adapter")
 
 
 class Architectures(Strict):

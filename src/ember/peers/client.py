@@ -61,14 +61,14 @@ class Peer:
         setup: Mapping,
         *,
         timeout_s: float,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | int] | None = None,
     ):
         """`python`: the peer's interpreter; None: this one. `timeout_s`: for each answer.
         `environment`: variables of its process, over those it has anyway."""
         assert adapter in ADAPTERS, f"no adapter {adapter!r} among {sorted(ADAPTERS)}"
         self.adapter, self.timeout_s, self._own = adapter, timeout_s, python is None
         self.python = Path(python or sys.executable)
-        self._environment = dict(environment or {})
+        self._environment = {name: str(value) for name, value in (environment or {}).items()}
         self.setup = dict(setup)
         self._process: subprocess.Popen | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -149,7 +149,7 @@ class Peer:
             line = self._answers.get(timeout=self.timeout_s)
         except queue.Empty:
             self._kill()
-            raise PeerFailed(
+            raise self._failed(
                 f"no answer within {self.timeout_s:g} s; last line: {self.last_words}\n"
                 "raise p1.frameworks.timeout_s, or choose a smaller point"
             ) from None
@@ -159,7 +159,7 @@ class Peer:
             how = (
                 f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             )
-            raise PeerFailed(
+            raise self._failed(
                 f"ended with {how}; last line: {self.last_words}\n"
                 "run the adapter by hand (docs/peers.md)"
             )
@@ -168,15 +168,21 @@ class Peer:
             found = answer["event"]
         except (ValueError, KeyError, TypeError):
             self._kill()
-            raise PeerFailed(f"no answer but {line[:200]!r}\nsee docs/peers.md") from None
+            raise self._failed(f"no answer but {line[:200]!r}\nsee docs/peers.md") from None
         if found == "error":
             self._process.wait()
-            kind = PeerMissing if answer["missing"] else PeerFailed
-            raise kind(f"{answer['reason']}\nsee docs/peers.md")
+            reason = f"{answer['reason']}\nsee docs/peers.md"
+            raise PeerMissing(reason) if answer["missing"] else self._failed(reason)
         if found != event:
             self._kill()
-            raise PeerFailed(f"answered {found!r} where {event!r} was due\nsee docs/peers.md")
+            raise self._failed(f"answered {found!r} where {event!r} was due\nsee docs/peers.md")
         return answer
+
+    def _failed(self, why: str) -> PeerFailed:
+        """The failure, once the log has what the peer said last."""
+        self._readers[1].join(timeout=1)
+        log.warning("%s said last:\n%s", self.adapter, "\n".join(self._said))
+        return PeerFailed(why)
 
     def _read_answers(self) -> None:
         for line in self._process.stdout:

@@ -185,6 +185,16 @@ def test_ratios_and_speeds_follow_from_the_times(ground, fake, tmp_path):
     assert summary["ember"]["caveats"] is None
 
 
+def test_a_framework_has_the_environment_that_its_configuration_says(ground, fake, tmp_path):
+    other = fake(
+        "other", program="import os; sys.exit('PYTHONPATH is ' + os.environ['PYTHONPATH'])"
+    )
+    rows = ground({"other": other | {"environment": {"PYTHONPATH": "/packages"}}})
+    assert [row["reason"] for row in rows] == [
+        "ended with exit status 1; last line: PYTHONPATH is /packages"
+    ]
+
+
 def test_what_cannot_run_is_a_row_with_the_reason(ground, fake, tmp_path):
     missing = {"event": "error", "missing": True, "reason": "ModuleNotFoundError: no x"}
     crash = (

@@ -131,9 +131,9 @@ def test_first_tokens_are_the_same_in_float32(random_model, tmp_path):
     rows = check_identity(
         model=random_model,
         workload=workload,
-        identity_documents=2,
+        documents=2,
         budget_mb=0.2,
-        device="cpu",
+        runtime={"device": "cpu", "dtype": "bfloat16", "seed": 0},
         **lengths,
     )
     write_table(tmp_path / "identity.parquet", rows, PREFIX_IDENTITY)

@@ -24,7 +24,7 @@ SPEEDS = {
 # Of the loop by prompt, since slow frameworks are given fewer of them.
 FIRST = {
     "rollout": ("ttft_ms", "time to the first token (ms)"),
-    "loop": ("ttft_per_prompt_ms", "time to all first tokens, by prompts (ms)"),
+    "loop": ("ttft_per_prompt_ms", "time to all first tokens ÷ prompts (ms)"),
 }
 
 
@@ -55,17 +55,14 @@ def _workload(axes, rows: pd.DataFrame, letter: str) -> None:
     if len(limit):
         speeds.axvline(limit.iloc[0], color="#444444", linestyle="--", linewidth=1)
         note(speeds, "read bandwidth", (limit.iloc[0], len(rows) - 0.55), (-3, 0), ha="right")
-    speeds.set_yticks(range(len(rows)), [name(row) for row in rows.to_dict("records")])
+    most = rows["prompts"].max()
+    fewer = [f"\n{n} of {most} prompts" if n < most else "" for n in rows["prompts"]]
+    names = [name(row) for row in rows.to_dict("records")]
+    speeds.set_yticks(range(len(rows)), map("".join, zip(names, fewer, strict=True)))
     speeds.set_ylim(len(rows) - 0.5, -0.7)
     what = "One rollout" if first["workload"] == "rollout" else "The loop"
     speeds.set_title(f"{letter}  {what}: {_sizes(rows)}", loc="left", x=-0.6, fontweight="bold")
-    tokens.set_title(
-        f"{first['model']}, {first['weights']} weights, {first['dtype']} on {first['device']}; "
-        f"{first['evidence']}",
-        loc="right",
-        fontsize=6,
-        color="#555555",
-    )
+    tokens.set_title(f"{first['model']}, {first['weights']} weights", loc="right")
 
 
 def _points(axes, rows: pd.DataFrame, column: str, label: str) -> None:

@@ -53,7 +53,8 @@ def _ratios(axes, rows, goal: float) -> None:
     axes.axhline(goal, color="#444444", linewidth=0.8, linestyle="--")
     beside = axes.get_yaxis_transform()
     note(axes, f"goal\n{goal:g}", (1, goal), (2, 0), xycoords=beside, va="center")
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(1.1, axes.get_ylim()[1]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(0, max(low, -1)), max(1.1, min(high, 2)))  # a disturbed run fills no panel
     axes.set_xticks(sorted({round(100 * f) for f in rows["prefix_tokens"] / rows["prompt_tokens"]}))
     x, y = "reused prefix (% of the prompt)", "time saved ÷ operations saved"
     label(axes, "a", x, y, loc="lower right")
@@ -69,7 +70,8 @@ def _waterfall(axes, parts) -> None:
         axes.barh(place, row["ms"], left=start, color=colour, height=0.66)
         ends = [[row["ms"] - row["low"]], [row["high"] - row["ms"]]]
         axes.errorbar(end, place, xerr=ends, color="black", linewidth=0.8, capsize=1.5)
-        words = f"{row['ms']:.3g}" if whole else f"{row['ms']:+.2g}".replace("-", "−")
+        digits = 0 if abs(row["ms"]) >= 100 else 1 if abs(row["ms"]) >= 10 else 2
+        words = f"{row['ms']:{'' if whole else '+'}.{digits}f}".replace("-", "−")
         far = max(start, end, start + row["high"])
         axes.annotate(
             words,

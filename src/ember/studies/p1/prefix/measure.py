@@ -6,7 +6,7 @@ tokens are the same is shown in float32, by `check_identity`.
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,13 +95,13 @@ def check_identity(
     *,
     model: str | Path,
     workload,
-    identity_documents: int,
+    documents: int,
     prompts: Sequence[int],
     prefix_fractions: Sequence[float],
     budget_mb: float,
-    device: str,
+    runtime: Mapping,
 ) -> list[dict]:
-    """Rows of PREFIX_IDENTITY: the sweep's points in float32, whatever the sweep is timed in.
+    """Rows of PREFIX_IDENTITY: the sweep's points in float32, whatever `runtime` says.
 
     In half precision the two best logits are often closer than rounding moves them, so that equal
     and unequal first tokens prove little; in float32 each must be equal. Not timed.
@@ -111,14 +111,14 @@ def check_identity(
     from ember.engine.prefill import PlainPrefill, PrefixPrefill
     from ember.studies.p1.workload.make import read_workload
 
-    device, decoder, about = on_device(model, device, "float32")
+    device, decoder, about = on_device(model, runtime["device"], "float32")
     streams, rows = read_workload(workload), []
     for n in prompts:
         engine = Engine(decoder, capacity=n + 1)
         for p in prefix_lengths(n, prefix_fractions):
             cached = PrefixPrefill(RadixCache(int(budget_mb * 1e6)))
             time_prefill(engine, cached, streams.shared[:p].tolist(), device)
-            for document in range(identity_documents):
+            for document in range(documents):
                 prompt = streams.prompt(document, n, p)
                 found, wanted = (
                     time_prefill(engine, strategy, prompt, device)

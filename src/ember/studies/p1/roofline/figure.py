@@ -25,13 +25,13 @@ def draw(roofline: pd.DataFrame, kernels: pd.DataFrame, scale: str):
         figure, panels = plt.subplots(
             1, count, figsize=(PAGE * (0.55, 1)[count - 1], 2.6), squeeze=False
         )
-        _curves(panels[0, 0], rows, bound)
+        _curves(panels[0, 0], "a" if len(parts) else "", rows, bound)
         if len(parts):
             _parts(panels[0, 1], parts)
         return figure, _caption(roofline, rows, parts, bound, scale)
 
 
-def _curves(axes, rows, bound: bool) -> None:
+def _curves(axes, letter: str, rows, bound: bool) -> None:
     name, scale = ("share", 100) if bound else ("decode_tokens_per_s", 1)
     groups = rows.groupby(["operators", "context"])
     for index, ((operators, context), group) in enumerate(groups):
@@ -43,7 +43,7 @@ def _curves(axes, rows, bound: bool) -> None:
     top = 100 if bound else axes.get_ylim()[1]
     axes.set_ylim(0, 1.02 * top)
     y = "share of the memory's limit (%)" if bound else "decoding speed (tokens/s)"
-    label(axes, "a", BATCH, y, loc="lower left" if bound else "upper left")
+    label(axes, letter, BATCH, y, loc="lower left" if bound else "upper left")
 
 
 def _parts(axes, parts) -> None:
@@ -83,8 +83,8 @@ def _caption(roofline, rows, parts, bound: bool, scale: str) -> str:
             "bandwidth bounds nothing here and no limit is drawn. "
         )
     text += (
-        f"(a) Sampling {first['sampling']}; at {first['context']} tokens of context "
-        f"{' to '.join(said)}. Medians, bars span {ends_in_words(rows['n'])}."
+        f"{'(a) ' if len(parts) else ''}Sampling {first['sampling']}; at {first['context']} "
+        f"tokens of context {' to '.join(said)}. Medians, bars span {ends_in_words(rows['n'])}."
     )
     if len(parts):
         text += (

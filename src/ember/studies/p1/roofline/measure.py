@@ -118,7 +118,6 @@ def _generations(engines, prompt, what, sampling, warmup, repeats, cache, about)
                     "sampling": describe(sampling),
                     "repeat": number,
                     "first": place == 0 if len(engines) > 1 else None,
-                    "prefill_ms": times["prefill"],
                     "step_ms": step,
                     "sampling_ms": choose,
                     "total_ms": total,

@@ -34,7 +34,6 @@ DECODE_ROOFLINE = s.Schema(
             "ran first of the repeat's pair, alternating; null: plain operators not timed here",
             nullable=True,
         ),
-        s.number("prefill_ms", "ms", "prompt to its logits, once for all candidates"),
         s.number("step_ms", "ms", "one step of decoding, mean over the run"),
         s.number("sampling_ms", "ms", "choosing one step's tokens, mean over the run"),
         s.number("total_ms", "ms", "from the call to the completions, another run"),
