@@ -45,6 +45,8 @@ def few_programs(monkeypatch):
     monkeypatch.setattr(step, "matvec_plan", lambda k, **_: Plan(64, 32, 2, 1))
     monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
     monkeypatch.setattr(step, "MANY_ROWS", FEW_ROWS + 1)
+    monkeypatch.setattr(step, "TALL_FROM", FEW_ROWS + 1)
+    monkeypatch.setattr(step, "TALL", 8)
     monkeypatch.setattr(attention, "SHARED_PARTS", 1)
     monkeypatch.setattr(attention, "OWN_PARTS", 1)
 
