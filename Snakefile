@@ -37,7 +37,7 @@ include: "rules/workflow.smk"
 rule all:
     default_target: True
     input:
-        products("P1", "Paper", "Workflow"),
+        products("P1", "Paper", "Talk", "Workflow"),
     message:
         "Every product of every programme"
 
@@ -51,9 +51,9 @@ rule p1:
 
 rule paper:
     input:
-        products("Paper"),
+        products("Paper", "Talk"),
     message:
-        "Decisions and readiness of the paper"
+        "Decisions and readiness of the paper, diagram of the talk"
 
 
 rule workflow_cost:

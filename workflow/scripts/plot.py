@@ -9,5 +9,5 @@ with job.start(snakemake) as run:
     draw = find(run.params.step)
     tables = {name: read_table(run.input[name], schema) for name, schema in draw.reads.items()}
     drawing, caption = draw(**arguments(draw, run) | tables)
-    words = small_print(tables.values(), run.params.scale)
+    words = small_print(tables.values(), run.params.scale) if tables else ""
     save(drawing, run.stem, caption, run.provenance(), words)

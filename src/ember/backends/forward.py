@@ -129,7 +129,7 @@ class Forward:
     def _record(self, given: Tensor, cache: ContiguousCache, layers: Layers) -> _Recording:
         """Records the run without carrying it out; the cache counts the tokens all the same."""
         log.debug("recording the prefill of %s by %s", tuple(given.shape), layers)
-        graph = torch.cuda.CUDAGraph()
+        graph, given = torch.cuda.CUDAGraph(), given.clone()  # it is written to at each replay
         with torch.cuda.graph(graph, pool=self._pool):
             passage = self._run(given, cache, layers)
         self._pool = graph.pool()

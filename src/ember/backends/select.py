@@ -32,8 +32,7 @@ class Unsupported(EmberError):
 
 @dataclass(frozen=True)
 class Case:
-    """What is to run. `needs`: what the cache asks for beyond keys and values, "bias" and "mass"
-    (see `ember.cache.base`)."""
+    """What is to run."""
 
     arch: Architecture
     device: torch.device
@@ -41,7 +40,6 @@ class Case:
     rows: int = 1
     batch_invariant: bool = False
     formats: frozenset[str] = frozenset({"dense"})
-    needs: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, decoder: Decoder, **fields) -> "Case":
@@ -87,8 +85,6 @@ def unsupported_reason(backend: str, case: Case) -> str | None:
         return reason
     if packed:
         return f"it has no form for {', '.join(packed)} weights"
-    if case.needs:
-        return f"it lacks attention's {' and '.join(sorted(case.needs))}"
     return _not_compiled(case) if backend == "compiled" else _not_kernels(case)
 
 

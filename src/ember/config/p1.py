@@ -312,6 +312,25 @@ class Rollout(Shared, Timed):
         return self
 
 
+class LearnerPoint(Strict):
+    """One micro-batch of the learner."""
+
+    prompts: Count = Field(1, description="prompts of the micro-batch")
+    candidates: Count = Field(8, description="completions of each")
+    context: PromptTokens
+    generation: NewTokens
+
+
+class Learner(Timed):
+    """P1-6.1: one LoRA update on completions, prompts shared by their candidates or not."""
+
+    points: Some[LearnerPoint] = Field(description="micro-batches")
+    frozen_fractions: Some[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.0, 0.5], description="first layers without adapters, as fractions of the depth"
+    )
+    learning_rate: Positive = Field(1e-4, description="AdamW's rate")
+
+
 class Policy(Strict):
     """P1-5: a cache policy by name, with its own parameters (see ember.policies)."""
 
@@ -420,13 +439,15 @@ class P1(Strict):
     rounds: Rounds
     lora: Lora
     rollout: Rollout
+    learner: Learner
     consistency: Consistency
     policies: Some[Policy]
     decisions: Decisions = Decisions()
 
     @model_validator(mode="after")
     def _documents_suffice(self):
-        wanted = max([p.prompts for p in self.rollout.points] + [self.consistency.prompts])
+        batches = [*self.rollout.points, *self.learner.points]
+        wanted = max([p.prompts for p in batches] + [self.consistency.prompts])
         if wanted > self.prefix.documents:
             raise ValueError(
                 f"rollouts take {wanted} prompts, the workload has {self.prefix.documents} "
@@ -450,5 +471,6 @@ class P1(Strict):
             "rounds": max(point.context + point.generation for point in self.rounds.points),
             "lora": max(self.lora.tokens, self.lora.train_tokens if self.lora.train_steps else 0),
             "rollout": max(point.context + point.generation for point in self.rollout.points),
+            "learner": max(point.context + point.generation for point in self.learner.points),
             "consistency": self.consistency.prompt_tokens + self.consistency.new_tokens,
         }

@@ -106,7 +106,8 @@ def small_print(tables: Collection, scale: str) -> str:
         counts = [f"{int(count)}" for count in found(name) if count > 0]
         if counts:
             said.append(f"n = {' to '.join(dict.fromkeys((counts[0], counts[-1])))} {items}")
-    said += [", ".join(found(name)) for name in ("model", "dtype", "device")]
+    said += [", ".join(found(name)) for name in ("model", "dtype")]
+    said.append(", ".join(found("device_name") or found("device")))
     return "; ".join(filter(None, [*said, f"scale {scale}"]))
 
 

@@ -46,7 +46,8 @@ def share_table() -> pd.DataFrame:
             | {"prefill_share_max": share + 0.02}
             | (single if batch == 1 else {})
         )
-    # Another call, which is not the loop's.
+    # A batch of one context, and another call, which is not the loop's.
+    rows.append(rows[2] | {"mode": "batched", "batch": 8, "point": "4x8 in 8, 512/128"})
     rows.append(rows[-1] | {"candidates": 1, "batch": 4, "point": "4x1 in 4, 1024/128"})
     skipped = {"mode": "two_stage_overlap", "status": "skipped", "reason": "one device", "n": 0}
     rows.append(ABOUT | skipped | {"context": 512, "generation": 64})
@@ -116,7 +117,7 @@ def test_fig2_has_a_curve_a_batch_size_and_says_what_was_not_measured():
     figure, caption = p1_fig2.draw(share_table(), OPERATING, "tiny")
     [axes] = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        *("64 generated", "1 (one rollout)", "16 rows", "32 rows")
+        *("one rollout", "16 rows", "32 rows", "64 generated")
     ]
     assert "the share is 83.3 %, of one rollout of these lengths 52.9 %" in caption
     assert "512/128 71.4 %; 1024/64 90.9 %; 1024/128 83.3 %" in caption

@@ -58,7 +58,7 @@ def draw_blocks(blocks: pd.DataFrame, spot: pd.DataFrame, scale: str):
         for (above, below), dtype in zip(axes.T, dtypes, strict=True):
             group = rows[rows["dtype"] == dtype]
             if dtype in maps:
-                image = _heat(above, maps[dtype], reach)
+                image = _heat(above, maps[dtype], reach, named=dtype == half[0])
             else:
                 _differences(above, group)
             above.set_title(dtype)
@@ -79,12 +79,12 @@ def _map(rows: pd.DataFrame) -> np.ndarray:
     return np.array([np.median(one, axis=1) for one in found])
 
 
-def _heat(axes, found: np.ndarray, reach: float):
+def _heat(axes, found: np.ndarray, reach: float, named: bool):
     """Blocks by layer; white is 1, as exact as PEFT."""
     image = axes.imshow(
         found, aspect="auto", cmap="PuOr_r", vmin=1 - reach, vmax=1 + reach, interpolation="nearest"
     )
-    axes.set_yticks(range(len(SHOWN)), SHOWN.values())
+    axes.set_yticks(range(len(SHOWN)), SHOWN.values() if named else [""] * len(SHOWN))
     axes.grid(visible=False)
     return image
 

@@ -8,7 +8,7 @@ from ember.measure.statistics import ends_in_words
 from ember.studies.p1.profile.tables import PREFILL_SHARE
 from ember.studies.p1.rollout.tables import point_name
 from ember.studies.steps import reads
-from ember.studies.style import COLUMN, basis, look, powers_of_two, spread, style
+from ember.studies.style import COLUMN, basis, look, note, powers_of_two, spread, style
 
 
 @reads(share=PREFILL_SHARE)
@@ -17,26 +17,39 @@ def draw(share: pd.DataFrame, operating: Mapping, scale: str):
     point's generation, and hollow the other generations that its batches were measured at."""
     rows = share[(share["status"] == "ok") & share["mode"].isin(["single", "batched"])]
     loop = (rows["mode"] == "batched") & _like(rows, operating, "prompts", "candidates")
-    lengths = rows[loop][["context", "generation"]].drop_duplicates()
     rows = rows[loop | (rows["mode"] == "single")].sort_values(["batch", "context", "generation"])
-    curves = rows[_like(rows, operating, "generation")]
-    others = rows[~_like(rows, operating, "generation")].merge(lengths)
+    usual = _like(rows, operating, "generation")
+    curves = rows[usual].groupby("batch").filter(_is_curve, at=operating["rows"])
+    rows = rows[rows["batch"].isin(curves["batch"])]
+    loop = rows[rows["mode"] == "batched"][["context", "generation"]].drop_duplicates()
+    others = rows[~_like(rows, operating, "generation")].merge(loop)
     with style() as plt:
         figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
         for index, (batch, group) in enumerate(curves.groupby("batch")):
-            name = f"{batch} rows" if batch > 1 else "1 (one rollout)"
-            _points(axes, group, look(index) | {"label": name})
+            name = f"{batch} rows" if batch > 1 else "one rollout"
+            axes.plot([], [], **look(index), label=name)
+            _points(axes, group, look(index))
             hollow = look(index) | {"linestyle": "none", "markerfacecolor": "none"}
             _points(axes, others[others["batch"] == batch], hollow)
         for generation in sorted(set(others["generation"])):
             axes.plot([], [], "o", color="#444444", mfc="none", label=f"{generation} generated")
+        for at in rows[rows["point"] == point_name(operating)].to_dict("records"):
+            percent = 100 * at["prefill_share_median"]
+            axes.plot(at["context"], percent, "o", ms=9, mfc="none", mec="#222222", mew=0.8)
+            words = f"operating\npoint: {percent:.0f} %"
+            note(axes, words, (at["context"], percent), (-6, 5), ha="right")
         powers_of_two(axes, rows["context"])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("context (tokens)")
         axes.set_ylabel("prefill share of a rollout (%)")
-        title = f"batch, {operating['generation']} generated"
-        axes.legend(title=title, title_fontsize=7, loc="upper left", labelspacing=0.3)
+        title = f"decoding together, {operating['generation']} generated"
+        axes.legend(title=title, title_fontsize=7, alignment="left", loc="upper left")
         return figure, _caption(rows, share, operating, scale)
+
+
+def _is_curve(rows, at: int) -> bool:
+    """Batches of one context only are left out, but for one rollout and the operating point."""
+    return rows["batch"].iloc[0] in (1, at) or rows["context"].nunique() > 1
 
 
 def _points(axes, rows, looks: Mapping) -> None:

@@ -37,7 +37,7 @@ def draw(speed: pd.DataFrame, scale: str):
             panel(left, "a")
             panel(right, "b")
         handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        figure.legend(handles, labels, loc="outside upper center", ncols=4)
         return figure, _caption(speed, sweep, others, scale)
 
 
@@ -59,7 +59,7 @@ def _bars(axes, rows, name: str, scale) -> None:
     for column, (words, line) in _LIMITS.items():
         limits = scale * rows[column]
         for place, limit in zip(places, limits, strict=True):
-            label = f"limit of steps by {words}" if not place else None
+            label = f"limit by {words}" if not place else None
             ends = (place - 0.45, place + 0.45)
             axes.plot(ends, (limit, limit), color="#222222", linestyle=line, label=label)
     axes.set_xticks(places, rows[name])
@@ -78,9 +78,9 @@ def _caption(speed, sweep, others, scale: str) -> str:
     if len(others) > 1:
         text += ". (a) A call. (b) A generated token, against the candidates of a prompt"
     text += (
-        ". Lines: what decoding would take if its steps only read their weights and KV, a prompt's "
-        f"once for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the same run, and "
-        "if they took the longer of that and of their operations at "
+        ". Lines: what decoding and sampling would take if steps only read their weights and KV, a "
+        f"prompt's once for its candidates, at {first['read_gb_s']:.0f} GB/s, measured in the same "
+        "run, and if they took the longer of that and of their operations at "
         f"{first['matmul_tflops']:.3g} TFLOP/s, measured too. Fastest: {best['rows']} rows, "
         f"{best['tokens_per_s_median']:.0f} tokens/s, "
         f"{100 * best['prefill_share_median']:.0f} % of it prefill; decoding and sampling at "
