@@ -39,7 +39,7 @@ include: "rules/workflow.smk"
 rule all:
     default_target: True
     input:
-        products("P1", "Streaming", "Paper", "Workflow"),
+        products("P1", "Streaming", "Paper", "Talk", "Workflow"),
     message:
         "Every product of every programme"
 
@@ -60,9 +60,9 @@ rule streaming:
 
 rule paper:
     input:
-        products("Paper"),
+        products("Paper", "Talk"),
     message:
-        "Decisions and readiness of the paper"
+        "Decisions and readiness of the paper, diagram of the talk"
 
 
 rule workflow_cost:

@@ -35,7 +35,8 @@ def longest_prompt():
         p1["pipeline"]["context"],
         p1["loading"]["prompt_tokens"],
         *(point["prompt_tokens"] for point in p1["frameworks"]["points"]),
-        p1["rollout"]["context"],
+        *(point["context"] for point in p1["rollout"]["points"]),
+        *(point["context"] for point in p1["learner"]["points"]),
         p1["consistency"]["prompt_tokens"],
     )
 

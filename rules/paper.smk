@@ -1,4 +1,4 @@
-# Verdicts computed from tables, and what the paper still lacks.
+# Verdicts computed from tables, what the paper still lacks, and the talk's diagram.
 
 
 use rule job as decide with:
@@ -19,14 +19,29 @@ use rule job as decide with:
     params:
         **publish("paper.decisions.summary.decide"),
         thresholds=conf("p1", "decisions"),
+        operating=conf("p1", "rollout", "points")[0],
         scale=conf("scale"),
     message:
         "Every go/no-go rule, applied to the tables it names"
 
 
+use rule drawn as plot_architecture with:
+    input:
+        contract=str(ROOT / "pyproject.toml"),
+    output:
+        figure("architecture", "Talk", "The library's layers and packages"),
+    pathvars:
+        job="plot_architecture",
+    localrule: True
+    params:
+        **plot("paper.architecture.figure.draw"),
+    message:
+        "The architecture, drawn from its import contract (P1-11.3)"
+
+
 use rule job as assess_readiness with:
     input:
-        products("P1"),
+        products("P1", "Talk"),
         decisions="results/decisions.parquet",
     output:
         table("readiness", "Paper", "What the paper still lacks"),

@@ -7,7 +7,6 @@ use rule timed as measure_roofline with:
     output:
         decode=inter("p1/roofline/runs.parquet"),
         kernels=inter("p1/roofline/kernels.parquet"),
-        prefills=inter("p1/roofline/prefills.parquet"),
     pathvars:
         job="measure_roofline",
     params:

@@ -67,6 +67,20 @@ use rule timed as time_lora with:
         "Adapters applied, replaced and rolled back, beside PEFT (P1-3.3)"
 
 
+use rule timed as time_first_lora with:
+    input:
+        **gated_model(),
+    output:
+        first=inter("p1/lora_latency/first.parquet"),
+    pathvars:
+        job="time_first_lora",
+    params:
+        **study("p1.lora_latency.measure.time_first"),
+        settings=conf_of(["p1", "lora"], "rank", "alpha", "b_std", "processes"),
+    message:
+        "The first adapter of fresh processes, Triton's disk cache cold and warm (P1-3.3)"
+
+
 use rule job as summarise_lora_alignment with:
     input:
         cases=inter("p1/lora_alignment/cases.parquet"),
@@ -86,6 +100,7 @@ use rule job as summarise_lora_alignment with:
 use rule job as summarise_lora_latency with:
     input:
         latency=inter("p1/lora_latency/runs.parquet"),
+        first=inter("p1/lora_latency/first.parquet"),
     output:
         table("p1_lora_latency", "LoRA", "Time to switch adapters"),
     pathvars:
@@ -130,6 +145,7 @@ use rule drawn as plot_lora_blocks with:
 use rule drawn as plot_lora_latency with:
     input:
         latency="results/p1_lora_latency.parquet",
+        first=inter("p1/lora_latency/first.parquet"),
         exact=inter("p1/lora_latency/exact.parquet"),
     output:
         figure("p1_lora_latency", "LoRA", "Time to switch adapters"),

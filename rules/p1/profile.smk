@@ -33,6 +33,7 @@ use rule job as summarise_profile with:
     input:
         profile=inter("p1/profile/runs.parquet"),
         stages=inter("p1/profile/stages.parquet"),
+        throughput=inter("p1/rollout/runs.parquet"),
     output:
         table("p1_prefill_share", "Profile", "Phases of a rollout"),
     pathvars:
@@ -54,6 +55,7 @@ use rule drawn as plot_fig2 with:
     localrule: True
     params:
         **plot("p1.profile.figure.draw"),
+        operating=conf("p1", "rollout", "points")[0],
     message:
         "Figure 2: the share of prefill in a rollout"
 

@@ -1,4 +1,4 @@
-# P1-4: the batched rollout: speed against the read bandwidth, and consistency.
+# P1-4: the batched rollout by phase, its consistency, and what an update on it takes (P1-6.1).
 
 
 use rule timed as time_rollouts with:
@@ -8,7 +8,7 @@ use rule timed as time_rollouts with:
         job="time_rollouts",
     params:
         **study("p1.rollout.measure.measure_rollouts"),
-        settings=conf("p1", "rollout"),
+        settings=conf_of(["p1", "rollout"], "points", "warmup"),
     message:
         "Continuous batching over prompts, candidates and rows (P1-4)"
 
@@ -53,3 +53,30 @@ use rule held as check_rollouts with:
         settings=conf("p1", "consistency"),
     message:
         "The same rollout again, under other batch compositions, and by other means (P1-4.3)"
+
+
+use rule timed as time_updates with:
+    output:
+        updates=inter("p1/learner/runs.parquet"),
+    pathvars:
+        job="time_updates",
+    params:
+        **study("p1.learner.measure.time_updates"),
+        settings=conf("p1", "learner"),
+        **conf_of(["p1", "lora"], "rank", "alpha"),
+    message:
+        "A LoRA update on completions, prompts shared or not, one micro-batch each (P1-6.1)"
+
+
+use rule job as summarise_updates with:
+    input:
+        updates=inter("p1/learner/runs.parquet"),
+    output:
+        table("p1_learner", "Rollout", "A LoRA update on completions"),
+    pathvars:
+        job="summarise_updates",
+    localrule: True
+    params:
+        **publish("p1.learner.summary.summarise_updates"),
+    message:
+        "Time, operations and memory of an update, prompts shared or not"

@@ -41,7 +41,6 @@ def test_on_the_cpu_compiled_code_runs_what_it_serves_and_the_decoder_the_rest(m
         ({"device": torch.device("meta")}, "not on the CPU"),
         ({"head_dim": 7, "rope_fraction": 1.0}, "7 is odd"),
         ({"formats": frozenset({"dense", "nf4"})}, "no form for nf4 weights"),
-        ({"needs": frozenset({"mass", "bias"})}, "lacks attention's bias and mass"),
     ],
 )
 def test_what_compiled_code_does_not_serve(fields, reason):
@@ -64,7 +63,6 @@ def test_what_compiled_code_does_not_serve(fields, reason):
         ({"head_dim": 32, "num_heads": 64, "num_kv_heads": 2}, "32 query heads share"),
         ({"head_dim": 32, "dtype": torch.float64}, "no kernels for torch.float64"),
         ({"head_dim": 32, "batch_invariant": True}, "depends on the batch"),
-        ({"head_dim": 32, "needs": frozenset({"bias"})}, "lacks attention's bias"),
         ({"head_dim": 32, "formats": frozenset({"int4"})}, "no form for int4 weights"),
     ],
 )

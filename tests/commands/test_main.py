@@ -115,7 +115,7 @@ MEASUREMENTS = {
     "memory-budget": ["--context", "16", "--batch", "2"],
 }
 SHOWN = {
-    "profile-rollout": ("prefill_share [fraction]", "single-12-2"),
+    "profile-rollout": ("prefill_share_median [fraction]", "single-12-2"),
     "cache-sweep": ("savings_low", "documents"),
     "memory-budget": ("predicted_bytes [bytes]", "kv_per_token"),
 }

@@ -14,6 +14,7 @@ from ember.engine.engine import Engine, EngineBusy
 from ember.engine.prefill import PrefixPrefill
 from ember.engine.requests import BadPrompt
 from ember.engine.scheduler import NotFinite, compact
+from ember.measure.clock import PhaseClock
 from ember.measure.memory import NotEnoughMemory
 from tests.tiny import decoder_of, tiny
 
@@ -107,6 +108,22 @@ def test_steps_are_counted_with_what_they_read(decoder):
     assert [b.own_tokens for b in stats.batches] == [4 * 36, 2 * 36]  # 1 + … + 8 a row
     assert stats.as_dict()["tokens_per_s"] > 0
     assert all(b.ms > 0 for b in stats.batches)
+
+
+def test_a_calls_time_is_told_by_phase_whoever_has_the_clock(decoder):
+    clock, engine = PhaseClock("cpu"), Engine(decoder, capacity=16)
+    for told in (None, clock, clock):
+        before = clock.times_ms()
+        engine.generate(PROMPTS, FREE, clock=told)
+        stats = engine.last_stats
+        times = (stats.prefill_ms, stats.decode_ms, stats.sampling_ms, stats.transfer_ms)
+        assert min(times) > 0
+        assert (stats.correction_ms, stats.lookup_ms, stats.store_ms) == (0, 0, 0)
+        assert sum(times) < 1e3 * stats.seconds
+        assert stats.decode_ms + stats.sampling_ms <= sum(b.ms for b in stats.batches)
+        if told is not None:
+            passed = clock.times_ms()["prefill"] - before.get("prefill", 0)
+            assert stats.prefill_ms == pytest.approx(passed)
 
 
 def test_one_row_at_a_time(decoder):

@@ -1,9 +1,9 @@
-"""Measure decoding and prefill on a CUDA device, with kernels and without, into three tables.
+"""Measure decoding on a CUDA device, with kernels and without, into two tables.
 
     PYTHONPATH=src python tests/gpu/measure_decode.py FOLDER [--preset qwen3-4b]
 
 Random weights: they time an engine and say nothing about quality. Prints medians; the tables
-(decode_roofline, decode_kernels, prefill_times) carry provenance, `ember show` prints them.
+(decode_roofline, decode_kernels) carry provenance, `ember show` prints them.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from ember.measure.system import hardware
 from ember.records.provenance import collect
 from ember.records.tables import write_table
 from ember.studies.p1.roofline.measure import measure_decode
-from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
+from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE
 from ember.studies.shared.models.fetch import fetch_model
 
 SAMPLINGS = [{"temperature": 1.0}, {"temperature": 1.0, "top_k": 50, "top_p": 0.9}]
@@ -51,7 +51,7 @@ def main() -> None:
             {"source": "random", "preset": arguments.preset, "architecture": {}}, model, seed=0
         )
         tables = measure_decode(model=model, **settings)
-    schemas = (DECODE_ROOFLINE, DECODE_KERNELS, PREFILL_TIMES)
+    schemas = (DECODE_ROOFLINE, DECODE_KERNELS)
     outputs = [arguments.folder / f"{schema.name}.parquet" for schema in schemas]
     provenance = collect(
         rule="tests/gpu/measure_decode.py",
@@ -71,7 +71,7 @@ def main() -> None:
     show(*tables)
 
 
-def show(decode: list[dict], kernels: list[dict], prefills: list[dict]) -> None:
+def show(decode: list[dict], kernels: list[dict]) -> None:
     """Medians, and ranges of the speeds."""
     print(f"read {decode[0]['read_gb_s']:.0f} GB/s")
     keys = ("operators", "context", "rows", "sampling")
@@ -79,14 +79,14 @@ def show(decode: list[dict], kernels: list[dict], prefills: list[dict]) -> None:
         rows = [row for row in decode if tuple(row[k] for k in keys) == key]
         middle = {
             name: statistics.median(row[name] for row in rows)
-            for name in ("prefill_ms", "step_ms", "sampling_ms", "share", "limit_ms")
+            for name in ("step_ms", "sampling_ms", "share", "limit_ms")
         }
         decodes, totals = (
             [row[name] for row in rows] for name in ("decode_tokens_per_s", "total_tokens_per_s")
         )
         print(
             *key,
-            f"prefill {middle['prefill_ms']:.1f} step {middle['step_ms']:.3f} "
+            f"step {middle['step_ms']:.3f} "
             f"sampling {middle['sampling_ms']:.3f} limit {middle['limit_ms']:.3f} ms "
             f"share {middle['share']:.3f} decode {statistics.median(decodes):.0f} "
             f"({min(decodes):.0f}-{max(decodes):.0f}) total {statistics.median(totals):.0f} "
@@ -98,9 +98,6 @@ def show(decode: list[dict], kernels: list[dict], prefills: list[dict]) -> None:
             *(row[k] for k in ("operators", "context", "rows", "kernel")),
             f"{row['launches']} x {row['us']:.2f} = {row['step_us']:.0f} us{share}",
         )
-    for key in dict.fromkeys((row["operators"], row["context"]) for row in prefills):
-        times = [r["prefill_ms"] for r in prefills if (r["operators"], r["context"]) == key]
-        print(*key, f"prefill {statistics.median(times):.2f} ({min(times):.2f}-{max(times):.2f})")
 
 
 if __name__ == "__main__":

@@ -40,19 +40,16 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    lengths = {"context": arguments.context, "generation": arguments.generation, "prefix": 0}
+    names = ("prompts", "candidates", "rows")
     points = [
-        dict(zip(("prompts", "candidates", "rows"), map(int, re.split("[x:]", point)), strict=True))
+        dict(zip(names, map(int, re.split("[x:]", point)), strict=True))
+        | lengths
+        | {"repeats": arguments.repeats}
         for point in arguments.points
     ]
     runtime = {"device": "cuda", "dtype": "bfloat16", "seed": 0}
-    settings = {
-        "points": points,
-        "context": arguments.context,
-        "prefix": 0,
-        "generation": arguments.generation,
-        "warmup": arguments.warmup,
-        "repeats": arguments.repeats,
-    }
+    settings = {"points": points, "warmup": arguments.warmup}
     consistency = {
         "prompts": 6,
         "candidates": 4,
@@ -121,8 +118,8 @@ def show(rows: list[dict]) -> None:
             f"{row['point']}: {row['tokens_per_s_median']:.0f} tok/s whole, "
             f"{row['decode_tokens_per_s_median']:.0f} decode (limit "
             f"{row['limit_tokens_per_s']:.0f}, share {row['share_median']:.3f}), batch "
-            f"{row['batch']:.1f}, occupied {row['occupancy']:.3f}, decode share "
-            f"{row['decode_share']:.3f}, {row['prefills']} prefills, "
+            f"{row['batch']:.1f}, occupied {row['occupancy']:.3f}, prefill share "
+            f"{row['prefill_share_median']:.3f}, {row['prefills']} prefills, "
             f"{row['peak_kv_bytes'] / 1e9:.1f} GB",
             flush=True,
         )

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ember.backends.forward import Forward
 from ember.lora.adapter import Adapter, BadAdapter, LowRank, check_fits, draw_adapter, linears
 from ember.policies.execute import PromptKV, run_plan
 from ember.policies.plan import Plan
@@ -48,8 +49,8 @@ def test_drawn_adapters_begin_as_no_change():
 def test_a_policy_reads_an_adapter_as_it_is():
     decoder = wild()
     kv = PromptKV.empty(decoder, [1, 2, 3])
-    run_plan(decoder, kv, Plan.full(SIZES["num_layers"]), adapter=adapter_of(decoder))
-    assert set(kv.cache.factors) == {(i, name) for i in range(3) for name in ("k_proj", "v_proj")}
+    run_plan(Forward(decoder), kv, Plan.full(SIZES["num_layers"]), adapter=adapter_of(decoder))
+    assert kv.cache.adapted == (0, 1, 2)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from ember.measure.statistics import (
     BadSamples,
     bootstrap,
+    ends,
+    ends_in_words,
     holm,
     interval,
     leading_equal,
@@ -37,19 +39,31 @@ def test_summary_matches_numpy(samples):
         "mean": np.mean(samples),
         "std": np.std(samples, ddof=1),
         "cv": np.std(samples, ddof=1) / np.mean(samples),
-        "p10": np.percentile(samples, 10),
+        "p10": np.percentile(samples, 10) if len(samples) > 9 else None,
         "p50": np.percentile(samples, 50),
-        "p90": np.percentile(samples, 90),
+        "p90": np.percentile(samples, 90) if len(samples) > 9 else None,
         "min": min(samples),
         "max": max(samples),
     }
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+        close = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert found[name] == close, name
+    row = {f"ms_{name}": value for name, value in found.items()} | {"n": len(samples)}
+    bars = ("p10", "p90") if len(samples) > 9 else ("min", "max")
+    assert ends(row, "ms") == tuple(found[end] for end in bars)
+
+
+def test_error_bars_are_the_range_of_few_runs_and_percentiles_of_many():
+    assert ends_in_words([3, 3]) == "least to greatest of n = 3 runs"
+    assert ends_in_words([20]) == "p10 to p90 of n = 20 runs"
+    assert ends_in_words([1]) == "a single run"
+    both = "least to greatest of n = 3 or 5 runs, p10 to p90 of n = 10 runs"
+    assert ends_in_words([5, 3, 10, 1]) == both
 
 
 def test_one_sample_has_no_spread():
     found = summarise([2.0])
-    assert (found["median"], found["p10"], found["p90"]) == (2.0, 2.0, 2.0)
+    assert (found["median"], found["p10"], found["min"]) == (2.0, None, 2.0)
     assert (found["std"], found["cv"]) == (None, None)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ember.measure.turns import rounds
+from ember.measure.turns import rounds, turn
 
 subjects = st.lists(st.integers(), unique=True, max_size=6)
 
@@ -34,6 +34,10 @@ def test_a_drawn_order_repeats_for_its_seed_and_cannot_be_spoilt(names, seed):
     for (_, order), before in zip(again, orders, strict=True):
         assert order == before
         order.clear()
+
+
+def test_of_a_pair_each_goes_first_in_every_other_run():
+    assert [turn("ab", number)[0] for number in range(-1, 4)] == ["b", "a", "b", "a", "b"]
 
 
 def test_who_drops_out_is_left_out_from_then_on():

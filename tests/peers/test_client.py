@@ -16,9 +16,9 @@ from ember.model.checkpoint import load_decoder
 from ember.peers import serve
 from ember.peers.client import ADAPTERS, Peer, PeerFailed, PeerMissing
 
-SETUP = {"threads": 1, "arguments": {}, "temperature": 0}
+SETUP = {"threads": 1, "arguments": {}}
 READY = {"event": "ready", "import_s": 0.1, "load_s": 0.2}
-RUN = {"event": "run", "ttft_s": 0.1, "total_s": 0.3, "tokens": [1, 2]}
+RUN = {"event": "run", "total_s": 0.3, "tokens": [[[1, 2]]]}
 
 
 @pytest.fixture
@@ -49,7 +49,28 @@ def peer(python, timeout_s=20.0):
 def test_a_dialogue(interpreter):
     with peer(interpreter(answers(READY, RUN))) as running:
         assert running.start() == READY
-        assert running.generate([5, 6], 2) == RUN
+        assert running.generate([[5, 6]], 2) == RUN
+
+
+def test_an_answer_of_another_length_is_a_failure(interpreter):
+    with peer(interpreter(answers(READY, RUN, RUN))) as running:
+        running.start()
+        with pytest.raises(PeerFailed, match="other than 3 tokens for each of 1 candidates of 1"):
+            running.generate([[5, 6]], 3)
+        with pytest.raises(PeerFailed, match="2 candidates"):
+            running.generate([[5, 6]], 2, candidates=2)
+
+
+def test_its_own_environment_reaches_the_process(interpreter, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/ours")
+    python = interpreter(
+        "sys.stdin.readline()\n"
+        "print(json.dumps({'event': 'ready', 'path': os.environ.get('PYTHONPATH'), "
+        "'kept': os.environ.get('OMP_NUM_THREADS')}))"
+    )
+    given = {"PYTHONPATH": "/theirs", "VLLM_NO_USAGE_STATS": 1}
+    with Peer("vllm_offline", python, SETUP, timeout_s=20, environment=given) as running:
+        assert running.start() == {"event": "ready", "path": "/theirs", "kept": "1"}
 
 
 def test_the_setup_and_the_adapter_reach_the_process(interpreter):
@@ -90,6 +111,13 @@ def test_a_broken_peer_fails_with_its_last_words(interpreter, program, message):
         running.start()
 
 
+def test_what_a_broken_peer_said_is_in_the_log(interpreter, caplog):
+    program = "print('CUDA: a line', file=sys.stderr); print('and the next', file=sys.stderr)"
+    with pytest.raises(PeerFailed), peer(interpreter(program)) as running:
+        running.start()
+    assert "CUDA: a line\nand the next" in caplog.text
+
+
 def test_a_peer_that_says_nothing_is_ended_with_its_children(interpreter, tmp_path):
     program = (
         "import subprocess\n"
@@ -114,33 +142,57 @@ def running(pid: int) -> bool:
         return False
 
 
-def test_the_engine_answers_as_it_does_without_the_protocol(random_model):
-    setup = SETUP | {"model": str(random_model), "weights": "random", "device": "cpu"}
-    setup |= {"dtype": "float32", "seed": 0, "capacity": 16}
-    request = {"prompt": [1, 2, 3, 4], "new_tokens": 6}
-    asked = "".join(json.dumps(line) + "\n" for line in (setup, request, request))
+def serve_lines(adapter: str, *lines: dict) -> list[dict]:
+    """What the adapter answers to the setup and the requests."""
     answered = io.StringIO()
-    assert serve.main(["ember_engine"], io.StringIO(asked), answered) == 0
-    ready, *runs, done = map(json.loads, answered.getvalue().splitlines())
+    asked = "".join(json.dumps(line) + "\n" for line in lines)
+    assert serve.main([adapter], io.StringIO(asked), answered) == 0
+    return [json.loads(line) for line in answered.getvalue().splitlines()]
+
+
+GREEDY = {"prompts": [[1, 2, 3, 4]], "candidates": 1, "new_tokens": 6, "temperature": 0.0}
+LOOP = {"prompts": [[1, 2, 3], [4, 5, 6]], "candidates": 3, "new_tokens": 4, "temperature": 1.0}
+
+
+def on(model) -> dict:
+    setup = SETUP | {"model": str(model), "weights": "random", "device": "cpu"}
+    return setup | {"dtype": "float32", "seed": 0, "capacity": 16, "candidates": 3}
+
+
+def test_the_engine_answers_as_it_does_without_the_protocol(random_model):
+    ready, *runs, done = serve_lines("ember_engine", on(random_model), GREEDY, GREEDY, LOOP)
     engine = Engine(load_decoder(random_model), capacity=16)
     [[completion]] = engine.generate([[1, 2, 3, 4]], SamplingParams(max_tokens=6))
     assert (ready["event"], done["event"]) == ("ready", "done")
-    for run in runs:
-        assert run["tokens"] == list(completion.tokens)
-        assert 0 < run["ttft_s"] < run["total_s"]
+    assert ready["attention"].startswith("own, ")
+    for run in runs[:2]:
+        assert run["tokens"] == [[list(completion.tokens)]]
+        assert run["total_s"] > 0
+    assert [[len(one) for one in found] for found in runs[2]["tokens"]] == [[4] * 3] * 2
+    assert len({tuple(one) for found in runs[2]["tokens"] for one in found}) > 1
+
+
+@pytest.mark.parametrize("arguments", [{}, {"cache": "static", "compile": False}])
+def test_transformers_runs_both_workloads(random_model, arguments):
+    setup = on(random_model) | {"arguments": arguments}
+    ready, greedy, again, loop, _ = serve_lines(
+        "transformers_generate", setup, GREEDY, GREEDY, LOOP
+    )
+    assert ready["attention"] == "sdpa"
+    assert greedy["tokens"] == again["tokens"]
+    assert [[len(one) for one in found] for found in loop["tokens"]] == [[4] * 3] * 2
+    assert len({tuple(one) for one in loop["tokens"][0]}) > 1, "candidates are drawn"
 
 
 @pytest.mark.slow
 def test_two_stages_give_the_engines_tokens(random_model):
-    setup = SETUP | {"model": str(random_model), "weights": "random", "device": "cpu"}
-    setup |= {"dtype": "float32", "seed": 0, "capacity": 16, "threads": 2}
     found = []
     for adapter in ("ember_engine", "ember_pipeline"):
-        with Peer(adapter, None, setup, timeout_s=120) as stages:
+        with Peer(adapter, None, on(random_model) | {"threads": 2}, timeout_s=120) as stages:
             stages.start()
-            found.append(stages.generate([1, 2, 3, 4], 6))
-    assert found[0]["tokens"] == found[1]["tokens"]
-    assert 0 < found[1]["ttft_s"] < found[1]["total_s"]
+            found.append(stages.generate([[1, 2, 3, 4]], 6)["tokens"])
+            stages.generate([[1, 2, 3], [4, 5, 6]], 4, candidates=2, temperature=1.0)
+    assert found[0] == found[1]
 
 
 def test_two_stages_without_two_devices_are_missing(monkeypatch):
@@ -171,13 +223,6 @@ def test_what_is_not_installed_says_so(adapter, monkeypatch, capsys):
     assert answer["missing"] is True
     assert "ModuleNotFoundError" in answer["reason"]
     assert "Traceback" in capsys.readouterr().err
-
-
-def test_sampling_is_refused_rather_than_ignored():
-    answered = io.StringIO()
-    asked = io.StringIO(json.dumps(SETUP | {"temperature": 0.7}) + "\n")
-    assert serve.main(["ember_engine"], asked, answered) == 1
-    assert "temperature" in json.loads(answered.getvalue())["reason"]
 
 
 @pytest.mark.parametrize(

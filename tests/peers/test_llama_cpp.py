@@ -43,23 +43,40 @@ def greedy(model, dtype="float32"):
 def test_greedy_tokens_equal_the_engines(model, tmp_path, llama_python, with_tokenizer):
     gguf = export_gguf(model, model if with_tokenizer else None, tmp_path / "model.gguf")
     setup = {"model": str(model), "gguf": str(gguf), "weights": "files", "device": "cpu"}
-    setup |= {"dtype": "float32", "threads": 1, "seed": 0, "capacity": 64, "arguments": {}}
+    setup |= {
+        "dtype": "float32",
+        "threads": 1,
+        "seed": 0,
+        "capacity": 64,
+        "arguments": {},
+        "candidates": 3,
+    }
     expected = greedy(model)
     assert len(set(expected)) > 5, "a text of one token would prove little"
     with Peer("llama_cpp_decode", llama_python, setup, timeout_s=120) as peer:
         ready = peer.start()
         assert ready["weights_format"] == "GGUF F32"
         for _ in range(2):  # the second run begins with an empty cache again
-            run = peer.generate(PROMPT, NEW)
-            assert run["tokens"] == expected
-            assert 0 < run["ttft_s"] < run["total_s"]
+            assert peer.generate([PROMPT], NEW)["tokens"] == [[expected]]
+        # Candidates that decode together over one prompt's KV, greedily and drawn.
+        twice = peer.generate([PROMPT, PROMPT[:4]], NEW, candidates=3)["tokens"]
+        assert twice[0] == [expected] * 3
+        drawn = peer.generate([PROMPT], NEW, candidates=3, temperature=1.0)["tokens"]
+        assert len({tuple(one) for one in drawn[0]}) == 3
 
 
 def test_a_file_that_is_no_gguf_fails_with_its_name(model, tmp_path, llama_python):
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF" + bytes(100))
     setup = {"model": str(model), "gguf": str(bad), "weights": "files", "device": "cpu"}
-    setup |= {"dtype": "float32", "threads": 1, "seed": 0, "capacity": 64, "arguments": {}}
+    setup |= {
+        "dtype": "float32",
+        "threads": 1,
+        "seed": 0,
+        "capacity": 64,
+        "arguments": {},
+        "candidates": 3,
+    }
     with (
         pytest.raises(PeerFailed, match=r"bad\.gguf"),
         Peer("llama_cpp_decode", llama_python, setup, timeout_s=60) as peer,

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ember.backends.forward import Forward
+from ember.cache.contiguous import ContiguousCache
 from ember.lora.adapter import LowRank
 from ember.model.decoder import Decoder
 from ember.model.families import FAMILIES
@@ -23,13 +25,14 @@ from ember.policies.kinds import (
     compose,
 )
 from ember.policies.plan import BadPolicy, Plan
+from tests.policies.plans import compare
 from tests.policies.tiny_lora import LAYERS, RANK, TOKENS, Lora, everywhere, make_decoder, prompt
 
 
 def fresh(decoder: Decoder, tokens: list[int]):
     """(logits, KV) of a prefill from nothing."""
     kv = PromptKV.empty(decoder, tokens)
-    return run_plan(decoder, kv, Plan.full(LAYERS)), kv
+    return run_plan(Forward(decoder), kv, Plan.full(LAYERS)), kv
 
 
 def errors(kv: PromptKV, truth: PromptKV) -> list[float]:
@@ -395,7 +398,7 @@ def test_a_refused_correction_changes_nothing():
     lora = Lora(decoder, everywhere(), seed=31)
     kv = PromptKV.empty(decoder, prompt())
     adapter = lora.adapter
-    run_plan(decoder, kv, Plan.full(LAYERS), adapter=adapter)
+    run_plan(Forward(decoder), kv, Plan.full(LAYERS), adapter=adapter)
     before = kv.cache.kv.clone()
     moved = {key: LowRank(part.a, part.b + 1.0, part.scale) for key, part in adapter.items()}
     moved[LAYERS - 1, "v_proj"] = LowRank(
@@ -416,9 +419,9 @@ def test_factors_come_with_a_shared_prefix():
     whole = PromptKV.empty(decoder, taker.tokens[0].tolist())
     old = lora_copy(lora)
     for kv in (donor, whole):
-        run_plan(decoder, kv, Plan.full(LAYERS), adapter=old)
+        run_plan(Forward(decoder), kv, Plan.full(LAYERS), adapter=old)
     plan = Plan(0, LAYERS, 10, prefix_tokens=10)
-    run_plan(decoder, taker, plan, adapter=old, donor=donor)
+    run_plan(Forward(decoder), taker, plan, adapter=old, donor=donor)
     lora.step()
     assert taker.cache.correct(lora.adapter) == whole.cache.correct(lora.adapter) == 2 * LAYERS
     assert_exact(taker, whole)
@@ -430,9 +433,9 @@ def test_layers_left_alone_can_be_corrected_later():
     lora = Lora(decoder, [(0, "k_proj"), (0, "v_proj")], seed=35)
     tokens = prompt()
     kv = PromptKV.empty(decoder, tokens)
-    run_plan(decoder, kv, Plan.full(LAYERS), boundaries=[2], adapter=lora_copy(lora))
+    run_plan(Forward(decoder), kv, Plan.full(LAYERS), boundaries=[2], adapter=lora_copy(lora))
     lora.step()
-    run_plan(decoder, kv, Plan.restart(LAYERS, 2), boundaries=[2], adapter=lora_copy(lora))
+    run_plan(Forward(decoder), kv, Plan.restart(LAYERS, 2), boundaries=[2], adapter=lora_copy(lora))
     lora.step()
     kv.cache.correct(lora_copy(lora))
     assert_exact(kv, fresh(decoder, tokens)[1], range(1))
@@ -465,13 +468,13 @@ def test_impossible_work_is_refused_with_a_remedy():
     _, kv = fresh(decoder, tokens)
     lora = Lora(decoder, everywhere(), seed=22)
     with pytest.raises(BadPolicy, match=r"no hidden states entering layer 2 .*boundaries=\(2,\)"):
-        run_plan(decoder, kv, Plan.restart(LAYERS, 2))
+        run_plan(Forward(decoder), kv, Plan.restart(LAYERS, 2))
     with pytest.raises(BadPolicy, match="does not fit"):
-        run_plan(decoder, kv, Plan(0, LAYERS, TOKENS))
+        run_plan(Forward(decoder), kv, Plan(0, LAYERS, TOKENS))
     with pytest.raises(BadPolicy, match="prefill in full"):
-        run_plan(decoder, PromptKV.empty(decoder, tokens), Plan(0, LAYERS, 3))
+        run_plan(Forward(decoder), PromptKV.empty(decoder, tokens), Plan(0, LAYERS, 3))
     with pytest.raises(BadPolicy, match="shared prefix of 3"):
-        run_plan(decoder, kv, Plan(0, LAYERS, 3, prefix_tokens=3))
+        run_plan(Forward(decoder), kv, Plan(0, LAYERS, 3, prefix_tokens=3))
     with pytest.raises(StaleFactors, match="without keeping factors"):
         kv.cache.correct(lora.adapter)
     with pytest.raises(BadPolicy, match="built for 6 layers"):
@@ -499,8 +502,8 @@ def test_a_stale_visit_in_between_forbids_the_correction():
     for _ in range(2):
         adapters.append(lora_copy(lora))
         lora.step()
-    run_plan(decoder, kv, Plan.full(LAYERS), adapter=adapters[1])
-    run_plan(decoder, kv, Plan.last_tokens(LAYERS, TOKENS), adapter=adapters[2])
+    run_plan(Forward(decoder), kv, Plan.full(LAYERS), adapter=adapters[1])
+    run_plan(Forward(decoder), kv, Plan.last_tokens(LAYERS, TOKENS), adapter=adapters[2])
     with pytest.raises(StaleFactors, match="in parts by different weights"):
         kv.cache.correct(lora.adapter)
 
@@ -516,3 +519,48 @@ def test_versions_chain_through_the_rounds():
         versions.append(runner.prefill(round, prompt()).version)
     assert versions[0] == "start"
     assert all(a != b for a, b in pairwise(versions))
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_plans_run_in_the_engines_memory_as_in_their_own(model_type):
+    decoder = make_decoder(36, model_type)
+    memory = ContiguousCache(decoder.arch, 1, TOKENS, dtype=torch.float64)
+    for forward in (Forward(decoder), Forward(decoder, memory=memory)):
+        for name, off in compare(decoder, forward):
+            assert off < 1e-12, name
+
+
+def test_a_last_token_that_is_left_out_is_missed_by_no_later_plan():
+    """Stale and corrected KV without the last token, then a full prefill: as with it."""
+    decoder = make_decoder(37)
+    lora = Lora(decoder, everywhere(names=("k_proj", "v_proj")), seed=38)
+    tokens, memory = prompt(), ContiguousCache(decoder.arch, 1, TOKENS, dtype=torch.float64)
+    runners = [
+        PolicyRunner(decoder, UpdatableKV(LAYERS, RANK, 5), adapter=lora.adapter) for _ in range(2)
+    ]
+    for round in range(1, 8):
+        left, whole = (
+            runner.prefill(round, tokens, into=memory, leave_last=leave).logits
+            for runner, leave in zip(runners, (True, False), strict=True)
+        )
+        assert (left is None) == (round not in (1, 5))
+        if left is None:
+            last = TOKENS - 1
+            mine, other = (runner.store[prompt_key(tokens)].cache for runner in runners)
+            torch.testing.assert_close(mine.segment(0, 0, last), other.segment(0, 0, last))
+            assert {mine.length(layer) for layer in range(LAYERS)} == {last}
+            memory.truncate(last)
+            with torch.inference_mode():
+                left = Forward(decoder)(torch.tensor([tokens[-1:]]), memory)
+        torch.testing.assert_close(left, whole, atol=1e-12, rtol=0)
+        lora.step()
+        for runner in runners:
+            runner.on_update(lora.update(round + 1), lora.adapter)
+
+
+def test_a_policy_that_keeps_hidden_states_runs_the_last_token_itself():
+    decoder = make_decoder(39)
+    policy = KeepRegion(LAYERS, first_layers=LAYERS)
+    runner = PolicyRunner(decoder, policy)
+    for round in (1, 2):
+        assert runner.prefill(round, prompt(), leave_last=True).logits is not None

@@ -3,10 +3,11 @@
 from ember.operations import job
 from ember.records.tables import read_table
 from ember.studies.steps import arguments, find
-from ember.studies.style import save
+from ember.studies.style import save, small_print
 
 with job.start(snakemake) as run:
     draw = find(run.params.step)
     tables = {name: read_table(run.input[name], schema) for name, schema in draw.reads.items()}
     drawing, caption = draw(**arguments(draw, run) | tables)
-    save(drawing, run.stem, caption, run.provenance())
+    words = small_print(tables.values(), run.params.scale) if tables else ""
+    save(drawing, run.stem, caption, run.provenance(), words)

@@ -1,8 +1,8 @@
 """What the scheduler asks of a backend: rows that decode together over a `SlottedCache`.
 
-Contract. Rows in use are the first ones. Prompts are run by `forward` (into `staging` where there
-is one, from which the arena gets a copy), then candidates `join` and all rows take turns in
-`sample` and `advance`. Times and threads are the scheduler's business, memory is the cache's.
+Contract. Rows in use are the first ones. Prompts are run by `forward`, then candidates `join` and
+all rows take turns in `sample` and `advance`. Times and threads are the scheduler's business,
+memory is the cache's.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ember.backends.forward import Forward
 from ember.backends.sampling import SamplingParams
-from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Run, SlottedCache
 
 LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at what was sampled; each look waits
@@ -21,11 +20,16 @@ LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at what was sampled; 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row as a backend sees it: where its prompt's KV lies, how it samples, and its seed."""
+    """A row as a backend sees it: where its prompt's KV lies, how it samples, and its seed.
+
+    `last`: the prompt's last token, where the run holds all tokens but that one: it is then the
+    row's first token of its own, and its run the row's first step.
+    """
 
     run: Run
     params: SamplingParams
     seed: int
+    last: int | None = None
 
 
 class Received(Protocol):
@@ -40,7 +44,6 @@ class Backend(Protocol):
 
     name: str
     cache: SlottedCache
-    staging: ContiguousCache | None
     forward: Forward
     shares_prompts: bool  # rows read their prompt's KV in the arena; else each has a copy
     threads: int | None  # of torch, with which a step is fastest; None: whatever there are
@@ -49,8 +52,9 @@ class Backend(Protocol):
     tokens: Tensor  # (B,): what was sampled last and runs next
     logits: Tensor  # (B, V): what is sampled from next
 
-    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
-        """Appends rows of one prompt, which sample their first token from its logits (1, V)."""
+    def join(self, candidates: Sequence[Candidate], logits: Tensor | None) -> None:
+        """Appends rows of one prompt, which sample their first token from its logits (1, V); None:
+        they run their `last` token first."""
 
     def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         """Moves rows (from, to), in order; the first `rows` go on, the others end.
@@ -62,7 +66,11 @@ class Backend(Protocol):
         """Every row chooses a token from its logits."""
 
     def advance(self) -> None:
-        """Every row runs the token that it chose last."""
+        """Every row runs the token that it chose last, or its prompt's last one.
+
+        There is no row that has chosen none and has logits, but where rows share no prompts: those
+        run nothing.
+        """
 
     def receive(self) -> Received:
         """What was sampled since the last call."""

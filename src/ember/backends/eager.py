@@ -33,44 +33,60 @@ class EagerBackend(TorchRows):
         decoder: Decoder,
         cache: SlottedCache,
         forward: Forward,
-        staging: ContiguousCache | None = None,
         *,
         invariant: bool = False,
     ):
         """`cache`: with slots for prompts and what follows them."""
         shape = (cache.slots, decoder.arch.vocab_size)
         logits = torch.zeros(shape, dtype=cache.rows.dtype, device=cache.rows.device)
-        super().__init__(cache, logits, forward, staging)
+        super().__init__(cache, logits, forward)
         self._decoder, self._invariant = decoder, invariant
         self._lengths: list[int] = []  # tokens in each row's slot
+        self._waits: list[bool] = []  # whether a row has logits and no token to run
         self._spans: list[tuple[slice, ContiguousCache]] = []
 
-    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+    def join(self, candidates: Sequence[Candidate], logits: Tensor | None) -> None:
         run, first = candidates[0].run, len(self._lengths)
         new = slice(first, first + len(candidates))
         self.cache.rows[:, :, new, :, : run.length] = self.cache.view(run).kv
         self._lengths += [run.length] * len(candidates)
+        self._waits += [logits is not None] * len(candidates)
         super().join(candidates, logits)
         self._spans = []
 
     def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         for source, target in moves:
             self.cache.move(source, target, self._lengths[source])
-            self._lengths[target] = self._lengths[source]
-        del self._lengths[rows:]
+            for each in (self._lengths, self._waits):
+                each[target] = each[source]
+        del self._lengths[rows:], self._waits[rows:]
         super().leave(moves, rows)
         self._spans = []
+
+    def sample(self) -> None:
+        super().sample()
+        if any(self._waits):
+            self._waits = [False] * len(self._waits)
+            self._spans = []
 
     def advance(self) -> None:
         for span, cache in self._spans or self._cut():
             hidden = self._decoder(self._tokens[span, None], cache=cache)
             self._logits[span] = self._decoder.logits(hidden)[:, 0]
-        self._lengths = [length + 1 for length in self._lengths]
+        self._lengths = [
+            length + (not waits) for length, waits in zip(self._lengths, self._waits, strict=True)
+        ]
 
     def _cut(self) -> list[tuple[slice, ContiguousCache]]:
-        """Spans and their memory. They stay until rows join or leave: lengths grow alike."""
-        key = (lambda row: row) if self._invariant else self._lengths.__getitem__
-        for _, same in groupby(range(len(self._lengths)), key):
+        """Spans of rows that have a token to run, and their memory. They stay until rows join,
+        leave or sample for the first time: lengths grow alike."""
+
+        def alike(row: int) -> tuple:
+            return self._waits[row], row if self._invariant else self._lengths[row]
+
+        for (waits, _), same in groupby(range(len(self._lengths)), alike):
+            if waits:
+                continue
             first, *others = same
             span = slice(first, first + 1 + len(others))
             cache = ContiguousCache.over(self.cache.rows[:, :, span])

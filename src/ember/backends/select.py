@@ -14,7 +14,6 @@ import torch
 from ember.backends.base import Backend
 from ember.backends.compiled.native_step import why_no_code
 from ember.backends.forward import Forward
-from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import SlottedCache
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
@@ -32,8 +31,7 @@ class Unsupported(EmberError):
 
 @dataclass(frozen=True)
 class Case:
-    """What is to run. `needs`: what the cache asks for beyond keys and values, "bias" and "mass"
-    (see `ember.cache.base`)."""
+    """What is to run."""
 
     arch: Architecture
     device: torch.device
@@ -41,7 +39,6 @@ class Case:
     rows: int = 1
     batch_invariant: bool = False
     formats: frozenset[str] = frozenset({"dense"})
-    needs: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, decoder: Decoder, **fields) -> "Case":
@@ -87,8 +84,6 @@ def unsupported_reason(backend: str, case: Case) -> str | None:
         return reason
     if packed:
         return f"it has no form for {', '.join(packed)} weights"
-    if case.needs:
-        return f"it lacks attention's {' and '.join(sorted(case.needs))}"
     return _not_compiled(case) if backend == "compiled" else _not_kernels(case)
 
 
@@ -150,7 +145,6 @@ def make_backend(
     *,
     capacity: int,
     forward: Forward,
-    staging: ContiguousCache | None = None,
     graphs: bool = True,
     batch_invariant: bool = False,
 ) -> Backend:
@@ -159,11 +153,11 @@ def make_backend(
     if name == "kernels":
         from ember.backends.cuda.backend import KernelBackend  # imports Triton
 
-        return KernelBackend(decoder, cache, forward, staging, capacity, graphs=graphs)
+        return KernelBackend(decoder, cache, forward, capacity, graphs=graphs)
     if name == "compiled":
         from ember.backends.compiled.backend import CompiledBackend
 
         return CompiledBackend(decoder, cache, forward, capacity)
     from ember.backends.eager import EagerBackend
 
-    return EagerBackend(decoder, cache, forward, staging, invariant=batch_invariant)
+    return EagerBackend(decoder, cache, forward, invariant=batch_invariant)

@@ -137,15 +137,17 @@ class ContiguousCache(KVCache):
                 )
             self._lengths[layer] = length
 
-    def advance(self, tokens: int) -> None:
-        """Counts tokens that someone else has written into `kv` (a captured graph)."""
-        longest = max(self._lengths) + tokens
+    def advance(self, tokens: int, layers: Iterable[int] | None = None) -> None:
+        """Counts tokens that someone else has written into `kv`, in `layers` (all by default)."""
+        chosen = self.layers if layers is None else layers
+        longest = max((self._lengths[layer] for layer in chosen), default=-tokens) + tokens
         if longest > self.capacity:
             raise CacheFull(
                 f"{longest} tokens do not fit: the cache's capacity is {self.capacity}.\n"
                 f"Make the cache (or the engine) with capacity={longest} or more."
             )
-        self._lengths = [length + tokens for length in self._lengths]
+        for layer in chosen:
+            self._lengths[layer] += tokens
 
     def reset(self) -> None:
         """Forgets everything; the memory stays."""

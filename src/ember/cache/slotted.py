@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ember.cache.base import BadCacheUse
 from ember.cache.contiguous import ContiguousCache
@@ -148,10 +147,21 @@ class SlottedCache:
             start = run.start + run.length
         return None
 
+    def trim(self, run: Run, length: int) -> Run:
+        """Gives back what of a run lies beyond its first `length` tokens; the run from now on."""
+        if not 1 <= length <= run.length:
+            raise BadCacheUse(f"{run} cannot be cut to {length} tokens.\nKeep 1 to all of them.")
+        kept = Run(run.start, length)
+        self._runs[self._place(run)] = kept
+        return kept
+
     def free(self, run: Run) -> None:
         """Gives a run back."""
+        del self._runs[self._place(run)]
+
+    def _place(self, run: Run) -> int:
         try:
-            self._runs.remove(run)
+            return self._runs.index(run)
         except ValueError:
             raise BadCacheUse(f"{run} is not in use.\nFree a run once.") from None
 
@@ -159,10 +169,6 @@ class SlottedCache:
         """The run as a cache of one row, empty at first, over the same memory."""
         stop = run.start + run.length
         return ContiguousCache.over(self.prompts[:, :, :, run.start : stop].unsqueeze(2))
-
-    def store(self, run: Run, kv: Tensor) -> None:
-        """Copies a prompt's KV (L, 2, Hkv, length, D) into its run."""
-        copy_kv(self.prompts[:, :, :, run.start : run.start + run.length], kv)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copies the first `tokens` of a row's own tokens over another row's."""

@@ -20,13 +20,25 @@ from ember.commands import (
     generate,
     memory_budget,
     profile_rollout,
+    rebuild,
     show,
     why,
 )
 from ember.records.errors import EmberError
 
 COMMANDS = (
-    *(show, why, config_schema, archive, generate, estimate, doctor, check, bench_workflow),
+    *(
+        show,
+        why,
+        rebuild,
+        config_schema,
+        archive,
+        generate,
+        estimate,
+        doctor,
+        check,
+        bench_workflow,
+    ),
     *(profile_rollout, cache_sweep, memory_budget),
 )
 

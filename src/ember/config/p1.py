@@ -53,11 +53,15 @@ class Prefix(Strict):
     warmup: Warmup = Field(1, description="unrecorded prompts a point")
     budget_mb: Positive = Field(description="byte budget of the prefix cache, in MB")
     tolerance: Positive = Field(1e-3, description="largest logit difference to the uncached run")
+    identity_documents: Count = Field(
+        4, description="of them checked in float32 too, where first tokens must be equal"
+    )
 
     @model_validator(mode="after")
     def _every_shard_has_a_document(self):
-        if self.shards > self.documents:
-            raise ValueError(f"shards is {self.shards}, more than the {self.documents} documents")
+        for name in ("shards", "identity_documents"):
+            if (asked := getattr(self, name)) > self.documents:
+                raise ValueError(f"{name} is {asked}, more than the {self.documents} documents")
         return self
 
 
@@ -119,7 +123,9 @@ class Cut(Strict):
 class Roofline(Timed):
     """Decoding against the memory's limit, by batch size."""
 
-    contexts: Some[PromptTokens]
+    contexts: Some[PromptTokens] = Field(
+        description="the first is that of the comparison with plain operators and of all samplings"
+    )
     rows: Some[Count] = Field(description="candidates of one prompt: the batch of a step")
     new_tokens: NewTokens = Field(128, description="generated tokens of each")
     samplings: Some[Cut] = Field([Cut()], description="how tokens are chosen")
@@ -136,6 +142,19 @@ class Framework(Strict):
     arguments: dict[str, int | float | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
     )
+    environment: dict[str, int | str] = Field(
+        {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
+    )
+
+
+class FrameworkLoop(Strict):
+    """The loop's workload: a round's prompts and candidates, sampled at temperature 1."""
+
+    prompts: Count = Field(description="prompts of a call, new in every one")
+    candidates: Count = Field(description="candidates of each prompt")
+    fewer: dict[str, Size] = Field(
+        {}, description="fewer prompts for slow frameworks, by name; 0 leaves one out"
+    )
 
 
 class FrameworkPoint(Strict):
@@ -149,6 +168,7 @@ class FrameworkPoint(Strict):
     )
     frameworks: list[str] = Field([], description="only these (empty: all)")
     needs: str | None = Field(None, description="skip the point where this one is not installed")
+    loop: FrameworkLoop | None = Field(None, description="besides one rollout; null: not compared")
 
 
 class Frameworks(Strict):
@@ -157,14 +177,17 @@ class Frameworks(Strict):
     peers: Named[Framework] = Field(description="by the name that the tables use")
     points: Some[FrameworkPoint]
     repeats: Repeats = Field(3, description="recorded rounds: each framework once a round")
-    warmup: Warmup = Field(1, description="unrecorded rounds; the first one may compile")
+    warmup: Warmup = Field(
+        2, description="unrecorded rounds of a rollout: compilation, recordings; of the loop one"
+    )
     timeout_s: Positive = Field(300.0, description="for starting, and for each generation")
     mem_mb: Count = Field(description="memory of the job: every framework holds the model, in MB")
 
     @model_validator(mode="after")
     def _known(self):
         for point in self.points:
-            for name in [*point.frameworks, *filter(None, [point.needs])]:
+            fewer = point.loop.fewer if point.loop else {}
+            for name in [*point.frameworks, *filter(None, [point.needs]), *fewer]:
                 if name not in self.peers:
                     raise ValueError(
                         f"point {point.name}: {name!r} is not one of {', '.join(self.peers)}"
@@ -225,11 +248,15 @@ class Rounds(Strict):
 
 
 class RolloutPoint(Strict):
-    """One call of the batched rollout."""
+    """One call of the batched rollout; lengths and repeats are the section's where not given."""
 
     prompts: Count = Field(description="prompts of the call, each a document of the workload")
     candidates: Count = Field(description="candidates of each prompt")
     rows: Count = Field(description="the most candidates that decode together")
+    context: PromptTokens = None
+    prefix: Size = None
+    generation: NewTokens = None
+    repeats: Repeats = None
 
 
 class Consistency(Strict):
@@ -246,14 +273,62 @@ class Consistency(Strict):
 
 
 class Rollout(Shared, Timed):
-    """P1-4: continuous batching against the read bandwidth of its batches."""
+    """P1-4: continuous batching by phase, and against the read bandwidth of its batches."""
 
     context: PromptTokens
     prefix: Size = Field(
         0, description="of them shared by all prompts; above 0 the prefix cache is on"
     )
     generation: NewTokens = Field(description="generated tokens a candidate")
-    points: Some[RolloutPoint] = Field(description="calls")
+    points: Some[RolloutPoint] = Field(
+        description="calls; the first is the operating point, which the loop runs at: Figure 2 and "
+        "the rule on the prefill share look there"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values):
+        """Every point with its own lengths and repeats, so that nobody else has to fill them in."""
+        if not isinstance(values, dict):
+            return values
+        usual = {"prefix": 0} | values
+        usual = {k: usual[k] for k in ("context", "prefix", "generation", "repeats") if k in usual}
+
+        if isinstance(points := values.get("points"), list):
+            filled = [usual | point if isinstance(point, dict) else point for point in points]
+            return values | {"points": filled}
+        return values
+
+    @model_validator(mode="after")
+    def _points_agree(self):
+        seen = [point.model_dump(exclude={"repeats"}) for point in self.points]
+        for n, point in enumerate(self.points):
+            if point.prefix >= point.context:
+                raise ValueError(
+                    f"points: prefix {point.prefix} must be below context {point.context}"
+                )
+            if seen[n] in seen[:n]:
+                raise ValueError(f"points: {seen[n]} stands twice: name every call once")
+        return self
+
+
+class LearnerPoint(Strict):
+    """One micro-batch of the learner."""
+
+    prompts: Count = Field(1, description="prompts of the micro-batch")
+    candidates: Count = Field(8, description="completions of each")
+    context: PromptTokens
+    generation: NewTokens
+
+
+class Learner(Timed):
+    """P1-6.1: one LoRA update on completions, prompts shared by their candidates or not."""
+
+    points: Some[LearnerPoint] = Field(description="micro-batches")
+    frozen_fractions: Some[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.0, 0.5], description="first layers without adapters, as fractions of the depth"
+    )
+    learning_rate: Positive = Field(1e-4, description="AdamW's rate")
 
 
 class Policy(Strict):
@@ -270,11 +345,11 @@ class Decisions(Strict):
 
     low_prefill_share: Fraction = Field(
         0.3,
-        description="P1-1.1: below this share of a single rollout the narrative shifts to "
-        "accumulation over rounds x candidates and to sync and memory",
+        description="P1-1.1: below this share of prefill, at the operating point of the rollout, "
+        "the narrative shifts to accumulation over rounds x candidates and to sync and memory",
     )
-    min_prefix_savings: Fraction = Field(
-        0.45, description="P1-2.3: savings expected from reusing half of the prompt"
+    min_prefix_savings: Positive = Field(
+        0.92, description="P1-2.3: time over operations saved by reusing half of the prompt"
     )
     min_engine_ratio: Positive = Field(
         3.0, description="decode speed against Transformers' generate on the same machine"
@@ -328,6 +403,7 @@ class Lora(Timed):
         ["device", "host", "none"], description="copies of the base whose latency is compared"
     )
     swaps: Count = Field(100, description="switches before the unload that must be exact")
+    processes: Count = Field(3, description="fresh processes of each kind, for the first adapter")
 
 
 class Architectures(Strict):
@@ -363,13 +439,15 @@ class P1(Strict):
     rounds: Rounds
     lora: Lora
     rollout: Rollout
+    learner: Learner
     consistency: Consistency
     policies: Some[Policy]
     decisions: Decisions = Decisions()
 
     @model_validator(mode="after")
     def _documents_suffice(self):
-        wanted = max([p.prompts for p in self.rollout.points] + [self.consistency.prompts])
+        batches = [*self.rollout.points, *self.learner.points]
+        wanted = max([p.prompts for p in batches] + [self.consistency.prompts])
         if wanted > self.prefix.documents:
             raise ValueError(
                 f"rollouts take {wanted} prompts, the workload has {self.prefix.documents} "
@@ -392,6 +470,7 @@ class P1(Strict):
             "memory": self.memory.context,
             "rounds": max(point.context + point.generation for point in self.rounds.points),
             "lora": max(self.lora.tokens, self.lora.train_tokens if self.lora.train_steps else 0),
-            "rollout": self.rollout.context + self.rollout.generation,
+            "rollout": max(point.context + point.generation for point in self.rollout.points),
+            "learner": max(point.context + point.generation for point in self.learner.points),
             "consistency": self.consistency.prompt_tokens + self.consistency.new_tokens,
         }

@@ -1,8 +1,9 @@
 """How a prompt's KV comes about: computed, or its longest stored prefix copied and the rest run.
 
-Contract. A strategy fills an empty cache with one prompt and gives the logits of its last token.
-It knows the version of the weights, and what it keeps from one call to the next belongs to that
-version alone. `ember.policies.prefill` has one more.
+Contract. A strategy fills an empty cache with one prompt and gives the logits of its last token;
+or it fills it with all but that token and gives none, where nothing else is left to run: whoever
+decodes then runs it first. It knows the version of the weights, and what it keeps from one call to
+the next belongs to that version alone. `ember.policies.prefill` has one more.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.backends.forward import Forward
+from ember.backends.forward import Forward, hand_over
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.radix import RadixCache
 from ember.model.decoder import Decoder
@@ -41,13 +42,17 @@ class PlainPrefill:
 
     def fill(
         self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor | None, int]:
         """Logits (1, V) of the prompt's last token, and how many tokens were not computed.
 
-        `cache` is empty and has one row.
+        `cache` is empty and has one row. Logits None: it then holds the prompt without its last
+        token, which is still to be run.
         """
         with phase("prefill"):
-            return forward(torch.from_numpy(np.asarray([prompt], dtype=np.int64)), cache), 0
+            memory = forward.place(cache)
+            logits = forward(torch.from_numpy(np.asarray([prompt], dtype=np.int64)), memory)
+            hand_over(memory, cache)
+        return logits, 0
 
 
 class PrefixPrefill(PlainPrefill):
@@ -81,14 +86,18 @@ class PrefixPrefill(PlainPrefill):
 
     def fill(
         self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor | None, int]:
         with phase("lookup"):
             ids = np.asarray(prompt, dtype=np.int64)
             namespace = self._current(forward.decoder)
             with self.cache.match(namespace, ids[:-1]) as match:  # the last gives the logits
-                cached = match.copy_into(cache)
+                if 0 < match.length == len(ids) - 1:
+                    return None, match.copy_into(cache)
+                memory = forward.place(cache)
+                cached = match.copy_into(memory)
         with phase("prefill"):
-            logits = forward(torch.from_numpy(ids[None, cached:]), cache)
+            logits = forward(torch.from_numpy(ids[None, cached:]), memory)
+            hand_over(memory, cache)
         with phase("store"):
-            self.cache.insert(namespace, ids, lambda start, stop: cache.segment(0, start, stop))
+            self.cache.insert(namespace, ids, lambda start, stop: memory.segment(0, start, stop))
         return logits, cached

@@ -72,9 +72,16 @@ class Prompt:
         self.stops = frozenset((*params.stop_token_ids, *eos_token_ids))  # end its candidates
         self.candidates, self.started, self.ended = candidates, 0, 0
         self.cached = 0
-        self.logits: Tensor | None = None  # (1, V), until the last candidate has started
+        # (1, V), until the last candidate has started. None where the KV lacks the last token,
+        # which is then the first that candidates run.
+        self.logits: Tensor | None = None
         self.run: Run | None = None
         self.key = prompt_key(tokens)
+
+    @property
+    def lacks_last(self) -> bool:
+        """Whether its KV, which is there, lacks its last token."""
+        return self.run is not None and self.run.length < len(self.tokens)
 
 
 class Row:
@@ -94,10 +101,16 @@ class Row:
         self.text = TextStream(decode, params.stop) if decode is not None and params.stop else None
         self.streamed = 0  # tokens given out
 
+    @property
+    def own(self) -> int:
+        """Tokens of its own once what it has not run yet is stored; 0: nothing is to be run."""
+        return self.issued + self.prompt.lacks_last
+
     def to_backend(self) -> Candidate:
         """The row as a backend sees it."""
         seed = row_seed(self.params.seed, self.prompt.key, self.candidate)
-        return Candidate(self.prompt.run, self.params, seed)
+        last = self.prompt.tokens[-1] if self.prompt.lacks_last else None
+        return Candidate(self.prompt.run, self.params, seed, last)
 
 
 def make_prompts(

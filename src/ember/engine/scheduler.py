@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import Tensor
 
 from ember.backends.base import Backend, Received
 from ember.backends.threads import restored_threads, use_threads
-from ember.engine.prefill import PlainPrefill, untimed
+from ember.engine.prefill import PlainPrefill
 from ember.engine.requests import Chunk, Completion, Prompt, Row
 from ember.engine.stats import RolloutStats, StepBatch
 from ember.engine.stops import Detokenize, TextStream, final_text
@@ -64,8 +65,9 @@ class Scheduler:
     ):
         """`rows`: the most that decode together; `lock` is held while they do."""
         self._backend, self._prefill, self._most, self._lock = backend, prefill, rows, lock
-        self._phase, self._decode = untimed if clock is None else clock.phase, detokenize
-        self._device = backend.cache.rows.device
+        self._decode, self._device = detokenize, backend.cache.rows.device
+        self._clock = PhaseClock(str(self._device)) if clock is None else clock
+        self._phase, self._times_before = self._clock.phase, {}
         self._waiting = deque(prompts)
         self._placed: list[Prompt] = []  # prompts whose KV lies in the arena
         self._rows: list[Row] = []
@@ -77,13 +79,13 @@ class Scheduler:
         self._settled, self._to_come = 0, sum(p.candidates * p.params.max_tokens for p in prompts)
         self._began = self._said = time.perf_counter()
         self._looks = False  # someone wants tokens as they come
-        staging = 0 if backend.staging is None else backend.staging.bytes
+        staging = backend.forward.memory
         self.stats = RolloutStats(
             prompts=len(prompts),
             candidates=sum(p.candidates for p in prompts),
             slots=rows,
             prompt_tokens=sum(len(p.tokens) for p in prompts),
-            reserved_kv_bytes=backend.cache.bytes + staging,
+            reserved_kv_bytes=backend.cache.bytes + (0 if staging is None else staging.bytes),
         )
 
     def run(self) -> list[list[Completion]]:
@@ -105,6 +107,7 @@ class Scheduler:
     def _rounds(self) -> Iterator[list[Row]]:
         """Rows that have new tokens or have ended, after every look."""
         with self._lock:
+            self._times_before = self._clock.times_ms()
             self._began = self._said = time.perf_counter()
             try:
                 more = True
@@ -126,7 +129,14 @@ class Scheduler:
     def _round(self) -> tuple[dict[int, Row], bool]:
         """Steps up to the next look; changed rows, and whether anything is left to run."""
         backend, changed = self._backend, self._end_cancelled()
-        self._admit()
+        later = self._admit()
+        due = [row for row in self._rows if row.own]
+        if due:  # what rows chose last, and the last tokens of prompts whose KV lacks them
+            begin = self._mark()
+            self._advance()
+            self._note(begin, due, 1, sum(row.own for row in due))
+        for rows, logits in later:
+            self._join(rows, logits)
         if not self._rows:
             return changed | self._receive(0), False
         steps, begin = self._steps_ahead(), self._mark()
@@ -135,21 +145,17 @@ class Scheduler:
                 self._advance()
             with self._phase("sampling"):
                 backend.sample()
-        # The step that runs a row's token number i reads i tokens of its own.
-        read = sum(sum(range(row.issued + 1, row.issued + steps)) for row in self._rows)
+        # The step that runs a row's own token number i reads i of them.
+        read = sum(sum(range(row.own + 1, row.own + steps)) for row in self._rows)
         for row in self._rows:
             row.issued += steps
-        self._note(begin, steps - 1, read)
+        self._note(begin, self._rows, steps - 1, read)
         with self._phase("transfer"):
             version = self._prefill.version
             self._pending.append((backend.receive(), list(self._rows), steps, version))
             changed |= self._receive(backend.lag)
         self._say()
         self._leave()
-        if self._rows:
-            begin = self._mark()
-            self._advance()
-            self._note(begin, 1, sum(row.issued for row in self._rows))
         return changed, True
 
     def _advance(self) -> None:
@@ -162,25 +168,38 @@ class Scheduler:
         looks = self._looks or any(row.params.stop or row.prompt.stops for row in self._rows)
         return min(steps, self._backend.interval) if looks else steps
 
-    def _admit(self) -> None:
-        """Fills free rows: first the rest of the prompt that has started, then the next ones."""
-        backend, stats = self._backend, self.stats
-        while self._waiting and len(self._rows) < self._most:
+    def _admit(self) -> list[tuple[list[Row], Tensor]]:
+        """Fills free rows: first the rest of the prompt that has started, then the next ones.
+
+        Returns those that are to join, with their logits, after the next step: a step runs all rows
+        there are, and they have nothing to run in it. (Where rows copy their prompts they join at
+        once, which makes room for the next prompt, and the backend leaves them out.)
+        """
+        backend, stats, later = self._backend, self.stats, []
+        free = self._most - len(self._rows)
+        while self._waiting and free:
             prompt = self._waiting[0]
-            count = min(self._most - len(self._rows), prompt.candidates - prompt.started)
             if not prompt.started and not self._begin(prompt):
-                return
-            first = prompt.started
+                break
+            first, count = prompt.started, min(free, prompt.candidates - prompt.started)
             rows = [Row(prompt, first + c, self._decode) for c in range(count)]
-            backend.join([row.to_backend() for row in rows], prompt.logits)
-            self._rows += rows
+            if prompt.logits is None or not backend.shares_prompts:
+                self._join(rows, prompt.logits)
+            else:
+                later.append((rows, prompt.logits))
             prompt.started += count
-            used = backend.cache.bytes_used(len(self._rows))
+            free -= count
+            used = backend.cache.bytes_used(self._most - free)
             stats.peak_kv_bytes = max(stats.peak_kv_bytes, used)
             if prompt.started == prompt.candidates:
                 prompt.logits = None
                 self._waiting.popleft()
                 self._free_unneeded(prompt)
+        return later
+
+    def _join(self, rows: list[Row], logits: Tensor | None) -> None:
+        self._backend.join([row.to_backend() for row in rows], logits)
+        self._rows += rows
 
     def _begin(self, prompt: Prompt) -> bool:
         """Finds memory for a prompt and prefills it; False: there is no memory yet."""
@@ -189,19 +208,15 @@ class Scheduler:
         if prompt.run is None:
             return False
         self._placed.append(prompt)
-        memory = backend.staging
-        if memory is None:
-            memory = cache.view(prompt.run)
-        memory.reset()
         use_threads(self._threads)
         prompt.logits, prompt.cached = self._prefill.fill(
-            prompt.tokens, memory, backend.forward, self._phase
+            prompt.tokens, cache.view(prompt.run), backend.forward, self._phase
         )
         use_threads(backend.threads or self._threads)
-        if backend.staging is not None:
-            with self._phase("prefill"):
-                cache.store(prompt.run, memory.segment(0, 0, len(prompt.tokens)))
+        if prompt.logits is None:
+            prompt.run = cache.trim(prompt.run, len(prompt.tokens) - 1)
         stats.prefills += 1
+        stats.kept_prompts += prompt.lacks_last
         stats.cached_tokens += prompt.cached
         stats.prefix_hits += prompt.cached > 0
         return True
@@ -334,11 +349,11 @@ class Scheduler:
                 row.text.add(token)
         return row.text.take(last=row.finish is not None)
 
-    def _note(self, begin, steps: int, own_tokens: int) -> None:
-        """Counts steps of the rows of now, which read so many tokens of their own."""
-        prompts = {row.prompt for row in self._rows}
-        readers = prompts if self._backend.shares_prompts else (row.prompt for row in self._rows)
-        same = (len(self._rows), len(prompts), sum(len(prompt.tokens) for prompt in readers))
+    def _note(self, begin, rows: Sequence[Row], steps: int, own_tokens: int) -> None:
+        """Counts steps of the rows, which read so many tokens of their own."""
+        prompts = {row.prompt for row in rows}
+        readers = prompts if self._backend.shares_prompts else (row.prompt for row in rows)
+        same = (len(rows), len(prompts), sum(prompt.run.length for prompt in readers))
         found = self.stats.batches
         if not found or (found[-1].rows, found[-1].prompts, found[-1].prompt_tokens) != same:
             found.append(StepBatch(*same))
@@ -365,6 +380,7 @@ class Scheduler:
         for batch, begin, end in self._marks:
             batch.ms += _milliseconds(begin, end)
         self._marks.clear()
+        self.stats.add_times(self._times_before, self._clock.times_ms())
         if self.stats.seconds > SAY_EVERY:
             stats = self.stats
             log.info(

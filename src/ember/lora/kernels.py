@@ -9,6 +9,7 @@ What a tile costs beside reading and writing it is hidden behind the memory: the
 bytes read and written at its copy bandwidth.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -142,11 +143,8 @@ class Launch:
         self._type = _TYPES[first.target.dtype]
         self._rank = max((0 if m.new is None else len(m.new[0])) for m in matrices)
         self._old_rank = max((0 if m.old is None else len(m.old[0])) for m in matrices)
-        precise = "ieee" if first.target.dtype == torch.float32 else "tf32x3"
-        self._dots = [
-            (precise if rank > SUMMED else "") if dot is None else dot
-            for rank in (self._rank, self._old_rank)
-        ]
+        ranks = self._rank, self._old_rank
+        self._dots = _precisions(first.target.dtype, ranks) if dot is None else (dot, dot)
         table, counts, begin = [], [], 0
         for m in matrices:
             _check(m, first.target, self._rank, self._old_rank)
@@ -170,21 +168,68 @@ class Launch:
             self._table,
             self._owner,
             TYPE=self._type,
-            RANK=self._rank,
-            OLD_RANK=self._old_rank,
-            DOT=self._dots[0],
-            OLD_DOT=self._dots[1],
-            ROWS=self.tile.rows,
-            COLS=self.tile.cols,
-            STEPS=self.tile.steps,
             EVEN=self._even,
-            num_warps=self.tile.warps,
+            **_options(self.tile, (self._rank, self._old_rank), self._dots),
         )
+
+
+def begin_compiling(weights: Sequence[Tensor], rank: int) -> threading.Thread:
+    """Compiles in the background, without a word to the device, the pass that adds factors of a
+    rank to such weights. A process's first kernel takes Triton half a second more, in which it
+    hashes its own library and leaves the interpreter to others."""
+    call = {"TYPE": _TYPES[weights[0].dtype], "EVEN": _all_even(weights, TILE)}
+    call |= _options(TILE, (rank, 0), _precisions(weights[0].dtype, (rank, 0)))
+    thread = threading.Thread(
+        target=_merge.warmup, args=(torch.int64, torch.int32), kwargs=call | {"grid": (1,)}
+    )
+    thread.start()
+    return thread
+
+
+def make_ready(weights: Sequence[Tensor], ranks: Sequence[tuple[int, int]]) -> None:
+    """Compiles and loads passes over such weights for ranks (new, old), 0 for none: each runs over
+    one tile of scratch."""
+    first, tile = weights[0], TILE
+    even = _all_even(weights, tile)
+    shape = (max(16, tile.rows * tile.steps), max(16, tile.cols)) if even else (1, 1)
+    scratch = torch.zeros(shape, dtype=first.dtype, device=first.device)
+    for pair in ranks:
+        new, old = (
+            tuple(torch.zeros(rank, n, device=first.device) for n in reversed(shape))
+            if rank
+            else None
+            for rank in pair
+        )
+        Launch([Matrix(scratch, scratch, new, old)]).run()
 
 
 def padded_rank(rank: int) -> int:
     """The rank that factors are padded to: as it is for sums, a tile's side for products."""
     return rank if rank <= SUMMED else max(16, triton.next_power_of_2(rank))
+
+
+def _precisions(dtype: torch.dtype, ranks: tuple[int, int]) -> tuple[str, ...]:
+    """Of the products with new and old factors; "": they are summed."""
+    precise = "ieee" if dtype == torch.float32 else "tf32x3"
+    return tuple(precise if rank > SUMMED else "" for rank in ranks)
+
+
+def _options(tile: Tile, ranks: tuple[int, int], dots: tuple[str, ...]) -> dict:
+    return {
+        "RANK": ranks[0],
+        "OLD_RANK": ranks[1],
+        "DOT": dots[0],
+        "OLD_DOT": dots[1],
+        "ROWS": tile.rows,
+        "COLS": tile.cols,
+        "STEPS": tile.steps,
+        "num_warps": tile.warps,
+    }
+
+
+def _all_even(weights: Sequence[Tensor], tile: Tile) -> bool:
+    """Whether tiles divide all of them; factors and copies are aligned as a rule."""
+    return all(_is_even(Matrix(weight, weight, None, None), tile) for weight in weights)
 
 
 def _is_even(m: Matrix, tile: Tile) -> bool:

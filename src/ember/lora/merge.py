@@ -26,6 +26,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -43,6 +44,7 @@ from ember.records.errors import EmberError
 KEEPS = ("device", "host", "none")
 KEPT_LAUNCHES = 8  # pairs of adapters whose launch stays prepared
 ONE_THREAD = 1 << 22  # elements of a matrix that one CPU thread is enough for
+USUAL_RANK = 8  # of the first adapter, as long as it is not known
 CHUNK = 1 << 18  # float32 numbers of a scratch buffer on the CPU, about what a core's cache holds
 
 
@@ -88,6 +90,8 @@ class Merger:
         # By adapters: where the weights lay, the launch, and the adapters, which live as long.
         self._launches: dict[tuple[int, int], tuple] = {}
         self._lost = False
+        self._ready: set[int] = set()  # ranks whose kernels are compiled and loaded
+        self._beginning = self._begin_compiling() if self.uses_kernels else None
 
     @property
     def active(self) -> Adapter | None:
@@ -108,6 +112,7 @@ class Merger:
             from ember.lora.kernels import padded_rank
 
             rank = padded_rank(rank)
+            self._make_ready(rank)
         elif weight.dtype == torch.float64:
             dtype = torch.float64
         parts, device = list(adapter.values()), weight.device
@@ -124,6 +129,28 @@ class Merger:
                 a, b = (F.pad(x, (0, 0, 0, rank - part.rank)) for x in (a, b))
             factors[key] = a, b
         return Prepared(adapter, factors)
+
+    def _begin_compiling(self) -> threading.Thread | None:
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        from ember.lora.kernels import begin_compiling
+
+        return begin_compiling(self._all_weights(), USUAL_RANK)
+
+    def _make_ready(self, rank: int) -> None:
+        """Compiles what swaps of adapters of a rank need, so that none has to."""
+        if rank in self._ready:
+            return
+        from ember.lora.kernels import make_ready
+
+        if self._beginning is not None:
+            self._beginning.join()
+        pairs = {"device": [(rank, 0)], "host": [(rank, 0), (rank, rank)]}
+        make_ready(self._all_weights(), pairs.get(self.keep, [(rank, 0), (rank, rank), (0, rank)]))
+        self._ready.add(rank)
+
+    def _all_weights(self) -> list[Tensor]:
+        return [dense_weight(linear).detach() for linear in self._linears.values()]
 
     @torch.no_grad()
     def swap(self, adapter: Adapter | Prepared | None) -> None:

@@ -5,6 +5,7 @@ multiplication or an addition. Norms, rotation, sampling and activations are lef
 they are small beside what is counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -61,6 +62,35 @@ def prefill_operations(arch, tokens: int, reused: int = 0) -> Operations:
         matrices=2.0 * (new * (inner * (keys_values + others) + keys_values) + others),
         attention=_attention(arch) / arch.num_layers * (inner * pairs + tokens),
     )
+
+
+def update_operations(
+    arch, passes: Sequence[tuple[int, int, int, int]], frozen_layers: int = 0
+) -> Operations:
+    """Operations of a forward and its backward through adapters, weights frozen, under activation
+    checkpointing.
+
+    passes: (rows, tokens of each, tokens before them in the cache, outputs of each wanted of the
+    last layer). A layer from `frozen_layers` on runs forward twice and backward once, which asks
+    for inputs' gradients only and is as long (for attention twice as long); a frozen one runs
+    forward once. Of the head forward and backward of the wanted outputs. Adapters are left out.
+    """
+    query, kv = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+    keys_values = 2 * arch.hidden_size * kv
+    mlp = (3 if arch.gated_mlp else 2) * arch.intermediate_size
+    others = arch.hidden_size * (2 * query + mlp)
+    each_pair = _attention(arch) / arch.num_layers
+    learnt = arch.num_layers - frozen_layers
+    matrices = attention = 0.0
+    for rows, tokens, before, wanted in passes:
+        inner = rows * tokens * (keys_values + others)
+        final = rows * (tokens * keys_values + wanted * others)
+        pairs = rows * (tokens * before + tokens * (tokens + 1) / 2)
+        last = rows * wanted * (before + tokens - (wanted - 1) / 2)
+        matrices += 2 * (inner * (frozen_layers + 3 * (learnt - 1)) + 3 * final)
+        attention += each_pair * (pairs * (frozen_layers + 4 * (learnt - 1)) + 4 * last)
+    rows, _, _, wanted = passes[-1]  # whose outputs are those of the completions
+    return Operations(matrices + 4 * rows * wanted * arch.vocab_size * arch.hidden_size, attention)
 
 
 def switch_bytes(adapted_bytes: int) -> int:

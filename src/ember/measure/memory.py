@@ -42,6 +42,24 @@ def total_bytes() -> int:
     return total if limit is None else min(total, limit)
 
 
+def forget_peak(device: str) -> None:
+    """From now on `peak_gb` counts anew."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gb(device: str) -> float | None:
+    """The most GB that tensors took on the device since `forget_peak`; None on a CPU, whose
+    allocator does not count (see `ember.measure.live`)."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) / 1e9
+
+
 def require(needed: int, device: str, what: str) -> None:
     """Raise `NotEnoughMemory` if `what` needs more bytes than the device has free."""
     available = available_bytes(device)

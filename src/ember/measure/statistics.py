@@ -5,13 +5,15 @@ Everything random is drawn from the generator handed in, so that a table repeats
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 
 from ember.records.errors import EmberError
 
+# With fewer runs a 10th or 90th percentile is an interpolated extreme.
+PERCENTILES_FROM = 10
 # Sign flips of up to so many differences are all tried; of more, a sample is.
 _ALL_FLIPS = 14
 
@@ -24,8 +26,8 @@ def summarise(samples: Sequence[float]) -> dict:
     """n, median, mean, std (n - 1), cv (std / mean), p10, p50, p90, min and max of the samples.
 
     std and cv are None for a single sample, cv also for a mean of zero: they are unknown there.
-    Percentiles interpolate linearly, like numpy's default; of fewer than ten samples they are only
-    interpolated extremes, and a figure shows the points or min and max instead.
+    Percentiles interpolate linearly, like numpy's default; p10 and p90 of fewer than ten samples
+    are None, and `ends` gives the range instead.
     """
     values = sorted(float(sample) for sample in samples)
     if not values:
@@ -34,18 +36,38 @@ def summarise(samples: Sequence[float]) -> dict:
         raise BadSamples(f"samples hold NaN or infinity: {values}\nfind out what was measured")
     mean = statistics.fmean(values)
     std = statistics.stdev(values) if len(values) > 1 else None
+    enough = len(values) >= PERCENTILES_FROM
     return {
         "n": len(values),
         "median": percentile(values, 50),
         "mean": mean,
         "std": std,
         "cv": std / mean if std is not None and mean else None,
-        "p10": percentile(values, 10),
+        "p10": percentile(values, 10) if enough else None,
         "p50": percentile(values, 50),
-        "p90": percentile(values, 90),
+        "p90": percentile(values, 90) if enough else None,
         "min": values[0],
         "max": values[-1],
     }
+
+
+def ends(row: Mapping, name: str) -> tuple[float, float]:
+    """Both ends of the error bar of column `name` in a summary's row of n runs.
+
+    The range of fewer than ten runs, p10 to p90 from ten on: `ends_in_words` says which.
+    """
+    low, high = ("p10", "p90") if row["n"] >= PERCENTILES_FROM else ("min", "max")
+    return row[f"{name}_{low}"], row[f"{name}_{high}"]
+
+
+def ends_in_words(counts: Collection[int]) -> str:
+    """What error bars by `ends` span, for the numbers of runs of the rows drawn."""
+    said = []
+    for words, enough in (("least to greatest", False), ("p10 to p90", True)):
+        some = sorted({int(n) for n in counts if n > 1 and (n >= PERCENTILES_FROM) == enough})
+        if some:
+            said.append(f"{words} of n = {' or '.join(map(str, some))} runs")
+    return ", ".join(said) or "a single run"
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:

@@ -12,6 +12,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def turn(subjects: Collection[T], number: int) -> list[T]:
+    """All subjects, another one first in every run: of a pair, each in every other run."""
+    here = list(subjects)
+    first = number % len(here) if here else 0
+    return here[first:] + here[:first]
+
+
 def rounds(
     subjects: Collection[T], numbers: Iterable[int], rng: random.Random | None = None
 ) -> Iterator[tuple[int, list[T]]]:
@@ -27,6 +34,4 @@ def rounds(
             rng.shuffle(drawn)
             yield number, list(drawn)
         else:
-            here = list(subjects)
-            first = number % len(here) if here else 0
-            yield number, here[first:] + here[:first]
+            yield number, turn(subjects, number)

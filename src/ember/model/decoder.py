@@ -335,7 +335,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # One query sees every key, so the queries of a KV head are just more rows of it.
         folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, Hkv, Hq/Hkv, D)
         return F.scaled_dot_product_attention(folded, k, v).reshape(q.shape)
-    if q.requires_grad and not q.is_cuda:  # the CPU's grouped kernel has no fast backward
+    learns = any(x.requires_grad for x in (q, k, v))
+    if learns and not q.is_cuda:  # the CPU's grouped kernel has no fast backward
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         grouped = False
     if not past:
@@ -345,7 +346,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
         bias = causal_lower_right(tokens, past + tokens)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
-    if q.requires_grad:
+    if learns:
         mask = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return _attend_in_two(q, k, v, past)
@@ -440,7 +441,7 @@ def _attention_with_lse(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tup
 
 def _cudnn_attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether cuDNN's kernels take these tensors (format, head dimension, compute capability)."""
-    if q.requires_grad:
+    if any(x.requires_grad for x in (q, k, v)):  # the merge by log-sum-exp has no gradient
         return False
     params = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, q.shape[1] != k.shape[1])
     return torch.backends.cuda.can_use_cudnn_attention(params)

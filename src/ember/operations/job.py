@@ -59,7 +59,8 @@ class Job:
         from ember.records.provenance import collect
 
         params = {key: value for key, value in self.params.items() if key != "code"}
-        return collect(
+        named = {name: str(path) for name, path in self.input.items() if isinstance(path, str)}
+        made = collect(
             rule=self.snakemake.rule,
             inputs=[str(path) for path in self.input],
             outputs=[str(path) for path in self.output],
@@ -72,6 +73,7 @@ class Job:
             seconds=time.perf_counter() - self._began,
             hardware=hardware(),
         )
+        return made | {"arguments": named}  # by which the step knows its inputs
 
     def _identity(self) -> dict:
         """Name (as of its benchmark file), and what it asked of the scheduler."""

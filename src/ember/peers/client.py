@@ -2,13 +2,13 @@
 
     with Peer("llama_cpp_decode", python, setup, timeout_s=300) as peer:
         ready = peer.start()                       # what the adapter says of itself
-        run = peer.generate(prompt, new_tokens)    # {"ttft_s", "total_s", "tokens"}
+        run = peer.generate(prompts, new_tokens)   # {"total_s", "tokens"}
 
 A setup is plain data: `model` (directory), `weights` ("files", or "random" for a directory that
 only declares them), `gguf` (file or None), `device`, `dtype`, `threads`, `seed`, `capacity` (the
-most tokens of a prompt and its continuation), `temperature` (0) and the adapter's own `arguments`.
-The peer's Python runs `serve.py` and one file of `adapters`, and sees nothing of this project
-unless it is the project's own.
+most tokens of a prompt and its continuation), `candidates` (the most of a prompt) and the
+adapter's own `arguments`. The peer's Python runs `serve.py` and one file of `adapters`, and sees
+nothing of this project unless it is the project's own.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ember.peers import serve
@@ -55,12 +55,20 @@ class Peer:
     """One adapter in a process of its own. Raises `PeerMissing` and `PeerFailed`."""
 
     def __init__(
-        self, adapter: str, python: str | Path | None, setup: Mapping, *, timeout_s: float
+        self,
+        adapter: str,
+        python: str | Path | None,
+        setup: Mapping,
+        *,
+        timeout_s: float,
+        environment: Mapping[str, str | int] | None = None,
     ):
-        """`python`: the peer's interpreter; None: this one. `timeout_s`: for each answer."""
+        """`python`: the peer's interpreter; None: this one. `timeout_s`: for each answer.
+        `environment`: variables of its process, over those it has anyway."""
         assert adapter in ADAPTERS, f"no adapter {adapter!r} among {sorted(ADAPTERS)}"
         self.adapter, self.timeout_s, self._own = adapter, timeout_s, python is None
         self.python = Path(python or sys.executable)
+        self._environment = {name: str(value) for name, value in (environment or {}).items()}
         self.setup = dict(setup)
         self._process: subprocess.Popen | None = None
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -78,7 +86,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=_environment(self._own, self.setup["threads"]),
+            env=_environment(self._own, self.setup["threads"]) | self._environment,
             start_new_session=True,  # workers of the peer end with it
         )
         self._readers = [
@@ -94,9 +102,24 @@ class Peer:
         self.setup["probe"] = True
         return self.start()
 
-    def generate(self, prompt: list[int], new_tokens: int) -> dict:
-        """One timed greedy generation."""
-        return self._ask({"prompt": prompt, "new_tokens": new_tokens}, "run")
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        *,
+        candidates: int = 1,
+        temperature: float = 0.0,
+    ) -> dict:
+        """One timed call; raises `PeerFailed` too where a candidate is not `new_tokens` long."""
+        request = {"prompts": prompts, "candidates": candidates}
+        run = self._ask(request | {"new_tokens": new_tokens, "temperature": temperature}, "run")
+        lengths = [[len(tokens) for tokens in found] for found in run["tokens"]]
+        if lengths != [[new_tokens] * candidates] * len(prompts):
+            raise PeerFailed(
+                f"gave other than {new_tokens} tokens for each of {candidates} candidates of "
+                f"{len(prompts)} prompts\nsee docs/peers.md"
+            )
+        return run
 
     def close(self) -> None:
         """Ends the process and what it started."""
@@ -126,7 +149,7 @@ class Peer:
             line = self._answers.get(timeout=self.timeout_s)
         except queue.Empty:
             self._kill()
-            raise PeerFailed(
+            raise self._failed(
                 f"no answer within {self.timeout_s:g} s; last line: {self.last_words}\n"
                 "raise p1.frameworks.timeout_s, or choose a smaller point"
             ) from None
@@ -136,7 +159,7 @@ class Peer:
             how = (
                 f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
             )
-            raise PeerFailed(
+            raise self._failed(
                 f"ended with {how}; last line: {self.last_words}\n"
                 "run the adapter by hand (docs/peers.md)"
             )
@@ -145,15 +168,21 @@ class Peer:
             found = answer["event"]
         except (ValueError, KeyError, TypeError):
             self._kill()
-            raise PeerFailed(f"no answer but {line[:200]!r}\nsee docs/peers.md") from None
+            raise self._failed(f"no answer but {line[:200]!r}\nsee docs/peers.md") from None
         if found == "error":
             self._process.wait()
-            kind = PeerMissing if answer["missing"] else PeerFailed
-            raise kind(f"{answer['reason']}\nsee docs/peers.md")
+            reason = f"{answer['reason']}\nsee docs/peers.md"
+            raise PeerMissing(reason) if answer["missing"] else self._failed(reason)
         if found != event:
             self._kill()
-            raise PeerFailed(f"answered {found!r} where {event!r} was due\nsee docs/peers.md")
+            raise self._failed(f"answered {found!r} where {event!r} was due\nsee docs/peers.md")
         return answer
+
+    def _failed(self, why: str) -> PeerFailed:
+        """The failure, once the log has what the peer said last."""
+        self._readers[1].join(timeout=1)
+        log.warning("%s said last:\n%s", self.adapter, "\n".join(self._said))
+        return PeerFailed(why)
 
     def _read_answers(self) -> None:
         for line in self._process.stdout:

@@ -7,19 +7,24 @@ adapter itself imports, and Python 3.9 or newer. Every line is one JSON object.
 
     to the peer                              from the peer
     the setup (see `ember.peers.client`)     {"event": "ready", "import_s", "load_s", "versions", …}
-    {"prompt": [ids], "new_tokens": n}       {"event": "run", "ttft_s", "total_s", "tokens": [ids]}
+    a request                                {"event": "run", "total_s", "tokens", …}
     …                                        …
     end of input                             {"event": "done"}
 
+A request is `prompts` (lists of ids), `candidates` of each, `new_tokens` of each candidate and the
+`temperature` (0: greedy; else of all tokens, without cuts). `tokens` are ids by prompt and
+candidate; `total_s` is the wall clock from the call until they are on the host, taken here, the
+same way for all. All go on to `new_tokens` whatever is generated.
+
 A setup with `probe` ends after the imports: it asks whether the peer is installed. Whatever fails
 is one line {"event": "error", "missing": …, "reason": …} and exit status 1; `missing` says that an
-import failed, so that the peer is not installed rather than broken. Generation is greedy and goes
-on to `new_tokens` whatever is generated.
+import failed, so that the peer is not installed rather than broken.
 
 An adapter has `imports(setup)`, which raises ImportError where the peer is not installed, and
-`load(setup)`, which gives a function (prompt, new_tokens) -> (ttft_s, total_s, tokens) and what the
-"ready" line says of the peer (`versions`, `kv_cache`, and what is not as usual of `threads`,
-`kv_dtype` and `ttft_until`). A fourth item of what the function gives goes into the "run" line.
+`load(setup)`, which gives a function (prompts, candidates, new_tokens, temperature) -> tokens, and
+what the "ready" line says of the peer: `versions`, `attention`, `kv_cache`, `prompt_kv`, and what
+is not as usual of `threads` and `kv_dtype`. What that dictionary holds when a run has ended
+goes into the "run" line too, but for what "ready" has said.
 """
 
 import importlib.util
@@ -42,8 +47,6 @@ def main(arguments, stdin, answers) -> int:
     try:
         adapter = load_adapter(arguments[0])
         setup = json.loads(stdin.readline())
-        if setup.get("temperature", 0):
-            raise ValueError("only greedy generation is compared: set temperature to 0")
         began = time.perf_counter()
         adapter.imports(setup)
         imported = time.perf_counter()
@@ -52,12 +55,15 @@ def main(arguments, stdin, answers) -> int:
             return 0
         generate, about = adapter.load(setup)
         loaded = time.perf_counter()
-        usual = {"threads": setup["threads"], "kv_dtype": setup["dtype"], "ttft_until": "logits"}
-        answer("ready", import_s=imported - began, load_s=loaded - imported, **usual | about)
+        ready = {"threads": setup["threads"], "kv_dtype": setup["dtype"], **about}
+        answer("ready", import_s=imported - began, load_s=loaded - imported, **ready)
         for line in stdin:
             request = json.loads(line)
-            ttft_s, total_s, tokens, *more = generate(request["prompt"], request["new_tokens"])
-            answer("run", ttft_s=ttft_s, total_s=total_s, tokens=tokens, **dict(*more))
+            began = time.perf_counter()
+            tokens = generate(**request)
+            total_s = time.perf_counter() - began
+            more = {name: value for name, value in about.items() if name not in ready}
+            answer("run", total_s=total_s, tokens=tokens, **more)
         answer("done")
     except Exception as error:
         import traceback

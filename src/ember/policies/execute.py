@@ -1,21 +1,25 @@
 """Carries out plans on the real decoder: partial prefills, restarts, corrections (P1-5, P1-8).
 
 A `PromptKV` holds what a prompt's prefill leaves behind: its KV in a `CorrectableCache`, and the
-hidden states entering the boundary layers. `run_plan` brings it up to date as a `Plan` says,
-`PolicyRunner` asks a policy for the plan: KV crosses an update in no other way.
+hidden states entering the boundary layers. `run_plan` brings it up to date as a `Plan` says, by the
+engine's own forward, and `PolicyRunner` asks a policy for the plan: KV crosses an update in no
+other way.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from ember.backends.forward import Forward, hand_over
+from ember.cache.contiguous import ContiguousCache
+from ember.cache.copying import copy_kv
+from ember.engine.prefill import Phase, untimed
 from ember.lora.adapter import LowRank
 from ember.model.decoder import Decoder
-from ember.policies.correctable import Adapter, CorrectableCache
+from ember.policies.correctable import Adapter, Band, CorrectableCache
 from ember.policies.plan import BadPolicy, Plan, Request, Update
 from ember.policies.policy import CachePolicy
 
@@ -24,7 +28,7 @@ from ember.policies.policy import CachePolicy
 class PromptKV:
     """The KV of one prompt and what its reuse needs. T tokens, hidden size H."""
 
-    tokens: Tensor  # (1, T)
+    tokens: Tensor  # (1, T), of the host
     cache: CorrectableCache
     hidden: dict[int, Tensor] = field(default_factory=dict)  # layer -> entering it, (1, T, H)
     top: Tensor | None = None  # last token after the last layer, (1, 1, H)
@@ -32,10 +36,8 @@ class PromptKV:
     @classmethod
     def empty(cls, decoder: Decoder, tokens: Sequence[int]) -> "PromptKV":
         """Room for a prompt's KV, in the decoder's format and on its device."""
-        weight = decoder.embed_tokens.weight
-        ids = torch.tensor([list(tokens)], device=weight.device)
-        cache = CorrectableCache(decoder.arch, ids.shape[1], weight.device, weight.dtype)
-        return cls(ids, cache)
+        ids = torch.tensor([list(tokens)])
+        return cls(ids, CorrectableCache(decoder, ids.shape[1]))
 
     @property
     def length(self) -> int:
@@ -46,51 +48,78 @@ class PromptKV:
     def bytes(self) -> dict[str, int]:
         """Memory by what it is for: kv, hidden, factors, raw_keys."""
         parts = {
-            "hidden": [*self.hidden.values(), *([] if self.top is None else [self.top])],
-            "factors": self.cache.factors.values(),
-            "raw_keys": self.cache.raw_keys.values(),
+            "hidden": [*self.hidden.values(), self.top],
+            "factors": [self.cache.factors],
+            "raw_keys": [self.cache.raw_keys],
         }
-        sizes = {name: sum(t.nbytes for t in tensors) for name, tensors in parts.items()}
+        sizes = {
+            name: sum(tensor.nbytes for tensor in tensors if tensor is not None)
+            for name, tensors in parts.items()
+        }
         return {"kv": self.cache.bytes} | sizes
 
 
 @torch.inference_mode()
 def run_plan(
-    decoder: Decoder,
+    forward: Forward,
     kv: PromptKV,
     plan: Plan,
     *,
+    into: ContiguousCache | None = None,
     boundaries: Sequence[int] = (),
     adapter: Adapter | None = None,
     donor: PromptKV | None = None,
-) -> Tensor:
+    leave_last: bool = False,
+    phase: Phase = untimed,
+) -> Tensor | None:
     """Bring `kv` up to date with the decoder's present weights as `plan` says; logits (1, V).
 
-    boundaries: layers whose entering hidden states are kept for restarts. adapter: present low-rank
-    part of the weights; keeps the factors that later corrections need. donor: a prompt with the
-    same first plan.prefix_tokens tokens, computed with the present weights. Raises BadPolicy if the
-    plan needs something that is not stored, StaleFactors if a correction is impossible.
+    into: a cache of one row that is to have the KV, too, instead of what it holds. leave_last: a
+    plan that runs the last token alone leaves it to the caller; logits are then None, and `kv` and
+    `into` hold the other tokens. boundaries: layers whose entering hidden states are kept for
+    restarts. adapter: present low-rank part of the weights; keeps the factors that later
+    corrections need (such a run is not recorded). donor: a prompt with the same first
+    plan.prefix_tokens tokens, computed with the present weights. Phases: correction, prefill.
+    Raises BadPolicy if the plan needs something that is not stored, StaleFactors if a correction is
+    impossible.
     """
-    layers, tokens, cache = decoder.arch.num_layers, kv.length, kv.cache
+    layers, tokens, cache = forward.decoder.arch.num_layers, kv.length, kv.cache
     plan.check(layers, tokens)
     rectangles = plan.rectangles(layers, tokens)
     _forget(cache, rectangles)
     if plan.prefix_tokens:
-        _copy_prefix(kv, donor, plan.prefix_tokens)
+        with phase("prefill"):
+            _copy_prefix(kv, donor, plan.prefix_tokens)
     _check_whole(cache, rectangles)
-    cache.adapter = adapter
     if plan.correct:
-        cache.correct(adapter or {})
-    x = _entering(decoder, kv, plan.start_layer, plan.start_token)
-    for start, stop in _spans(plan.start_layer, plan.stop_layer, boundaries):
-        x = decoder(hidden=x, cache=cache, layers=range(start, stop))
-        if stop in boundaries and stop < layers:
-            _keep(kv.hidden, stop, x, plan.start_token, tokens)
-    x = x[:, -1:]
-    if plan.stop_layer < layers:
-        x = decoder(hidden=x, cache=cache, layers=range(plan.stop_layer, layers))
-    kv.top = x
-    return decoder.logits(x)[:, 0]
+        with phase("correction"):
+            cache.correct(adapter or {})
+    with phase("prefill"):
+        bands = _bands(plan, layers, tokens)
+        if into is None:
+            into = cache
+        else:
+            into.reset()
+        if leave_last and tokens > 1 and bands == [(0, layers, tokens - 1)]:
+            _load(into, cache, bands)
+            kv.top = None
+            return None
+        memory = cache if into is cache else forward.place(into)
+        _load(memory, cache, bands)
+        passage = forward.run(
+            _entering(kv, plan.start_layer, plan.start_token, layers),
+            memory,
+            start=plan.start_layer,
+            stop=plan.stop_layer,
+            keep=boundaries,
+            tap=cache.keeping(bands, tokens, adapter),
+        )
+        _save(cache, memory, bands, tokens)
+        hand_over(memory, into)
+        for layer, x in passage.hidden.items():
+            _keep(kv.hidden, layer, x, plan.start_token, tokens)
+        kv.top = passage.top
+    return passage.logits
 
 
 def prompt_key(tokens: Sequence[int]) -> str:
@@ -100,9 +129,10 @@ def prompt_key(tokens: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Prefill:
-    """A prompt ready to decode: logits (1, V) of its last token, its KV, how and by what made."""
+    """A prompt ready to decode: logits (1, V) of its last token (None: it is still to be run), its
+    KV, how and by what made."""
 
-    logits: Tensor
+    logits: Tensor | None
     kv: PromptKV
     plan: Plan
     version: str
@@ -147,9 +177,21 @@ class PolicyRunner:
             self.adapter = _snapshot(adapter, self.adapter)
         self._donors.clear()
 
-    def prefill(self, round: int, tokens: Sequence[int], shared_prefix: int = 0) -> Prefill:
+    def prefill(
+        self,
+        round: int,
+        tokens: Sequence[int],
+        shared_prefix: int = 0,
+        *,
+        forward: Forward | None = None,
+        into: ContiguousCache | None = None,
+        leave_last: bool = False,
+        phase: Phase = untimed,
+    ) -> Prefill:
         """Bring a prompt's KV up to date as the policy plans, and record that it was done.
 
+        `forward`, by default the decoder itself, and the rest as in `run_plan`. The last token is
+        not left out where hidden states are kept, of which it would leave a gap.
         Where that fails the prompt is forgotten, by the policy too: its next prefill is a full one.
         """
         request = Request(round, prompt_key(tokens), len(tokens), shared_prefix)
@@ -158,12 +200,15 @@ class PolicyRunner:
         kv = self.store.pop(request.prompt, None) or PromptKV.empty(self.decoder, tokens)
         try:
             logits = run_plan(
-                self.decoder,
+                forward or Forward(self.decoder),
                 kv,
                 plan,
+                into=into,
                 boundaries=self.policy.boundaries,
                 adapter=self.adapter if self.policy.keeps_factors else None,
                 donor=self._donors.get(prefix) if plan.prefix_tokens else None,
+                leave_last=leave_last and not self.policy.boundaries,
+                phase=phase,
             )
         except BaseException:
             self._drop(request.prompt, kv)
@@ -184,11 +229,11 @@ class PolicyRunner:
         self.policy.forget(prompt)
 
 
-def _entering(decoder: Decoder, kv: PromptKV, layer: int, first: int) -> Tensor:
-    """Hidden states (1, T - first, H) that enter `layer`, from the embedding or the store."""
+def _entering(kv: PromptKV, layer: int, first: int, layers: int) -> Tensor:
+    """What enters `layer`: token ids (1, T - first), or hidden states (1, T - first, H)."""
     if layer == 0:
-        return decoder.embed(kv.tokens[:, first:])
-    if layer == decoder.arch.num_layers and kv.top is not None:
+        return kv.tokens[:, first:]
+    if layer == layers and kv.top is not None:
         return kv.top
     if layer not in kv.hidden:
         kept = ", ".join(map(str, sorted(kv.hidden))) or "none"
@@ -217,10 +262,38 @@ def _check_whole(cache: CorrectableCache, rectangles) -> None:
             )
 
 
-def _spans(start: int, stop: int, boundaries: Sequence[int]) -> list[tuple[int, int]]:
-    """[start, stop) cut at the boundaries inside it; ends at stop."""
-    cuts = [start, *(layer for layer in sorted(boundaries) if start < layer < stop), stop]
-    return [(a, b) for a, b in pairwise(cuts) if a < b]
+def _bands(plan: Plan, layers: int, tokens: int) -> list[Band]:
+    """All layers, and from which token on a plan computes them; `tokens` where it does not."""
+    bands = [
+        (0, plan.start_layer, tokens),
+        (plan.start_layer, plan.stop_layer, plan.start_token),
+        (plan.stop_layer, layers, tokens - 1),
+    ]
+    return [band for band in bands if band[0] < band[1]]
+
+
+def _load(memory: ContiguousCache, cache: CorrectableCache, bands: Sequence[Band]) -> None:
+    """What a plan reuses, into the memory in which it runs."""
+    if memory is cache:
+        return
+    for first, end, start in bands:
+        if start:
+            source = cache.kv[first:end, ..., :start, :]
+            copy_kv(memory.kv[first:end, ..., :start, :], source)
+            memory.advance(start, range(first, end))
+
+
+def _save(
+    cache: CorrectableCache, memory: ContiguousCache, bands: Sequence[Band], tokens: int
+) -> None:
+    """What a plan has computed, from the memory in which it ran."""
+    if memory is cache:
+        return
+    for first, end, start in bands:
+        if start < tokens:
+            new = memory.kv[first:end, ..., start:tokens, :]
+            copy_kv(cache.kv[first:end, ..., start:tokens, :], new)
+            cache.advance(tokens - start, range(first, end))
 
 
 def _keep(store: dict[int, Tensor], layer: int, x: Tensor, first: int, tokens: int) -> None:

@@ -32,16 +32,20 @@ class PolicyPrefill(PlainPrefill):
 
     def fill(
         self, prompt: Sequence[int], cache: ContiguousCache, forward: Forward, phase: Phase
-    ) -> tuple[Tensor, int]:
-        """`forward` is not used: plans restart in the middle of the layers."""
+    ) -> tuple[Tensor | None, int]:
+        """Phases: correction, prefill. Where a plan is to run the last token alone, over kept KV,
+        that is left to the rows (logits None), but by policies that keep hidden states."""
         if self.version != self.runner.version:
             raise BadPolicy(
                 f"the engine's weights are of version {self.version!r}, the policy's of "
                 f"{self.runner.version!r}.\nCall engine.set_weights_version(runner.version) after "
                 "runner.on_update."
             )
-        with phase("prefill"):
-            done = self.runner.prefill(self._round, prompt, self._shared_prefix)
-            for layer in cache.layers:
-                cache.write(layer, 0, *done.kv.cache.read(layer))
+        done = self.runner.prefill(
+            *(self._round, prompt, self._shared_prefix),
+            forward=forward,
+            into=cache,
+            leave_last=True,
+            phase=phase,
+        )
         return done.logits, done.plan.start_token

@@ -145,7 +145,7 @@ def flag(name: str, meaning: str, *, nullable: bool = False) -> Column:
     return Column(name, "bool", "", meaning, nullable)
 
 
-SPREAD = ("median", "p10", "p90")
+SPREAD = ("median", "min", "max", "p10", "p90")
 STATISTICS = {
     "median": "median",
     "mean": "mean",
@@ -153,9 +153,9 @@ STATISTICS = {
     "cv": "standard deviation / mean",
     "min": "least",
     "max": "greatest",
-    "p10": "10th percentile",
+    "p10": "10th percentile; null of fewer than ten runs",
     "p50": "50th percentile, the median again",
-    "p90": "90th percentile",
+    "p90": "90th percentile; null of fewer than ten runs",
 }
 
 
@@ -166,9 +166,14 @@ def spread(
     statistics: tuple[str, ...] = SPREAD,
     kind=number,
 ) -> tuple[Column, ...]:
-    """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`."""
+    """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`.
+
+    Those that some numbers of runs do not have are `maybe` in any case.
+    """
     return tuple(
-        kind(f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {STATISTICS[key]}")
+        (maybe if key in ("std", "cv", "p10", "p90") else kind)(
+            f"{name}_{key}", "" if key == "cv" else unit, f"{meaning}, {STATISTICS[key]}"
+        )
         for key in statistics
     )
 

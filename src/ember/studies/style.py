@@ -4,11 +4,12 @@ Sizes are those of a two-column paper; colours are Okabe and Ito's, safe for col
 and every series also has its own marker or line style.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from ember.measure.statistics import ends
 from ember.records.atomic import atomic_file, write_text
 from ember.records.provenance import figure_metadata
 
@@ -55,16 +56,59 @@ def style() -> Iterator:
         plt.close("all")
 
 
-def save(figure, stem: Path, caption: str, provenance: Mapping) -> None:
-    """Write `stem`.png, `stem`.pdf and `stem`.caption.md, each whole or not at all."""
-    stem, caption = Path(stem), caption.strip() + "\n"
-    # The caption's numbers belong to this drawing: `ember doctor` compares them.
-    hashed = {"caption_sha256": hashlib.sha256(caption.encode()).hexdigest()}
-    metadata = figure_metadata({**provenance, **hashed})
-    for ending in ("png", "pdf"):
-        with atomic_file(stem.with_name(f"{stem.name}.{ending}")) as part:
-            figure.savefig(part, format=ending, metadata=metadata)
-    write_text(stem.with_name(f"{stem.name}.caption.md"), caption)
+def save(figure, stem: Path, caption: str, provenance: Mapping, words: str = "") -> None:
+    """Write `stem`.png, `stem`.pdf and `stem`.caption.md, each whole or not at all.
+
+    `words`: small print below the drawing, inside the image.
+    """
+    import matplotlib as mpl
+
+    stem, metadata = Path(stem), figure_metadata(provenance)
+    with mpl.rc_context(_RC):
+        room = _print_below(figure, words)
+        for ending in ("png", "pdf"):
+            with atomic_file(stem.with_name(f"{stem.name}.{ending}")) as part:
+                figure.savefig(part, format=ending, metadata=metadata, bbox_inches=room)
+    write_text(stem.with_name(f"{stem.name}.caption.md"), caption.strip() + "\n")
+
+
+def _print_below(figure, words: str):
+    """Puts words below the figure, in lines as wide as it; gives the box of both in inches."""
+    from matplotlib.transforms import Bbox
+
+    size, (width, height) = 5.5, figure.get_size_inches()
+    lines = textwrap.wrap(words, int(72 * width / (0.52 * size)))
+    look = {"fontsize": size, "color": "#555555", "va": "top", "linespacing": 1.15}
+    # All keeps its place in the drawing: a larger box would move what stands outside of the axes.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
+    figure.text(0.04 / width, 0.0, "\n".join(lines), **look)
+    return Bbox([[0, -len(lines) * 1.3 * size / 72], [width, height]])
+
+
+def small_print(tables: Collection, scale: str) -> str:
+    """What a drawing of these tables must say by itself, as images travel alone.
+
+    Evidence, weights, number of runs or documents, models, formats, devices and the scale, as far
+    as the tables' rows have them.
+    """
+
+    def found(name: str) -> list:
+        return sorted(
+            {value for table in tables if name in table for value in table[name].dropna()}
+        )
+
+    said = [" and ".join(found("evidence"))]
+    said += [f"{' and '.join(kinds)} weights" for kinds in [found("weights")] if kinds]
+    for name, items in (("n", "runs"), ("documents", "documents")):
+        counts = [f"{int(count)}" for count in found(name) if count > 0]
+        if counts:
+            said.append(f"n = {' to '.join(dict.fromkeys((counts[0], counts[-1])))} {items}")
+    said += [", ".join(found(name)) for name in ("model", "dtype")]
+    said.append(", ".join(found("device_name") or found("device")))
+    return "; ".join(filter(None, [*said, f"scale {scale}"]))
 
 
 def basis(table, scale: str) -> str:
@@ -130,6 +174,7 @@ def error(rows, middle: str, low: str, high: str, scale: float = 1.0) -> tuple:
 
 
 def spread(rows, name: str, scale: float = 1.0) -> tuple:
-    """Lengths of error bars from `name`_p10 to `name`_p90 around `name`_median or `name`."""
+    """Lengths of error bars around `name`_median or `name`; `ends_in_words` says what they span."""
     middle = f"{name}_median" if f"{name}_median" in rows else name
-    return error(rows, middle, f"{name}_p10", f"{name}_p90", scale)
+    low, high = zip(*(ends(row, name) for row in rows.to_dict("records")), strict=True)
+    return error(rows.assign(low=low, high=high), middle, "low", "high", scale)

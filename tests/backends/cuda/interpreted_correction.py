@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from ember.backends.cuda.correction import correct
+from ember.backends.forward import Forward
 from ember.lora.adapter import LowRank
 from ember.model.architecture import Architecture
 from ember.model.checkpoint import random_decoder
-from ember.model.decoder import rotary_tables, rotate
-from ember.policies.correctable import CorrectableCache
+from ember.model.decoder import rotate
+from ember.policies.execute import PromptKV, run_plan
+from ember.policies.plan import Plan
 
 EPS = 1e-6
 
@@ -74,7 +76,7 @@ def test_correcting_by_nothing_changes_nothing_in_16_bits():
 @pytest.mark.parametrize("model_type", ["qwen3", "llama"])
 @torch.inference_mode()
 def test_a_corrected_cache(model_type):
-    """As the cache corrects itself, layer by layer, in torch's operators."""
+    """By the kernel as elsewhere, layer by layer, by torch's operators."""
     tokens, rank, scale, layers = 21, 4, 2.0, range(2)
     decoder = random_decoder(
         Architecture.make(
@@ -95,24 +97,15 @@ def test_a_corrected_cache(model_type):
         {key: LowRank(a[key], draw(64, rank, seed=10 * n + m), scale) for n, key in enumerate(keys)}
         for m in (1, 2)
     )
-    cache = CorrectableCache(decoder.arch, tokens + 3)
-    cache.adapter = old
-    decoder(torch.arange(tokens)[None], cache=cache)
-    kv = cache.kv[:, :, 0].clone()
-    normed = decoder.arch.qk_norm
-    raw = torch.stack([cache.raw_keys[layer] for layer in layers]) if normed else None
-    attentions = [layer.self_attn for layer in decoder.layers]
-    norms = torch.stack([x.k_norm.weight for x in attentions]) if normed else None
-    factors = torch.stack([cache.factors[key] for key in keys]).unflatten(0, (-1, 2))
-    moved = torch.stack([scale * (new[key].b - old[key].b) for key in keys]).unflatten(0, (-1, 2))
-    cos, sin = (
-        table[0, :, 0] for table in rotary_tables(decoder.arch, torch.arange(tokens), torch.float32)
-    )
-    where = torch.tensor(list(layers), dtype=torch.int32)
-    eps = decoder.arch.norm_eps
-    correct(kv, factors, moved, where, cos, sin, raw=raw, norms=norms, eps=eps)
-
-    assert cache.correct(new) == len(keys)
-    torch.testing.assert_close(kv, cache.kv[:, :, 0], atol=2e-5, rtol=1e-4)
-    for layer in layers if normed else ():
-        torch.testing.assert_close(raw[layer, :tokens], cache.raw_keys[layer][:tokens])
+    found = []
+    for fused in (True, False):
+        kv = PromptKV.empty(decoder, range(tokens))
+        run_plan(Forward(decoder), kv, Plan.full(len(layers)), adapter=old)
+        assert kv.cache._fused
+        kv.cache._fused = fused
+        assert kv.cache.correct(new) == len(keys)
+        assert (kv.cache.raw_keys is not None) == decoder.arch.qk_norm
+        kept = () if kv.cache.raw_keys is None else (kv.cache.raw_keys,)
+        found.append((kv.cache.kv, *kept))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)

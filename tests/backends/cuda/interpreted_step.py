@@ -5,14 +5,16 @@ import torch
 
 from ember.backends.cuda import attention, step
 from ember.backends.cuda.backend import KernelBackend
-from ember.backends.cuda.prefill import run_packed
 from ember.backends.cuda.products import Plan
 from ember.backends.cuda.step import FEW_ROWS
+from ember.backends.forward import Forward
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams
 from ember.backends.select import Unsupported
 from ember.cache.contiguous import ContiguousCache
+from ember.cache.radix import RadixCache
 from ember.engine.engine import Engine
+from ember.engine.prefill import PrefixPrefill
 from ember.model.rope import RopeScaling
 from tests.backends.steps import backend_of, step_through
 from tests.tiny import wild
@@ -43,6 +45,8 @@ def few_programs(monkeypatch):
     monkeypatch.setattr(step, "matvec_plan", lambda k, **_: Plan(64, 32, 2, 1))
     monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
     monkeypatch.setattr(step, "MANY_ROWS", FEW_ROWS + 1)
+    monkeypatch.setattr(step, "TALL_FROM", FEW_ROWS + 1)
+    monkeypatch.setattr(step, "TALL", 8)
     monkeypatch.setattr(attention, "SHARED_PARTS", 1)
     monkeypatch.setattr(attention, "OWN_PARTS", 1)
 
@@ -118,6 +122,29 @@ def test_completions_are_what_the_decoder_says_and_repeat(temperature):
         assert len({c.tokens for c in first[0]}) > 1
 
 
+@pytest.mark.parametrize("rows", [2, 5])
+def test_kept_prompts_run_their_last_token_in_the_rows(rows):
+    """Whatever the company: all prefilled, all kept, and one prompt that is new."""
+    decoder = make(**SHAPES["llama"])
+    prefill = PrefixPrefill(RadixCache(1 << 24))
+    engine = Engine(decoder, capacity=12, prefill=prefill, max_rows=rows)
+    params = [SamplingParams(max_tokens=2 + n, temperature=1.0, n=n, seed=3) for n in (2, 3, 1)]
+    prompts, first = PROMPTS, None
+    for kept in (0, 3, 2):
+        found = engine.generate(prompts, params)
+        assert engine.backend.name == "kernels"
+        assert engine.last_stats.kept_prompts == kept
+        for prompt, wanted, row in zip(prompts, params, found, strict=True):
+            assert [len(c.tokens) for c in row] == [wanted.max_tokens] * wanted.n
+            for completion in row:
+                expected = log_probabilities(decoder, prompt, completion.tokens)
+                assert completion.logprobs == pytest.approx(expected, abs=1e-3)
+        if kept == 3:
+            assert [[c.tokens for c in row] for row in found] == first
+        first = [[c.tokens for c in row] for row in found]
+        prompts = [PROMPTS[0], [11, 12, 13], PROMPTS[2]] if kept == 3 else PROMPTS
+
+
 def test_a_stop_token_ends_its_row_only(monkeypatch):
     monkeypatch.setattr(KernelBackend, "interval", 3)
     decoder = make(**SHAPES["llama"])
@@ -158,7 +185,7 @@ def test_a_packed_prefill_equals_the_eager_decoder(shape, pieces):
     cache = ContiguousCache.over(ContiguousCache(decoder.arch, 3, 12).kv[:, :, 1:3])
     weights, end = PackedDecoder(decoder), 0
     for piece in tokens.split(pieces, 1):
-        logits = run_packed(decoder.arch, weights, piece, cache)
+        logits = Forward(decoder, weights=weights)(piece, cache)
         end += piece.shape[1]
         torch.testing.assert_close(logits, expected[:, end - 1], atol=2e-4, rtol=1e-4)
     for layer in range(decoder.arch.num_layers):

@@ -1,6 +1,8 @@
 """Adapters made, aligned, timed and checked on a tiny model: the tables and what they must say."""
 
 import math
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,16 @@ from ember.studies.p1.lora_adapters.make import make_adapters
 from ember.studies.p1.lora_alignment import tables as lora
 from ember.studies.p1.lora_alignment.measure import align
 from ember.studies.p1.lora_alignment.summary import summarise_alignment
-from ember.studies.p1.lora_latency.measure import time_adapters
+from ember.studies.p1.lora_latency.measure import FirstFailed, time_adapters, time_first
 from ember.studies.p1.lora_latency.summary import summarise_latency
-from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY, LORA_LATENCY_SUMMARY
+from ember.studies.p1.lora_latency.tables import (
+    FIRST,
+    LORA_EXACT,
+    LORA_FIRST,
+    LORA_LATENCY,
+    LORA_LATENCY_SUMMARY,
+    SWITCHES,
+)
 from ember.studies.p1.lora_logits.tables import LORA_LOGITS
 from ember.studies.p1.workload.make import make_workload
 from tests.lora.adapters import saved
@@ -143,33 +152,79 @@ def test_operators_agree_on_the_same_input(tables):
     assert all(row["enters"] in ("input", "nowhere") for row in linear)
 
 
+SWITCH = {
+    "rank": 4,
+    "alpha": 8.0,
+    "b_std": 0.02,
+    "keeps": ["device", "none"],
+    "warmup": 0,
+    "repeats": 3,
+    "swaps": 5,
+    "processes": 1,
+}
+
+
 def test_latency_of_every_switch(model, tmp_path):
-    settings = {
-        "rank": 4,
-        "alpha": 8.0,
-        "b_std": 0.02,
-        "keeps": ["device", "none"],
-        "warmup": 0,
-        "repeats": 2,
-        "swaps": 5,
-    }
-    latency, exact = time_adapters(model=model, settings=settings, **RUN)
+    latency, exact = time_adapters(model=model, settings=SWITCH, **RUN)
+    first = time_first(model=model, settings=SWITCH, **RUN)
     write_table(tmp_path / "l.parquet", latency, LORA_LATENCY)
     write_table(tmp_path / "e.parquet", exact, LORA_EXACT)
-    summary = summarise_latency(latency)
+    write_table(tmp_path / "f.parquet", first, LORA_FIRST)
+    summary = summarise_latency(latency, first)
     write_table(tmp_path / "s.parquet", summary, LORA_LATENCY_SUMMARY)
-    assert len(summary) == 3 * 4 * 2
-    for row in summary:
+    steady = [row for row in summary if row["phase"] == "steady"]
+    assert len(steady) == 3 * 4
+    for row in steady:
         assert row["matrices"] == 12
         assert math.isclose(row["ratio_to_limit"], row["ms_median"] / row["limit_ms"])
         twice = row["implementation"] == "peft" and row["operation"] in ("replace", "reload")
         assert row["passes"] == (24 if twice else 12)
+        assert row["ms_p10"] is None, "three runs have no percentiles"
     # q and o 32 x 32, k and v 16 x 32, three layers, read and written.
     assert {row["bytes"] for row in summary} == {2 * 4 * 3 * (2 * 1024 + 2 * 512)}
     kept = {row["keep"]: row for row in exact if row["implementation"] == "ember"}
     assert kept["device"]["exact"]
     assert kept["device"]["kept_bytes"] == kept["device"]["adapted_bytes"]
     assert kept["none"]["kept_bytes"] == 0
+
+
+def test_implementations_take_turns_and_are_compared_within_a_round(model):
+    latency, _ = time_adapters(model=model, settings=SWITCH, **RUN)
+    places = {(row["implementation"], row["keep"], row["repeat"]): row["place"] for row in latency}
+    for who in (("ember", "device"), ("ember", "none"), ("peft", "none")):
+        assert sorted(places[*who, turn] for turn in range(3)) == [0, 1, 2]
+    slow = [row | {"ms": 6.0} for row in latency if row["implementation"] == "peft"]
+    fast = [row | {"ms": 2.0} for row in latency if row["keep"] == "device"]
+    rows = summarise_latency([*slow, *fast], [])
+    assert {row["speedup_over_peft"] for row in rows} == {1.0, 3.0}
+
+
+def test_the_first_adapter_is_that_of_a_fresh_process(model):
+    rows = time_first(model=model, settings=SWITCH, **RUN)
+    for who in ("ember", "peft"):
+        mine = {row["operation"]: row["ms"] for row in rows if row["implementation"] == who}
+        assert {"import", "first", *SWITCHES} <= mine.keys()
+        assert "compile" not in mine, "nothing is compiled on the CPU"
+        assert math.isclose(mine["first"], sum(mine[part] for part in FIRST))
+    assert {row["disk_cache"] for row in rows} == {"none"}
+
+
+def test_a_process_that_fails_says_why(model, monkeypatch):
+    import ember.studies.p1.lora_latency.measure as measure
+
+    monkeypatch.setattr(measure, "_drawn", lambda *_: nullcontext([Path("/gone/0"), "/gone/1"]))
+    with pytest.raises(FirstFailed, match=r"ember's first adapter failed: .*/gone/0"):
+        time_first(model=model, settings=SWITCH, **RUN)
+
+
+def test_half_precision_has_errors_of_each_prompt_beside_pefts(tables):
+    for rows in (tables.layers, tables.blocks):
+        for row in rows:
+            names = ("errors", "reference_errors", "base_errors", "base_reference_errors")
+            wanted = 0 if row["dtype"] == "float32" else 3
+            assert {len(row[name]) for name in names} == {wanted}
+    last = [row for row in tables.layers if row["dtype"] == "bfloat16" and row["layer"] == 2]
+    assert all(min(row["errors"] + row["reference_errors"]) > 0 for row in last)
 
 
 def test_check_exports_logits_with_and_without_the_adapter(model, tmp_path, capsys):

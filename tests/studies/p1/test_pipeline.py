@@ -121,7 +121,7 @@ def test_rollouts_on_two_stages_join_the_profile(random_model, workload, tmp_pat
     share = prefill_share(path)
     write_table(tmp_path / "share.parquet", share, PREFILL_SHARE)
     assert {row["mode"] for row in share} == {"two_stage_overlap", "two_stage_serial"}
-    assert all(0 < row["prefill_share"] < 1 for row in share)
+    assert all(0 < row["prefill_share_median"] < 1 for row in share)
 
 
 def test_with_one_gpu_every_row_is_skipped_with_the_reason(random_model, monkeypatch, tmp_path):

@@ -84,7 +84,7 @@ def prefix():
                     "lookup_ms": 0.0,
                     "store_ms": 0.0,
                     "first_token": 1,
-                    "top_margin": 1.0,
+                    "first": cached,
                     "tokens_equal": True if cached else None,
                     "max_logit_diff": 0.0 if cached else None,
                     **ABOUT,

@@ -7,6 +7,8 @@ from ember.records.tables import read_table, write_table
 from ember.studies.p1.profile.measure import profile_rollout
 from ember.studies.p1.profile.summary import prefill_share
 from ember.studies.p1.profile.tables import PREFILL_SHARE, ROLLOUT_PROFILE
+from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT, point_name
+from tests.rows import example
 
 
 def rollout(repeat, prefill, decode, **changes):
@@ -49,8 +51,9 @@ def test_the_share_is_taken_within_each_rollout():
     rows = [rollout(0, 1.0, 2.0), rollout(1, 3.0, 4.0), rollout(2, 5.0, 2.0)]
     [share] = prefill_share(rows)
     assert share["n"] == 3
-    assert share["prefill_share"] == pytest.approx(np.median([1 / 4, 3 / 8, 5 / 8]))
-    assert share["prefill_share_p90"] == pytest.approx(np.percentile([1 / 4, 3 / 8, 5 / 8], 90))
+    assert share["prefill_share_median"] == pytest.approx(np.median([1 / 4, 3 / 8, 5 / 8]))
+    assert (share["prefill_share_min"], share["prefill_share_max"]) == (1 / 4, 5 / 8)
+    assert share["prefill_share_p90"] is None, "of fewer than ten runs there is no percentile"
     assert share["prefill_ms_median"] == 3.0
     assert share["decode_ms_mean"] == pytest.approx(8 / 3)
     assert share["total_ms_std"] == pytest.approx(np.std([4, 8, 8], ddof=1))
@@ -65,7 +68,23 @@ def test_skipped_points_stay_with_their_reason(tmp_path):
     assert np.isnan(frame.loc["single-64-8", "prefill_ms_std"])
     skipped = frame.loc["two_stage_serial-64-8"]
     assert (skipped["n"], skipped["status"], skipped["reason"]) == (0, "skipped", "one device")
-    assert np.isnan(skipped["prefill_share"])
+    assert np.isnan(skipped["prefill_share_median"])
+
+
+def test_calls_of_the_batch_stand_beside_one_rollout():
+    call = {"prompts": 4, "candidates": 2, "rows": 6, "context": 64, "prefix": 0, "generation": 8}
+    call |= {"point": point_name(call), "prefill_ms": 3.0, "total_ms": 4.0}
+    calls = [
+        example(ROLLOUT_THROUGHPUT, **call),
+        example(ROLLOUT_THROUGHPUT, **call | {"repeat": 1, "prefill_ms": 2.0}),
+        example(ROLLOUT_THROUGHPUT, **call | {"prefix": 16, "point": "shared"}),
+    ]
+    alone, batched = prefill_share([rollout(0, 1.0, 2.0)], throughput=calls)
+    assert (alone["mode"], alone["batch"], alone["prompts"]) == ("single", 1, 1)
+    assert (batched["mode"], batched["batch"], batched["n"]) == ("batched", 6, 2)
+    assert (batched["point"], batched["candidates"]) == ("4x2 in 6, 64/8", 2)
+    assert batched["prefill_share_median"] == pytest.approx(5 / 8)
+    assert (batched["prefill_share_min"], batched["prefill_share_max"]) == (1 / 2, 3 / 4)
 
 
 def test_profile_of_a_small_model_is_complete(random_model, tmp_path):

@@ -74,7 +74,9 @@ def test_operations_do_the_work_they_are_named_for(model):
             assert ran == []
             continue
         tokens = 32 - operation.start_token
-        assert ran == [(layer, tokens) for layer in range(operation.start_layer, 4)]
+        # Of the last layer only the last token is wanted.
+        expected = [tokens, tokens, tokens, 1][operation.start_layer :]
+        assert [count for _, count in ran] == expected
         assert all(bench.plain.cache.length(layer) == 32 for layer in range(4))
 
 

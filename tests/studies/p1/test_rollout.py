@@ -25,41 +25,51 @@ from ember.studies.p1.rollout.tables import (
     ROLLOUT_THROUGHPUT,
 )
 from ember.studies.p1.workload.make import make_workload
+from tests.rows import frame
 
 RUNTIME = {"device": "cpu", "dtype": "float32", "seed": 0}
+LENGTHS = {"context": 12, "prefix": 4, "generation": 5, "repeats": 2}
 POINTS = [
-    {"prompts": 3, "candidates": 2, "rows": 2},
-    {"prompts": 3, "candidates": 2, "rows": 6},
+    LENGTHS | {"prompts": 3, "candidates": 2, "rows": 2},
+    LENGTHS | {"prompts": 3, "candidates": 2, "rows": 6},
+    {"context": 8, "prefix": 0, "generation": 3, "repeats": 1}
+    | {"prompts": 2, "candidates": 1, "rows": 2},
 ]
 
 
 @pytest.fixture(scope="module")
 def throughput(random_model):
     workload = make_workload(model=random_model, documents=3, tokens=12, seed=0)
-    settings = {"context": 12, "prefix": 4, "generation": 5, "warmup": 1, "repeats": 2}
     return measure_rollouts(
-        model=random_model, workload=workload, points=POINTS, **settings, **RUNTIME
+        model=random_model, workload=workload, points=POINTS, warmup=1, **RUNTIME
     )
 
 
 def test_every_call_is_a_row_with_its_limit(throughput, tmp_path):
     write_table(tmp_path / "throughput.parquet", throughput, ROLLOUT_THROUGHPUT)
     assert [(row["point"], row["repeat"]) for row in throughput] == [
-        (point, repeat) for point in ("3x2 in 2", "3x2 in 6") for repeat in (0, 1)
+        ("2x1 in 2, 8/3", 0),
+        *((f"3x2 in {rows}, 12/5, 4 shared", repeat) for rows in (2, 6) for repeat in (0, 1)),
     ]
-    few, _, many, _ = throughput
+    alone, few, _, many, _ = throughput
+    assert (alone["prefills"], alone["prefix_hits"], alone["generated_tokens"]) == (2, 0, 6)
     assert (few["steps"], many["steps"]) == (12, 4)
     assert (few["batch"], many["batch"]) == (2, 6)
-    for row in throughput:
+    for row in throughput[1:]:
         assert row["generated_tokens"] == 3 * 2 * 5
         assert (row["prefills"], row["prefix_hits"], row["cached_tokens"]) == (3, 2, 8)
+    for row in throughput:
         assert row["occupancy"] == 1.0
-        assert row["share"] == pytest.approx(row["limit_ms"] / row["decode_ms"])
-        assert row["decode_ms"] < row["total_ms"]
+        assert row["peak_gb"] is None  # a CPU's allocator does not count
+        phases = [row[f"{phase}_ms"] for phase in ("prefill", "decode", "sampling", "transfer")]
+        assert min(phases) > 0
+        assert sum(phases) <= row["total_ms"]
+        steps = row["decode_ms"] + row["sampling_ms"]
+        assert row["share"] == pytest.approx(row["limit_ms"] / steps)
         read = row["steps"] * (row["weight_bytes"] + row["kv_bytes"])
         assert row["limit_ms"] == pytest.approx(read / row["read_gb_s"] / 1e6)
         assert row["roofline_ms"] >= row["limit_ms"] * (1 - 1e-9)
-        assert row["roofline_share"] == pytest.approx(row["roofline_ms"] / row["decode_ms"])
+        assert row["roofline_share"] == pytest.approx(row["roofline_ms"] / steps)
     token = 2 * 2 * 2 * 8 * 4
     assert few["kv_bytes"] == (12 + 2 * 2.5) * token  # one prompt, two rows with 1 … 4 tokens
     assert many["kv_bytes"] == (3 * 12 + 6 * 2.5) * token
@@ -86,14 +96,36 @@ def test_the_longer_of_reads_and_operations_is_the_limit(random_model, rows, tfl
 def test_the_summary_and_its_figure(throughput, tmp_path):
     rows = summarise_rollouts(throughput)
     path = write_table(tmp_path / "speed.parquet", rows, ROLLOUT_SPEED)
-    assert [(row["point"], row["n"]) for row in rows] == [("3x2 in 2", 2), ("3x2 in 6", 2)]
+    assert [(row["point"], row["n"]) for row in rows] == [
+        ("2x1 in 2, 8/3", 1),
+        ("3x2 in 2, 12/5, 4 shared", 2),
+        ("3x2 in 6, 12/5, 4 shared", 2),
+    ]
     for row in rows:
-        assert row["decode_tokens_per_s_median"] < row["limit_tokens_per_s"] / row["share_p10"]
+        assert row["decode_tokens_per_s_median"] < row["limit_tokens_per_s"] / row["share_min"]
         assert row["roofline_tokens_per_s"] <= row["limit_tokens_per_s"] * (1 + 1e-9)
+        calls = [call for call in throughput if call["point"] == row["point"]]
+        shares = [call["prefill_ms"] / call["total_ms"] for call in calls]
+        assert (row["prefill_share_min"], row["prefill_share_max"]) == (min(shares), max(shares))
     figure, caption = draw(read_table(path, ROLLOUT_SPEED), "smoke")
-    assert len(figure.axes) == 3
-    assert "3x2 in" in caption
+    [axes] = figure.axes  # one number of candidates only at these lengths
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "6"]
+    tops = {bar.get_x(): bar.get_y() + bar.get_height() for bar in axes.patches}
+    wholes = [row["total_ms_median"] / 1e3 for row in rows[1:]]
+    assert list(tops.values()) == pytest.approx(wholes, rel=0.05)  # phases' medians, not the calls'
     assert "supports a claim" in caption
+
+
+def test_candidates_have_a_panel_where_they_vary():
+    lengths = {"context": 64, "prefix": 0, "generation": 8, "total_ms_median": 5.0}
+    points = [(8, 8, 4), (8, 8, 8), (8, 8, 16), (64, 1, 8), (32, 2, 8)]
+    names = ("prompts", "candidates", "rows")
+    rows = [lengths | dict(zip(names, point, strict=True)) for point in points]
+    rows.append(rows[0] | {"context": 128})
+    figure, caption = draw(frame(ROLLOUT_SPEED, rows), "tiny")
+    found = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert found == [["4", "8", "16"], ["1", "2", "8"]]
+    assert "candidates of a prompt" in caption
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import pytest
 
 from ember.backends.sampling import SamplingParams
+from ember.measure import roofline
 from ember.model.architecture import Architecture
 from ember.model.folder import read_architecture
 from ember.records.tables import read_table, write_table
@@ -12,7 +13,6 @@ from ember.studies.p1.roofline.summary import summarise_roofline
 from ember.studies.p1.roofline.tables import (
     DECODE_KERNELS,
     DECODE_ROOFLINE,
-    PREFILL_TIMES,
     ROOFLINE,
 )
 from ember.studies.shared.models.fetch import fetch_model
@@ -36,11 +36,15 @@ def model(tmp_path):
     return tmp_path / "model"
 
 
-def test_rows_fit_their_schemas_and_agree_with_themselves(model, tmp_path):
-    decode, kernels, prefills = measure_decode(
+@pytest.mark.parametrize(("kind", "cache"), [("cache", 2**30), ("memory", 16), ("memory", None)])
+def test_rows_fit_their_schemas_and_agree_with_themselves(
+    model, tmp_path, monkeypatch, kind, cache
+):
+    monkeypatch.setattr(roofline, "last_cache_bytes", lambda device: cache)
+    decode, kernels = measure_decode(
         model=model,
-        contexts=[16],
-        rows=[1, 2],
+        contexts=[16, 24],
+        rows=[1, 2, 3],
         new_tokens=4,
         samplings=[{}, {"temperature": 0.7, "top_p": 0.9}],
         warmup=0,
@@ -50,37 +54,49 @@ def test_rows_fit_their_schemas_and_agree_with_themselves(model, tmp_path):
         seed=0,
     )
     write_table(tmp_path / "d.parquet", decode, DECODE_ROOFLINE, {})
-    write_table(tmp_path / "p.parquet", prefills, PREFILL_TIMES, {})
     write_table(tmp_path / "k.parquet", kernels, DECODE_KERNELS, {})
     assert {(row["status"], row["us"]) for row in kernels} == {("skipped", None)}
     assert all("no GPU" in row["reason"] for row in kernels)
-    assert len(decode) == 2 * 2 * 2 * 2
-    assert len(prefills) == 2 * 2
+    # Kernels at 3 x 2 samplings and 3 in the other context, plain operators at 2: each twice.
+    assert len(decode) == 2 * (6 + 3 + 2)
+    assert {r["rows"] for r in decode if r["operators"] == "plain"} == {1, 3}
     arch: Architecture = read_architecture(model)
     for row in decode:
         assert row["weight_bytes"] == 4 * arch.parameter_count()
-        tokens = 16 + row["rows"] * 2
+        tokens = row["context"] + row["rows"] * 2
         assert row["kv_bytes"] == tokens * arch.kv_bytes_per_token(4)
         step = row["step_ms"] + row["sampling_ms"]
-        assert row["share"] == pytest.approx(row["limit_ms"] / step)
+        assert row["limit_kind"] == kind
+        if kind == "cache":
+            assert (row["limit_ms"], row["share"]) == (None, None)
+        else:
+            assert row["share"] == pytest.approx(row["limit_ms"] / step)
         assert row["decode_tokens_per_s"] == pytest.approx(row["rows"] / step * 1e3)
     read = read_table(tmp_path / "d.parquet", DECODE_ROOFLINE)
     assert sorted(read["sampling"].unique()) == ["greedy", "temperature=0.7, top_p=0.9"]
     rows = summarise_roofline(tmp_path / "d.parquet")
     write_table(tmp_path / "r.parquet", rows, ROOFLINE, {})
-    assert len(rows) == 2 * 2 * 2
+    assert len(rows) == 6 + 3 + 2
     for row in rows:
+        speed = "decode_tokens_per_s"
         assert row["n"] == 2
-        assert row["limit_tokens_per_s"] > row["decode_tokens_per_s"]
-        assert row["share_p10"] <= row["share"] <= row["share_p90"]
+        assert row[f"{speed}_min"] <= row[f"{speed}_median"] <= row[f"{speed}_max"]
+        compared = (row["context"], row["sampling"]) == (16, "greedy") and row["rows"] != 2
+        assert row["first_share"] == (0.5 if compared else None), "each goes first as often"
+        assert (row["speedup"] is not None) == compared
+        if kind == "memory":
+            assert row["limit_tokens_per_s"] > row[f"{speed}_median"]
+            assert row["share_min"] <= row["share_median"] <= row["share_max"]
     figure, caption = draw(
         read_table(tmp_path / "r.parquet", ROOFLINE),
         read_table(tmp_path / "k.parquet", DECODE_KERNELS),
         "smoke",
     )
-    assert len(figure.axes) == 2
-    fastest = next(r for r in rows if r["operators"] == "kernels" and r["rows"] == 2)
-    assert f"{fastest['decode_tokens_per_s']:.4g} with 2" in caption
+    assert len(figure.axes) == 1
+    fastest = next(r for r in rows if r["operators"] == "kernels" and r["rows"] == 3)
+    assert f"{fastest['decode_tokens_per_s_median']:.4g} tokens/s with 3" in caption
+    assert ("no limit is drawn" in caption) == (kind == "cache")
+    assert ("share" in figure.axes[0].get_ylabel()) == (kind == "memory")
 
 
 def test_a_sampling_is_described_by_what_is_on():

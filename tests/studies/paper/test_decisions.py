@@ -8,7 +8,7 @@ from ember.studies.paper.decisions.tables import DECISIONS
 
 THRESHOLDS = {
     "low_prefill_share": 0.3,
-    "min_prefix_savings": 0.45,
+    "min_prefix_savings": 0.92,
     "min_engine_ratio": 3.0,
     "max_lora_difference": 1e-4,
     "max_lora_error_ratio": 1.0,
@@ -16,6 +16,18 @@ THRESHOLDS = {
     "max_lora_ulp_float32": 5.0,
     "max_lora_ratio_to_limit": 2.0,
 }
+
+
+OPERATING = {"prompts": 100, "candidates": 8, "rows": 256}
+OPERATING |= {"context": 2048, "generation": 128, "prefix": 0}
+SHARES = (
+    (1.0, "batched", 2048, "100x8 in 256, 2048/128"),
+    (0.2, "single", 2048, "single-2048-128"),
+    # What the rule does not look at.
+    (0.5, "batched", 2048, "100x8 in 64, 2048/128"),
+    (0.5, "single", 4096, "single-4096-128"),
+    (0.5, "two_stage_serial", 2048, "two_stage_serial-2048-128"),
+)
 
 
 def lora_tables(difference=1e-6, ratio=(0.8, 0.9), ulp=0.5, ms=1.5, exact=True):
@@ -37,8 +49,8 @@ def lora_tables(difference=1e-6, ratio=(0.8, 0.9), ulp=0.5, ms=1.5, exact=True):
                 "operation": "replace",
                 "phase": phase,
                 "ms_median": ms,
-                "ms_p10": ms,
-                "ms_p90": ms,
+                "ms_min": ms,
+                "ms_max": ms,
                 "n": 5,
                 "limit_ms": 1.0,
                 "ratio_to_limit": ms,
@@ -62,7 +74,8 @@ def lora_tables(difference=1e-6, ratio=(0.8, 0.9), ulp=0.5, ms=1.5, exact=True):
 
 def lora_verdicts(**change) -> dict:
     gates = [{"gate": "one", "status": "ok", "passed": True}]
-    rows = decide(gates, [], [], [], *lora_tables(**change), thresholds=THRESHOLDS, scale="smoke")
+    about = {"thresholds": THRESHOLDS, "operating": OPERATING, "scale": "smoke"}
+    rows = decide(gates, [], [], [], *lora_tables(**change), **about)
     return {
         f"{row['decision']}: {row['subject']}": row["verdict"]
         for row in rows
@@ -96,30 +109,33 @@ def test_adapters_are_judged_by_their_tables(change, subject, verdict):
     assert len(found) == 6
 
 
-def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(True, True)):
+def verdicts(share=(0.1, 0.2), savings=(0.93, 0.96), ratios=(3.5, 4.0), gates=(True, True)):
     rows = decide(
         [{"gate": str(i), "status": "ok", "passed": ok} for i, ok in enumerate(gates)],
         [
             {
                 "status": "ok",
-                "mode": "single",
-                "context": 2048,
+                "point": point,
+                "mode": mode,
+                "context": context,
                 "generation": 128,
                 "n": 5,
-                "prefill_share": sum(share) / 2,
-                "prefill_share_p10": share[0],
-                "prefill_share_p90": share[1],
+                "prefill_share_median": factor * sum(share) / 2,
+                "prefill_share_min": factor * share[0],
+                "prefill_share_max": factor * share[1],
             }
+            for factor, mode, context, point in SHARES
         ],
         [
             {
                 "prompt_tokens": 2048,
                 "prefix_tokens": prefix,
                 "documents": 8,
-                "savings": sum(savings) / 2,
-                "savings_low": savings[0],
-                "savings_high": savings[1],
+                "savings": 0.44,
                 "expected_with_attention": 0.48,
+                "ratio_to_operations": sum(savings) / 2,
+                "ratio_low": savings[0],
+                "ratio_high": savings[1],
             }
             for prefix in (512, 1024)
         ],
@@ -130,10 +146,15 @@ def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(Tru
         ],
         *lora_tables(),
         thresholds=THRESHOLDS,
+        operating=OPERATING,
         scale="smoke",
     )
     rows = [row for row in rows if not row["decision"].startswith("lora_")]
-    found = {row["decision"]: row for row in rows}
+    # Of the share there are two: at the operating point, and of one rollout beside it.
+    found = {
+        row["subject"].split(",")[0] if i == 2 else row["decision"]: row
+        for i, row in enumerate(rows)
+    }
     assert len(found) == len(rows)
     return found
 
@@ -143,12 +164,18 @@ def verdicts(share=(0.1, 0.2), savings=(0.5, 0.6), ratios=(3.5, 4.0), gates=(Tru
     [((0.1, 0.29), "low"), ((0.3, 0.4), "high"), ((0.2, 0.4), "undecided")],
 )
 def test_the_narrative_shifts_where_the_share_is_low(share, verdict):
-    assert verdicts(share=share)["prefill_share"]["verdict"].startswith(verdict)
+    found = verdicts(share=share)
+    assert found["prefill_share"]["subject"] == "operating point, 100x8 in 256, 2048/128"
+    assert found["prefill_share"]["verdict"].startswith(verdict)
+    alone = found["one rollout"]
+    assert alone["subject"] == "one rollout, 2048/128"
+    assert alone["value"] == pytest.approx(0.2 * sum(share) / 2)
+    assert alone["verdict"].startswith("low")
 
 
 @pytest.mark.parametrize(
     ("savings", "verdict"),
-    [((0.45, 0.5), "worth it"), ((0.3, 0.44), "falls short"), ((0.4, 0.5), "undecided")],
+    [((0.92, 0.95), "reached"), ((0.7, 0.9), "falls short"), ((0.9, 0.95), "undecided")],
 )
 def test_prefix_reuse_is_judged_at_half_of_the_prompt(savings, verdict):
     row = verdicts(savings=savings)["prefix_savings"]
@@ -172,4 +199,4 @@ def test_a_gate_that_does_not_hold_forbids_measuring():
 def test_the_rows_fit_their_schema(tmp_path):
     path = tmp_path / "decisions.parquet"
     write_table(path, list(verdicts().values()), DECISIONS)
-    assert len(read_table(path, DECISIONS)) == 4
+    assert len(read_table(path, DECISIONS)) == 5

@@ -75,6 +75,15 @@ def test_a_table_of_skipped_rows_is_not_ready(tmp_path):
     assert status(tmp_path)["missing"] == "the loop"
 
 
+def test_what_is_drawn_from_the_code_needs_no_table(tmp_path):
+    items = [Item("Talk: diagram", "P1-11.3", (Part("diagram", None, "house.png"),))]
+    assert "results/house.png is not made" in status(tmp_path, items)["missing"]
+    (tmp_path / "house.png").touch()
+    row = status(tmp_path, items)
+    assert row["status"] == "ready"
+    assert row["basis"] == "diagram: drawn from the code"
+
+
 @pytest.mark.parametrize("name", ["Fig 2", "Fig 3", "Fig 4", "Fig 5", "Table 1", "Table 2"])
 def test_every_item_of_the_paper_has_a_row(tmp_path, name):
     rows = assess(tmp_path, scale="smoke")

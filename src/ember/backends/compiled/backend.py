@@ -29,14 +29,14 @@ class CompiledBackend(TorchRows):
         """`capacity`: the most tokens of a sequence."""
         arch, weights = decoder.arch, PackedDecoder(decoder)
         self._step = NativeStep(arch, weights, cache.rows, capacity, prompts=cache.prompts)
-        super().__init__(cache, self._step.logits, forward, None)
+        super().__init__(cache, self._step.logits, forward)
         self._starts, self._shared, self._own = torch.zeros(3, cache.slots, dtype=torch.long)
         # On memory of its own: nobody's KV must be written to.
         own = torch.zeros_like(cache.rows[:, :, :, :, :1])
         trial = NativeStep(arch, weights, own, capacity, prompts=cache.prompts)
         self.threads = fastest_threads(lambda: trial(self._tokens, 0))
 
-    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+    def join(self, candidates: Sequence[Candidate], logits: Tensor | None) -> None:
         run, first = candidates[0].run, len(self.tokens)
         super().join(candidates, logits)
         new = slice(first, len(self.tokens))

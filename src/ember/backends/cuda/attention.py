@@ -320,7 +320,8 @@ class Attention:
             kernel, warps, parts = _attend, 4, shared_parts + own_parts
             options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
             options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
-        partial, lse = self._buffers(batch, parts)
+        whole = in_groups and parts == 1  # nothing to merge
+        partial, lse = (out, out) if whole else self._buffers(batch, parts)
         kernel[(kv_heads, tasks)](
             *(qkv, prompts[layer], self._rows[layer], self._cos, self._sin),
             *(qkv if norms is None else norms, position, shared),
@@ -337,7 +338,8 @@ class Attention:
             **options,
             **launch,
         )
-        self._merged(partial, lse, out, pdl)
+        if not whole:
+            self._merged(partial, lse, out, pdl)
         return out
 
     def _cut(self, parts: int) -> Cut:

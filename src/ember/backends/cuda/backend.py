@@ -13,7 +13,6 @@ from torch import Tensor
 from ember.backends.base import LOOK_EVERY, Candidate
 from ember.backends.cuda.step import KernelStep, Seat
 from ember.backends.forward import Forward
-from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import SlottedCache
 from ember.model.decoder import Decoder
 
@@ -31,13 +30,12 @@ class KernelBackend:
         decoder: Decoder,
         cache: SlottedCache,
         forward: Forward,
-        staging: ContiguousCache | None,
         capacity: int,
         *,
         graphs: bool,
     ):
         """`forward` holds the packed weights; `capacity`: the most tokens of a sequence."""
-        self.cache, self.forward, self.staging = cache, forward, staging
+        self.cache, self.forward = cache, forward
         self.step = KernelStep(decoder.arch, forward.weights, cache.rows, capacity, cache.prompts)
         if cache.rows.is_cuda and graphs:
             self.step.capture()
@@ -53,15 +51,18 @@ class KernelBackend:
     def logits(self) -> Tensor:
         return self.step.logits[: len(self._rows)]
 
-    def join(self, candidates: Sequence[Candidate], logits: Tensor) -> None:
+    def join(self, candidates: Sequence[Candidate], logits: Tensor | None) -> None:
         self._rows += [(one, self._samples) for one in candidates]
-        self.logits[-len(candidates) :] = logits
+        if logits is None:
+            self.tokens[-len(candidates) :] = candidates[0].last
+        else:
+            self.logits[-len(candidates) :] = logits
         self._moved = True
 
     def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         for source, target in moves:
-            self._rows[target] = self._rows[source]
-            self.cache.move(source, target, self._samples - self._rows[source][1])
+            self._rows[target] = one, before = self._rows[source]
+            self.cache.move(source, target, own_tokens(one, self._samples - before))
             for state in (self.step.tokens, self.step.logits):
                 state[target] = state[source]
         del self._rows[rows:]
@@ -94,9 +95,18 @@ class KernelBackend:
         self._moved, rows = False, [one for one, _ in self._rows]
         sampled = [self._samples - before for _, before in self._rows]
         self.step.arrange(
-            [Seat(one.run.start, one.run.length, n) for one, n in zip(rows, sampled, strict=True)]
+            [
+                Seat(one.run.start, one.run.length, own_tokens(one, n))
+                for one, n in zip(rows, sampled, strict=True)
+            ]
         )
         self.step.draw([one.params for one in rows], [one.seed for one in rows], sampled)
+
+
+def own_tokens(row: Candidate, sampled: int) -> int:
+    """A row's own tokens, the one that runs next counted: what it sampled, and its prompt's last
+    one where the prompt's KV lacks it."""
+    return sampled + (row.last is not None)
 
 
 class DeviceReceived:

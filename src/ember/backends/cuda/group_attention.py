@@ -59,7 +59,7 @@ def attend_groups(
     members_ptr,  # (groups, PER): rows of each group, -1 for none
     starts_ptr,  # (groups,): where its prompt lies in the arena
     lengths_ptr,  # (groups,): tokens of it
-    out_ptr,  # (B, Hq, PARTS, D) float32
+    out_ptr,  # (B, Hq, PARTS, D): float32 to be merged, or what is wanted where PARTS is 1
     lse_ptr,  # (B, Hq, PARTS) float32, base 2
     SLOTS,
     T,
@@ -167,7 +167,9 @@ def attend_groups(
         best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
 
     spots = (row * HQ + head * G + lane % G) * PARTS + part  # (R,)
-    lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
-    tl.store(lse_ptr + spots, lse, mask=used)
+    if PARTS > 1:
+        lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
+        tl.store(lse_ptr + spots, lse, mask=used)
     some = (used & (mass > 0))[:, None]
-    tl.store(out_ptr + spots[:, None] * D + alldims[None, :], acc / mass[:, None], mask=some)
+    out = (acc / mass[:, None]).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + spots[:, None] * D + alldims[None, :], out, mask=some)

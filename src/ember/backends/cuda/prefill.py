@@ -1,9 +1,9 @@
 """Prefill with packed matrices, and one kernel each for what stands between the large products.
 
-Contract. Appends the tokens' KV to the cache and gives the last token's
-logits. The matrix products and attention are the libraries', which reach the hardware's limit here;
-norm and rotation of queries and keys with the write into the cache are one kernel, and so is
-SiLU · up. Rotation is in float32.
+Contract. Appends the tokens' KV to the cache and gives the last token's logits, from the first
+layer or from hidden states on. The matrix products and attention are the libraries', which reach
+the hardware's limit here; norm and rotation of queries and keys with the write into the cache are
+one kernel, and so is SiLU · up. Rotation is in float32.
 """
 
 import torch
@@ -15,10 +15,11 @@ from triton.language.extra.cuda import gdc_wait
 
 from ember.backends.cuda.causal_attention import attend_causal
 from ember.backends.cuda.products import add_normed
+from ember.backends.forward import Layers, Passage, count
 from ember.backends.packing import PackedDecoder
 from ember.cache.contiguous import ContiguousCache
 from ember.model.architecture import Architecture
-from ember.model.decoder import attend, rotary_tables
+from ember.model.decoder import Tap, attend, rotary_tables
 
 FEWEST, LONG = 128, 4096  # tokens; measured on an H200
 
@@ -138,33 +139,53 @@ def silu_mul(gate_up: Tensor, out: Tensor | None = None, *, pdl: bool = False) -
 
 
 def run_packed(
-    arch: Architecture, weights: PackedDecoder, tokens: Tensor, cache: ContiguousCache
-) -> Tensor:
-    """Runs tokens (B, T) after what `cache` holds; returns the last one's logits (B, V)."""
-    start, (batch, length) = cache.length(0), tokens.shape
-    positions = torch.arange(start, start + length, device=tokens.device)
+    arch: Architecture,
+    weights: PackedDecoder,
+    given: Tensor,
+    cache: ContiguousCache,
+    layers: Layers,
+    tap: Tap | None = None,
+) -> Passage:
+    """A run of tokens (B, T) or hidden states (B, T, H) after what `cache` holds (see
+    `Forward.run`)."""
+    (batch, length), depth = given.shape[:2], len(weights.layers)
+    past = cache.length(layers.start) if layers.start < depth else 0
+    positions = torch.arange(past, past + length, device=given.device)
     cos, sin = (x[0, :, 0].contiguous() for x in rotary_tables(arch, positions, torch.float32))
-    cache.advance(length)
-    eps, last = arch.norm_eps, len(weights.layers) - 1
+    count(cache, length, layers)
+    eps, hidden = arch.norm_eps, {}
     # Kernels of our own wait for the one before themselves, and start while it ends.
-    pdl = tokens.is_cuda and torch.cuda.get_device_capability(tokens.device) >= (9, 0)
-    x = F.embedding(tokens, weights.embedding).flatten(0, 1)  # (B T, H)
-    for index, layer in enumerate(weights.layers):
-        qkv = F.linear(rms_norm(x, layer.input_norm, eps, pdl), layer.qkv, layer.qkv_bias)
+    pdl = given.is_cuda and torch.cuda.get_device_capability(given.device) >= (9, 0)
+    if layers.start == 0:
+        x = F.embedding(given, weights.embedding).flatten(0, 1)  # (B T, H)
+    else:
+        x = given.flatten(0, 1).clone()  # it is added to in place
+    for index in range(layers.start, depth):
+        layer = weights.layers[index]
+        if index in layers.keep:
+            hidden[index] = x.view(batch, length, -1).clone()
+        if index == layers.stop and length > 1:
+            x, past = x.view(batch, length, -1)[:, -1].contiguous(), past + length - 1
+            cos, sin, length = cos[-1:], sin[-1:], 1
+        normed = rms_norm(x, layer.input_norm, eps, pdl)
+        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(batch, length, -1)
+        if tap is not None:
+            heads = qkv.unflatten(-1, (-1, arch.head_dim))
+            tap(index, "attn_in", normed.view(batch, length, -1))
+            tap(index, "k_raw", heads[:, :, arch.num_heads :][:, :, : arch.num_kv_heads])
         norms = None if weights.qk_norms is None else weights.qk_norms[index]
         keys, values = cache.kv[index].unbind(0)
-        q = rotate_into(
-            *(qkv.view(batch, length, -1), norms, cos, sin, keys, values, start, arch), pdl=pdl
-        )
+        q = rotate_into(qkv, norms, cos, sin, keys, values, past, arch, pdl=pdl)
         keys, values = cache.read(index)
-        if index == last:  # of the rest only the last token is wanted
+        if index == depth - 1:  # of the rest only the last token is wanted
             q, x = q[:, :, -1:], x.view(batch, length, -1)[:, -1].contiguous()
         attended = attend_new(q, keys, values, pdl).flatten(0, 1).flatten(1)
         x = _add_linear(x, attended, layer.o, layer.o_bias)
         normed = rms_norm(x, layer.post_norm, eps, pdl)
         acted = silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias), pdl=pdl)
         x = _add_linear(x, acted, layer.down, layer.down_bias)
-    return F.linear(rms_norm(x, weights.norm, eps, pdl), weights.head)
+    logits = F.linear(rms_norm(x, weights.norm, eps, pdl), weights.head)
+    return Passage(logits, x.view(batch, 1, -1), hidden)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, pdl: bool) -> Tensor:

@@ -4,8 +4,9 @@ Contract. `Sampler.run` reads logits (B, V) and leaves each row's next token in 
 and its log-probabilities (see `backends.sampling.sample`) to row `ticks[b]` of the history, and
 counts `ticks`, `steps` and `positions` up.
 Every row has parameters of its own. Random numbers are a function (Philox) of the row's seed, its
-step and the token's id alone, so a row draws the same whatever else is in the batch. Top-k, top-p
-and min-p cut at a value of the logits: tokens that equal the last one kept are kept too.
+step and the number of the token, or of its chunk, alone, so a row draws the same whatever else is
+in the batch. Top-k, top-p and min-p cut at a value of the logits: tokens that equal the last one
+kept are kept too.
 """
 
 import torch
@@ -126,76 +127,58 @@ def _find_cut(
 
 
 @triton.jit
-def _draw(
+def _clock(random):
+    """An exponential number of 32 random bits, exact to float32 near 0, where the winners are."""
+    unit = (random.to(tl.float32) + 0.5) * 2.3283064365386963e-10  # in (0, 1]
+    small = unit * (1.0 + unit * (0.5 + unit * (0.3333333333 + unit * 0.25)))  # log1p's series
+    return tl.where(unit < 0.01, small, -tl.log(1.0 - unit))
+
+
+@triton.jit
+def _kept(x, score, top, row, cut_ptr, min_p_ptr):
+    """Scaled logits where top-k, top-p and min-p keep them; `top`: the row's largest."""
+    least = top + tl.log(tl.load(min_p_ptr + row))  # log(0) cuts nothing
+    cut = tl.load(cut_ptr + row).to(tl.uint32, bitcast=True)
+    return tl.where((score >= least) & (_ordered(x) >= cut), score, -float("inf"))
+
+
+@triton.jit
+def _measure_kept(
+    logits_ptr,  # (B, V)
+    inverse_ptr,  # (B,)
+    min_p_ptr,  # (B,)
+    top_ptr,  # (B, CHUNKS)
+    cut_ptr,  # (B,)
+    left_ptr,  # (B, CHUNKS): the mass of what is left, relative to the row's largest
+    V,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    POWER: tl.constexpr,
+):
+    row, chunk = tl.program_id(0), tl.program_id(1)
+    ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    x = tl.load(logits_ptr + row.to(tl.int64) * V + ids, mask=ids < V, other=-float("inf"))
+    x = x.to(tl.float32)
+    which = tl.arange(0, POWER)
+    tops = tl.load(top_ptr + row * CHUNKS + which, mask=which < CHUNKS, other=-float("inf"))
+    top = tl.max(tops, 0)
+    score = _kept(x, x * tl.load(inverse_ptr + row), top, row, cut_ptr, min_p_ptr)
+    tl.store(left_ptr + row * CHUNKS + chunk, tl.sum(tl.exp(score - top), 0))
+
+
+@triton.jit
+def _choose(
     logits_ptr,  # (B, V)
     inverse_ptr,  # (B,)
     noise_ptr,  # (B,): 1, or 0 where greedy
     min_p_ptr,  # (B,)
     seed_ptr,  # (B,) int64
     step_ptr,  # (B,)
-    top_ptr,  # (B, CHUNKS)
     cut_ptr,  # (B,)
-    best_ptr,  # (B, CHUNKS)
-    id_ptr,  # (B, CHUNKS)
-    left_ptr,  # (B, CHUNKS): where CUT, the mass of what is left, relative to the row's largest
-    mass_ptr,  # (B, CHUNKS): as the next two where not CUT, what `_measure` finds
-    raw_top_ptr,  # (B, CHUNKS)
-    raw_mass_ptr,  # (B, CHUNKS)
-    V,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    POWER: tl.constexpr,
-    CUT: tl.constexpr,
-    NOISE: tl.constexpr,
-):
-    """Of every chunk the token that wins the race: Gumbel's trick, argmax of logit - log(clock)."""
-    row, chunk = tl.program_id(0), tl.program_id(1)
-    ids = chunk * CHUNK + tl.arange(0, CHUNK)
-    raw = tl.load(logits_ptr + row.to(tl.int64) * V + ids, mask=ids < V, other=-float("inf"))
-    x = raw.to(tl.float32)
-    inverse = tl.load(inverse_ptr + row)
-    score = x * inverse
-    if CUT:
-        which = tl.arange(0, POWER)
-        tops = tl.load(top_ptr + row * CHUNKS + which, mask=which < CHUNKS, other=-float("inf"))
-        least = tl.max(tops, 0) + tl.log(tl.load(min_p_ptr + row))  # log(0) cuts nothing
-        cut = tl.load(cut_ptr + row).to(tl.uint32, bitcast=True)
-        score = tl.where((score >= least) & (_ordered(x) >= cut), score, -float("inf"))
-        left = tl.sum(tl.exp(score - tl.max(tops, 0)), 0)
-        tl.store(left_ptr + row * CHUNKS + chunk, left)
-    else:  # one look at the logits is enough
-        spot = row * CHUNKS + chunk
-        _note_mass(x, inverse, spot, top_ptr, mass_ptr, raw_top_ptr, raw_mass_ptr)
-    if NOISE:
-        seed = tl.load(seed_ptr + row)
-        step = tl.load(step_ptr + row)
-        # One number of the generator's four for each of four tokens.
-        fours = chunk * (CHUNK // 4) + tl.arange(0, CHUNK // 4)
-        zero = tl.zeros((CHUNK // 4,), tl.uint32)
-        step = step.to(tl.uint32, bitcast=True)
-        r0, r1, r2, r3 = tl.philox(seed, fours.to(tl.uint32), zero + step, zero, zero)
-        random = tl.join(tl.join(r0, r2), tl.join(r1, r3)).reshape(CHUNK)
-        # In (0, 1], fine near 0, where the winners' clocks are: log1p by its series there.
-        unit = (random.to(tl.float32) + 0.5) * 2.3283064365386963e-10
-        small = unit * (1.0 + unit * (0.5 + unit * (0.3333333333 + unit * 0.25)))
-        clock = tl.where(unit < 0.01, small, -tl.log(1.0 - unit))
-        score -= tl.log(clock) * tl.load(noise_ptr + row)
-    best, at = tl.max(score, 0, return_indices=True)
-    tl.store(best_ptr + row * CHUNKS + chunk, best)
-    tl.store(id_ptr + row * CHUNKS + chunk, chunk * CHUNK + at)
-
-
-@triton.jit
-def _finish(
-    logits_ptr,  # (B, V)
-    inverse_ptr,  # (B,)
     top_ptr,  # (B, CHUNKS)
-    mass_ptr,  # (B, CHUNKS)
+    mass_ptr,  # (B, CHUNKS): where CUT of what is left, as `_measure_kept` finds it
     raw_top_ptr,  # (B, CHUNKS)
     raw_mass_ptr,  # (B, CHUNKS)
-    best_ptr,  # (B, CHUNKS)
-    id_ptr,  # (B, CHUNKS)
-    step_ptr,  # (B,)
     tick_ptr,  # (B,)
     position_ptr,  # (B,)
     token_ptr,  # (B,)
@@ -205,34 +188,58 @@ def _finish(
     raw_ptr,  # (TICKS, SLOTS)
     V,
     SLOTS,
+    CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
     POWER: tl.constexpr,
     CUT: tl.constexpr,
+    NOISE: tl.constexpr,
 ):
+    """The token that wins the race: first the chunk by its mass, then a token of that chunk, both
+    by Gumbel's trick, argmax of log(mass) - log(clock). So few tokens need a random number."""
     row = tl.program_id(0)
     which = tl.arange(0, POWER)
     there = which < CHUNKS
     tops = tl.load(top_ptr + row * CHUNKS + which, mask=there, other=-float("inf"))
     masses = tl.load(mass_ptr + row * CHUNKS + which, mask=there, other=0.0)
-    best = tl.load(best_ptr + row * CHUNKS + which, mask=there, other=-float("inf"))
     top = tl.max(tops, 0)
-    if CUT:  # masses of what is left are relative to the row's largest already
-        lse = top + tl.log(tl.sum(masses, 0))
-    else:
-        lse = top + tl.log(tl.sum(masses * tl.exp(tops - top), 0))
+    if not CUT:
+        masses *= tl.exp(tops - top)
+    lse = top + tl.log(tl.sum(masses, 0))
     raw_tops = tl.load(raw_top_ptr + row * CHUNKS + which, mask=there, other=-float("inf"))
     raw_masses = tl.load(raw_mass_ptr + row * CHUNKS + which, mask=there, other=0.0)
     raw_top = tl.max(raw_tops, 0)
     raw_lse = raw_top + tl.log(tl.sum(raw_masses * tl.exp(raw_tops - raw_top), 0))
-    winner = tl.argmax(best, 0)
-    token = tl.load(id_ptr + row * CHUNKS + winner)
-    logit = tl.load(logits_ptr + row.to(tl.int64) * V + token).to(tl.float32)
+
+    chances = tops
+    if NOISE:
+        noise, seed = tl.load(noise_ptr + row), tl.load(seed_ptr + row)
+        step = tl.load(step_ptr + row).to(tl.uint32, bitcast=True)
+        zeros = tl.zeros((POWER,), tl.uint32)
+        random, _, _, _ = tl.philox(seed, which.to(tl.uint32), zeros + step, zeros + 1, zeros)
+        chances = tl.where(noise > 0, tl.log(masses) - tl.log(_clock(random)), tops)
+    chunk = tl.minimum(tl.argmax(chances, 0), CHUNKS - 1)  # whatever NaN makes of it
+    ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    logits = logits_ptr + row.to(tl.int64) * V
+    x = tl.load(logits + ids, mask=ids < V, other=-float("inf")).to(tl.float32)
+    inverse = tl.load(inverse_ptr + row)
+    score = x * inverse
+    if CUT:
+        score = _kept(x, score, top, row, cut_ptr, min_p_ptr)
+    if NOISE:
+        # One number of the generator's four for each of four tokens.
+        fours = chunk * (CHUNK // 4) + tl.arange(0, CHUNK // 4)
+        zero = tl.zeros((CHUNK // 4,), tl.uint32)
+        r0, r1, r2, r3 = tl.philox(seed, fours.to(tl.uint32), zero + step, zero, zero)
+        random = tl.join(tl.join(r0, r2), tl.join(r1, r3)).reshape(CHUNK)
+        score -= tl.log(_clock(random)) * noise
+    token = tl.minimum(chunk * CHUNK + tl.argmax(score, 0), V - 1)
+    logit = tl.load(logits + token).to(tl.float32)
     tick = tl.load(tick_ptr + row)
     spot = tick * SLOTS + row
     tl.store(token_ptr + row, token.to(tl.int64))
     tl.store(normalizer_ptr + row, raw_lse)
     tl.store(tokens_ptr + spot, token.to(tl.int64))
-    tl.store(logprobs_ptr + spot, logit * tl.load(inverse_ptr + row) - lse)
+    tl.store(logprobs_ptr + spot, logit * inverse - lse)
     tl.store(raw_ptr + spot, logit - raw_lse)
     tl.store(tick_ptr + row, tick + 1)
     tl.store(step_ptr + row, tl.load(step_ptr + row) + 1)
@@ -260,9 +267,8 @@ class Sampler:
         self.alternatives: dict[int, tuple[Tensor, Tensor]] = {}  # n: ids and values, with history
         self._normalizers = torch.zeros(rows, device=device)
         self._cut = torch.zeros(rows, dtype=torch.int32, device=device)
-        chunks = torch.zeros(6, rows, self._chunks, device=device)
-        self._tops, self._masses, self._raw_tops, self._raw_masses, self._left, self._best = chunks
-        self._ids = torch.zeros(rows, self._chunks, dtype=torch.int32, device=device)
+        chunks = torch.zeros(5, rows, self._chunks, device=device)
+        self._tops, self._masses, self._raw_tops, self._raw_masses, self._left = chunks
 
     def keep_all(self) -> None:
         """Undoes the cut of an earlier ranked run, for runs that are not ranked."""
@@ -283,13 +289,12 @@ class Sampler:
         rows = slots if rows is None else rows
         power = triton.next_power_of_2(self._chunks)
         grid = (rows, self._chunks)
-        if cut:
-            _measure[grid](
-                *(self._logits, self.inverse, self._tops, self._masses),
-                *(self._raw_tops, self._raw_masses, vocabulary),
-                CHUNK=CHUNK,
-                CHUNKS=self._chunks,
-            )
+        _measure[grid](
+            *(self._logits, self.inverse, self._tops, self._masses),
+            *(self._raw_tops, self._raw_masses, vocabulary),
+            CHUNK=CHUNK,
+            CHUNKS=self._chunks,
+        )
         if ranked:
             _find_cut[(rows,)](
                 *(self._logits, self.inverse, self._tops, self.top_k, self.top_p, self._cut),
@@ -300,32 +305,32 @@ class Sampler:
                 BITS=16 if self._logits.dtype == torch.bfloat16 else 32,
                 num_warps=32,
             )
-        _draw[grid](
+        if cut:
+            _measure_kept[grid](
+                *(self._logits, self.inverse, self.min_p, self._tops, self._cut, self._left),
+                vocabulary,
+                CHUNK=CHUNK,
+                CHUNKS=self._chunks,
+                POWER=power,
+            )
+        _choose[(rows,)](
             *(self._logits, self.inverse, self.noise, self.min_p, self.seeds, self.steps),
-            *(self._tops, self._cut, self._best, self._ids, self._left),
-            *(self._masses, self._raw_tops, self._raw_masses, vocabulary),
+            *(self._cut, self._tops, self._left if cut else self._masses),
+            *(self._raw_tops, self._raw_masses, self.ticks, self._positions, self._tokens),
+            *(self._normalizers, self.history, self.logprobs, self.raw_logprobs),
+            *(vocabulary, slots),
             CHUNK=CHUNK,
             CHUNKS=self._chunks,
             POWER=power,
             CUT=cut,
             NOISE=noise,
         )
-        _finish[(rows,)](
-            *(self._logits, self.inverse, self._tops, self._left if cut else self._masses),
-            *(self._raw_tops, self._raw_masses, self._best, self._ids),
-            *(self.steps, self.ticks, self._positions, self._tokens, self._normalizers),
-            *(self.history, self.logprobs, self.raw_logprobs, vocabulary, slots),
-            CHUNKS=self._chunks,
-            POWER=power,
-            CUT=cut,
-            num_warps=1,
-        )
         if alternatives:
             self._note_alternatives(rows, alternatives)
 
     def _note_alternatives(self, rows: int, count: int) -> None:
         values, ids = self._logits[:rows].float().topk(count)
-        place = (self.ticks[:1] - 1).long()  # `_finish` has counted on
+        place = (self.ticks[:1] - 1).long()  # `_choose` has counted on
         for found, kept in zip(
             (ids, values - self._normalizers[:rows, None]), self._kept(count), strict=True
         ):

@@ -1,6 +1,9 @@
-"""This engine, through the same protocol as its peers."""
+"""This engine, through the same protocol as its peers, with its prefix cache.
 
-import time
+Arguments: `rows` (the most candidates that decode together).
+"""
+
+import itertools
 
 
 def imports(setup):
@@ -15,28 +18,31 @@ def load(setup):
     import torch
 
     from ember.backends.sampling import SamplingParams
+    from ember.cache.radix import RadixCache
     from ember.engine.engine import Engine
-    from ember.measure.clock import PhaseClock
-    from ember.measure.device import synchronize
+    from ember.engine.prefill import PrefixPrefill
     from ember.model.checkpoint import load_decoder
     from ember.records.provenance import ember_version
 
-    device = setup["device"]
-    decoder = load_decoder(setup["model"], device, getattr(torch, setup["dtype"]))
-    engine = Engine(decoder, capacity=setup["capacity"])
-
-    def generate(prompt, new_tokens):
-        sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
-        clock = PhaseClock(device)
-        synchronize(device)
-        began = time.perf_counter()
-        [[completion]] = engine.generate([prompt], sampling, clock=clock)
-        synchronize(device)
-        total_s = time.perf_counter() - began
-        ttft_s = clock.times_ms()["prefill"] / 1e3
-        return ttft_s, total_s, list(completion.tokens), {"decode_threads": engine.backend.threads}
-
-    return generate, {
+    dtype, capacity = getattr(torch, setup["dtype"]), setup["capacity"]
+    decoder = load_decoder(setup["model"], setup["device"], dtype)
+    kept = RadixCache(2 * capacity * decoder.arch.kv_bytes_per_token(dtype.itemsize))
+    rows = setup["arguments"].get("rows")
+    engine = Engine(decoder, capacity=capacity, prefill=PrefixPrefill(kept), max_rows=rows)
+    seeds = itertools.count(setup["seed"])
+    about = {
         "versions": {"ember": ember_version(), "torch": torch.__version__},
+        "attention": "own, " + engine.select(1).name,
         "kv_cache": "static",
+        "prompt_kv": "prefix cache",
     }
+
+    def generate(prompts, candidates, new_tokens, temperature):
+        sampling = SamplingParams(
+            temperature=temperature, max_tokens=new_tokens, seed=next(seeds), ignore_eos=True
+        )
+        completions = engine.generate(prompts, sampling, candidates)
+        about["decode_threads"] = engine.backend.threads
+        return [[list(one.tokens) for one in found] for found in completions]
+
+    return generate, about

@@ -1,7 +1,8 @@
 """This engine as two pipeline stages, each a process of its own.
 
 Arguments: `split_fraction` (of the layers in the first stage, half), `chunks` (pieces in which a
-prompt is prefilled, so that the stages overlap). On a CPU the stages share the threads.
+prompt is prefilled, so that the stages overlap). On a CPU the stages share the threads. Several
+sequences run as two micro-batches; each candidate has its prompt run for itself.
 """
 
 
@@ -38,18 +39,21 @@ def load(setup):
     pipeline.__enter__()
     atexit.register(pipeline.close)
 
-    def generate(prompt, new_tokens):
+    def generate(prompts, candidates, new_tokens, temperature):
+        sequences = [prompt for prompt in prompts for _ in range(candidates)]
         run = pipeline.generate(
-            [prompt],
-            SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True),
+            sequences,
+            SamplingParams(temperature=temperature, max_tokens=new_tokens, ignore_eos=True),
             split=split,
-            micro_batches=1,
+            micro_batches=min(2, len(sequences)),
             chunks=given.get("chunks", 1),
         )
-        prefilled = max(event.end_ms for event in run.events if event.kind == "prefill")
-        return prefilled / 1e3, run.total_ms / 1e3, list(run.tokens[0])
+        rows = iter(run.tokens)
+        return [[list(next(rows)) for _ in range(candidates)] for _ in prompts]
 
     return generate, {
         "versions": {"ember": ember_version(), "torch": torch.__version__},
+        "attention": "own",
         "kv_cache": f"static, {split}+{layers - split} layers",
+        "prompt_kv": "of each candidate",
     }

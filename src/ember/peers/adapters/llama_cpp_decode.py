@@ -1,8 +1,9 @@
 """llama.cpp through llama-cpp-python: the project's GGUF, decoded by the C interface.
 
-The loop is the C library's: batch, decode, greedy sampler; Python only passes tokens on. Prompts
-run on all threads, single tokens on as many as a trial finds fastest, as Ember's do. Arguments:
-`n_gpu_layers` (all on an accelerator), `n_ubatch`, `decode_threads` (in place of the trial).
+The loop is the C library's: batch, decode, sampler; Python only passes tokens on. Prompts run one
+after another; a prompt's candidates share its KV and decode together. Prompts run on all threads,
+single tokens on as many as a trial finds fastest, as Ember's do. Arguments: `n_gpu_layers` (all on
+an accelerator), `n_ubatch`, `decode_threads` (in place of the trial).
 """
 
 import time
@@ -42,37 +43,50 @@ def load(setup):
     if not model:
         raise RuntimeError("llama.cpp cannot load " + setup["gguf"])
     params = c.llama_context_default_params()
-    params.n_ctx = setup["capacity"]
-    params.n_batch = setup["capacity"]
+    most = setup["candidates"]
+    params.n_ctx = setup["capacity"] * most  # its candidates share a prompt: less would do
+    params.n_batch = max(setup["capacity"], most)
+    params.n_seq_max, params.kv_unified = most, True
     params.n_ubatch = setup["arguments"].get("n_ubatch", 512)
     params.n_threads = params.n_threads_batch = setup["threads"]
     params.type_k = params.type_v = KV[setup["dtype"]]
     context = c.llama_init_from_model(model, params)
     if not context:
         raise RuntimeError(f"llama.cpp cannot make a context of {setup['capacity']} tokens")
-    greedy = c.llama_sampler_init_greedy()
-    memory = c.llama_get_memory(context)
+    memory, batch = c.llama_get_memory(context), c.llama_batch_init(most, 0, 1)
+    greedy, drawn = c.llama_sampler_init_greedy(), c.llama_sampler_init_dist(setup["seed"])
 
-    def run(ids):
-        array = (c.llama_token * len(ids))(*ids)
-        status = c.llama_decode(context, c.llama_batch_get_one(array, len(ids)))
+    def decode(batch):
+        status = c.llama_decode(context, batch)
         if status:
             raise RuntimeError(f"llama_decode returned {status}")
         c.llama_synchronize(context)
 
-    def generate(prompt, new_tokens):
+    def run(ids):
+        array = (c.llama_token * len(ids))(*ids)
+        decode(c.llama_batch_get_one(array, len(ids)))
+
+    def generate(prompts, candidates, new_tokens, temperature):
+        sampler = drawn if temperature else greedy
+        return [_candidates(prompt, candidates, new_tokens, sampler) for prompt in prompts]
+
+    def _candidates(prompt, candidates, new_tokens, sampler):
         c.llama_memory_clear(memory, True)
-        tokens = []
-        began = time.perf_counter()
         run(prompt)
-        first = time.perf_counter()
-        while True:
-            tokens.append(c.llama_sampler_sample(greedy, context, -1))
-            if len(tokens) == new_tokens:
-                break
-            run(tokens[-1:])
-        ended = time.perf_counter()
-        return first - began, ended - began, tokens
+        for row in range(1, candidates):
+            c.llama_memory_seq_cp(memory, 0, row, -1, -1)
+        rows = [[c.llama_sampler_sample(sampler, context, -1)] for _ in range(candidates)]
+        batch.n_tokens = candidates
+        for step in range(1, new_tokens):
+            for row, tokens in enumerate(rows):
+                batch.token[row] = tokens[-1]
+                batch.pos[row] = len(prompt) + step - 1
+                batch.n_seq_id[row], batch.seq_id[row][0] = 1, row
+                batch.logits[row] = True
+            decode(batch)
+            for row, tokens in enumerate(rows):
+                tokens.append(c.llama_sampler_sample(sampler, context, row))
+        return rows
 
     def step_s(threads):
         """Seconds of the fastest of some single-token steps on so many threads."""
@@ -92,10 +106,12 @@ def load(setup):
 
     kind = ctypes.create_string_buffer(64)
     c.llama_model_meta_val_str(model, b"general.file_type", kind, 64)
-    generate.kept = (log, model, context, greedy)  # alive as long as the function is
+    generate.kept = (log, model, context, greedy, drawn)  # alive as long as the function is
     return generate, {
         "versions": {"llama-cpp-python": c.__version__},
         "decode_threads": threads,
+        "attention": "llama.cpp's choice",
         "kv_cache": "static",
+        "prompt_kv": "shared by its candidates",
         "weights_format": "GGUF " + FILE_TYPES.get(int(kind.value or -1), "of another type"),
     }

@@ -1,10 +1,9 @@
 """Hugging Face Transformers' `generate`: dynamic cache, or static cache with compiled steps.
 
 Arguments: `cache` (dynamic or static), `compile` (of the static cache's steps). A model directory
-without weights is instantiated from its config, with weights drawn on the device.
+without weights is instantiated from its config, with weights drawn on the device. Prompts of the
+same length are one batch, and `num_return_sequences` runs each as often as it has candidates.
 """
-
-import time
 
 
 def imports(setup):
@@ -17,7 +16,7 @@ def imports(setup):
 def load(setup):
     import torch
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device, dtype = setup["device"], getattr(torch, setup["dtype"])
     static = setup["arguments"].get("cache", "dynamic") == "static"
@@ -45,39 +44,27 @@ def load(setup):
         else:
             more["disable_compile"] = True
 
-    def synchronize():
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    class FirstLogits(LogitsProcessor):
-        at = None
-
-        def __call__(self, input_ids, scores):
-            if self.at is None:
-                synchronize()
-                self.at = time.perf_counter()
-            return scores
-
-    def generate(prompt, new_tokens):
-        tokens = torch.tensor([prompt], device=device)
-        stamp = FirstLogits()
-        synchronize()
-        began = time.perf_counter()
+    def generate(prompts, candidates, new_tokens, temperature):
+        tokens = torch.tensor(prompts, device=device)
+        sampling = {"do_sample": False}
+        if temperature:  # of all tokens: `generate` cuts to the best 50 unless told otherwise
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         with torch.inference_mode():
             out = model.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
-                do_sample=False,
                 max_new_tokens=new_tokens,
-                logits_processor=LogitsProcessorList([stamp]),
+                num_return_sequences=candidates,
                 pad_token_id=0,
+                **sampling,
                 **more,
             )
-        synchronize()
-        ended = time.perf_counter()
-        return stamp.at - began, ended - began, out[0, len(prompt) :].tolist()
+        rows = iter(out[:, tokens.shape[1] :].tolist())
+        return [[next(rows) for _ in range(candidates)] for _ in prompts]
 
     return generate, {
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+        "attention": model.config._attn_implementation,
         "kv_cache": "static, compiled steps" if compiled else "static" if static else "dynamic",
+        "prompt_kv": "of each candidate",
     }

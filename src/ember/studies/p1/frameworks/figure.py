@@ -1,72 +1,111 @@
-"""Decode speed of this engine and of other frameworks, with what could not run (P1-1.3)."""
-
-import textwrap
+"""This engine beside other frameworks: one rollout, and the loop's workload (P1-1.3)."""
 
 import pandas as pd
 
 from ember.studies.p1.frameworks.tables import FRAMEWORKS
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, note, style
+from ember.studies.style import COLOURS, MARKERS, PAGE, basis, error, note, style
 
+EMBER = "ember"
 NAMES = {
     "ember": "Ember",
     "ember_two_stages": "Ember, two stages",
-    "transformers": "Transformers, eager",
-    "transformers_compiled": "Transformers, static + compile",
+    "transformers": "Transformers generate",
+    "transformers_compiled": "Transformers generate,\nstatic cache + compile",
     "llama_cpp": "llama.cpp",
     "vllm": "vLLM",
     "sglang": "SGLang",
+}
+# The speed that each workload is compared by, as ratios in the table are.
+SPEEDS = {
+    "rollout": ("decode_tokens_per_s", "decode speed"),
+    "loop": ("total_tokens_per_s", "throughput with prefills"),
+}
+# Of the loop by prompt, since slow frameworks are given fewer of them.
+FIRST = {
+    "rollout": ("ttft_ms", "time to the first token (ms)"),
+    "loop": ("ttft_per_prompt_ms", "time to all first tokens ÷ prompts (ms)"),
 }
 
 
 @reads(frameworks=FRAMEWORKS)
 def draw(frameworks: pd.DataFrame, scale: str):
     """Figure and caption from the table `p1_frameworks`."""
-    points = list(dict.fromkeys(frameworks["point"]))
-    counts = [int((frameworks["point"] == point).sum()) for point in points]
+    measured = frameworks[frameworks["n"] > 0]
+    groups = [rows for _, rows in measured.groupby(["point", "workload"], sort=False)]
+    counts = [len(rows) for rows in groups] or [1]
     with style() as plt:
-        size = (PAGE * 0.75, 0.65 * len(points) + 0.26 * sum(counts))
+        size = (PAGE, 0.35 + sum(0.75 + 0.26 * count for count in counts))
         figure, panels = plt.subplots(
-            len(points), 1, figsize=size, height_ratios=counts, squeeze=False
+            len(counts), 2, figsize=size, height_ratios=counts, squeeze=False, sharey="row"
         )
-        for axes, point in zip(panels[:, 0], points, strict=True):
-            _point(axes, frameworks[frameworks["point"] == point])
-        panels[-1, 0].set_xlabel("decode speed (tokens/s)")
-        return figure, _caption(frameworks, points, scale)
+        for letter, axes, rows in zip("abcdefgh", panels, groups, strict=False):
+            _workload(axes, _ordered(rows), letter)
+        return figure, _caption(frameworks, scale)
 
 
-def _point(axes, rows: pd.DataFrame) -> None:
-    rows = _ordered(rows)
-    places = range(len(rows))
-    for place, row in zip(places, rows.to_dict("records"), strict=True):
-        if row["n"]:
-            std = row["decode_tokens_per_s_std"]
-            axes.barh(
-                place,
-                row["decode_tokens_per_s_mean"],
-                xerr=0.0 if pd.isna(std) else std,
-                color=COLOURS[0] if row["framework"].startswith("ember") else COLOURS[5],
-                height=0.7,
-                error_kw={"elinewidth": 0.8},
-            )
-        if row["status"] != "ok":
-            words = textwrap.shorten(f"{row['status']}: {row['reason']}", 66, placeholder=" …")
-            colour = "#777777" if row["status"] == "skipped" else COLOURS[1]
-            note(axes, words, (0, place), (4, 0), va="center", style="italic", color=colour)
+def _workload(axes, rows: pd.DataFrame, letter: str) -> None:
+    """Speed on the left, time to the first token on the right, a line for each framework."""
+    speeds, tokens = axes
+    first = rows.iloc[0]
+    column, words = SPEEDS[first["workload"]]
+    _points(speeds, rows, column, f"{words} (tokens/s)")
+    _points(tokens, rows, *FIRST[first["workload"]])
     limit = rows["limit_tokens_per_s"].dropna()
     if len(limit):
-        axes.axvline(limit.iloc[0], color="#444444", linestyle="--", linewidth=1)
-        note(axes, "read bandwidth", (limit.iloc[0], -0.7), (-3, 0), ha="right", va="center")
-    axes.set_yticks(places, [NAMES.get(name, name) for name in rows["framework"]])
-    axes.set_ylim(len(rows) - 0.5, -1.0 if len(limit) else -0.5)
-    axes.set_xlim(left=0)
-    axes.grid(axis="y", visible=False)
+        speeds.axvline(limit.iloc[0], color="#444444", linestyle="--", linewidth=1)
+        note(speeds, "read bandwidth", (limit.iloc[0], len(rows) - 0.55), (-3, 0), ha="right")
+    most = rows["prompts"].max()
+    fewer = [f"\n{n} of {most} prompts" if n < most else "" for n in rows["prompts"]]
+    names = [name(row) for row in rows.to_dict("records")]
+    speeds.set_yticks(range(len(rows)), map("".join, zip(names, fewer, strict=True)))
+    speeds.set_ylim(len(rows) - 0.5, -0.7)
+    what = "One rollout" if first["workload"] == "rollout" else "The loop"
+    speeds.set_title(f"{letter}  {what}: {_sizes(rows)}", loc="left", x=-0.6, fontweight="bold")
+    tokens.set_title(f"{first['model']}, {first['weights']} weights", loc="right")
+
+
+def _points(axes, rows: pd.DataFrame, column: str, label: str) -> None:
+    """Medians with the range of the runs, and their values beside them."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    middle, places = f"{column}_median", pd.Series(range(len(rows)), index=rows.index)
+    own = rows["framework"].str.startswith(EMBER)
+    for index, part in enumerate((rows[own], rows[~own])):
+        axes.errorbar(
+            part[middle],
+            places[part.index],
+            xerr=error(part, middle, f"{column}_min", f"{column}_max"),
+            color=COLOURS[index],
+            marker=MARKERS[index],
+            linestyle="none",
+        )
+    for place, value in zip(places, rows[middle], strict=True):
+        if pd.notna(value):
+            words = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+            note(axes, words, (value, place), (0, 5), ha="center")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.15)
+    axes.set_xlabel(label)
+
+
+def name(row) -> str:
+    """What a framework is called, with its attention where that tells calls apart."""
+    known = NAMES.get(row["framework"], row["framework"])
+    if row["framework"].startswith("transformers") and row["attention"]:
+        known = known.replace("generate", f"generate ({row['attention']})")
+    return known
+
+
+def _sizes(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    axes.set_title(
-        f"{first['model']} ({first['weights']} weights),\n"
-        f"{first['prompt_tokens']} prompt + {first['generated_tokens']} new tokens",
-        loc="left",
-    )
+    lengths = f"{first['prompt_tokens']} + {first['generated_tokens']} tokens"
+    if first["workload"] == "rollout":
+        return lengths
+    return f"{rows['prompts'].max()} prompts × {first['candidates']} candidates, {lengths}"
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -76,39 +115,38 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(place=place).sort_values("place")
 
 
-def _caption(frameworks: pd.DataFrame, points: list[str], scale: str) -> str:
+def _caption(frameworks: pd.DataFrame, scale: str) -> str:
+    measured = frameworks[frameworks["n"] > 0]
+    runs = sorted(set(measured["n"])) or [0]
     text = (
-        "**This engine beside other frameworks.** Decode speed (tokens after the first by the time "
-        "they take) of greedy generation at batch 1, mean and standard deviation of n = "
-        f"{_range(frameworks.loc[frameworks['n'] > 0, 'n'])} runs in turns, each framework a "
-        "process of its own; compilation and loading are not in it."
+        "**This engine beside other frameworks.** Medians and ranges of n = "
+        f"{' to '.join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))} runs in turns, each "
+        "framework a process of its own; loading, compilation and recording of graphs are not in "
+        "them. Time to the first token: the wall clock from the call, by a call of one token of "
+        "every candidate. One rollout is greedy, its decode speed that of the tokens after the "
+        "first; the loop's workload samples at temperature 1, with the prefix cache on where there "
+        "is one and prompts that are new in every call, its throughput that of the whole call."
     )
-    for point in points:
-        rows = frameworks[frameworks["point"] == point]
-        others = rows[rows["ember_ratio"].notna() & (rows["framework"] != "ember")]
+    for (point, workload), rows in frameworks.groupby(["point", "workload"], sort=False):
+        what = f"{point}, {'one rollout' if workload == 'rollout' else 'the loop'}"
+        others = rows[rows["ember_ratio"].notna() & (rows["framework"] != EMBER)]
         for row in others.to_dict("records"):
             text += (
-                f" {row['model']}: Ember is {row['ember_ratio']:.2f} times "
-                f"({row['ember_ratio_min']:.2f} to {row['ember_ratio_max']:.2f}) as fast as "
-                f"{NAMES.get(row['framework'], row['framework'])}"
+                f" {what}: Ember is {row['ember_ratio']:.2f} times ({row['ember_ratio_min']:.2f} "
+                f"to {row['ember_ratio_max']:.2f}) as fast as {name(row).replace(chr(10), ' ')}"
             )
             text += f" ({row['caveats']})." if row["caveats"] else "."
-        ember = rows[(rows["framework"] == "ember") & rows["limit_tokens_per_s"].notna()]
+        ember = rows[(rows["framework"] == EMBER) & rows["limit_tokens_per_s"].notna()]
         for row in ember[ember["n"] > 0].to_dict("records"):
-            share = row["decode_tokens_per_s_mean"] / row["limit_tokens_per_s"]
+            share = row["decode_tokens_per_s_median"] / row["limit_tokens_per_s"]
             text += (
                 f" The dashed line is the measured read bandwidth ({row['read_gb_s']:.1f} GB/s) by "
                 f"the bytes that a step reads; Ember reaches {100 * share:.0f} % of it."
             )
-    if frameworks["limit_tokens_per_s"].isna().any():
+    if measured.loc[measured["workload"] == "rollout", "limit_tokens_per_s"].isna().any():
         text += " Without a line: the model fits into the processor's cache."
-    skipped = frameworks[frameworks["status"] != "ok"]
-    names = {NAMES.get(name, name) for name in skipped["framework"]}
+    missing = frameworks[frameworks["status"] != "ok"]
+    names = {NAMES.get(one, one).replace("\n", " ") for one in missing["framework"]}
     if names:
         text += f" Not measured everywhere: {', '.join(sorted(names))} (reasons in the table)."
     return f"{text} {basis(frameworks, scale)}"
-
-
-def _range(values) -> str:
-    low, high = values.min(), values.max()
-    return "0" if pd.isna(low) else str(low) if low == high else f"{low} to {high}"

@@ -1,19 +1,25 @@
-"""This engine beside other frameworks (P1-1.3): same prompts, lengths and greedy sampling.
+"""This engine beside other frameworks (P1-1.3): same prompts, lengths and sampling.
 
-Every framework, Ember too, is a process of its own behind one protocol (`ember.peers`), so that all
-rows are made alike. They take turns: a round runs each of them once on the same prompt, beginning
-with another one each time, and ratios are taken within rounds, because machines drift. What is not
-installed is a skipped row, what crashes or runs out of time a failed one.
+Two workloads: one rollout (a prompt, greedy), and the loop's (a round's prompts and candidates at
+temperature 1). Every framework, Ember too, is a process of its own behind one protocol
+(`ember.peers`), so that all rows are made alike. They take turns: a round runs each of them once on
+the same prompts, beginning with another one each time, and ratios are taken within rounds, because
+machines drift. A run is two calls, on prompts that no call before had: one token of every
+candidate, then all tokens. What is not installed is a skipped row, what crashes or runs out of time
+a failed one.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from ember.measure.cost import step_bytes, step_tokens
 from ember.measure.device import resolve
@@ -26,11 +32,14 @@ from ember.records.provenance import source_root
 from ember.studies.measured import blank, measured_on
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
 from ember.studies.p1.gates.gguf import exported
+from ember.studies.p1.workload.make import Workload, WorkloadTooSmall, make_workload, read_workload
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 EMBER = "ember"
+LEFT_OUT = "left out of this workload by p1.frameworks.points"
+TTFT_BY = "a call of one token, wall clock"
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,33 @@ class Ground:
     model: Path
     gguf: Path | None
     no_gguf: str | None  # why there is no GGUF file
-    prompts: list[list[int]]
+    streams: Workload
+
+
+@dataclass(frozen=True)
+class Load:
+    """One of a point's workloads."""
+
+    name: str
+    prompts: int
+    candidates: int
+    temperature: float
+    warmup: int  # rounds
+    fewer: Mapping[str, int] = field(default_factory=dict)  # prompts, by framework
+
+    def about(self, framework: str) -> dict:
+        """The columns that say it of a framework's rows."""
+        prompts = min(self.prompts, self.fewer.get(framework) or self.prompts)
+        return {"workload": self.name, "prompts": prompts, "candidates": self.candidates}
+
+
+def loads(point: Mapping, warmup: int) -> list[Load]:
+    """One rollout and, where the point says so, the loop's workload."""
+    found = [Load("rollout", 1, 1, 0.0, warmup)]
+    if loop := point.get("loop"):  # a single call of it brings every batch that will come
+        sizes = (loop["prompts"], loop["candidates"])
+        found.append(Load("loop", *sizes, 1.0, min(warmup, 1), loop.get("fewer") or {}))
+    return found
 
 
 @makes(FRAMEWORK_RUNS)
@@ -59,11 +94,12 @@ def compare_frameworks(
     dtype: str,
     seed: int,
 ) -> list[dict]:
-    """Rows of FRAMEWORK_RUNS: `repeats` rounds of every framework at every point.
+    """Rows of FRAMEWORK_RUNS: `repeats` rounds of every framework at every point and workload.
 
     A point is `name`, `prompt_tokens`, `new_tokens` and, for a shape with random weights in place
-    of `model`, `preset`; `frameworks` limits it to some, and with `needs` it is skipped as a whole
-    unless that framework runs. `gguf` is the directory that the GGUF gate left.
+    of `model`, `preset`; with `loop` the loop's workload is run too. `frameworks` limits it to
+    some, and with `needs` it is skipped as a whole unless that framework runs. `gguf` is the
+    directory that the GGUF gate left.
     """
     device = resolve(device)
     rows = []
@@ -71,21 +107,24 @@ def compare_frameworks(
         chosen = {name: peers[name] for name in point.get("frameworks") or peers}
         arch, about = _about(point, model, device, dtype)
         reason = _why_not(point, arch, peers, about, threads, timeout_s)
+        work = loads(point, warmup)
         if reason:
-            rows += [_row(about, name, "skipped", reason) for name in chosen]
+            rows += [_row(about, load, name, "skipped", reason) for load in work for name in chosen]
             continue
-        with _ground(point, model, workload, gguf, repeats + warmup, seed) as ground:
-            found = _run_point(ground, about, chosen, repeats, warmup, timeout_s, threads, seed)
-            order = list(chosen)
-            rows += sorted(found, key=lambda row: (order.index(row["framework"]), row["repeat"]))
+        with _ground(point, model, workload, gguf, seed) as ground:
+            found = _run_point(ground, about, work, chosen, repeats, timeout_s, threads, seed)
+        places = [(load.name, name) for load in work for name in chosen]
+        rows += sorted(
+            found,
+            key=lambda row: (places.index((row["workload"], row["framework"])), row["repeat"]),
+        )
     return rows
 
 
 def why_not_installed(framework: Mapping, *, threads: int, timeout_s: float) -> str | None:
     """Why a framework cannot be imported; None where it can (or fails at something else)."""
-    setup = {"threads": threads, "arguments": {}}
     try:
-        with Peer(framework["adapter"], _python(framework), setup, timeout_s=timeout_s) as peer:
+        with _peer(framework, {"threads": threads}, timeout_s) as peer:
             peer.probe()
     except PeerMissing as error:
         return str(error).splitlines()[0]
@@ -94,15 +133,21 @@ def why_not_installed(framework: Mapping, *, threads: int, timeout_s: float) -> 
     return None
 
 
-def _python(framework: Mapping) -> Path | None:
-    """The framework's interpreter; relative paths start at this checkout."""
-    given = framework.get("python")
-    return None if given is None else source_root() / given
+def _peer(framework: Mapping, setup: dict, timeout_s: float) -> Peer:
+    """Its process, not started; a relative path of an interpreter starts at this checkout."""
+    python = framework.get("python")
+    return Peer(
+        framework["adapter"],
+        None if python is None else source_root() / python,
+        setup | {"arguments": dict(framework.get("arguments") or {})},
+        timeout_s=timeout_s,
+        environment=framework.get("environment"),
+    )
 
 
-def _not_run(about: dict, framework: str, error: EmberError) -> dict:
+def _not_run(about: dict, load: Load, framework: str, error: EmberError) -> dict:
     status = "skipped" if isinstance(error, PeerMissing) else "failed"
-    return _row(about, framework, status, str(error).splitlines()[0])
+    return _row(about, load, framework, status, str(error).splitlines()[0])
 
 
 def _about(point: Mapping, model, device: str, dtype: str):
@@ -123,7 +168,7 @@ def _about(point: Mapping, model, device: str, dtype: str):
         "point": point["name"],
         "prompt_tokens": point["prompt_tokens"],
         "generated_tokens": point["new_tokens"],
-        "batch": 1,
+        "ttft_by": TTFT_BY,
         "step_bytes": sum(step_bytes(arch, getattr(torch, dtype).itemsize, tokens)),
         **about,
         "evidence": "measured",
@@ -172,21 +217,16 @@ def _why_not(
 
 
 @contextmanager
-def _ground(point: Mapping, model, workload, gguf, rounds: int, seed: int) -> Iterator[Ground]:
-    """Model, GGUF and prompts of a point; a shape's are made in a folder that goes with it."""
-    from ember.studies.p1.workload.make import make_workload, read_workload
-
-    length = point["prompt_tokens"]
+def _ground(point: Mapping, model, workload, gguf, seed: int) -> Iterator[Ground]:
+    """Model, GGUF and texts of a point; a shape's are made in a folder that goes with it."""
     if not point.get("preset"):
-        file, reason = exported(gguf)
-        prompts = _prompts(read_workload(workload), length, rounds, seed)
-        yield Ground(Path(model), file, reason, prompts)
+        yield Ground(Path(model), *exported(gguf), read_workload(workload))
         return
     with tempfile.TemporaryDirectory(prefix="ember-frameworks-") as name:
         folder = materialise(point["preset"], Path(name), seed)
-        rows = make_workload(model=folder, documents=rounds, tokens=length, seed=seed)
-        prompts = _prompts(read_workload(rows), length, rounds, seed)
-        yield Ground(folder, Path(name) / "model.gguf", None, prompts)
+        length = point["prompt_tokens"]
+        rows = make_workload(model=folder, documents=8, tokens=length, seed=seed)
+        yield Ground(folder, Path(name) / "model.gguf", None, read_workload(rows))
 
 
 def materialise(preset: str, folder: Path, seed: int) -> Path:
@@ -205,17 +245,32 @@ def materialise(preset: str, folder: Path, seed: int) -> Path:
     return made
 
 
-def _prompts(streams, length: int, rounds: int, seed: int) -> list[list[int]]:
-    count = len(streams.documents)
-    return [streams.prompt((seed + turn) % count, length, 0) for turn in range(rounds)]
+def fresh_prompts(streams: Workload, length: int, count: int) -> Iterator[list[int]]:
+    """`count` prompts of `length` ids of which none has a prefix cache's block in common.
+
+    The documents from their beginnings, then again from later on; what runs out of a document goes
+    on with its beginning. Raises WorkloadTooSmall.
+    """
+    documents = streams.documents
+    shortest = min(map(len, documents))
+    turns = -(-count // len(documents))
+    if length > shortest or turns > shortest:
+        raise WorkloadTooSmall(
+            f"{count} prompts of {length} tokens are wanted of {len(documents)} documents of "
+            f"{shortest}\nmake the workload again with more documents"
+        )
+    for number in range(count):
+        turn, document = divmod(number, len(documents))
+        start = turn * (shortest // turns)
+        yield np.roll(documents[document], -start)[:length].tolist()
 
 
 def _run_point(
     ground: Ground,
     about: dict,
+    work: Sequence[Load],
     chosen: Mapping[str, Mapping],
     repeats: int,
-    warmup: int,
     timeout_s: float,
     threads: int,
     seed: int,
@@ -237,11 +292,12 @@ def _run_point(
         "threads": threads,
         "seed": seed,
         "capacity": about["prompt_tokens"] + about["generated_tokens"],
-        "temperature": 0,
+        "candidates": max(load.candidates for load in work),
     }
-    rows, facts = [], {}
+    rows, facts, gone = [], {}, {}
     about = about | {"load_before": os.getloadavg()[0]}
-    bandwidths = [_read_bandwidth(about["device"])]
+    wanted = sum(2 * load.prompts * (load.warmup + repeats) for load in work)
+    prompts = fresh_prompts(ground.streams, about["prompt_tokens"], wanted)
     with ExitStack() as stack:
         running: dict[str, Peer] = {}
         for name, framework in chosen.items():
@@ -250,27 +306,63 @@ def _run_point(
                 found = _start(stack, framework, setup, ground, digest, timeout_s)
                 running[name], facts[name] = found
             except (PeerMissing, PeerFailed) as error:
-                rows.append(_not_run(about, name, error))
-        progress = Progress(log, len(running) * (warmup + repeats))
-        for turn, order in rounds(running, range(-warmup, repeats)):
-            timed = {}
-            for name in order:
-                try:
-                    prompt = ground.prompts[turn + warmup]
-                    timed[name] = running[name].generate(prompt, about["generated_tokens"])
-                except PeerFailed as error:
-                    running.pop(name).close()
-                    failed = _not_run(about, name, error) | {"repeat": max(turn, 0)}
-                    rows.append(failed | facts[name])
-                else:
-                    if facts[name]["first_run_s"] is None:
-                        facts[name]["first_run_s"] = timed[name]["total_s"] if warmup else None
-                progress.step(f"{about['point']}: {name}")
-            if turn >= 0:
-                rows += _round(about, facts, timed, turn)
+                gone[name] = error
+        for load in work:
+            rows += [_not_run(about, load, name, error) for name, error in gone.items()]
+            out = [name for name in running if load.fewer.get(name) == 0]
+            rows += [_row(about, load, name, "skipped", LEFT_OUT) | facts[name] for name in out]
+            there = {name: peer for name, peer in running.items() if name not in out}
+            rows += _run_load(about, load, there, facts, prompts, repeats, gone)
+            running = {name: peer for name, peer in running.items() if name not in gone}
+    return rows
+
+
+def _run_load(
+    about: dict,
+    load: Load,
+    running: dict[str, Peer],
+    facts: dict[str, dict],
+    prompts: Iterator[list[int]],
+    repeats: int,
+    gone: dict[str, EmberError],
+) -> list[dict]:
+    """All rounds of one workload; who fails leaves `running` for `gone`."""
+    rows, bandwidths, single = [], [], load.name == "rollout"
+    if single:
+        bandwidths.append(_read_bandwidth(about["device"]))
+    progress = Progress(log, len(running) * (load.warmup + repeats))
+    for turn, order in rounds(running, range(-load.warmup, repeats)):
+        first, whole = (list(itertools.islice(prompts, load.prompts)) for _ in range(2))
+        timed = {}
+        for place, name in enumerate(order):
+            try:
+                run = _run_once(running[name], load, name, first, whole, about["generated_tokens"])
+            except PeerFailed as error:
+                running.pop(name).close()
+                gone[name] = error
+                failed = _not_run(about, load, name, error) | {"repeat": max(turn, 0)}
+                rows.append(failed | facts[name])
+            else:
+                timed[name] = run | {"place": place}
+                if single and turn == -load.warmup < 0:
+                    facts[name]["first_run_s"] = run["ttft_s"] + run["total_s"]
+            progress.step(f"{about['point']}, {load.name}: {name}")
+        if turn >= 0:
+            rows += _round(about, load, facts, timed, turn)
+            if single:
                 bandwidths.append(_read_bandwidth(about["device"]))
+    if not single:  # a step of the loop reads as many rows' KV as the framework runs together
+        return [row | {"step_bytes": None} for row in rows]
     limit = _limit(about["step_bytes"], about["device"], bandwidths)
     return [row | limit for row in rows]
+
+
+def _run_once(peer: Peer, load: Load, name: str, first, whole, new_tokens: int) -> dict:
+    """One token of every candidate of `first`, then all tokens of `whole`."""
+    count = load.about(name)["prompts"]
+    how = {"candidates": load.candidates, "temperature": load.temperature}
+    ttft_s = peer.generate(first[:count], 1, **how)["total_s"]
+    return peer.generate(whole[:count], new_tokens, **how) | {"ttft_s": ttft_s}
 
 
 def _start(
@@ -285,13 +377,8 @@ def _start(
     reads_gguf = framework["adapter"] == "llama_cpp_decode"
     if reads_gguf and ground.gguf is None:
         raise PeerMissing(f"reads GGUF, and there is none: {ground.no_gguf}\nsee docs/peers.md")
-    peer = Peer(
-        framework["adapter"],
-        _python(framework),
-        setup | {"arguments": dict(framework.get("arguments") or {})},
-        timeout_s=timeout_s,
-    )
-    ready = stack.enter_context(peer).start()
+    peer = stack.enter_context(_peer(framework, setup, timeout_s))
+    ready = peer.start()
     files = setup["weights"] == "files"
     return peer, {
         "versions": ", ".join(f"{name} {version}" for name, version in ready["versions"].items()),
@@ -301,29 +388,41 @@ def _start(
         "same_weights": files or framework["adapter"].startswith("ember_"),
         "load_s": ready["load_s"],
         "first_run_s": None,
-        **{name: ready[name] for name in ("threads", "kv_cache", "kv_dtype", "ttft_until")},
+        **{
+            name: ready[name]
+            for name in ("threads", "attention", "kv_cache", "kv_dtype", "prompt_kv")
+        },
     }
 
 
-def _round(about: dict, facts: dict, timed: dict[str, dict], turn: int) -> list[dict]:
+def _round(about: dict, load: Load, facts: dict, timed: dict[str, dict], turn: int) -> list[dict]:
     """The rows of one round, with ratios to Ember's run in it."""
-    ember, rows = timed.get(EMBER), []
+    rows, steps = {}, about["generated_tokens"] - 1
     for name, run in timed.items():
-        row = _row(about, name) | facts[name] | {"repeat": turn}
+        row = rows[name] = _row(about, load, name) | facts[name]
+        row |= {"repeat": turn, "place": run["place"]}
         row["decode_threads"] = run.get("decode_threads", row["decode_threads"])
-        decode_s, steps = run["total_s"] - run["ttft_s"], about["generated_tokens"] - 1
-        row["ttft_ms"], row["decode_ms"] = run["ttft_s"] * 1e3, decode_s * 1e3
-        row["total_ms"], row["tpot_ms"] = run["total_s"] * 1e3, decode_s * 1e3 / steps
-        row["decode_tokens_per_s"] = steps / decode_s
-        row["total_tokens_per_s"] = about["generated_tokens"] / run["total_s"]
-        if ember is not None:
-            row["ember_ratio"] = decode_s / (ember["total_s"] - ember["ttft_s"])
-            if row["same_weights"]:
-                row["tokens_equal_share"] = leading_equal(run["tokens"], ember["tokens"])
-        rows.append(row)
-    return rows
+        row["ttft_ms"], row["total_ms"] = run["ttft_s"] * 1e3, run["total_s"] * 1e3
+        row["ttft_per_prompt_ms"] = row["ttft_ms"] / row["prompts"]
+        generated = row["prompts"] * row["candidates"] * about["generated_tokens"]
+        row["total_tokens_per_s"] = generated / run["total_s"]
+        decode_ms = row["total_ms"] - row["ttft_ms"]
+        # The loop's prompts are run while others decode. Two short calls may differ by chance.
+        if load.name == "rollout" and decode_ms > 0:
+            row["tpot_ms"], row["decode_tokens_per_s"] = decode_ms / steps, steps / decode_ms * 1e3
+    if EMBER in rows:
+        speed = "decode_tokens_per_s" if load.name == "rollout" else "total_tokens_per_s"
+        for name, row in rows.items():
+            if row[speed] and rows[EMBER][speed]:
+                row["ember_ratio"] = rows[EMBER][speed] / row[speed]
+            if row["same_weights"] and load.temperature == 0:
+                pair = (timed[one]["tokens"][0][0] for one in (name, EMBER))
+                row["tokens_equal_share"] = leading_equal(*pair)
+    return list(rows.values())
 
 
-def _row(about: dict, framework: str, status: str = "ok", reason: str | None = None) -> dict:
-    outcome = {"status": status, "reason": reason}
-    return blank(FRAMEWORK_RUNS, **about, framework=framework, repeat=0, **outcome)
+def _row(
+    about: dict, load: Load, framework: str, status: str = "ok", reason: str | None = None
+) -> dict:
+    outcome = {"repeat": 0, "place": 0, "status": status, "reason": reason}
+    return blank(FRAMEWORK_RUNS, **about, **load.about(framework), framework=framework, **outcome)

@@ -1,4 +1,4 @@
-"""The comparison of frameworks in a row each: mean, spread, ratios and caveats (P1-1.3)."""
+"""The comparison of frameworks in a row each: median, spread, ratios and caveats (P1-1.3)."""
 
 from statistics import median
 
@@ -13,16 +13,17 @@ COMPARED = {
     "kv_cache": "KV cache",
     "kv_dtype": "KV number format",
     "threads": "threads",
-    "ttft_until": "TTFT until",
+    "prompt_kv": "KV of a prompt",
+    "prompts": "prompts",
 }
 
 
 @makes(FRAMEWORKS)
 def summarise_frameworks(runs) -> list[dict]:
     """Rows of FRAMEWORKS from a FRAMEWORK_RUNS table: its path, a data frame or rows."""
-    groups = grouped(records(runs, FRAMEWORK_RUNS), "point", "framework")
+    groups = grouped(records(runs, FRAMEWORK_RUNS), "point", "workload", "framework")
     rows = []
-    for (point, _), group in groups.items():
+    for (point, workload, _), group in groups.items():
         row, timed = summary_row(FRAMEWORKS, group)
         failed = [run for run in group if run["status"] != "ok"]
         row |= {name: failed[0][name] for name in ("status", "reason") if failed}
@@ -30,7 +31,7 @@ def summarise_frameworks(runs) -> list[dict]:
         row["ember_ratio"] = median(ratios) if ratios else None
         shares = [run["tokens_equal_share"] for run in timed]
         row["tokens_equal_share"] = min((s for s in shares if s is not None), default=None)
-        row["caveats"] = _caveats(row, groups.get((point, EMBER)))
+        row["caveats"] = _caveats(row, groups.get((point, workload, EMBER)))
         rows.append(row)
     return rows
 

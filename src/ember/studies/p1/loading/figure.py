@@ -4,7 +4,7 @@ import pandas as pd
 
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, note, panel, style
+from ember.studies.style import COLOURS, PAGE, basis, error, note, panel, style
 
 LOADERS = {
     "read": "bytes alone",
@@ -35,11 +35,12 @@ def _loads(axes, loading: pd.DataFrame) -> None:
     names = [name for name in LOADERS if name in set(loading["loader"])]
     for index, cache in enumerate(("cold", "warm")):
         rows = loading[loading["cache"] == cache].set_index("loader").reindex(names)
+        spans = rows[["load_s_median", "load_s_min", "load_s_max"]].fillna(0.0)
         places = [place + (index - 0.5) * 0.38 for place in range(len(names))]
         axes.bar(
             places,
-            rows["load_s_median"].fillna(0.0),
-            yerr=rows["load_s_std"].fillna(0.0),
+            spans["load_s_median"],
+            yerr=error(spans, *spans),
             width=0.36,
             color=COLOURS[index],
             label=f"{cache} page cache",
@@ -47,9 +48,8 @@ def _loads(axes, loading: pd.DataFrame) -> None:
         )
         for place, (_, row) in zip(places, rows.iterrows(), strict=True):
             if row["status"] == "ok":
-                top = row["load_s_median"] + (row["load_s_std"] if row["n"] > 1 else 0.0)
                 words = format(row["mb_per_s"], ",.3g" if row["mb_per_s"] < 100 else ",.0f")
-                note(axes, words, (place, top), (0, 4), ha="center")
+                note(axes, words, (place, row["load_s_max"]), (0, 4), ha="center")
             else:
                 note(axes, str(row["status"]), (place, 0.0), (0, 4), ha="center", rotation=90)
     axes.set_xticks(range(len(names)), [LOADERS[name] for name in names])
@@ -78,7 +78,7 @@ def _caption(loading: pd.DataFrame, first_token: pd.DataFrame, scale: str) -> st
     ok = loading[loading["status"] == "ok"]
     text = (
         "**Loading a model.** (a) Median time until every page of the weights was touched, each in "
-        f"a fresh process, n = {ok['n'].min()}; bars: standard deviation; numbers: MB/s."
+        f"a fresh process, n = {ok['n'].min()}; bars: their range; numbers: MB/s."
     )
     for row in ok[ok["loader"] != "read"].to_dict("records"):
         text += (

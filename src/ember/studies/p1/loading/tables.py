@@ -11,6 +11,8 @@ _WHAT = (
     s.text("cache", "page cache before the load", values=("cold", "warm")),
 )
 
+_STATISTICS = ("median", "min", "max", "mean", "std", "cv")
+
 LOADING_RUNS = s.Schema(
     "loading_runs",
     "Loads of a model, each in a fresh process",
@@ -36,7 +38,7 @@ LOADING = s.Schema(
         *_WHAT,
         s.integer("n", "", "recorded runs"),
         s.integer("bytes", "bytes", "of the files", nullable=True),
-        *s.spread("load_s", "s", "load without imports", ("median", "mean", "std", "cv"), s.maybe),
+        *s.spread("load_s", "s", "load without imports", _STATISTICS, s.maybe),
         s.maybe("import_s_median", "s", "importing what the loader needs"),
         s.maybe("mb_per_s", "MB/s", "bytes / load_s, median"),
         s.maybe("limit_mb_per_s", "MB/s", "reading the files alone, same page cache, median"),

@@ -81,6 +81,7 @@ def align(
     with torch.no_grad():
         peer = _with_adapters(load_peer(model, truth_decoder), kinds, truth_decoder.arch)
         truth = _truth(peer, kinds, tokens)
+        watched = _watched_truth(truth_decoder, peer, kinds, tokens, settings)
         for name in settings["dtypes"]:
             pair = Pair(truth_decoder, peer, getattr(torch, name))
             bases = pair.reference(tokens, with_adapter=False), pair.ours(tokens)
@@ -93,7 +94,11 @@ def align(
                 labels = {"adapter": kind, **facts}
                 tables.weights += [labels | row for row in _weights(pair, adapter, settings)]
                 if kind in settings["profiled"]:
-                    _profile(pair, kind, adapter, tokens, settings, labels, tables)
+                    exact = None
+                    if pair.dtype != torch.float32:  # there PEFT's forward is itself the truth
+                        exact = watched[None], watched[kind]
+                    _profile(pair, kind, adapter, tokens, exact, settings, labels, tables)
+            pair.close()
             del pair
     return tables
 
@@ -102,22 +107,29 @@ class Pair:
     """Our decoder and PEFT's model of the same weights in one number format."""
 
     def __init__(self, decoder, peer, dtype):
-        """`decoder` and `peer` in float32, of which copies are rounded."""
+        """`decoder` and `peer` in float32: themselves, or copies that are rounded."""
         import copy
+
+        import torch
 
         from ember.lora.branch import Branches
         from ember.lora.merge import Merger
 
         self.dtype = dtype
-        self.decoder = copy.deepcopy(decoder).to(dtype)
+        self.decoder, self.peer = decoder, peer
+        if dtype != torch.float32:
+            self.decoder, self.peer = copy.deepcopy(decoder).to(dtype), copy.deepcopy(peer)
+            # As when loaded in this format: factors and rotary frequencies stay float32.
+            for name, parameter in self.peer.named_parameters():
+                if "lora_" not in name:
+                    parameter.data = parameter.data.to(dtype)
         self.merger, self.branches = Merger(self.decoder), Branches(self.decoder)
-        self.peer = copy.deepcopy(peer)
-        # As they are when loaded in this format: factors and rotary frequencies stay float32.
-        for name, parameter in self.peer.named_parameters():
-            if "lora_" not in name:
-                parameter.data = parameter.data.to(dtype)
         self.layers = self.peer.base_model.model.model.layers
         self.depth = len(self.layers)
+
+    def close(self) -> None:
+        """Leaves the weights as they were and drops the copies of them."""
+        self.merger.forget_base()
 
     def use(self, kind: str, target: str) -> None:
         """Makes PEFT's forward that of an adapter."""
@@ -184,6 +196,21 @@ def _truth(peer, kinds, tokens) -> dict:
         peer.set_adapter(f"{kind}-{target}")
         # On the host: at the vocabulary of a real model they are gigabytes.
         found[kind, target] = peer(tokens).logits.float().cpu()
+    return found
+
+
+def _watched_truth(decoder, peer, kinds, tokens, settings: Mapping) -> dict:
+    """PEFT's float32 blocks by profiled adapter, None for none of them; on the host."""
+    import torch
+
+    if settings["dtypes"] == ["float32"]:
+        return {}
+    pair, found = Pair(decoder, peer, torch.float32), {}
+    for kind in (None, *(kind for kind in kinds if kind in settings["profiled"])):
+        if kind is not None:
+            pair.use(kind, "all")
+        seen = _watch_theirs(pair, tokens, kind is not None)
+        found[kind] = {at: block.cpu() for at, block in seen.items()}
     return found
 
 
@@ -280,8 +307,11 @@ def _weight_row(before, after, part) -> dict:
     }
 
 
-def _profile(pair, kind, adapter, tokens, settings, labels, tables: Tables) -> None:
-    """Layers, blocks, operators and freezes of one adapter merged into all projections."""
+def _profile(pair, kind, adapter, tokens, exact, settings, labels, tables: Tables) -> None:
+    """Layers, blocks, operators and freezes of one adapter merged into all projections.
+
+    `exact`: PEFT's float32 blocks without and with the adapter; None where PEFT's are the truth.
+    """
     depth = pair.depth
     pair.use(kind, "all")
     their_base, our_base = _watch_theirs(pair, tokens, False), _watch_ours(pair, tokens)
@@ -293,6 +323,7 @@ def _profile(pair, kind, adapter, tokens, settings, labels, tables: Tables) -> N
     for layer, block in sorted(theirs):
         at = (layer, block)
         found = _differences(our_base[at], ours[at], their_base[at], theirs[at])
+        found |= _errors(at, our_base, ours, their_base, theirs, exact)
         if block == "layer_output":
             tables.layers.append(labels | {"layer": layer} | found)
         if block == "attn_residual":
@@ -433,8 +464,18 @@ def _differences(our_base, ours, their_base, theirs) -> dict:
     }
 
 
+def _errors(at, our_base, ours, their_base, theirs, exact) -> dict:
+    """Errors of each prompt in one block to PEFT's float32 forward, ours and PEFT's own."""
+    names = ("errors", "reference_errors", "base_errors", "base_reference_errors")
+    if exact is None:
+        return {name: [] for name in names}
+    base, adapted = (blocks[at].to(ours[at].device) for blocks in exact)
+    pairs = ((ours, adapted), (theirs, adapted), (our_base, base), (their_base, base))
+    return {n: _rms(blocks[at] - truth) for n, (blocks, truth) in zip(names, pairs, strict=True)}
+
+
 def _rms(difference) -> list[float]:
-    """Root mean square of each prompt, of differences (B, T, V)."""
+    """Root mean square of each prompt, of differences (B, T, width)."""
     return difference.double().square().mean(dim=(1, 2)).sqrt().tolist()
 
 

@@ -19,6 +19,16 @@ _DIFFERENCES = (
     s.number("effect_max_abs", "", "largest effect of the adapter in the reference, for scale"),
 )
 
+_ERRORS = tuple(
+    s.Column(name, "list[float]", "", f"of each prompt, {meaning}; none in float32")
+    for name, meaning in (
+        ("errors", "RMS to PEFT's float32 forward, with the adapter"),
+        ("reference_errors", "the same of PEFT's own forward in this format"),
+        ("base_errors", "as errors, without the adapter"),
+        ("base_reference_errors", "the same of PEFT's own"),
+    )
+)
+
 LORA_CASES = s.Schema(
     "lora_cases",
     "Logits with an adapter against Transformers with PEFT, same checkpoint and process",
@@ -78,7 +88,7 @@ LORA_WEIGHTS = s.Schema(
 LORA_LAYERS = s.Schema(
     "lora_layers",
     "Output of each layer against Transformers with PEFT",
-    (_ADAPTER, _DTYPE, _LAYER, _NUM_LAYERS, *_DIFFERENCES, *_MACHINE),
+    (_ADAPTER, _DTYPE, _LAYER, _NUM_LAYERS, *_DIFFERENCES, *_ERRORS, *_MACHINE),
     key=("adapter", "dtype", "layer"),
 )
 
@@ -110,6 +120,7 @@ LORA_BLOCKS = s.Schema(
         _NUM_LAYERS,
         s.text("block", "part of the layer", values=BLOCKS),
         *_DIFFERENCES,
+        *_ERRORS,
         s.maybe("delta_input_max", "", "attn_residual: delta difference of layer_input"),
         s.maybe("delta_attn_max", "", "attn_residual: delta difference of attn_out"),
         s.maybe("delta_residual_max", "", "attn_residual: delta difference of the sum"),

@@ -2,53 +2,66 @@
 
 import pandas as pd
 
-from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
+from ember.measure.statistics import ends_in_words
+from ember.studies.p1.lora_latency.tables import (
+    FIRST,
+    LORA_EXACT,
+    LORA_FIRST,
+    LORA_LATENCY_SUMMARY,
+    SWITCHES,
+)
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, legend_below, spread, style
+from ember.studies.style import COLOURS, COLUMN, MARKERS, basis, legend_below, spread, style
 
-OPERATIONS = ("apply", "replace", "rollback", "reload")
+STEADY = {
+    "apply": "apply",
+    "replace": "replace",
+    "rollback": "roll back",
+    "reload": "from a folder",
+}
+CACHES = {"none": "", "warm": ",\ndisk cache warm", "cold": ",\ndisk cache cold"}
 
 
-@reads(latency=LORA_LATENCY_SUMMARY, exact=LORA_EXACT)
-def draw(latency: pd.DataFrame, exact: pd.DataFrame, scale: str):
-    """Figure and caption from the tables `p1_lora_latency` and `lora_exact`."""
-    rows = latency[latency["status"] == "ok"]
+@reads(latency=LORA_LATENCY_SUMMARY, first=LORA_FIRST, exact=LORA_EXACT)
+def draw(latency: pd.DataFrame, first: pd.DataFrame, exact: pd.DataFrame, scale: str):
+    """Figure and caption from the tables `p1_lora_latency`, `lora_first` and `lora_exact`."""
+    rows = latency[(latency["status"] == "ok") & (latency["phase"] == "steady")]
+    ours = first[(first["status"] == "ok") & (first["operation"] == "first")]
+    caches = [cache for cache in CACHES if cache in set(ours[ours["keep"] != "none"]["disk_cache"])]
     who = list(dict.fromkeys(zip(rows["implementation"], rows["keep"], strict=True)))
     with style() as plt:
-        figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.7), sharey=True)
-        for axis, phase in zip(axes, ("steady", "cold"), strict=True):
-            _bars(axis, rows[rows["phase"] == phase], who)
-            axis.set_title(phase)
-        axes[0].set_ylabel("ms (median, 10th to 90th percentile)")
-        legend_below(figure, axes[0])
+        figure, axes = plt.subplots(figsize=(COLUMN, 3.1))
+        for index, (implementation, keep) in enumerate(who):
+            look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
+            lift = 0.5 - (index + 0.5) / len(who)
+            group = rows[(rows["implementation"] == implementation) & (rows["keep"] == keep)]
+            group = group.set_index("operation", drop=False).reindex(SWITCHES).dropna(subset="n")
+            places = [lift * 0.7 - SWITCHES.index(name) for name in group["operation"]]
+            name = "PEFT" if implementation == "peft" else f"Ember, base kept: {keep}"
+            axes.errorbar(group["ms_median"], places, xerr=spread(group, "ms"), **look, label=name)
+            mine = ours[(ours["implementation"] == implementation) & (ours["keep"] == keep)]
+            for line, cache in enumerate(caches):
+                shown = mine[mine["disk_cache"].isin((cache, "none"))]
+                place = lift * 0.7 - len(SWITCHES) - line
+                axes.plot(shown["ms"], [place] * len(shown), **look, alpha=0.8)
+        dashed = {"color": "#222222", "linewidth": 0.9, "linestyle": "--"}
+        axes.axvline(rows["limit_ms"].iloc[0], **dashed, label="memory's limit")
+        axes.axhline(0.5 - len(SWITCHES), color="#888888", linewidth=0.6)
+        words = [*(STEADY[name] for name in SWITCHES)]
+        words += [f"first of a process{CACHES[cache]}" for cache in caches]
+        axes.set_yticks([-place for place in range(len(words))], words)
+        axes.set_ylim(0.5 - len(words), 0.5)
+        axes.set_xscale("log")
+        axes.set_xlabel("ms")
+        axes.grid(axis="y", visible=False)
+        legend_below(figure, axes, 2)
         return figure, _caption(latency, exact, scale)
 
 
-def _bars(axis, rows, who) -> None:
-    width = 0.8 / len(who)
-    for index, (implementation, keep) in enumerate(who):
-        group = rows[(rows["implementation"] == implementation) & (rows["keep"] == keep)]
-        group = group.set_index("operation").reindex(OPERATIONS)
-        places = [at + (index - (len(who) - 1) / 2) * width for at in range(len(OPERATIONS))]
-        axis.bar(
-            places,
-            group["ms_median"],
-            width * 0.92,
-            yerr=spread(group, "ms"),
-            error_kw={"linewidth": 0.8, "capsize": 0},
-            color=COLOURS[index],
-            label="PEFT" if implementation == "peft" else f"Ember, base kept: {keep}",
-        )
-    dashed = {"color": "#222222", "linewidth": 0.9, "linestyle": "--"}
-    axis.axhline(rows["limit_ms"].iloc[0], **dashed, label="limit")
-    axis.set_yscale("log")
-    axis.set_xticks(range(len(OPERATIONS)), OPERATIONS)
-    axis.grid(axis="x", visible=False)
-
-
 def _caption(latency, exact, scale: str) -> str:
-    steady = latency[(latency["phase"] == "steady") & (latency["status"] == "ok")]
-    first, sentences = latency.iloc[0], []
+    ok = latency[latency["status"] == "ok"]
+    steady, first = (ok[ok["phase"] == phase] for phase in ("steady", "first"))
+    about, sentences = steady.iloc[0], []
     for row in steady[steady["implementation"] == "ember"].to_dict("records"):
         against = ""
         if pd.notna(row["speedup_over_peft"]):
@@ -57,6 +70,8 @@ def _caption(latency, exact, scale: str) -> str:
             f"- {row['operation']} (base kept: {row['keep']}): {row['ms_median']:.3g} ms, "
             f"{row['ratio_to_limit']:.2f} × the limit{against}."
         )
+    for (who, cache), group in first.groupby(["implementation", "disk_cache"], sort=False):
+        sentences.append(_first(who, cache, group.set_index("operation")))
     bits = "; ".join(
         f"{'PEFT' if row['implementation'] == 'peft' else 'Ember, ' + row['keep']} "
         + ("bit-equal" if row["exact"] else f"off by up to {row['max_abs_diff']:.2g}")
@@ -64,12 +79,30 @@ def _caption(latency, exact, scale: str) -> str:
         for row in exact.to_dict("records")
     )
     return (
-        f"**Switching LoRA adapters (P1-3.3).** {first['matrices']} matrices, rank "
-        f"{first['rank']}, {first['bytes'] / 2e6:.3g} MB of weights. Dashed: the limit, every "
-        f"adapted weight read and written once at the copy bandwidth of {first['copy_gb_s']:.3g} "
-        f"GB/s measured in the same run ({first['limit_ms']:.3g} ms). reload reads the adapter "
-        "from a folder. cold is a single call, the first of its kind; that of the first bar is the "
-        "first of the process. PEFT replaces by "
-        f"unmerging and merging. After {exact['swaps'].iloc[0]} replacements and a rollback the "
-        f"weights are: {bits}. {basis(latency, scale)}\n\n" + "\n".join(sentences)
+        f"**Switching LoRA adapters (P1-3.3).** {about['matrices']} matrices, rank "
+        f"{about['rank']}, {about['bytes'] / 2e6:.3g} MB of weights. Medians, "
+        f"{ends_in_words(steady['n'])}; implementations in turns. Dashed: the limit, every "
+        f"adapted weight read and written once at the copy bandwidth of {about['copy_gb_s']:.3g} "
+        f"GB/s measured in the same run ({about['limit_ms']:.3g} ms). PEFT replaces by "
+        "unmerging and merging. Below the line each point is a fresh process with the model "
+        "and libraries loaded: the time until its first adapter, read from a folder, is in the "
+        f"weights. After {exact['swaps'].iloc[0]} replacements and a rollback the "
+        f"weights are: {bits}. {basis(ok, scale)}\n\n" + "\n".join(sentences)
+    )
+
+
+def _first(who: str, cache: str, parts: pd.DataFrame) -> str:
+    """A sentence on the first adapter of processes, with where its time goes."""
+    total = parts.loc["first"]
+    steps = ", ".join(f"{name} {parts.loc[name, 'ms_median']:.3g}" for name in FIRST)
+    compiled = ""
+    if "compile" in parts.index:
+        compiled = f"; Triton compiled for {parts.loc['compile', 'ms_median']:.3g} ms meanwhile"
+    imported = parts.loc["import", "ms_median"]
+    named = "PEFT" if who == "peft" else "Ember"
+    named += "" if cache == "none" else f", Triton's disk cache {cache}"
+    return (
+        f"- first adapter, n = {total['n']} processes, {named}: "
+        f"{total['ms_median']:.4g} ms ({total['ms_min']:.4g} to {total['ms_max']:.4g}): {steps} ms"
+        f"{compiled}; imports before it {imported:.3g} ms."
     )

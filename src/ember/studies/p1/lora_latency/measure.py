@@ -1,25 +1,44 @@
 """How long it takes to switch adapters, against the memory's limit and PEFT (P1-3.3).
 
 The limit is reading and writing every adapted weight once, at the copy bandwidth measured in the
-same run. Implementations follow one another, each with all its operations in every round. A time
-runs from the call until the device is done, so what the host needs is in it.
+same run. Implementations take turns, each with all its operations in every round. A time runs from
+the call until the device is done, so what the host needs is in it. First switches are those of
+fresh processes.
 """
 
+import json
 import logging
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from ember.measure.clock import timed
 from ember.measure.cost import read_ms, switch_bytes
-from ember.measure.device import synchronize
-from ember.studies.measured import on_device
-from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY
+from ember.measure.device import resolve, synchronize
+from ember.measure.progress import Progress
+from ember.measure.turns import rounds
+from ember.records.errors import EmberError
+from ember.studies.measured import blank, in_order, measured_on, on_device
+from ember.studies.p1.lora_latency import process
+from ember.studies.p1.lora_latency.switchers import Ember, Peft
+from ember.studies.p1.lora_latency.tables import (
+    LORA_EXACT,
+    LORA_FIRST,
+    LORA_LATENCY,
+    SWITCHES,
+)
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
-ROUND = ("apply", "replace", "reload", "rollback")  # from the base to the base
+
+class FirstFailed(EmberError):
+    """A process that was to switch its first adapter ended with an error."""
 
 
 @makes(LORA_LATENCY, LORA_EXACT)
@@ -31,37 +50,31 @@ def time_adapters(
     `settings`: rank, alpha, b_std, warmup, repeats, keeps (what copies of the base to compare) and
     swaps. Without PEFT its rows are skipped with the reason.
     """
-    from ember.lora.adapter import ATTENTION, draw_adapter, linears
-    from ember.lora.peft import save_adapter
+    from ember.lora.adapter import ATTENTION, linears
     from ember.measure.roofline import copy_bandwidth_gb_s
+    from ember.model.reference import load_peer
 
-    # First, so that the cold switch finds a process that has done nothing else.
     device, decoder, about = on_device(model, device, dtype)
-    drawn = {name: settings[name] for name in ("rank", "alpha", "b_std")}
-    adapters = [draw_adapter(decoder, **drawn, seed=seed + n) for n in range(2)]
     adapted = [m.weight for (_, name), m in linears(decoder).items() if name in ATTENTION]
     size = {
         "matrices": len(adapted),
         "rank": settings["rank"],
         "bytes": switch_bytes(sum(weight.nbytes for weight in adapted)),
     }
-    with tempfile.TemporaryDirectory() as folder:
-        folders = [
-            save_adapter(adapter, Path(folder) / str(number), arch=decoder.arch)
-            for number, adapter in enumerate(adapters)
+    with _drawn(decoder, settings, seed) as folders:
+        benches = {f"ember, {keep}": Ember(decoder, folders, keep) for keep in settings["keeps"]}
+        reason = _no_peft()
+        if reason is None:
+            benches["peft"] = Peft(load_peer(model, decoder), folders)
+        for bench in benches.values():
+            bench.prepare()
+            bench.prepare()
+        rows = _steady(benches, adapted, settings, device)
+        exact = [
+            _exactness(bench, getattr(bench, "weights", adapted), settings["swaps"], device)
+            for bench in benches.values()
         ]
-        rows, exact = [], []
-        for keep in settings["keeps"]:
-            bench = Ember(decoder, adapters, folders, keep)
-            rows += _measure(bench, settings, device)
-            exact.append(_exactness(bench, adapted, settings["swaps"], device))
-        try:
-            bench = Peft(model, decoder, adapters, folders)
-        except ImportError as error:
-            rows += _skipped(f"not installed here: {error}")
-        else:
-            rows += _measure(bench, settings, device)
-            exact.append(_exactness(bench, bench.weights, settings["swaps"], device))
+    rows += _skipped(LORA_LATENCY, reason, repeat=0, place=0) if reason else []
     bandwidth = copy_bandwidth_gb_s(device)
     limit = {"copy_gb_s": bandwidth, "limit_ms": read_ms(size["bytes"], bandwidth)}
     whole = {
@@ -72,104 +85,110 @@ def time_adapters(
     return rows, [row | whole | about for row in exact]
 
 
-class Ember:
-    """Switches by `ember.lora.merge`, with the adapters prepared."""
+@makes(LORA_FIRST)
+def time_first(
+    *, model: str | Path, settings: Mapping, device: str, dtype: str, seed: int
+) -> list[dict]:
+    """Rows of LORA_FIRST: processes of their own, each a model's first adapter (base kept on the
+    device) and the switches after it.
 
-    name = "ember"
-
-    def __init__(self, decoder, adapters: Sequence, folders: Sequence[Path], keep: str):
-        from ember.lora.merge import Merger
-
-        self.keep, self.folders, self._next = keep, folders, 0
-        self.merger = Merger(decoder, keep=keep)
-        self.prepared = [self.merger.prepare(adapter) for adapter in adapters]
-
-    def apply(self) -> None:
-        self.merger.swap(self.prepared[0])
-
-    def replace(self) -> None:
-        other = self.merger.active is self.prepared[0].adapter
-        self.merger.swap(self.prepared[other])
-
-    def rollback(self) -> None:
-        self.merger.swap(None)
-
-    def reload(self) -> None:
-        """From a folder: read, check, move, swap."""
-        from ember.lora.peft import load_adapter
-
-        self._next = 1 - self._next
-        self.merger.swap(load_adapter(self.folders[self._next]))
-
-    @property
-    def kept_bytes(self) -> int:
-        return self.merger.base_bytes
-
-    def close(self) -> None:
-        self.merger.forget_base()
-
-
-class Peft:
-    """Switches by PEFT's merge_adapter, unmerge_adapter and hotswap_adapter."""
-
-    name, keep, kept_bytes = "peft", "none", 0
-
-    def __init__(self, model, decoder, adapters: Sequence, folders: Sequence[Path]):
-        from peft import PeftModel
-
-        from ember.lora.adapter import ATTENTION
-        from ember.model.reference import load_peer
-
-        peer = load_peer(model, decoder)
-        self.model = PeftModel.from_pretrained(peer, str(folders[0]), adapter_name="first")
-        self.model.load_adapter(str(folders[1]), adapter_name="second")
-        self.folders, self._next = folders, 0
-        layers = self.model.base_model.model.model.layers
-        attention = [getattr(layer.self_attn, name) for layer in layers for name in ATTENTION]
-        self.weights = [linear.base_layer.weight for linear in attention]
-
-    def apply(self) -> None:
-        self.model.merge_adapter()
-
-    def rollback(self) -> None:
-        self.model.unmerge_adapter()
-
-    def replace(self) -> None:
-        self.model.unmerge_adapter()
-        self.model.set_adapter("second" if self.model.active_adapter == "first" else "first")
-        self.model.merge_adapter()
-
-    def reload(self) -> None:
-        """hotswap_adapter from a folder, merged again."""
-        from peft.utils.hotswap import hotswap_adapter
-
-        self._next = 1 - self._next
-        self.model.unmerge_adapter()
-        hotswap_adapter(
-            self.model,
-            str(self.folders[self._next]),
-            adapter_name=self.model.active_adapter,
-            torch_device=str(self.weights[0].device),
-        )
-        self.model.merge_adapter()
-
-    def close(self) -> None:
-        self.model.unmerge_adapter()
-
-
-def _measure(bench, settings: Mapping, device: str) -> list[dict]:
-    """Cold: each operation once, in the order of a first use. Steady: rounds of all of them."""
+    `settings`: rank, alpha, b_std and the number of processes of each kind. Where kernels are
+    compiled, one process begins with an empty cache of Triton's on disk and the next finds what
+    it left.
+    """
     import torch
 
-    labels = {"implementation": bench.name, "keep": bench.keep, "status": "ok", "reason": None}
+    from ember.model.decoder import Decoder
+    from ember.model.folder import read_architecture
+
+    device, model = resolve(device), Path(model).resolve()
+    about, count = measured_on(model, device, dtype), settings["processes"]
+    reason = _no_peft()
+    kinds = ["ember"] if reason else ["ember", "peft"]
+    kernels = device.startswith("cuda") and find_spec("triton") is not None
+    caches = {"ember": ("cold", "warm") if kernels else ("none",), "peft": ("none",)}
+    rows = [row | about for row in _skipped(LORA_FIRST, reason, disk_cache="none", process=0)]
+    progress = Progress(log, count * sum(len(caches[kind]) for kind in kinds))
+    with torch.device("meta"):  # adapters are drawn by shapes alone
+        shapes = Decoder(read_architecture(model))
+    with _drawn(shapes, settings, seed) as folders:
+        request = {"model": str(model), "folders": list(map(str, folders))}
+        request |= {"device": device, "dtype": dtype}
+        for number, order in rounds(kinds, range(count)):
+            for kind in order:
+                keep = "device" if kind == "ember" else "none"
+                labels = {"implementation": kind, "keep": keep, "process": number, **about}
+                with tempfile.TemporaryDirectory(prefix="ember-triton-") as folder:
+                    for cache in caches[kind]:
+                        found = _in_process(labels | request, folder)
+                        labels["disk_cache"] = cache
+                        rows += [
+                            blank(LORA_FIRST, **labels, operation=part, ms=ms)
+                            for part, ms in found.items()
+                            if ms is not None
+                        ]
+                        progress.step(f"{kind}, disk cache {cache}")
+    return in_order(rows, LORA_FIRST)
+
+
+def _in_process(request: Mapping, cache: str) -> dict:
+    """The answer of `process` in a fresh one, with Triton's disk cache in a folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", process.__name__, json.dumps(request)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRITON_CACHE_DIR": cache},
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+        raise FirstFailed(
+            f"a process with {request['implementation']}'s first adapter failed: {last}\n"
+            "where memory was short, close what else runs there; the log has the whole message"
+        )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def _drawn(decoder, settings: Mapping, seed: int) -> Iterator[list[Path]]:
+    """Folders of two drawn adapters."""
+    from ember.lora.adapter import draw_adapter
+    from ember.lora.peft import save_adapter
+
+    drawn = {name: settings[name] for name in ("rank", "alpha", "b_std")}
+    with tempfile.TemporaryDirectory() as folder:
+        yield [
+            save_adapter(
+                draw_adapter(decoder, **drawn, seed=seed + number),
+                Path(folder) / str(number),
+                arch=decoder.arch,
+            )
+            for number in range(2)
+        ]
+
+
+def _no_peft() -> str | None:
+    return None if find_spec("peft") else "PEFT is not installed here"
+
+
+def _steady(benches: Mapping, weights: Sequence, settings: Mapping, device: str) -> list[dict]:
+    """Rounds of all operations, the benches in turns; each ends with the base in the weights."""
+    import torch
+
     rows = []
-    steady = range(-settings["warmup"], settings["repeats"])
     with torch.no_grad():
-        for phase, turn in [("cold", 0), *(("steady", turn) for turn in steady)]:
-            for operation in ROUND:
-                ms, _ = timed(getattr(bench, operation), device)
-                row = {"operation": operation, "phase": phase, "repeat": turn, "ms": ms}
-                rows += [labels | row] if turn >= 0 else []
+        base = [weight.detach().clone() for weight in weights]
+        for turn, order in rounds(benches, range(-settings["warmup"], settings["repeats"])):
+            for place, name in enumerate(order):
+                bench = benches[name]
+                labels = {"implementation": bench.name, "keep": bench.keep, "repeat": turn}
+                for operation in SWITCHES:
+                    ms, _ = timed(getattr(bench, operation), device)
+                    row = {"operation": operation, "place": place, "ms": ms}
+                    row |= {"status": "ok", "reason": None}
+                    rows += [labels | row] if turn >= 0 else []
+                if bench.name == "ember" and bench.keep == "none":
+                    # It drifts. Through .data: the others need not take note.
+                    torch._foreach_copy_([weight.data for weight in weights], base)
     return rows
 
 
@@ -189,7 +208,7 @@ def _exactness(bench, weights: Sequence, swaps: int, device: str) -> dict:
         exact = all(torch.equal(now.view(torch.uint8), was.view(torch.uint8)) for now, was in pairs)
         largest = max(float((now.float() - was.float()).abs().max()) for now, was in pairs)
         if not exact:  # the next one begins from the base as well
-            torch._foreach_copy_(list(weights), before)
+            torch._foreach_copy_([weight.data for weight in weights], before)
         if bench.name == "ember":
             bench.close()
     labels = {"implementation": bench.name, "keep": bench.keep, "swaps": swaps}
@@ -202,10 +221,8 @@ def _passes(row: Mapping, matrices: int) -> int:
     return 2 * matrices if twice else matrices
 
 
-def _skipped(reason: str) -> list[dict]:
-    labels = {"implementation": "peft", "keep": "none", "repeat": 0, "ms": None}
-    return [
-        labels | {"operation": operation, "phase": phase, "status": "skipped", "reason": reason}
-        for operation in ROUND
-        for phase in ("cold", "steady")
-    ]
+def _skipped(schema, reason: str | None, **about) -> list[dict]:
+    """PEFT's rows where it is not there."""
+    operations = () if reason is None else SWITCHES
+    about |= {"implementation": "peft", "keep": "none", "status": "skipped", "reason": reason}
+    return [blank(schema, **about, operation=operation) for operation in operations]

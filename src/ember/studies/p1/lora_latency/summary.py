@@ -1,19 +1,39 @@
 """Switching adapters, against the memory's limit and PEFT: medians and spread (P1-3.3)."""
 
-from ember.studies.p1.lora_latency.tables import LORA_LATENCY, LORA_LATENCY_SUMMARY
+from statistics import median
+
+from ember.studies.p1.lora_latency.tables import (
+    LORA_FIRST,
+    LORA_LATENCY,
+    LORA_LATENCY_SUMMARY,
+    PARTS,
+    SWITCHES,
+)
 from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
 
 
 @makes(LORA_LATENCY_SUMMARY)
-def summarise_latency(latency) -> list[dict]:
-    """Rows of LORA_LATENCY_SUMMARY from a table LORA_LATENCY."""
-    groups = grouped(records(latency, LORA_LATENCY), "implementation", "keep", "operation", "phase")
-    rows = {key: summary_row(LORA_LATENCY_SUMMARY, group)[0] for key, group in groups.items()}
-    for key, row in rows.items():
-        if row["n"]:
+def summarise_latency(latency, first) -> list[dict]:
+    """Rows of LORA_LATENCY_SUMMARY from tables LORA_LATENCY and LORA_FIRST."""
+    steady = grouped(records(latency, LORA_LATENCY), "implementation", "keep", "operation")
+    rows = []
+    for (*_, operation), runs in steady.items():
+        row, timed = summary_row(LORA_LATENCY_SUMMARY, runs)
+        kernels = row["implementation"] == "ember" and row["device"].startswith("cuda")
+        row["phase"] = "steady"
+        row["disk_cache"] = "warm" if kernels else "none"
+        if timed:
             row["ratio_to_limit"] = row["ms_median"] / row["limit_ms"]
-            peft = rows.get(("peft", "none", *key[2:]))
-            if peft and peft["n"]:
-                row["speedup_over_peft"] = peft["ms_median"] / row["ms_median"]
-    return list(rows.values())
+            theirs = {r["repeat"]: r["ms"] for r in steady.get(("peft", "none", operation), [])}
+            ratios = [theirs[r["repeat"]] / r["ms"] for r in timed if theirs.get(r["repeat"])]
+            row["speedup_over_peft"] = median(ratios) if ratios else None
+        rows.append(row)
+    size = {name: rows[0][name] for name in ("matrices", "rank", "bytes", "copy_gb_s", "limit_ms")}
+    names = ("disk_cache", "implementation", "keep", "operation")
+    groups = grouped(records(first, LORA_FIRST), *names)
+    order = (*PARTS, *SWITCHES)
+    for key in sorted(groups, key=lambda key: (*key[:3], order.index(key[3]))):
+        row, _ = summary_row(LORA_LATENCY_SUMMARY, groups[key])
+        rows.append(row | size | {"phase": "first", "passes": 0})
+    return rows

@@ -1,13 +1,16 @@
 """Two pipeline stages: tokens per second by split, and what both did when (P1-1.2)."""
 
+import numpy as np
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, LINES, MARKERS, PAGE, basis, label, look, spread, style
 
 _MODES = {"overlap": "overlap", "no_overlap": "no overlap"}
 _STAGES = "layers of first + second stage"
+_DECODE = "#888888"
 _BELOW = {"loc": "upper left", "bbox_to_anchor": (0, -0.22), "ncols": 2}
 
 
@@ -76,7 +79,7 @@ def _splits_caption(rows, single, scale: str) -> str:
         "**Two pipeline stages by split.** (a) Generated tokens per second of "
         f"{first['sequences']} sequences in {first['micro_batches']} micro-batches, "
         f"{first['context']} prompt and {first['generation']} generated tokens, prefill included: "
-        f"median and p10 to p90 of n = {first['n']} runs; hollow: predicted from the costs of "
+        f"median and {ends_in_words(rows['n'])}; hollow: predicted from the costs of "
         "layers, embedding, head and messages measured apart. (b) Share of the overlapped runs in "
         "which each stage computed. The fastest is "
         f"{best['split']} ({_MODES[best['mode']]}) at {best['tokens_per_s_median']:.4g} tokens/s, "
@@ -95,6 +98,7 @@ def _splits_caption(rows, single, scale: str) -> str:
 
 
 _STEPS = 4  # decoding steps shown in the close-up
+_BINS = 120  # of a whole run, for the share of time spent decoding
 _HEIGHT = 0.7
 
 
@@ -102,7 +106,8 @@ _HEIGHT = 0.7
 def draw_gantt(events: pd.DataFrame, pipeline: pd.DataFrame, scale: str):
     """Figure and caption from the tables of events and of the pipeline, for the best split.
 
-    Left whole runs, right some decoding steps from the middle of them.
+    Left whole runs: prefill as bars, and decoding, thousands of bars thinner than a dot, as the
+    share of time that a stage computes. Right some decoding steps from the middle of them.
     """
     with style() as plt:
         if events.empty:
@@ -120,14 +125,38 @@ def draw_gantt(events: pd.DataFrame, pipeline: pd.DataFrame, scale: str):
         for (whole, close), (mode, run) in zip(axes, runs.items(), strict=True):
             start, _ = windows[mode]
             steps = min(_STEPS, int(run["step"].max()))
-            _work(whole, run, 0.0, longest)
+            _shares(whole, run[run["step"] > 0], longest / _BINS)
+            _work(whole, run[run["step"] == 0], 0.0, longest)
             _work(close, run, start, start + widest)
+            whole.axvspan(start, start + widest, color="#dddddd", zorder=0, linewidth=0)
             whole.set_title(f"{_MODES[mode]}: whole run", loc="left")
-            close.set_title(f"{_MODES[mode]}: {steps} decoding steps", loc="left")
+            close.set_title(f"{_MODES[mode]}: {steps} decoding steps (shaded left)", loc="left")
         for axis in axes[1]:
             axis.set_xlabel("time (ms)")
         _legend(figure, events, plt)
         return figure, _gantt_caption(runs, best, pipeline, scale)
+
+
+def _shares(axes, run: pd.DataFrame, width: float) -> None:
+    """The share of each stretch of `width` ms in which a stage computed, as a height."""
+    computing = run[run["kind"].isin(("decode", "sampling"))]
+    for stage, group in computing.groupby("stage"):
+        edges = np.arange(group["start_ms"].min(), group["end_ms"].max() + width, width)
+        share = busy_share(group["start_ms"].to_numpy(), group["end_ms"].to_numpy(), edges)
+        floor = 1 - stage - _HEIGHT / 2
+        axes.stairs(floor + _HEIGHT * share, edges, baseline=floor, fill=True, color=_DECODE)
+
+
+def busy_share(starts: np.ndarray, ends: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """(len(edges) - 1,): of each stretch between edges the share covered by [start, end) spans that
+    do not overlap."""
+    spans, order = np.cumsum(np.sort(ends) - np.sort(starts)), np.sort(starts)
+    whole = np.concatenate([[0.0], spans])
+    before = np.searchsorted(order, edges, side="right")
+    last_end = np.concatenate([[-np.inf], np.sort(ends)])[before]
+    # Covered up to an edge: all spans begun before it, less what of the last lies beyond it.
+    covered = whole[before] - np.clip(last_end - edges, 0.0, None)
+    return np.diff(covered) / np.diff(edges)
 
 
 def _window(run: pd.DataFrame) -> tuple[float, float]:
@@ -171,10 +200,10 @@ def _legend(figure, events: pd.DataFrame, plt) -> None:
         Patch(facecolor=COLOURS[number % len(COLOURS)], label=f"micro-batch {number}")
         for number in range(min(count, len(COLOURS)))
     ]
-    grey = {"facecolor": "#888888", "edgecolor": "white", "linewidth": 0}
+    grey = {"facecolor": _DECODE, "edgecolor": "white", "linewidth": 0}
     entries += [
         Patch(hatch="////", label="prefill", **grey),
-        Patch(label="decode", **grey),
+        Patch(label="decode (left: share of the time)", **grey),
         Patch(label="sampling", **grey | {"alpha": 0.55}),
     ]
     figure.legend(handles=entries, loc="outside lower center", ncols=4 if len(entries) > 5 else 5)
@@ -190,7 +219,8 @@ def _gantt_caption(runs, best, pipeline, scale: str) -> str:
         f"**Pipeline timing at {best['split']} layers.** Bars are computing, gaps are waiting for "
         "the neighbour and for messages. Left the first recorded run of "
         f"{best['sequences']} sequences ({best['context']} prompt, {best['generation']} generated "
-        f"tokens) in {best['micro_batches']} micro-batches, right decoding steps from its middle. "
+        f"tokens) in {best['micro_batches']} micro-batches, its decoding as the share of time that "
+        "a stage computes (full height: always); right decoding steps from its middle. "
         f"Bubble share, median of n = {best['n']} runs: {said}. "
         f"{basis(pipeline[pipeline['point'] == best['point']], scale)}"
     )

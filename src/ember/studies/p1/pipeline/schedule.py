@@ -97,8 +97,8 @@ def best_split(units: Sequence, costs: Mapping[str, PhaseCosts], *, overlap: boo
 
     count = len(next(iter(costs.values())).layers)
     problem = pulp.LpProblem("split", pulp.LpMinimize)
-    early = [pulp.LpVariable(f"layer_{i}", cat="Binary") for i in range(count)]
-    end = pulp.LpVariable("end", lowBound=0)
+    early = [problem.add_variable(f"layer_{i}", cat="Binary") for i in range(count)]
+    end = problem.add_variable("end", lowBound=0)
     problem += end
     problem += early[0] == 1
     problem += early[-1] == 0
@@ -112,7 +112,7 @@ def best_split(units: Sequence, costs: Mapping[str, PhaseCosts], *, overlap: boo
     replied: dict = {}
     for number, unit in enumerate(units):
         cost = costs[unit.phase]
-        starts = [pulp.LpVariable(f"start_{stage}_{number}", lowBound=0) for stage in (0, 1)]
+        starts = [problem.add_variable(f"start_{stage}_{number}", lowBound=0) for stage in (0, 1)]
         for stage in (0, 1):
             if ended[stage] is not None:
                 problem += starts[stage] >= ended[stage]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from ember.measure.statistics import ends
 from ember.pipeline.plan import plan_units
 from ember.studies.p1.pipeline.schedule import best_split, makespan, read_costs
 from ember.studies.p1.pipeline.tables import LAYER_COSTS, PIPELINE, PIPELINE_RUNS
@@ -43,7 +44,7 @@ def _compare(rows: list[dict]) -> None:
     for row in staged:
         if single is not None:
             row["speedup_to_single"] = row["tokens_per_s_median"] / single["tokens_per_s_median"]
-        overlaps = row["tokens_per_s_p90"] >= best["tokens_per_s_p10"]
+        overlaps = ends(row, "tokens_per_s")[1] >= ends(best, "tokens_per_s")[0]
         row["standing"] = "best" if row is best else "no difference" if overlaps else "slower"
 
 

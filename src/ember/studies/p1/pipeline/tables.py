@@ -3,7 +3,7 @@
 from ember.records import schema as s
 
 MODES = ("single", "overlap", "no_overlap")
-SPEED = ("median", "mean", "std", "cv", "p10", "p90")
+SPEED = ("median", "mean", "std", "cv", "min", "max", "p10", "p90")
 
 _MACHINE = (*s.MEASURED_ON, *s.OUTCOME)
 _POINT = (
@@ -91,7 +91,7 @@ PIPELINE = s.Schema(
         s.maybe("speedup_to_single", "", "tokens_per_s_median / that of the one-device engine"),
         s.text(
             "standing",
-            "no difference: p10 to p90 overlaps that of the best",
+            "no difference: its runs' range (p10 to p90 from ten runs on) meets the best's",
             values=("best", "no difference", "slower"),
             nullable=True,
         ),

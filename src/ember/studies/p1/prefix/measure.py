@@ -1,11 +1,12 @@
 """Prefill with and without the prefix cache, over prompt and prefix lengths (P1-2.3, Sec 4.4).
 
-Both are timed on the same prompt, one right after the other and in alternating order.
+Both are timed on the same prompt, one right after the other; which goes first alternates. That
+tokens are the same is shown in float32, by `check_identity`.
 """
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import numpy as np
 from ember.measure.clock import PhaseClock
 from ember.measure.device import synchronize
 from ember.measure.progress import Progress
-from ember.measure.turns import rounds
+from ember.measure.turns import rounds, turn
 from ember.records.errors import BadRow
 from ember.studies.measured import in_order, on_device
-from ember.studies.p1.prefix.tables import PREFIX_SWEEP
+from ember.studies.p1.prefix.tables import PREFIX_IDENTITY, PREFIX_SWEEP
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -68,21 +69,67 @@ def sweep_prefix(
     for n, p in points:
         time_prefill(engines[n], cached[n, p], streams.shared[:p].tolist(), device)
     rng, rows = random.Random(f"{seed}/{shard}"), []
-    turns = [*range(-warmup, 0), *chosen]
-    progress = Progress(log, len(points) * len(turns))
-    for turn, order in rounds(points, turns, rng):
+    numbers = [*range(-warmup, 0), *chosen]
+    progress = Progress(log, len(points) * len(numbers))
+    for document, order in rounds(points, numbers, rng):
         for n, p in order:
-            prompt = streams.prompt(turn % len(streams.documents), n, p)
-            if turn < 0:  # a recorded document must be new to the prefix cache
+            prompt = streams.prompt(document % len(streams.documents), n, p)
+            if document < 0:  # a recorded document must be new to the prefix cache
                 prompt[p:] = reversed(prompt[p:])
-            cached_first = rng.random() < 0.5
-            order = [cached[n, p], PlainPrefill()][:: 1 if cached_first else -1]
-            pair = [time_prefill(engines[n], strategy, prompt, device) for strategy in order]
+            # Balanced at every point within a shard, and within a document over its points.
+            strategies = turn([True, False], document // shards + shard + points.index((n, p)))
+            pair = {}
+            for with_cache in strategies:
+                strategy = cached[n, p] if with_cache else PlainPrefill()
+                pair[with_cache] = time_prefill(engines[n], strategy, prompt, device)
             progress.step(f"prompt {n}, prefix {p}")
-            if turn >= 0:
-                point = {"prompt_tokens": n, "prefix_tokens": p, "document": turn, "shard": shard}
-                rows += _rows(pair, len(rows), cached_first, tolerance, point | about)
+            if document >= 0:
+                point = {"prompt_tokens": n, "prefix_tokens": p, "document": document}
+                point |= {"shard": shard}
+                rows += _rows(pair, len(rows), tolerance, point | about)
     return in_order(rows, PREFIX_SWEEP)
+
+
+@makes(PREFIX_IDENTITY)
+def check_identity(
+    *,
+    model: str | Path,
+    workload,
+    documents: int,
+    prompts: Sequence[int],
+    prefix_fractions: Sequence[float],
+    budget_mb: float,
+    runtime: Mapping,
+) -> list[dict]:
+    """Rows of PREFIX_IDENTITY: the sweep's points in float32, whatever `runtime` says.
+
+    In half precision the two best logits are often closer than rounding moves them, so that equal
+    and unequal first tokens prove little; in float32 each must be equal. Not timed.
+    """
+    from ember.cache.radix import RadixCache
+    from ember.engine.engine import Engine
+    from ember.engine.prefill import PlainPrefill, PrefixPrefill
+    from ember.studies.p1.workload.make import read_workload
+
+    device, decoder, about = on_device(model, runtime["device"], "float32")
+    streams, rows = read_workload(workload), []
+    for n in prompts:
+        engine = Engine(decoder, capacity=n + 1)
+        for p in prefix_lengths(n, prefix_fractions):
+            cached = PrefixPrefill(RadixCache(int(budget_mb * 1e6)))
+            time_prefill(engine, cached, streams.shared[:p].tolist(), device)
+            for document in range(documents):
+                prompt = streams.prompt(document, n, p)
+                found, wanted = (
+                    time_prefill(engine, strategy, prompt, device)
+                    for strategy in (cached, PlainPrefill())
+                )
+                point = {"prompt_tokens": n, "prefix_tokens": p, "document": document}
+                reused = {"reused_tokens": found.reused_tokens}
+                rows.append(point | reused | _compare(found, wanted) | about)
+                if not rows[-1]["tokens_equal"]:
+                    log.warning("float32, %s: first tokens differ", point)
+    return rows
 
 
 def prefix_lengths(prompt: int, fractions: Sequence[float]) -> list[int]:
@@ -117,39 +164,35 @@ def time_prefill(engine, strategy, prompt: list[int], device: str) -> TimedPrefi
     )
 
 
-def _rows(
-    pair: list[TimedPrefill], order: int, cached_first: bool, tolerance: float, about: dict
-) -> list[dict]:
-    cached, uncached = pair if cached_first else reversed(pair)
-    difference = float(np.abs(cached.logits - uncached.logits).max())
-    equal = bool(cached.logits.argmax() == uncached.logits.argmax())
-    if difference > tolerance or not equal:
+def _compare(found: TimedPrefill, wanted: TimedPrefill) -> dict:
+    return {
+        "tokens_equal": bool(found.logits.argmax() == wanted.logits.argmax()),
+        "max_logit_diff": float(np.abs(found.logits - wanted.logits).max()),
+    }
+
+
+def _rows(pair: dict[bool, TimedPrefill], order: int, tolerance: float, about: dict) -> list[dict]:
+    """Two rows of PREFIX_SWEEP, from the runs with and without the cache in their order."""
+    compared = _compare(pair[True], pair[False])
+    if compared["max_logit_diff"] > tolerance:
         log.warning(
-            "prompt %d, prefix %d, document %d: logits differ by %.3g (tolerance %.3g), first "
-            "token %s",
+            "prompt %d, prefix %d, document %d: logits differ by %.3g (tolerance %.3g)",
             *(about[name] for name in ("prompt_tokens", "prefix_tokens", "document")),
-            difference,
+            compared["max_logit_diff"],
             tolerance,
-            "equal" if equal else "not equal",
         )
     return [
         {
             **about,
             "order": order + place,
-            "cached": timed is cached,
+            "cached": cached,
+            "first": place == 0,
             "reused_tokens": timed.reused_tokens,
             "prefill_ms": timed.prefill_ms,
             "lookup_ms": timed.lookup_ms,
             "store_ms": timed.store_ms,
             "first_token": int(timed.logits.argmax()),
-            "top_margin": _top_margin(timed.logits),
-            "tokens_equal": equal if timed is cached else None,
-            "max_logit_diff": difference if timed is cached else None,
+            **(compared if cached else dict.fromkeys(compared)),
         }
-        for place, timed in enumerate(pair)
+        for place, (cached, timed) in enumerate(pair.items())
     ]
-
-
-def _top_margin(logits: np.ndarray) -> float:
-    second, first = np.partition(logits, -2)[-2:]
-    return float(first - second)

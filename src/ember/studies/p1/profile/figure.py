@@ -1,80 +1,106 @@
-"""Figure 2: where a rollout's time goes, over context and generation length (P1-1.1)."""
+"""Figure 2: the share of prefill in a rollout, alone and at the loop's batch sizes (P1-1.1)."""
+
+from collections.abc import Mapping
 
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.profile.tables import PREFILL_SHARE
+from ember.studies.p1.rollout.tables import point_name
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, PAGE, basis, label, look, powers_of_two, spread, style
-
-_PHASES = ("prefill", "decode", "sampling", "transfer")
+from ember.studies.style import COLUMN, basis, look, note, powers_of_two, spread, style
 
 
 @reads(share=PREFILL_SHARE)
-def draw(share: pd.DataFrame, scale: str):
-    """Figure and caption from the table `p1_prefill_share` (measured rows of mode single)."""
-    rows = share[(share["status"] == "ok") & (share["mode"] == "single")]
-    rows = rows.sort_values(["generation", "context"])
+def draw(share: pd.DataFrame, operating: Mapping, scale: str):
+    """Figure and caption from the table `p1_prefill_share`: one curve a batch size at the operating
+    point's generation, and hollow the other generations that its batches were measured at."""
+    rows = share[(share["status"] == "ok") & share["mode"].isin(["single", "batched"])]
+    loop = (rows["mode"] == "batched") & _like(rows, operating, "prompts", "candidates")
+    rows = rows[loop | (rows["mode"] == "single")].sort_values(["batch", "context", "generation"])
+    usual = _like(rows, operating, "generation")
+    curves = rows[usual].groupby("batch").filter(_is_curve, at=operating["rows"])
+    rows = rows[rows["batch"].isin(curves["batch"])]
+    loop = rows[rows["mode"] == "batched"][["context", "generation"]].drop_duplicates()
+    others = rows[~_like(rows, operating, "generation")].merge(loop)
     with style() as plt:
-        figure, (curves, bars) = plt.subplots(1, 2, figsize=(PAGE, 2.5), width_ratios=(1, 1.6))
-        _curves(curves, rows)
-        _bars(bars, rows)
-        return figure, _caption(rows, share, scale)
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
+        for index, (batch, group) in enumerate(curves.groupby("batch")):
+            name = f"{batch} rows" if batch > 1 else "one rollout"
+            axes.plot([], [], **look(index), label=name)
+            _points(axes, group, look(index))
+            hollow = look(index) | {"linestyle": "none", "markerfacecolor": "none"}
+            _points(axes, others[others["batch"] == batch], hollow)
+        for generation in sorted(set(others["generation"])):
+            axes.plot([], [], "o", color="#444444", mfc="none", label=f"{generation} generated")
+        for at in rows[rows["point"] == point_name(operating)].to_dict("records"):
+            percent = 100 * at["prefill_share_median"]
+            axes.plot(at["context"], percent, "o", ms=9, mfc="none", mec="#222222", mew=0.8)
+            words = f"operating\npoint: {percent:.0f} %"
+            note(axes, words, (at["context"], percent), (-6, 5), ha="right")
+        powers_of_two(axes, rows["context"])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("context (tokens)")
+        axes.set_ylabel("prefill share of a rollout (%)")
+        title = f"decoding together, {operating['generation']} generated"
+        axes.legend(title=title, title_fontsize=7, alignment="left", loc="best")
+        return figure, _caption(rows, share, operating, scale)
 
 
-def _curves(axes, rows) -> None:
-    for index, (generation, group) in enumerate(rows.groupby("generation")):
-        share, bars = 100 * group["prefill_share"], spread(group, "prefill_share", 100)
-        looks = look(index) | {"label": f"{generation} generated"}
-        axes.errorbar(group["context"], share, bars, **looks)
-    powers_of_two(axes, rows["context"])
-    axes.set_ylim(bottom=0)
-    label(axes, "a", "context (tokens)", "prefill share of a rollout (%)")
+def _is_curve(rows, at: int) -> bool:
+    """Batches of one context only are left out, but for one rollout and the operating point."""
+    return rows["batch"].iloc[0] in (1, at) or rows["context"].nunique() > 1
 
 
-def _bars(axes, rows) -> None:
-    # One place for each row, and one left out between generation lengths.
-    places = pd.Series(range(len(rows)), rows.index) + rows["generation"].rank(method="dense") - 1
-    bottom = 0.0 * places
-    for index, phase in enumerate(_PHASES):
-        heights = rows[f"{phase}_ms_median"].fillna(0.0)
-        axes.bar(places, heights, bottom=bottom, color=COLOURS[index], width=0.8, label=phase)
-        bottom += heights
-    axes.set_xticks(places, rows["context"], rotation=45)
-    top = bottom.max()
-    for generation, group in places.groupby(rows["generation"]):
-        axes.text(group.mean(), top * 1.04, f"{generation} generated", ha="center", fontsize=7)
-    axes.set_ylim(0, top * 1.14)
-    axes.grid(axis="x", visible=False)
-    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-    label(axes, "b", "context (tokens)", "time of a rollout (ms)", **beside)
+def _points(axes, rows, looks: Mapping) -> None:
+    shares = 100 * rows["prefill_share_median"]
+    if len(rows):
+        axes.errorbar(rows["context"], shares, spread(rows, "prefill_share", 100), **looks)
 
 
-def _caption(rows, share, scale: str) -> str:
-    low = rows.loc[rows["prefill_share"].idxmin()]
-    high = rows.loc[rows["prefill_share"].idxmax()]
+def _like(rows, point: Mapping, *names: str):
+    """Which rows are as the point says."""
+    return (rows[list(names)] == [point[name] for name in names]).all(axis=1)
+
+
+def _caption(rows, share, operating: Mapping, scale: str) -> str:
     skipped = share[share["status"] == "skipped"]
-    repeats = sorted(rows["n"].unique())
-    text = (
-        "**Figure 2. Where a rollout's time goes.** (a) Share of prefill in one rollout; bars span "
-        f"p10 to p90 of n = {'-'.join(str(n) for n in repeats)} runs a point. (b) Median time by "
-        f"phase. The share runs from {100 * low['prefill_share']:.1f} % at {low['context']} tokens "
-        f"of context and {low['generation']} generated to {100 * high['prefill_share']:.1f} % at "
-        f"{high['context']} and {high['generation']}. Batch 1, one device. {basis(rows, scale)}"
+    said = "; ".join(
+        f"{row['context']}/{row['generation']} {100 * row['prefill_share_median']:.1f} %"
+        for row in rows[rows["batch"] == operating["rows"]].to_dict("records")
     )
-    text += _two_stages(rows, share)
+    here = rows[_like(rows, operating, "context", "generation")]
+    at = here[here["point"] == point_name(operating)]
+    alone = here[here["mode"] == "single"]
+    text = (
+        "**Figure 2. The share of prefill in a rollout.** Time of prefill over time of the whole "
+        f"call, by batch size: one rollout alone, and {operating['prompts']} prompts x "
+        f"{operating['candidates']} candidates that decode in so many rows, each prompt prefilled "
+        f"once. Medians; bars span {ends_in_words(rows['n'])} a point. At the operating point "
+        f"({point_name(operating)}) the share is {_percent(at)}, of one rollout of these lengths "
+        f"{_percent(alone)}. With {operating['rows']} rows (context/generated): {said}. "
+        f"{basis(rows, scale)}"
+    )
+    text += _two_stages(share)
     if len(skipped):
         reasons = "; ".join(sorted(set(skipped["reason"].dropna())))
         text += f" Not measured here: {', '.join(skipped['mode'].unique())} ({reasons})."
     return text
 
 
-def _two_stages(rows, share) -> str:
+def _percent(rows) -> str:
+    shares = [f"{100 * share:.1f} %" for share in rows["prefill_share_median"]]
+    return " and ".join(shares) or "not measured"
+
+
+def _two_stages(share) -> str:
     """What the same rollouts take on two pipeline stages, as ratios of medians; or nothing."""
-    staged = share[(share["status"] == "ok") & (share["mode"] != "single")]
+    staged = share[(share["status"] == "ok") & share["mode"].str.startswith("two_stage")]
+    single = share[(share["status"] == "ok") & (share["mode"] == "single")]
     names = {"two_stage_overlap": "with overlap", "two_stage_serial": "without"}
     said = []
     for mode, group in staged.groupby("mode"):
-        both = group.merge(rows, on=["context", "generation"], suffixes=("", "_single"))
+        both = group.merge(single, on=["context", "generation"], suffixes=("", "_single"))
         ratio = both["total_ms_median"] / both["total_ms_median_single"]
         said.append(f"{ratio.min():.2f} to {ratio.max():.2f} times as long {names[mode]}")
     return f" Two pipeline stages take {', '.join(said)}." if said else ""

@@ -6,14 +6,18 @@ from ember.studies.measured import blank
 MODES = ("single", "two_stage_overlap", "two_stage_serial")
 PHASES = ("prefill", "decode", "sampling", "transfer", "total")
 
-SUMMARISED = ("median", "mean", "std", "cv", "p10", "p50", "p90")
+SUMMARISED = ("median", "mean", "std", "cv", "min", "max", "p10", "p50", "p90")
 
 _POINT = (
     s.text("point", "readable id of mode, context and generation"),
-    s.text("mode", "devices: single, or two pipeline stages with or without overlap"),
+    s.text(
+        "mode",
+        "single: one rollout on one device; two_stage_…: on two pipeline stages, with or without "
+        "overlap; batched: prompts x candidates by continuous batching, on one device",
+    ),
     s.integer("context", "tokens", "prompt length"),
     s.integer("generation", "tokens", "generated tokens of a sequence"),
-    s.integer("batch", "sequences", "sequences generated together"),
+    s.integer("batch", "sequences", "the most sequences that decode together"),
 )
 
 ROLLOUT_PROFILE = s.Schema(
@@ -36,15 +40,15 @@ ROLLOUT_PROFILE = s.Schema(
 
 PREFILL_SHARE = s.Schema(
     "prefill_share",
-    "Rollout time by phase and the share of prefill in it, per point",
+    "Rollout time by phase and the share of prefill in it, per point, alone and in a batch",
     (
         *_POINT,
+        s.integer("prompts", "", "prompts of the call"),
+        s.integer("candidates", "", "of each prompt"),
         s.integer("n", "", "recorded repeats"),
         *(c for p in PHASES for c in s.spread(f"{p}_ms", "ms", f"{p} time", SUMMARISED, s.maybe)),
-        s.maybe("prefill_share", "fraction", "median over repeats of prefill time / total time"),
-        s.maybe("prefill_share_p10", "fraction", "10th percentile of the share over repeats"),
-        s.maybe("prefill_share_p90", "fraction", "90th percentile of the share over repeats"),
-        s.maybe("tokens_per_s_median", "tokens/s", "median of tokens per second"),
+        *s.spread("prefill_share", "fraction", "prefill time / total time", kind=s.maybe),
+        s.maybe("tokens_per_s_median", "tokens/s", "median of generated tokens by total time"),
         *s.MEASURED_ON,
         *s.OUTCOME,
     ),

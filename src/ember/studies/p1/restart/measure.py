@@ -97,21 +97,23 @@ class Bench:
     """A prompt with everything kept that the operations start from, computed once."""
 
     def __init__(self, decoder, tokens: list[int], todo: Sequence[Operation], seed: int):
+        from ember.backends.forward import Forward
         from ember.policies.execute import PromptKV, run_plan
         from ember.policies.plan import Plan
 
         self.decoder, depth = decoder, decoder.arch.num_layers
         layers = {op.start_layer for op in todo if op.action == "recompute"} - {0, depth}
         self.plain = PromptKV.empty(decoder, tokens)
-        run_plan(decoder, self.plain, Plan.full(depth), boundaries=sorted(layers))
+        run_plan(Forward(decoder), self.plain, Plan.full(depth), boundaries=sorted(layers))
         self.corrected, self.adapters = {}, {}
         for rank in {op.rank for op in todo} - {0}:
             self.adapters[rank] = _two_adapters(decoder, rank, seed)
             kv = self.corrected[rank] = PromptKV.empty(decoder, tokens)
-            run_plan(decoder, kv, Plan.full(depth), adapter=self.adapters[rank][0])
+            run_plan(Forward(decoder), kv, Plan.full(depth), adapter=self.adapters[rank][0])
 
     def run(self, operation: Operation) -> None:
         """Carry out one operation."""
+        from ember.backends.forward import Forward
         from ember.policies.execute import run_plan
         from ember.policies.plan import Plan
 
@@ -124,11 +126,11 @@ class Bench:
             kv.cache.correct(target, first_layer=operation.start_layer)
         elif rank:
             adapter = self.adapters[rank][0]
-            run_plan(self.decoder, self.corrected[rank], Plan.full(depth), adapter=adapter)
+            run_plan(Forward(self.decoder), self.corrected[rank], Plan.full(depth), adapter=adapter)
         elif operation.start_token:
-            run_plan(self.decoder, self.plain, Plan.last_tokens(depth, operation.context))
+            run_plan(Forward(self.decoder), self.plain, Plan.last_tokens(depth, operation.context))
         else:
-            run_plan(self.decoder, self.plain, Plan.restart(depth, operation.start_layer))
+            run_plan(Forward(self.decoder), self.plain, Plan.restart(depth, operation.start_layer))
 
 
 def _two_adapters(decoder, rank: int, seed: int) -> tuple[dict, dict]:

@@ -4,7 +4,7 @@ A step reads every weight once, each running prompt's KV once, and what each row
 the read bandwidth measured in the same run that takes a time below which no step can be, except
 where all of it fits into a cache. With many rows the operations of the products take longer than
 their reads; `roofline_ms` counts the longer of the two, for products and for attention. Prefills
-count in the total, not in the steps.
+count in the total, not in the steps, which are decoding and sampling.
 """
 
 import logging
@@ -15,9 +15,10 @@ from pathlib import Path
 from ember.measure.clock import timed
 from ember.measure.cost import read_ms, roofline_ms, step_bytes, step_operations
 from ember.measure.device import device_name
+from ember.measure.memory import forget_peak, peak_gb
 from ember.measure.progress import Progress
 from ember.studies.measured import on_device
-from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
+from ember.studies.p1.rollout.tables import POINT, ROLLOUT_THROUGHPUT, point_name
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -29,16 +30,12 @@ def measure_rollouts(
     model: str | Path,
     workload,
     points: Sequence[Mapping],
-    context: int,
-    prefix: int,
-    generation: int,
     warmup: int,
-    repeats: int,
     device: str,
     dtype: str,
     seed: int,
 ) -> list[dict]:
-    """Rows of ROLLOUT_THROUGHPUT: `repeats` calls at each point (prompts, candidates, rows).
+    """Rows of ROLLOUT_THROUGHPUT: the repeats of each point (prompts, candidates, rows, lengths).
 
     Candidates sample at temperature 1 to the full length. A point is measured at a stretch, since
     its memory and graphs belong to it; points come in an order drawn from the seed.
@@ -53,15 +50,14 @@ def measure_rollouts(
         "matmul_tflops": matmul_tflops(device, dtype, repeats=20 if device != "cpu" else 7),
         "device_name": device_name(device),
     }
-    about |= {"context": context, "prefix": prefix, "generation": generation}
     order, rows = list(points), []
     random.Random(seed).shuffle(order)
-    progress = Progress(log, len(order) * (warmup + repeats))
+    progress = Progress(log, sum(warmup + point["repeats"] for point in order))
     for point in order:
+        context, prefix, candidates = (point[key] for key in ("context", "prefix", "candidates"))
         prompts = [streams.prompt(p, context, prefix) for p in range(point["prompts"])]
-        candidates = point["candidates"]
-        engine = make_engine(decoder, point["rows"], context, generation, prefix)
-        for repeat in range(-warmup, repeats):
+        engine = make_engine(decoder, point["rows"], context, point["generation"], prefix)
+        for repeat in range(-warmup, point["repeats"]):
             engine.prefill.forget()
             # A warm-up needs the batches of a full run, the last one too, not their number.
             whole = max(1, point["rows"] // candidates)
@@ -72,7 +68,7 @@ def measure_rollouts(
             if repeat >= 0:
                 rows.append(row)
         del engine
-    return sorted(rows, key=lambda r: (r["rows"], r["candidates"], r["prompts"], r["repeat"]))
+    return sorted(rows, key=lambda row: tuple(row[name] for name in _ORDER))
 
 
 def make_engine(decoder, rows: int, context: int, generation: int, prefix: int):
@@ -91,35 +87,39 @@ def time_rollout(engine, prompts, point: Mapping, repeat: int, seed: int, about:
     """A row of ROLLOUT_THROUGHPUT from one call."""
     from ember.backends.sampling import SamplingParams
 
-    device, generation = about["device"], about["generation"]
+    device, generation = about["device"], point["generation"]
     sampling = SamplingParams(temperature=1.0, max_tokens=generation, seed=seed, ignore_eos=True)
+    forget_peak(device)
     total, _ = timed(lambda: engine.generate(prompts, sampling, point["candidates"]), device)
     stats = engine.last_stats
     assert stats.generated_tokens == generation * point["candidates"] * len(prompts)
-    decode = sum(batch.ms for batch in stats.batches)
+    steps = stats.decode_ms + stats.sampling_ms
     weights, kv = bytes_read(engine.decoder, stats)
     limit = read_ms(weights * stats.steps + kv, about["read_gb_s"])
     roofline = longer_ms(engine.decoder, stats, about["read_gb_s"], about["matmul_tflops"])
     return {
-        "point": f"{point['prompts']}x{point['candidates']} in {point['rows']}",
-        **{name: point[name] for name in ("prompts", "candidates", "rows")},
+        "point": point_name(point),
+        **{name: point[name] for name in POINT},
         "repeat": repeat,
         "total_ms": total,
-        "decode_ms": decode,
+        "prefill_ms": stats.lookup_ms + stats.prefill_ms + stats.store_ms,
+        **{name: getattr(stats, name) for name in ("decode_ms", "sampling_ms", "transfer_ms")},
         "tokens_per_s": stats.generated_tokens / total * 1e3,
-        "decode_tokens_per_s": stats.generated_tokens / decode * 1e3,
+        "decode_tokens_per_s": stats.generated_tokens / steps * 1e3,
         **{name: getattr(stats, name) for name in _COUNTS},
         "batch": sum(b.rows * b.steps for b in stats.batches) / stats.steps,
+        "peak_gb": peak_gb(device),
         "weight_bytes": weights,
         "kv_bytes": kv / stats.steps,
         "limit_ms": limit,
-        "share": limit / decode,
+        "share": limit / steps,
         "roofline_ms": roofline,
-        "roofline_share": roofline / decode,
+        "roofline_share": roofline / steps,
         **about,
     }
 
 
+_ORDER = ("context", "generation", "prefix", "rows", "candidates", "prompts", "repeat")
 _COUNTS = (
     *("generated_tokens", "discarded_tokens", "steps", "occupancy", "prefills", "prefix_hits"),
     *("cached_tokens", "peak_kv_bytes", "reserved_kv_bytes"),

@@ -1,54 +1,49 @@
-"""Decoding speed against the memory's limit, by batch size; and by part of a step (P1-1, P1-4)."""
+"""Decoding against the memory's limit, by batch and context; and by part of a step (P1-1, P1-4)."""
 
 import pandas as pd
 
+from ember.measure.statistics import ends_in_words
 from ember.studies.p1.roofline.tables import DECODE_KERNELS, ROOFLINE
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, PAGE, basis, label, look, powers_of_two, spread, style
 
 BATCH = "batch (candidates of one prompt)"
-NAMES = {"kernels": "the engine's kernels", "plain": "plain operators"}
 
 
 @reads(roofline=ROOFLINE, kernels=DECODE_KERNELS)
 def draw(roofline: pd.DataFrame, kernels: pd.DataFrame, scale: str):
-    """Figure and caption from the tables `p1_roofline` and `decode_kernels`."""
-    sampling = roofline["sampling"].iloc[0]
-    rows = roofline[roofline["sampling"] == sampling].sort_values("rows")
-    context = int(rows["context"].min())
-    parts = kernels[(kernels["method"] == "alone") & (kernels["context"] == context)]
+    """Figure and caption from the tables `p1_roofline` and `decode_kernels`.
+
+    Where a cache holds what a step reads there is no limit: speeds are drawn then, and no share.
+    """
+    rows = roofline[roofline["sampling"] == roofline["sampling"].iloc[0]].sort_values("rows")
+    bound = bool((rows["limit_kind"] == "memory").all())
+    parts = kernels[kernels["method"] == "alone"]
+    parts = parts[parts["rows"] == parts["rows"].min()]
     with style() as plt:
-        count, width = (3, PAGE) if len(parts) else (2, 0.75 * PAGE)
-        figure, panels = plt.subplots(1, count, figsize=(width, 2.6))
-        _speeds(panels[0], rows[rows["context"] == context])
-        _shares(panels[1], rows)
+        count = 2 if len(parts) else 1
+        figure, panels = plt.subplots(
+            1, count, figsize=(PAGE * (0.55, 1)[count - 1], 2.6), squeeze=False
+        )
+        _curves(panels[0, 0], "a" if len(parts) else "", rows, bound)
         if len(parts):
-            _parts(panels[2], parts[parts["rows"] == parts["rows"].min()])
-        return figure, _caption(roofline, rows, parts, context, sampling, scale)
+            _parts(panels[0, 1], parts)
+        return figure, _caption(roofline, rows, parts, bound, scale)
 
 
-def _speeds(axes, rows) -> None:
-    limit = rows[rows["operators"] == rows["operators"].iloc[0]]
-    axes.plot(limit["rows"], limit["limit_tokens_per_s"], color="black", label="memory's limit")
-    for index, (operators, group) in enumerate(rows.groupby("operators")):
-        looks = look(index) | {"label": NAMES[operators]}
-        bars = group["decode_tokens_per_s_std"].fillna(0.0)
-        axes.errorbar(group["rows"], group["decode_tokens_per_s"], bars, **looks)
-    axes.set_yscale("log")
-    powers_of_two(axes, rows["rows"])
-    label(axes, "a", BATCH, "decoding speed (tokens/s)")
-
-
-def _shares(axes, rows) -> None:
+def _curves(axes, letter: str, rows, bound: bool) -> None:
+    name, scale = ("share", 100) if bound else ("decode_tokens_per_s", 1)
     groups = rows.groupby(["operators", "context"])
     for index, ((operators, context), group) in enumerate(groups):
-        looks = look(index) | {"color": COLOURS[list(NAMES).index(operators)]}
-        looks |= {"label": f"{NAMES[operators]}, {context}"}
-        axes.errorbar(group["rows"], 100 * group["share"], spread(group, "share", 100), **looks)
-    axes.set_ylim(0, 150)  # room for the legend
-    axes.set_yticks(range(0, 101, 20))
+        kind = "" if operators == "kernels" else ", plain operators"
+        looks = look(index) | {"label": f"context {context}{kind}"}
+        bars = spread(group, name, scale)
+        axes.errorbar(group["rows"], scale * group[f"{name}_median"], bars, **looks)
     powers_of_two(axes, rows["rows"])
-    label(axes, "b", BATCH, "share of the memory's limit (%)")
+    top = 100 if bound else axes.get_ylim()[1]
+    axes.set_ylim(0, 1.02 * top)
+    y = "share of the memory's limit (%)" if bound else "decoding speed (tokens/s)"
+    label(axes, letter, BATCH, y, loc="lower left" if bound else "upper left")
 
 
 def _parts(axes, parts) -> None:
@@ -59,27 +54,41 @@ def _parts(axes, parts) -> None:
     axes.barh(places, limit, color="black", height=0.25, label="its bytes alone")
     axes.set_yticks(list(places), parts["kernel"])
     axes.grid(axis="y", visible=False)
-    x = f"time in a step of {parts['rows'].iloc[0]} (µs)"
-    label(axes, "c", x, "", loc="lower right")
+    first = parts.iloc[0]
+    x = f"time in a step of {first['rows']}, context {first['context']} (µs)"
+    label(axes, "b", x, "", loc="lower right")
 
 
-def _caption(roofline, rows, parts, context: int, sampling: str, scale: str) -> str:
-    ours = rows[(rows["operators"] == "kernels") & (rows["context"] == context)]
+def _caption(roofline, rows, parts, bound: bool, scale: str) -> str:
+    ours = rows[rows["operators"] == "kernels"]
+    ours = ours[ours["context"] == roofline["context"].iloc[0]]
     first, last = ours.iloc[0], ours.iloc[-1]
-    text = (
-        "**Decoding against the memory's limit.** The limit is the time to read all weights, and "
-        f"the prompt's KV once for all candidates, at {first['read_gb_s']:.4g} GB/s, measured in "
-        f"the same run. (a) {context} tokens of context, sampling {sampling}: "
-        f"{first['decode_tokens_per_s']:.4g} tokens/s with {first['rows']} candidate"
-        f"{'s' if first['rows'] > 1 else ''} ({100 * first['share']:.1f} % of the limit, "
-        f"{first['speedup']:.2f} times plain operators) to {last['decode_tokens_per_s']:.4g} with "
-        f"{last['rows']} ({100 * last['share']:.1f} %, {last['speedup']:.2f} times). (b) Share of "
-        f"the limit by context. Medians of n = {first['n']} runs; bars span one standard deviation "
-        "in (a) and p10 to p90 in (b)."
+    said = []
+    for row in (first, last):
+        words = f"{row['decode_tokens_per_s_median']:.4g} tokens/s with {row['rows']}"
+        if bound:
+            words += f" ({100 * row['share_median']:.1f} % of the limit)"
+        if pd.notna(row["speedup"]):
+            words += f", {row['speedup']:.2f} times plain operators"
+        said.append(words)
+    text = "**Decoding against the memory's limit.** " if bound else "**Decoding by batch.** "
+    if bound:
+        text += (
+            "The limit is the time to read all weights, and the prompt's KV once for all "
+            f"candidates, at {first['read_gb_s']:.4g} GB/s, measured in the same run. "
+        )
+    else:
+        text += (
+            "The processor's last cache holds the weights and KV of a step, so that the memory's "
+            "bandwidth bounds nothing here and no limit is drawn. "
+        )
+    text += (
+        f"{'(a) ' if len(parts) else ''}Sampling {first['sampling']}; at {first['context']} "
+        f"tokens of context {' to '.join(said)}. Medians, bars span {ends_in_words(rows['n'])}."
     )
     if len(parts):
         text += (
-            " (c) Each part of all layers alone in a graph of its own, so overlap between parts is "
+            " (b) Each part of all layers alone in a graph of its own, so overlap between parts is "
             "not counted."
         )
     return f"{text} {basis(roofline, scale)}"

@@ -1,8 +1,9 @@
 """Decoding against the memory's limit: candidates of one prompt, with kernels and without (P1-4).
 
 A step reads every weight once and the KV of what it attends to; at the read bandwidth measured in
-the same run that takes `limit_ms`, and no step is faster. `measure_decode` times whole generations
-through the public engine, `time_kernels` what a step consists of.
+the same run that takes `limit_ms`, and no step is faster, unless a cache holds all of it.
+`measure_decode` times whole generations through the public engine, `time_kernels` what a step
+consists of.
 """
 
 import logging
@@ -16,13 +17,13 @@ from ember.measure.progress import Progress
 from ember.measure.statistics import summarise
 from ember.measure.turns import rounds
 from ember.studies.measured import blank, on_device
-from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE, PREFILL_TIMES
+from ember.studies.p1.roofline.tables import DECODE_KERNELS, DECODE_ROOFLINE
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
-@makes(DECODE_ROOFLINE, DECODE_KERNELS, PREFILL_TIMES)
+@makes(DECODE_ROOFLINE, DECODE_KERNELS)
 def measure_decode(
     *,
     model: str | Path,
@@ -35,25 +36,28 @@ def measure_decode(
     device: str,
     dtype: str,
     seed: int,
-) -> tuple[list[dict], list[dict], list[dict]]:
-    """Rows of DECODE_ROOFLINE, DECODE_KERNELS and PREFILL_TIMES.
+) -> tuple[list[dict], list[dict]]:
+    """Rows of DECODE_ROOFLINE and DECODE_KERNELS.
 
     `samplings`: fields of SamplingParams. `rows`: numbers of candidates. The prompt is drawn at
-    random: what tokens it has does not change what a step reads.
+    random: what tokens it has does not change what a step reads. Plain operators, slow and with no
+    limit of interest, and the parts of a step are timed in the first context, with the fewest and
+    the most candidates; samplings but the first in the first context.
     """
     import torch
 
     from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
-    from ember.measure.roofline import read_bandwidth_gb_s
+    from ember.measure.roofline import last_cache_bytes, read_bandwidth_gb_s
 
     device, decoder, about = on_device(model, device, dtype)
     # Many repeats: the first come out up to a tenth low.
     about["read_gb_s"] = read_bandwidth_gb_s(device, repeats=50)
     about["device_name"] = device_name(device)
+    cache = last_cache_bytes(device)
     generator = torch.Generator().manual_seed(seed)
-    found, kernels, prefills = [], [], []
-    progress = Progress(log, len(contexts) * len(rows) * len(samplings))
+    found, kernels = [], []
+    progress = Progress(log, len(rows) * (len(contexts) + len(samplings) - 1))
     for context in contexts:
         drawn = torch.randint(decoder.arch.vocab_size, (context,), generator=generator).tolist()
         engines = {
@@ -62,30 +66,25 @@ def measure_decode(
         }
         for candidates in rows:
             what = {"context": context, "rows": candidates}
-            for settings in samplings:
+            here = context == contexts[0]
+            compared = here and candidates in (min(rows), max(rows))
+            for settings in samplings if here else samplings[:1]:
                 sampling = SamplingParams(
                     ignore_eos=True, max_tokens=new_tokens, seed=seed, **settings
                 )
-                found += _generations(engines, drawn, what, sampling, warmup, repeats, about)
+                both = compared and settings == samplings[0]
+                timed_here = engines if both else {"kernels": engines["kernels"]}
+                found += _generations(
+                    timed_here, drawn, what, sampling, warmup, repeats, cache, about
+                )
                 progress.step(f"{context} tokens, {candidates} rows, {describe(sampling)}")
-            for operators, engine in engines.items():
+            for operators, engine in engines.items() if compared else ():
                 kernels += time_kernels(engine, {"operators": operators} | what, new_tokens, about)
-        for operators, engine in engines.items():
-            prefills += _prefills(engine, drawn, operators, repeats, about)
         del engines
-    return found, kernels, prefills
+    return found, kernels
 
 
-def _prefills(engine, prompt: list[int], operators: str, repeats: int, about: dict) -> list[dict]:
-    """Back to back: without pauses a GPU at its power limit lowers its clock."""
-    samples = repeat(
-        lambda: engine.prefill_prompt(prompt), warmup=3, repeats=repeats, device=about["device"]
-    )
-    what = {"operators": operators, "context": len(prompt), **about}
-    return [what | {"repeat": number, "prefill_ms": ms} for number, ms in enumerate(samples)]
-
-
-def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> list[dict]:
+def _generations(engines, prompt, what, sampling, warmup, repeats, cache, about) -> list[dict]:
     """One row an engine and repeat: a run with a clock, and one without for the total.
 
     The engines take turns, and which goes first alternates: drift of the machine biases neither.
@@ -101,11 +100,12 @@ def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> lis
     for engine in engines.values():
         for _ in range(warmup):
             run(engine)
-    weight_bytes, kv_bytes = _bytes_of_a_step(engines["plain"].decoder, what, new_tokens)
-    limit = read_ms(weight_bytes + kv_bytes, about["read_gb_s"])
+    weight_bytes, kv_bytes = _bytes_of_a_step(engines["kernels"].decoder, what, new_tokens)
+    bound = cache is None or weight_bytes + kv_bytes > cache
+    limit = read_ms(weight_bytes + kv_bytes, about["read_gb_s"]) if bound else None
     rows = []
     for number, order in rounds(engines, range(repeats)):
-        for operators in order:
+        for place, operators in enumerate(order):
             clock = PhaseClock(device)
             run(engines[operators], clock)
             total, times = run(engines[operators]), clock.times_ms()
@@ -117,7 +117,7 @@ def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> lis
                     "generated_tokens": new_tokens,
                     "sampling": describe(sampling),
                     "repeat": number,
-                    "prefill_ms": times["prefill"],
+                    "first": place == 0 if len(engines) > 1 else None,
                     "step_ms": step,
                     "sampling_ms": choose,
                     "total_ms": total,
@@ -125,8 +125,9 @@ def _generations(engines, prompt, what, sampling, warmup, repeats, about) -> lis
                     "total_tokens_per_s": candidates * new_tokens / total * 1e3,
                     "weight_bytes": weight_bytes,
                     "kv_bytes": kv_bytes,
+                    "limit_kind": "memory" if bound else "cache",
                     "limit_ms": limit,
-                    "share": limit / (step + choose),
+                    "share": limit / (step + choose) if bound else None,
                     **about,
                 }
             )

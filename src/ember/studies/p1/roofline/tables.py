@@ -6,6 +6,15 @@ _MACHINE = (
     s.number("read_gb_s", "GB/s", "read bandwidth of the device, measured in the same run"),
     *s.MACHINE,
 )
+_LIMIT = (
+    s.text(
+        "limit_kind",
+        "memory: its bandwidth bounds a step; cache: the last cache holds weights and KV, so that "
+        "reading memory bounds nothing and limit and share are null",
+        values=("memory", "cache"),
+    ),
+    s.maybe("limit_ms", "ms", "weight_bytes + kv_bytes of a step at read_gb_s"),
+)
 _WHAT = (
     s.text("operators", "the engine's, or plain ones of torch", values=("kernels", "plain")),
     s.integer("context", "tokens", "prompt length"),
@@ -20,7 +29,11 @@ DECODE_ROOFLINE = s.Schema(
         s.integer("generated_tokens", "tokens", "of each candidate"),
         s.text("sampling", "greedy, or temperature=… and cuts"),
         s.integer("repeat", "", "recorded run"),
-        s.number("prefill_ms", "ms", "prompt to its logits, once for all candidates"),
+        s.flag(
+            "first",
+            "ran first of the repeat's pair, alternating; null: plain operators not timed here",
+            nullable=True,
+        ),
         s.number("step_ms", "ms", "one step of decoding, mean over the run"),
         s.number("sampling_ms", "ms", "choosing one step's tokens, mean over the run"),
         s.number("total_ms", "ms", "from the call to the completions, another run"),
@@ -28,8 +41,8 @@ DECODE_ROOFLINE = s.Schema(
         s.number("total_tokens_per_s", "tokens/s", "rows x generated_tokens / total_ms"),
         s.integer("weight_bytes", "bytes", "weights that a step reads"),
         s.integer("kv_bytes", "bytes", "KV that a step reads at least: the prompt's once"),
-        s.number("limit_ms", "ms", "weight_bytes + kv_bytes at read_gb_s"),
-        s.number("share", "fraction", "limit_ms / (step_ms + sampling_ms)"),
+        *_LIMIT,
+        s.maybe("share", "fraction", "limit_ms / (step_ms + sampling_ms)"),
         *_MACHINE,
     ),
     key=("operators", "context", "rows", "sampling", "repeat"),
@@ -45,15 +58,13 @@ ROOFLINE = s.Schema(
         s.integer("n", "", "recorded runs"),
         s.number("step_ms", "ms", "one step of decoding"),
         s.number("sampling_ms", "ms", "choosing one step's tokens"),
-        s.number("limit_ms", "ms", "weights and KV of a step at read_gb_s"),
-        s.number("share", "fraction", "limit_ms / (step_ms + sampling_ms)"),
-        s.number("share_p10", "fraction", "10th percentile of the share"),
-        s.number("share_p90", "fraction", "90th percentile of the share"),
-        s.number("decode_tokens_per_s", "tokens/s", "rows / (step_ms + sampling_ms)"),
-        s.maybe("decode_tokens_per_s_std", "tokens/s", "over the runs"),
-        s.number("limit_tokens_per_s", "tokens/s", "rows / limit_ms"),
+        s.maybe("first_share", "fraction", "of the repeats, in which it ran first of the pair"),
+        *_LIMIT,
+        *s.spread("share", "fraction", "limit_ms / (step_ms + sampling_ms)", kind=s.maybe),
+        *s.spread("decode_tokens_per_s", "tokens/s", "rows / (step_ms + sampling_ms)"),
+        s.maybe("limit_tokens_per_s", "tokens/s", "rows / limit_ms"),
         s.number("total_tokens_per_s", "tokens/s", "with prefill and everything else"),
-        s.number("speedup", "", "decode_tokens_per_s over that of plain operators"),
+        s.maybe("speedup", "", "decode_tokens_per_s_median over that of plain operators"),
         *_MACHINE,
     ),
     key=("operators", "context", "rows", "sampling"),
@@ -75,16 +86,4 @@ DECODE_KERNELS = s.Schema(
         *s.OUTCOME,
     ),
     key=("operators", "context", "rows", "kernel"),
-)
-
-PREFILL_TIMES = s.Schema(
-    "prefill_times",
-    "Prefills of one prompt back to back, by the decoder's operators and with kernels in between",
-    (
-        *_WHAT[:2],
-        s.integer("repeat", "", "recorded run"),
-        s.number("prefill_ms", "ms", "prompt to its logits"),
-        *_MACHINE,
-    ),
-    key=("operators", "context", "repeat"),
 )

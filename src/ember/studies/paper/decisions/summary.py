@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from statistics import median
 
+from ember.measure.statistics import ends, ends_in_words
 from ember.studies.p1.gates.tables import GATES
 from ember.studies.p1.lora_alignment.tables import LORA_ALIGNMENT, LORA_WEIGHTS
 from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_LATENCY_SUMMARY
 from ember.studies.p1.prefix.tables import PREFIX_SAVINGS
 from ember.studies.p1.profile.tables import PREFILL_SHARE
+from ember.studies.p1.rollout.tables import point_name
 from ember.studies.p1.speed.tables import ENGINE_SPEED
 from ember.studies.paper.decisions.tables import DECISIONS
 from ember.studies.rows import records
@@ -30,13 +32,15 @@ def decide(
     exact,
     *,
     thresholds: Mapping,
+    operating: Mapping,
     scale: str,
 ) -> list[dict]:
-    """Rows of `DECISIONS` from P1's tables and the thresholds of `p1.decisions`."""
+    """Rows of `DECISIONS` from P1's tables, the thresholds of `p1.decisions` and the operating
+    point, the first of `p1.rollout`."""
     limit = thresholds["max_lora_ratio_to_limit"]
     rows = [
         _gates(records(gates, GATES)),
-        *_prefill_share(records(share, PREFILL_SHARE), thresholds["low_prefill_share"]),
+        *_prefill_share(records(share, PREFILL_SHARE), operating, thresholds["low_prefill_share"]),
         *_prefix_savings(records(savings, PREFIX_SAVINGS), thresholds["min_prefix_savings"]),
         *_engine_speed(records(speed, ENGINE_SPEED), thresholds["min_engine_ratio"]),
         *_lora_alignment(records(alignment, LORA_ALIGNMENT), thresholds),
@@ -56,32 +60,40 @@ def _gates(gates: Rows) -> tuple:
     return "hard_gates", f"{len(gates)} gates", held, None, None, 1.0, verdict, detail
 
 
-def _prefill_share(share: Rows, threshold: float) -> Iterator[tuple]:
-    for point in (row for row in share if row["status"] == "ok"):
-        low, high = float(point["prefill_share_p10"]), float(point["prefill_share_p90"])
+def _prefill_share(share: Rows, operating: Mapping, threshold: float) -> Iterator[tuple]:
+    """P1-1.1: the rule at the operating point, and the same of one rollout beside it."""
+    lengths = operating["context"], operating["generation"]
+    batched = point_name(operating)
+    for point in share:
+        alone = point["mode"] == "single" and (point["context"], point["generation"]) == lengths
+        if point["status"] != "ok" or not (alone or point["point"] == batched):
+            continue
+        low, high = map(float, ends(point, "prefill_share"))
+        whose = "one rollout" if alone else "a round's rollout"
         if high < threshold:
             verdict = "low: argue by accumulation over rounds x candidates, sync and memory"
         elif low >= threshold:
-            verdict = "high: argue by the prefill of a single rollout"
+            verdict = f"high: argue by the prefill of {whose}"
         else:
             verdict = "undecided: the threshold lies within the spread"
-        subject = f"{point['context']}/{point['generation']} {point['mode']}"
-        detail = f"share of prefill in one rollout, p10 to p90 of {point['n']} runs"
-        value = float(point["prefill_share"])
-        yield "prefill_share", subject, value, low, high, threshold, verdict, detail
+        name = f"one rollout, {lengths[0]}/{lengths[1]}" if alone else f"operating point, {batched}"
+        detail = f"prefill time / time of {whose}, median; {ends_in_words([point['n']])}"
+        value = float(point["prefill_share_median"])
+        yield "prefill_share", name, value, low, high, threshold, verdict, detail
 
 
 def _prefix_savings(savings: Rows, threshold: float) -> Iterator[tuple]:
     for point in savings:
         if abs(2 * point["prefix_tokens"] - point["prompt_tokens"]) > 1:
             continue
-        value, low, high = (float(point[f"savings{end}"]) for end in ("", "_low", "_high"))
-        verdict = _beside(low, high, threshold, "worth it", "falls short")
+        names = ("ratio_to_operations", "ratio_low", "ratio_high")
+        value, low, high = (float(point[name]) for name in names)
+        verdict = _beside(low, high, threshold, "reached", "falls short")
         subject = f"half of {point['prompt_tokens']} tokens"
         detail = (
-            "prefill time saved by reusing half of the prompt, 95 % interval over "
-            f"{point['documents']} documents; operation count: "
-            f"{point['expected_with_attention']:.3f}"
+            f"time saved by reusing half of the prompt ({point['savings']:.3f}) over operations "
+            f"saved ({point['expected_with_attention']:.3f}), 95 % interval over "
+            f"{point['documents']} documents"
         )
         yield "prefix_savings", subject, value, low, high, threshold, verdict, detail
 
@@ -145,12 +157,12 @@ def _lora_latency(latency: Rows, threshold: float) -> Iterator[tuple]:
         if row["operation"] not in ("apply", "replace"):
             continue
         value, scale = row["ratio_to_limit"], row["ratio_to_limit"] / row["ms_median"]
-        low, high = row["ms_p10"] * scale, row["ms_p90"] * scale
+        low, high = (end * scale for end in ends(row, "ms"))
         verdict = _beside(low, high, threshold, "falls short", "near the limit")
         subject = f"{row['operation']}, base kept: {row['keep']}"
         detail = (
             f"{row['ms_median']:.3g} ms over {row['limit_ms']:.3g} ms, the adapted weights at the "
-            f"copy bandwidth; p10 to p90 of {row['n']} runs"
+            f"copy bandwidth; {ends_in_words([row['n']])}"
         )
         yield "lora_latency", subject, value, low, high, threshold, verdict, detail
 

@@ -14,7 +14,10 @@ from ember.studies.steps import makes
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an item: the table it rests on and the product shown, or None if not yet made."""
+    """A piece of an item: the table it rests on and the product shown, or None if not yet made.
+
+    What is drawn from the code itself has a product and no table.
+    """
 
     what: str
     table: str | None = None
@@ -72,7 +75,7 @@ ITEMS = (
         "P1-11.3",
         (Part("comparison", "p1_prefix_savings.parquet", "p1_sec44.png"),),
     ),
-    Item("Talk: architecture diagram", "P1-11.3", (Part("diagram"),)),
+    Item("Talk: architecture diagram", "P1-11.3", (Part("diagram", None, "architecture.png"),)),
     Item("Paper and talk sources", "P1-11.2", (Part("templates with resolved numbers"),)),
 )
 
@@ -93,6 +96,10 @@ def _row(item: Item, results: Path, scale: str) -> dict:
         if lack:
             missing.append(lack)
             continue
+        if part.table is None:
+            there.append(f"results/{part.product}")
+            basis.append(f"{part.what}: drawn from the code")
+            continue
         table = part.table.format(scale=scale)
         there.append(f"results/{part.product} from results/{table}")
         basis.append(f"{part.what}: {_basis(results / table)}")
@@ -109,8 +116,11 @@ def _row(item: Item, results: Path, scale: str) -> dict:
 
 
 def _lack(part: Part, results: Path, scale: str) -> str | None:
-    if part.table is None:
+    if part.product is None:
         return part.what
+    if part.table is None:
+        made = (results / part.product).exists()
+        return None if made else f"{part.what}: results/{part.product} is not made"
     table = results / part.table.format(scale=scale)
     for path in (table, results / part.product):
         if not path.exists():
