@@ -19,12 +19,18 @@ def streaming_points(method):
 
 
 def timed_points():
-    """The points whose tokens are timed: those of one peak, and full attention."""
-    peak = conf("streaming", "latency", "peak")
+    """The points whose tokens are timed: those of some periods at one peak, and full attention."""
+    latency = conf("streaming", "latency")
     return [
         spec
         for spec in STREAMING_POINTS
-        if spec["name"] == "full" or (spec["peak"] == peak and not spec.get("absolute"))
+        if spec["name"] == "full"
+        or (
+            spec["peak"] == latency["peak"]
+            and spec.get("compression_interval", 1)
+            in (1, *latency["compression_interval"])
+            and not spec.get("absolute")
+        )
     ]
 
 

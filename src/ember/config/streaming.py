@@ -49,6 +49,7 @@ class Latency(Timed):
     prefill: Count = Field(description="tokens that are fed at once")
     tokens: Count = Field(description="tokens of the stream")
     peak: Count = Field(description="peak of the methods that are timed")
+    compression_interval: Some[Count] = Field(description="their periods, beside 1")
     skip: Size = Field(64, description="first decoded tokens that the steady state leaves out")
 
 
