@@ -61,6 +61,8 @@ class Folder:
         if script not in SCRIPTS or not step or step.split(".")[-2] in ("measure", "make"):
             raw = name.endswith(".parquet")
             return Outcome(name, *(("raw",) if raw else ("incomplete", "does not say its step")))
+        if not any(path.endswith(".parquet") for path in inputs):
+            return Outcome(name, "raw")  # drawn from the code
         if missing := [path for path in inputs if self._here(path) is None]:
             if script == "study.py":
                 return Outcome(name, "raw")
@@ -72,7 +74,7 @@ class Folder:
 
     def _here(self, path: str) -> str | None:
         """Name in the folder of a file that lay in `results/`, None if it is not there."""
-        name = path.rpartition("results/")[2]
+        name = _name(path)
         return name if (self.root / name).exists() else None
 
     def _again(self, name: str, about: dict, step: str, inputs: list[str]) -> Outcome:
@@ -94,8 +96,12 @@ class Folder:
         stamp = about | {"rule": "ember rebuild", "inputs": read, "arguments": given}
         stamp |= {"source": source_state(source_root()), "versions": versions()}
         if name.endswith(".parquet"):
-            [schema] = function.makes
-            write_table(target, function(**arguments(function, job)), schema, stamp)
+            outputs = [_name(path) for path in about["outputs"] if path.endswith(".parquet")]
+            place, rows = outputs.index(name), function(**arguments(function, job))
+            schema = function.makes[place]
+            write_table(
+                target, rows if len(function.makes) == 1 else list(rows)[place], schema, stamp
+            )
             return Outcome(name, *_compare(self.root / name, target, schema.key))
         tables = {key: read_table(named[key], schema) for key, schema in function.reads.items()}
         figure, caption = function(**arguments(function, job) | tables)
@@ -111,6 +117,11 @@ class Folder:
         if self._make(name).status == "historical":
             raise SchemaMismatch(f"{name}, which it is made from, is historical")
         return self.out / name if (self.out / name).is_file() else self.root / name
+
+
+def _name(path: str) -> str:
+    """Name below `results/`."""
+    return path.rpartition("results/")[2]
 
 
 def _named(function, about: Mapping, inputs: list[str]) -> dict[str, str]:
