@@ -88,11 +88,18 @@ class Folder:
         except (ImportError, AttributeError):
             return Outcome(name, "historical", f"there is no step {step} any more")
         params, given = about["params"], _named(function, about, inputs)
-        named = {argument: str(self._newest(path)) for argument, path in given.items()}
+        newest = {path: str(self._newest(path)) for path in inputs}
+        named = {
+            argument: newest[value] if isinstance(value, str) else [newest[path] for path in value]
+            for argument, value in given.items()
+        }
         job = SimpleNamespace(threads=1, output={}, input=named, params=params)
+        known = arguments(function, job).keys() | getattr(function, "reads", {}).keys()
+        if lacking := _required(function) - known:
+            return Outcome(name, "incomplete", f"does not say its {', '.join(sorted(lacking))}")
         target = self.out / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        read = [describe(named[argument]) | {"path": path} for argument, path in given.items()]
+        read = [describe(file) | {"path": path} for path, file in newest.items()]
         stamp = about | {"rule": "ember rebuild", "inputs": read, "arguments": given}
         stamp |= {"source": source_state(source_root()), "versions": versions()}
         if name.endswith(".parquet"):
@@ -124,7 +131,13 @@ def _name(path: str) -> str:
     return path.rpartition("results/")[2]
 
 
-def _named(function, about: Mapping, inputs: list[str]) -> dict[str, str]:
+def _required(function) -> set[str]:
+    """Arguments that a step cannot do without."""
+    wanted = inspect.signature(function).parameters.values()
+    return {one.name for one in wanted if one.default is one.empty}
+
+
+def _named(function, about: Mapping, inputs: list[str]) -> dict[str, str | list[str]]:
     """Inputs by the step's arguments. Older files do not say them: there the order tells."""
     if "arguments" in about:
         return about["arguments"]
