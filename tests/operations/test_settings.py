@@ -93,7 +93,7 @@ def test_any_length_beyond_the_models_positions_is_refused_by_section(leaf, toke
 def test_there_is_a_length_of_every_study_that_runs_sequences():
     assert {path[1] for path, _ in TINY} == {
         *("gates", "profile", "prefix", "speed", "pipeline", "roofline", "frameworks", "loading"),
-        *("memory", "rounds", "lora", "rollout", "consistency"),
+        *("memory", "rounds", "lora", "rollout", "learner", "consistency"),
     }
 
 

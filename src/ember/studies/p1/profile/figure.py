@@ -43,7 +43,7 @@ def draw(share: pd.DataFrame, operating: Mapping, scale: str):
         axes.set_xlabel("context (tokens)")
         axes.set_ylabel("prefill share of a rollout (%)")
         title = f"decoding together, {operating['generation']} generated"
-        axes.legend(title=title, title_fontsize=7, alignment="left", loc="upper left")
+        axes.legend(title=title, title_fontsize=7, alignment="left", loc="best")
         return figure, _caption(rows, share, operating, scale)
 
 
