@@ -70,7 +70,7 @@ use rule job as summarise_prefix with:
         "Savings with intervals, beside what the operation count predicts"
 
 
-use rule job as split_prefix with:
+use rule job as summarise_prefix_losses with:
     input:
         sweep=inter("p1/prefix/runs.parquet"),
         model=model_dir(),
@@ -81,7 +81,7 @@ use rule job as split_prefix with:
             "Where the time that reuse does not save goes",
         ),
     pathvars:
-        job="split_prefix",
+        job="summarise_prefix_losses",
     localrule: True
     params:
         **publish("p1.prefix.summary.prefix_losses"),

@@ -5,7 +5,7 @@ import contextlib
 import torch
 
 from ember.backends.base import Candidate
-from ember.backends.forward import Forward
+from ember.backends.forward import Forward, hand_over
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams
 from ember.backends.select import Case, make_backend, select
@@ -23,7 +23,7 @@ def backend_of(name: str, decoder, *, rows: int = 4, capacity: int = 64, **optio
     select(Case.of(decoder, rows=rows, batch_invariant=options["batch_invariant"]), name)
     packed = PackedDecoder(decoder) if name == "kernels" else None
     like = {"device": weight.device, "dtype": weight.dtype}
-    staging = ContiguousCache(decoder.arch, 1, capacity, **like) if packed else None
+    memory = ContiguousCache(decoder.arch, 1, capacity, **like) if packed else None
     cache = SlottedCache(
         decoder.arch,
         prompt_tokens=rows * capacity,
@@ -36,8 +36,7 @@ def backend_of(name: str, decoder, *, rows: int = 4, capacity: int = 64, **optio
         decoder,
         cache,
         capacity=capacity,
-        forward=Forward(decoder, weights=packed),
-        staging=staging,
+        forward=Forward(decoder, weights=packed, memory=memory),
         **options,
     )
 
@@ -46,11 +45,9 @@ def backend_of(name: str, decoder, *, rows: int = 4, capacity: int = 64, **optio
 def add(backend, prompt: torch.Tensor, candidates: int = 1, params=None) -> torch.Tensor:
     """Prefills a prompt (T,) and lets candidates of it join; its last logits (1, V)."""
     run = backend.cache.reserve(len(prompt))
-    memory = backend.cache.view(run) if backend.staging is None else backend.staging
-    memory.reset()
+    memory = backend.forward.place(backend.cache.view(run))
     logits = backend.forward(prompt[None], memory)
-    if backend.staging is not None:
-        backend.cache.store(run, memory.segment(0, 0, len(prompt)))
+    hand_over(memory, backend.cache.view(run))
     params = params or SamplingParams(max_tokens=64)
     backend.join([Candidate(run, params, seed) for seed in range(candidates)], logits)
     return logits

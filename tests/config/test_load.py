@@ -77,6 +77,12 @@ def test_any_key_with_a_letter_too_many_is_refused_by_name(path, where):
         (("tokenizer", "corpora"), ["lnog"], "corpora.0.*'lnog'. Did you mean 'long'"),
         (("p1", "model"), "polcy", "p1.model.*'polcy'. Did you mean 'policy'"),
         (("p1", "profile", "contexts"), [64, 512, 64], "64 stands twice"),
+        (("p1", "frameworks", "peers", "vllm", "environment"), {"PATH": [1]}, "environment.PATH"),
+        (
+            ("p1", "frameworks", "points", 0, "loop"),
+            {"prompts": 8, "candidates": 8, "fewer": {"vlm": 1}},
+            "point policy-512-128: 'vlm' is not one of ember",
+        ),
     ],
 )
 def test_an_ill_typed_or_senseless_value_is_refused(path, value, said):

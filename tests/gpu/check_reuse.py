@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from ember.backends.forward import Forward
+from ember.backends.forward import Forward, hand_over
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams
 from ember.cache.contiguous import ContiguousCache
@@ -131,11 +131,13 @@ def check_plans(model_type: str, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     decoder = louder(make(model_type, dtype, SHAPE, LAYERS))
     trained = Trained(decoder)
-    fast = Forward(decoder, graphs=True, weights=PackedDecoder(decoder))
+    memory, staging = (
+        ContiguousCache(decoder.arch, 1, TOKENS + 20, DEVICE, dtype) for _ in range(2)
+    )
+    fast = Forward(decoder, graphs=True, weights=PackedDecoder(decoder), memory=staging)
     slow = Forward(decoder)
     ids = torch.randint(0, 1000, (TOKENS,)).tolist()
     other = ids[:PREFIX] + torch.randint(0, 1000, (TOKENS - PREFIX,)).tolist()
-    memory = ContiguousCache(decoder.arch, 1, TOKENS + 20, DEVICE, dtype)
     mine, theirs, donor = (PromptKV.empty(decoder, one) for one in (ids, ids, other))
     theirs.cache._fused = False  # corrected by torch's operators
     for name, plan in plans(LAYERS, TOKENS).items():
@@ -148,7 +150,7 @@ def check_plans(model_type: str, dtype: torch.dtype) -> None:
             more["donor"] = donor
         worst = 0.0
         for _ in range(1 if plan.correct else 3):
-            found = run_plan(fast, mine, plan, memory=memory, **more)
+            found = run_plan(fast, mine, plan, into=memory, **more)
             expected = run_plan(slow, theirs, plan, **more)
             pairs = [
                 (found, expected),
@@ -234,18 +236,22 @@ def measure_plans(layers: int = 36, tokens: int = 2048) -> None:
     """Times of plans at Qwen3-4B's shape, by the engine's forward and by the eager decoder."""
     decoder = make("qwen3", torch.bfloat16, LARGE, layers)
     trained = Trained(decoder)
-    fast = Forward(decoder, graphs=True, weights=PackedDecoder(decoder))
-    memory = ContiguousCache(decoder.arch, 1, tokens, DEVICE, torch.bfloat16)
+    memory, staging = (
+        ContiguousCache(decoder.arch, 1, tokens, DEVICE, torch.bfloat16) for _ in range(2)
+    )
+    fast = Forward(decoder, graphs=True, weights=PackedDecoder(decoder), memory=staging)
     ids = torch.randint(0, 100000, (tokens,)).tolist()
     kv, half = PromptKV.empty(decoder, ids), layers // 2
     adapters = [trained.adapter, None]
     trained.step(0.001)
     adapters[1] = trained.adapter
-    run_plan(fast, kv, Plan.full(layers), memory=memory, boundaries=(half,), adapter=adapters[0])
+    run_plan(fast, kv, Plan.full(layers), into=memory, boundaries=(half,), adapter=adapters[0])
 
     def plain(forward: Forward) -> None:
         memory.reset()
-        forward(kv.tokens, memory)
+        there = forward.place(memory)
+        forward(kv.tokens, there)
+        hand_over(there, memory)
 
     def correct(_: Forward) -> None:
         kv.cache.correct(adapters[kv.cache.made_by[-1] is adapters[0]])
@@ -254,7 +260,7 @@ def measure_plans(layers: int = 36, tokens: int = 2048) -> None:
         def call(forward: Forward) -> None:
             if plan.correct:
                 more["adapter"] = adapters[kv.cache.made_by[-1] is adapters[0]]
-            where = {"memory": memory} if forward is fast else {}
+            where = {"into": memory} if forward is fast else {}
             run_plan(forward, kv, plan, boundaries=(half,), **where, **more)
 
         return call

@@ -114,16 +114,13 @@ class Tree:
 
 
 def work(source: str, settings: dict) -> None:
-    """Answers workloads with the seconds of one run. Knows both trees' names."""
+    """Answers workloads with the seconds of one run, by names that both trees have."""
     sys.path.insert(0, source)
     import time
 
     import torch
 
-    try:
-        from ember.backends.sampling import SamplingParams
-    except ImportError:  # before the backends had a package
-        from ember.engine.sampling import SamplingParams
+    from ember.backends.sampling import SamplingParams
     from ember.engine.engine import Engine
     from ember.model.architecture import Architecture
     from ember.model.checkpoint import random_decoder
@@ -136,10 +133,7 @@ def work(source: str, settings: dict) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (settings["prompts"], context)
     prompts = torch.randint(arch.vocab_size, shape, generator=generator).tolist()
-    params = {"max_tokens": new_tokens, "temperature": 1.0}
-    if "ignore_eos" in SamplingParams.__dataclass_fields__:
-        params["ignore_eos"] = True
-    sampling = SamplingParams(**params)
+    sampling = SamplingParams(max_tokens=new_tokens, temperature=1.0, ignore_eos=True)
     engine = Engine(decoder, capacity=context + new_tokens, max_rows=settings["rows"])
     calls = {
         "prefill": lambda: [engine.prefill_prompt(prompts[0]) for _ in range(5)],

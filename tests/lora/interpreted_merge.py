@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ember.lora import merge
-from ember.lora.kernels import Launch, Matrix, Tile, padded_rank
+from ember.lora import kernels, merge
+from ember.lora.kernels import Launch, Matrix, Tile, begin_compiling, make_ready, padded_rank
 from ember.lora.merge import Merger
 from tests.lora.adapters import adapter_of, bits, equal_bits, merged_by_hand
 from tests.tiny import wild
@@ -54,6 +54,44 @@ def test_the_merger_with_kernels_equals_the_sum(rank, keep):
         assert torch.allclose(weight.double(), wanted, atol=1e-5)
     merger.swap(None)
     assert equal_bits(decoder, before) == (keep != "none")
+
+
+class Recorder:
+    """Stands in for a kernel and notes what is compiled for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __getitem__(self, grid):
+        return lambda *tensors, **options: self.asked.append(options)
+
+    def warmup(self, *types, grid, **options):
+        self.asked.append(options)
+
+
+@pytest.mark.parametrize("width", [256, 257])
+@pytest.mark.parametrize("rank", [8, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_compiled_early_is_what_runs(dtype, rank, width, monkeypatch):
+    weight = torch.zeros(256, width, dtype=dtype)
+    a, b = torch.zeros(rank, width), torch.zeros(rank, 256)
+    recorder = Recorder()
+    monkeypatch.setattr(kernels, "_merge", recorder)
+    begin_compiling([weight], rank).join()
+    make_ready([weight], [(rank, 0), (rank, rank), (0, rank)])
+    for new, old in (((a, b), None), ((a, b), (a, b)), (None, (a, b))):
+        Launch([Matrix(weight, weight, new, old)]).run()
+    begun, *ready = recorder.asked
+    assert ready[:3] == ready[3:]
+    assert begun == ready[0]
+
+
+def test_an_adapter_is_compiled_for_once_and_before_it_is_swapped(monkeypatch):
+    merger, ranks = Merger(wild(), keep="host"), []
+    monkeypatch.setattr(kernels, "make_ready", lambda weights, pairs: ranks.append(pairs))
+    for rank in (3, 3, 20):
+        merger.prepare(adapter_of(merger.decoder, rank=rank))
+    assert ranks == [[(3, 0), (3, 3)], [(32, 0), (32, 32)]]
 
 
 def test_a_pair_that_is_used_stays_prepared(monkeypatch):

@@ -51,7 +51,7 @@ def compare(decoder, fast: Forward, tokens: int = 13, step: float = 0.2):
             run_plan(slow, donor, Plan.full(layers), adapter=adapter, **more)
             more["donor"] = donor
         for _ in range(2 if not plan.correct else 1):  # the second may be recorded, the third too
-            found = run_plan(fast, mine, plan, memory=memory, adapter=adapter, **more)
+            found = run_plan(fast, mine, plan, into=memory, adapter=adapter, **more)
             expected = run_plan(slow, theirs, plan, adapter=adapter, **more)
         pairs = [
             (found, expected),

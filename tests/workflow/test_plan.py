@@ -108,7 +108,7 @@ def test_every_step_names_a_function_that_says_what_it_makes():
     assert len(steps) > 40
     for kind, name in steps:
         step = find(name)
-        assert step.reads if kind == "plot" else step.makes is not None, name
+        assert (step.reads if kind == "plot" else step.makes) is not None, name
         assert len(step.makes) == 1 if kind == "publish" else True, name
 
 

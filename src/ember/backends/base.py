@@ -1,8 +1,8 @@
 """What the scheduler asks of a backend: rows that decode together over a `SlottedCache`.
 
-Contract. Rows in use are the first ones. Prompts are run by `forward` (into `staging` where there
-is one, from which the arena gets a copy), then candidates `join` and all rows take turns in
-`sample` and `advance`. Times and threads are the scheduler's business, memory is the cache's.
+Contract. Rows in use are the first ones. Prompts are run by `forward`, then candidates `join` and
+all rows take turns in `sample` and `advance`. Times and threads are the scheduler's business,
+memory is the cache's.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ember.backends.forward import Forward
 from ember.backends.sampling import SamplingParams
-from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import Run, SlottedCache
 
 LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at what was sampled; each look waits
@@ -45,7 +44,6 @@ class Backend(Protocol):
 
     name: str
     cache: SlottedCache
-    staging: ContiguousCache | None
     forward: Forward
     shares_prompts: bool  # rows read their prompt's KV in the arena; else each has a copy
     threads: int | None  # of torch, with which a step is fastest; None: whatever there are

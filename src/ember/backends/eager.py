@@ -33,14 +33,13 @@ class EagerBackend(TorchRows):
         decoder: Decoder,
         cache: SlottedCache,
         forward: Forward,
-        staging: ContiguousCache | None = None,
         *,
         invariant: bool = False,
     ):
         """`cache`: with slots for prompts and what follows them."""
         shape = (cache.slots, decoder.arch.vocab_size)
         logits = torch.zeros(shape, dtype=cache.rows.dtype, device=cache.rows.device)
-        super().__init__(cache, logits, forward, staging)
+        super().__init__(cache, logits, forward)
         self._decoder, self._invariant = decoder, invariant
         self._lengths: list[int] = []  # tokens in each row's slot
         self._waits: list[bool] = []  # whether a row has logits and no token to run

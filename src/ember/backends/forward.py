@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ember.backends.packing import PackedDecoder
 from ember.cache.contiguous import ContiguousCache
+from ember.cache.copying import copy_kv
 from ember.model.decoder import Decoder, Tap
 
 log = logging.getLogger(__name__)
@@ -62,12 +63,26 @@ class Forward:
     """Runs prompts into one block of cache memory. In-place changes of weights show."""
 
     def __init__(
-        self, decoder: Decoder, *, graphs: bool = False, weights: PackedDecoder | None = None
+        self,
+        decoder: Decoder,
+        *,
+        graphs: bool = False,
+        weights: PackedDecoder | None = None,
+        memory: ContiguousCache | None = None,
     ):
-        """`weights`: of the decoder, for the kernels, where they cover it."""
+        """`weights`: of the decoder, for the kernels, where they cover it. `memory`: where prompts
+        are to be run, always the same, so that recordings serve again; one row."""
         self.decoder, self._graphs, self.weights = decoder, graphs, weights
+        self.memory = memory
         self._shapes: OrderedDict[tuple, _Recording | None] = OrderedDict()
         self._pool = None
+
+    def place(self, cache: ContiguousCache) -> ContiguousCache:
+        """Where to run a prompt whose KV is to lie in `cache`, which is empty: empty memory."""
+        if self.memory is None:
+            return cache
+        self.memory.reset()
+        return self.memory
 
     def __call__(self, tokens: Tensor, cache: ContiguousCache) -> Tensor:
         """Runs tokens (B, T), from the host, after what `cache` holds; returns logits (B, V)."""
@@ -162,6 +177,14 @@ def count(cache: ContiguousCache, tokens: int, layers: Layers) -> None:
     """Counts what a run has written, or is about to write, into the cache's memory."""
     cache.advance(tokens, range(layers.start, layers.stop))
     cache.advance(1, range(layers.stop, len(cache.layers)))
+
+
+def hand_over(memory: ContiguousCache, cache: ContiguousCache) -> None:
+    """Copies the KV of a prompt from where it ran to where it is to lie."""
+    if memory is not cache:
+        tokens = memory.length(0)
+        copy_kv(cache.kv[..., :tokens, :], memory.kv[..., :tokens, :])
+        cache.advance(tokens)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:

@@ -9,7 +9,6 @@ from torch import Tensor
 from ember.backends.base import LOOK_EVERY, Candidate
 from ember.backends.forward import Forward
 from ember.backends.sampling import SamplingParams, sample
-from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import SlottedCache
 
 
@@ -18,15 +17,9 @@ class TorchRows:
 
     lag = 0
 
-    def __init__(
-        self,
-        cache: SlottedCache,
-        logits: Tensor,
-        forward: Forward,
-        staging: ContiguousCache | None,
-    ):
+    def __init__(self, cache: SlottedCache, logits: Tensor, forward: Forward):
         """`logits` (slots, V): where a step leaves them."""
-        self.cache, self.forward, self.staging = cache, forward, staging
+        self.cache, self.forward = cache, forward
         self._device = cache.rows.device
         self.interval = LOOK_EVERY[self._device.type]
         self._tokens = torch.zeros(cache.slots, dtype=torch.long, device=self._device)

@@ -14,7 +14,6 @@ import torch
 from ember.backends.base import Backend
 from ember.backends.compiled.native_step import why_no_code
 from ember.backends.forward import Forward
-from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import SlottedCache
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
@@ -146,7 +145,6 @@ def make_backend(
     *,
     capacity: int,
     forward: Forward,
-    staging: ContiguousCache | None = None,
     graphs: bool = True,
     batch_invariant: bool = False,
 ) -> Backend:
@@ -155,11 +153,11 @@ def make_backend(
     if name == "kernels":
         from ember.backends.cuda.backend import KernelBackend  # imports Triton
 
-        return KernelBackend(decoder, cache, forward, staging, capacity, graphs=graphs)
+        return KernelBackend(decoder, cache, forward, capacity, graphs=graphs)
     if name == "compiled":
         from ember.backends.compiled.backend import CompiledBackend
 
         return CompiledBackend(decoder, cache, forward, capacity)
     from ember.backends.eager import EagerBackend
 
-    return EagerBackend(decoder, cache, forward, staging, invariant=batch_invariant)
+    return EagerBackend(decoder, cache, forward, invariant=batch_invariant)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ember.cache.base import BadCacheUse
 from ember.cache.contiguous import ContiguousCache
@@ -170,10 +169,6 @@ class SlottedCache:
         """The run as a cache of one row, empty at first, over the same memory."""
         stop = run.start + run.length
         return ContiguousCache.over(self.prompts[:, :, :, run.start : stop].unsqueeze(2))
-
-    def store(self, run: Run, kv: Tensor) -> None:
-        """Copies a prompt's KV (L, 2, Hkv, length, D) into its run."""
-        copy_kv(self.prompts[:, :, :, run.start : run.start + run.length], kv)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copies the first `tokens` of a row's own tokens over another row's."""

@@ -175,7 +175,8 @@ class Engine:
         prompt = check_prompt(prompt, 0, self.decoder.arch, self.capacity)
         with self._lock:
             self._take_stock()
-            forward, cache = self._prompts(self.select(1).name)
+            forward = self._prompts(self.select(1).name)
+            cache = self._staging
             cache.reset()
             phase = untimed if clock is None else clock.phase
             logits, cached = self.prefill.fill(prompt, cache, forward, phase)
@@ -207,10 +208,9 @@ class Engine:
 
     def _new_backend(self, name: str, size: Size) -> Backend:
         weight = self.decoder.embed_tokens.weight
-        forward, staging = Forward(self.decoder), None
+        forward = Forward(self.decoder)
         if weight.is_cuda or name == "kernels":
-            # Prompts are run always at the same place, so that recordings serve again.
-            forward, staging = self._prompts(name)
+            forward = self._prompts(name)
         with torch.inference_mode():
             cache = SlottedCache(
                 self.decoder.arch,
@@ -226,7 +226,6 @@ class Engine:
             cache,
             capacity=self.capacity,
             forward=forward,
-            staging=staging,
             graphs=self.graphs,
             batch_invariant=self.batch_invariant,
         )
@@ -234,19 +233,21 @@ class Engine:
         return backend
 
     @torch.inference_mode()
-    def _prompts(self, name: str) -> tuple[Forward, ContiguousCache]:
+    def _prompts(self, name: str) -> Forward:
         """How a backend runs prompts, and memory for one, made when first needed."""
         packed = name == "kernels"
-        if self._forward is None or (self._forward.weights is not None) != packed:
-            weights = PackedDecoder(self.decoder) if packed else None
-            self._forward = Forward(self.decoder, graphs=self.graphs, weights=weights)
-            self._addresses = addresses(self.decoder)
         if self._staging is None:
             arch, weight = self.decoder.arch, self.decoder.embed_tokens.weight
             needed = self.capacity * arch.kv_bytes_per_token(weight.element_size())
             require(needed, str(weight.device), f"a KV cache of {self.capacity} tokens")
             self._staging = ContiguousCache(arch, 1, self.capacity, weight.device, weight.dtype)
-        return self._forward, self._staging
+        if self._forward is None or (self._forward.weights is not None) != packed:
+            weights = PackedDecoder(self.decoder) if packed else None
+            self._forward = Forward(
+                self.decoder, graphs=self.graphs, weights=weights, memory=self._staging
+            )
+            self._addresses = addresses(self.decoder)
+        return self._forward
 
     def _take_stock(self) -> None:
         """Where parameters have been replaced or moved, what reads them where they lay goes; the

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ember.backends.forward import Forward
+from ember.backends.forward import Forward, hand_over
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.radix import RadixCache
 from ember.model.decoder import Decoder
@@ -49,7 +49,10 @@ class PlainPrefill:
         token, which is still to be run.
         """
         with phase("prefill"):
-            return forward(torch.from_numpy(np.asarray([prompt], dtype=np.int64)), cache), 0
+            memory = forward.place(cache)
+            logits = forward(torch.from_numpy(np.asarray([prompt], dtype=np.int64)), memory)
+            hand_over(memory, cache)
+        return logits, 0
 
 
 class PrefixPrefill(PlainPrefill):
@@ -88,11 +91,13 @@ class PrefixPrefill(PlainPrefill):
             ids = np.asarray(prompt, dtype=np.int64)
             namespace = self._current(forward.decoder)
             with self.cache.match(namespace, ids[:-1]) as match:  # the last gives the logits
-                cached = match.copy_into(cache)
-        if 0 < cached == len(ids) - 1:
-            return None, cached
+                if 0 < match.length == len(ids) - 1:
+                    return None, match.copy_into(cache)
+                memory = forward.place(cache)
+                cached = match.copy_into(memory)
         with phase("prefill"):
-            logits = forward(torch.from_numpy(ids[None, cached:]), cache)
+            logits = forward(torch.from_numpy(ids[None, cached:]), memory)
+            hand_over(memory, cache)
         with phase("store"):
-            self.cache.insert(namespace, ids, lambda start, stop: cache.segment(0, start, stop))
+            self.cache.insert(namespace, ids, lambda start, stop: memory.segment(0, start, stop))
         return logits, cached

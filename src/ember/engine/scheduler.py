@@ -79,13 +79,13 @@ class Scheduler:
         self._settled, self._to_come = 0, sum(p.candidates * p.params.max_tokens for p in prompts)
         self._began = self._said = time.perf_counter()
         self._looks = False  # someone wants tokens as they come
-        staging = 0 if backend.staging is None else backend.staging.bytes
+        staging = backend.forward.memory
         self.stats = RolloutStats(
             prompts=len(prompts),
             candidates=sum(p.candidates for p in prompts),
             slots=rows,
             prompt_tokens=sum(len(p.tokens) for p in prompts),
-            reserved_kv_bytes=backend.cache.bytes + staging,
+            reserved_kv_bytes=backend.cache.bytes + (0 if staging is None else staging.bytes),
         )
 
     def run(self) -> list[list[Completion]]:
@@ -208,20 +208,13 @@ class Scheduler:
         if prompt.run is None:
             return False
         self._placed.append(prompt)
-        memory = backend.staging
-        if memory is None:
-            memory = cache.view(prompt.run)
-        memory.reset()
         use_threads(self._threads)
         prompt.logits, prompt.cached = self._prefill.fill(
-            prompt.tokens, memory, backend.forward, self._phase
+            prompt.tokens, cache.view(prompt.run), backend.forward, self._phase
         )
         use_threads(backend.threads or self._threads)
         if prompt.logits is None:
             prompt.run = cache.trim(prompt.run, len(prompt.tokens) - 1)
-        if backend.staging is not None:
-            with self._phase("prefill"):
-                cache.store(prompt.run, memory.segment(0, 0, prompt.run.length))
         stats.prefills += 1
         stats.kept_prompts += prompt.lacks_last
         stats.cached_tokens += prompt.cached

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ember.backends.forward import Forward
+from ember.backends.forward import Forward, hand_over
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.copying import copy_kv
 from ember.engine.prefill import Phase, untimed
@@ -65,7 +65,7 @@ def run_plan(
     kv: PromptKV,
     plan: Plan,
     *,
-    memory: ContiguousCache | None = None,
+    into: ContiguousCache | None = None,
     boundaries: Sequence[int] = (),
     adapter: Adapter | None = None,
     donor: PromptKV | None = None,
@@ -74,10 +74,9 @@ def run_plan(
 ) -> Tensor | None:
     """Bring `kv` up to date with the decoder's present weights as `plan` says; logits (1, V).
 
-    memory: where forwards run, one row for at least the prompt, which then holds the KV, too; by
-    default `kv` itself. What is recorded there serves again for other prompts. leave_last: a plan
-    that runs the last token alone leaves it to the caller; logits are then None, and `kv` and
-    `memory` hold the other tokens. boundaries: layers whose entering hidden states are kept for
+    into: a cache of one row that is to have the KV, too, instead of what it holds. leave_last: a
+    plan that runs the last token alone leaves it to the caller; logits are then None, and `kv` and
+    `into` hold the other tokens. boundaries: layers whose entering hidden states are kept for
     restarts. adapter: present low-rank part of the weights; keeps the factors that later
     corrections need (such a run is not recorded). donor: a prompt with the same first
     plan.prefix_tokens tokens, computed with the present weights. Phases: correction, prefill.
@@ -97,11 +96,16 @@ def run_plan(
             cache.correct(adapter or {})
     with phase("prefill"):
         bands = _bands(plan, layers, tokens)
-        memory = cache if memory is None else memory
-        _load(memory, cache, bands)
+        if into is None:
+            into = cache
+        else:
+            into.reset()
         if leave_last and tokens > 1 and bands == [(0, layers, tokens - 1)]:
+            _load(into, cache, bands)
             kv.top = None
             return None
+        memory = cache if into is cache else forward.place(into)
+        _load(memory, cache, bands)
         passage = forward.run(
             _entering(kv, plan.start_layer, plan.start_token, layers),
             memory,
@@ -111,6 +115,7 @@ def run_plan(
             tap=cache.keeping(bands, tokens, adapter),
         )
         _save(cache, memory, bands, tokens)
+        hand_over(memory, into)
         for layer, x in passage.hidden.items():
             _keep(kv.hidden, layer, x, plan.start_token, tokens)
         kv.top = passage.top
@@ -179,7 +184,7 @@ class PolicyRunner:
         shared_prefix: int = 0,
         *,
         forward: Forward | None = None,
-        memory: ContiguousCache | None = None,
+        into: ContiguousCache | None = None,
         leave_last: bool = False,
         phase: Phase = untimed,
     ) -> Prefill:
@@ -198,7 +203,7 @@ class PolicyRunner:
                 forward or Forward(self.decoder),
                 kv,
                 plan,
-                memory=memory,
+                into=into,
                 boundaries=self.policy.boundaries,
                 adapter=self.adapter if self.policy.keeps_factors else None,
                 donor=self._donors.get(prefix) if plan.prefix_tokens else None,
@@ -271,7 +276,6 @@ def _load(memory: ContiguousCache, cache: CorrectableCache, bands: Sequence[Band
     """What a plan reuses, into the memory in which it runs."""
     if memory is cache:
         return
-    memory.reset()
     for first, end, start in bands:
         if start:
             source = cache.kv[first:end, ..., :start, :]

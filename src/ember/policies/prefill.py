@@ -44,7 +44,7 @@ class PolicyPrefill(PlainPrefill):
         done = self.runner.prefill(
             *(self._round, prompt, self._shared_prefix),
             forward=forward,
-            memory=cache,
+            into=cache,
             leave_last=True,
             phase=phase,
         )

@@ -5,6 +5,7 @@ import pytest
 from ember.backends.forward import Forward
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams
+from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
 from ember.policies.execute import PolicyRunner
 from ember.policies.kinds import PeriodicRefresh, UpdatableKV, UpdateLocality
@@ -28,7 +29,9 @@ SIZES = {
 @pytest.mark.parametrize("model_type", ["qwen3", "llama", "qwen2"])
 def test_every_plan(model_type):
     decoder = wild(model_type, **SIZES)
-    for name, off in compare(decoder, Forward(decoder, weights=PackedDecoder(decoder))):
+    memory = ContiguousCache(decoder.arch, 1, 20)
+    forward = Forward(decoder, weights=PackedDecoder(decoder), memory=memory)
+    for name, off in compare(decoder, forward):
         assert off < 1e-4, name
 
 

@@ -29,7 +29,7 @@ class CompiledBackend(TorchRows):
         """`capacity`: the most tokens of a sequence."""
         arch, weights = decoder.arch, PackedDecoder(decoder)
         self._step = NativeStep(arch, weights, cache.rows, capacity, prompts=cache.prompts)
-        super().__init__(cache, self._step.logits, forward, None)
+        super().__init__(cache, self._step.logits, forward)
         self._starts, self._shared, self._own = torch.zeros(3, cache.slots, dtype=torch.long)
         # On memory of its own: nobody's KV must be written to.
         own = torch.zeros_like(cache.rows[:, :, :, :, :1])

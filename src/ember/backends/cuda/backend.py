@@ -13,7 +13,6 @@ from torch import Tensor
 from ember.backends.base import LOOK_EVERY, Candidate
 from ember.backends.cuda.step import KernelStep, Seat
 from ember.backends.forward import Forward
-from ember.cache.contiguous import ContiguousCache
 from ember.cache.slotted import SlottedCache
 from ember.model.decoder import Decoder
 
@@ -31,13 +30,12 @@ class KernelBackend:
         decoder: Decoder,
         cache: SlottedCache,
         forward: Forward,
-        staging: ContiguousCache | None,
         capacity: int,
         *,
         graphs: bool,
     ):
         """`forward` holds the packed weights; `capacity`: the most tokens of a sequence."""
-        self.cache, self.forward, self.staging = cache, forward, staging
+        self.cache, self.forward = cache, forward
         self.step = KernelStep(decoder.arch, forward.weights, cache.rows, capacity, cache.prompts)
         if cache.rows.is_cuda and graphs:
             self.step.capture()
