@@ -7,7 +7,14 @@ from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
 from ember.measure.clock import PhaseClock
 from ember.policies.execute import PolicyRunner
-from ember.policies.kinds import Naive, PeriodicRefresh, PrefixOnly, UpdateLocality, compose
+from ember.policies.kinds import (
+    Naive,
+    PeriodicRefresh,
+    PrefixOnly,
+    Salted,
+    UpdateLocality,
+    compose,
+)
 from ember.policies.plan import BadPolicy
 from ember.policies.prefill import PolicyPrefill
 from tests.policies.tiny_lora import LAYERS, Lora, everywhere, make_decoder, prompt
@@ -30,7 +37,7 @@ def update(engine, change) -> None:
         Naive(LAYERS),
         PrefixOnly(LAYERS),
         UpdateLocality(LAYERS, 2),
-        compose(UpdateLocality(LAYERS, 2), PeriodicRefresh(LAYERS, 2)),
+        Salted(LAYERS),
         compose(UpdateLocality(LAYERS, 2), PrefixOnly(LAYERS)),
     ],
     ids=lambda policy: policy.id,
