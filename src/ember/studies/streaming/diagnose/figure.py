@@ -6,7 +6,7 @@ import pandas as pd
 from ember.studies.steps import reads
 from ember.studies.streaming.diagnose.tables import LATENCY_RUNS
 from ember.studies.streaming.quality.tables import QUALITY_RUNS, STREAMING_SPIKES
-from ember.studies.style import PAGE, basis, device_time, label, look, style
+from ember.studies.style import PAGE, basis, device_time, label, legend_below, look, panel, style
 
 SHOWN = ("lazy_prune", "max_drop", "fold", "refresh")
 LABELS = {
@@ -45,6 +45,8 @@ def draw_losses(
         x = "token index"
         label(left, "a", x, "loss above R = 1 (nats)", loc="upper right")
         _profiles(right, spikes, peak, period)
+        if right.get_legend_handles_labels()[1]:
+            legend_below(figure, right)
         rows = spikes[(spikes["corpus"] == "long") & (spikes["point"] == point["point"])]
         return figure, _losses_caption(rows, point, width, scale, chosen)
 
@@ -71,11 +73,11 @@ def _profiles(axes, spikes, peak, period) -> None:
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if index:
-        axes.legend(loc="best")
-    else:
+    if not index:
         axes.text(0.5, 0.5, "skipped: no sinks", transform=axes.transAxes, ha="center")
-    label(axes, "b", "steps since the prune", "loss above R = 1 (nats)") if index else None
+    axes.set_xlabel("steps since the prune")
+    axes.set_ylabel("loss above R = 1 (nats)")
+    panel(axes, "b")
 
 
 def _chosen(lazy, peak: int):

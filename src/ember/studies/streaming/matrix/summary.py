@@ -37,7 +37,7 @@ def judge_matrix(
         reference = points.references[corpus, own["peak"]]
         lazy_delta = float(points.difference(same, reference, own["peak"]).mean())
         row = {name: own[name] for name in (*TAKEN, *ABOUT)} | {
-            "n": len(rows),
+            "streams": len(rows),
             "lazy_delta": lazy_delta,
             "delta": own["delta"],
             **dict(zip(("saved", "saved_low", "saved_high"), saved, strict=True)),

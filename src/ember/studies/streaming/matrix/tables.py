@@ -9,7 +9,7 @@ STREAMING_MATRIX = s.Schema(
     (
         *POINT,
         *METHOD,
-        s.integer("n", "", "streams"),
+        s.integer("streams", "streams", "that were measured"),
         s.number("lazy_delta", "nats/token", "lazy pruning's loss above R = 1, same streams"),
         s.number("delta", "nats/token", "the method's"),
         s.number("saved", "nats/token", "the difference, paired by stream"),

@@ -134,7 +134,7 @@ def _quality(points: Points, corpus: str, rows: Sequence[Mapping]) -> dict:
     nll = float(np.mean([row["nll"][start:] for row in rows]))
     sizes = sorted(size for row in rows for size in row["drop_sizes"])
     found = {
-        "n": len(rows),
+        "streams": len(rows),
         "tokens": len(first["nll"]) - start,
         "nll": nll,
         "ppl": float(np.exp(nll)),
@@ -190,7 +190,7 @@ def _bins(points: Points, corpus: str, rows: Sequence[Mapping]) -> list[dict]:
         if inside.any(1).all():
             by_stream = np.where(inside, above, 0).sum(1) / inside.sum(1)
             found.append(
-                {"since": low, "until": min(high, int(since.max()) + 1), "n": len(rows)}
+                {"since": low, "until": min(high, int(since.max()) + 1), "streams": len(rows)}
                 | _named("delta", points.bounds(by_stream))
             )
     return found

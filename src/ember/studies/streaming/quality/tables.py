@@ -50,7 +50,7 @@ STREAMING_QUALITY = s.Schema(
     (
         *POINT,
         *METHOD,
-        s.integer("n", "", "streams"),
+        s.integer("streams", "streams", "that were measured"),
         s.integer("tokens", "tokens", "scored of each: those after the cache was first full"),
         s.number("nll", "nats/token", "mean loss"),
         s.number("ppl", "", "perplexity"),
@@ -86,7 +86,7 @@ STREAMING_SPIKES = s.Schema(
         *METHOD,
         s.integer("since", "tokens", "first step of the bin, the prune's is 0"),
         s.integer("until", "tokens", "first step after the bin"),
-        s.integer("n", "", "streams"),
+        s.integer("streams", "streams", "that were measured"),
         s.maybe("delta", "nats/token", "mean over prunes and streams"),
         s.maybe("delta_low", "nats/token", "95 % interval by bootstrap over streams, lower end"),
         s.maybe("delta_high", "nats/token", "upper end"),

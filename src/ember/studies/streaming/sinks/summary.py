@@ -28,7 +28,7 @@ def judge_sinks(mass, gaps, *, min_mass: float, seed: int, resamples: int = 1000
         found.append(
             {
                 "corpus": corpus,
-                "n": pair["n"],
+                "streams": pair["n"],
                 "gap": pair["difference"],
                 "gap_low": pair["low"],
                 "gap_high": pair["high"],

@@ -35,7 +35,7 @@ STREAMING_GATE = s.Schema(
     (
         s.text("corpus", "role of the corpus", values=("long", "short")),
         s.integer("peak", "tokens", "W of 0 + W against 1 + (W - 1)"),
-        s.integer("n", "", "streams"),
+        s.integer("streams", "streams", "that were measured"),
         s.number("gap", "nats/token", "what the missing sink costs, paired by stream"),
         s.number("gap_low", "nats/token", "95 % interval by bootstrap over streams, lower end"),
         s.number("gap_high", "nats/token", "upper end"),
