@@ -45,7 +45,7 @@ def draw(matrix: pd.DataFrame, scale: str):
         caption = (
             "**What removes the loss of rare pruning.** Loss of lazy pruning minus that of each "
             "change at the same peak and period, paired by stream, 95 % bootstrap intervals, n = "
-            f"{rows['streams'].min()} to {rows['streams'].max()} streams. Success rule (half removed, "
-            f"TPOT within the bar): {', '.join(wins) or 'no point'}. {basis(rows, scale)}"
+            f"{rows['streams'].min()} to {rows['streams'].max()} streams. Success rule (half "
+            f"removed, TPOT within the bar): {', '.join(wins) or 'no point'}. {basis(rows, scale)}"
         )
         return figure, caption
