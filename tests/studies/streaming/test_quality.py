@@ -10,6 +10,7 @@ from ember.studies.streaming.matrix.tables import STREAMING_MATRIX
 from ember.studies.streaming.pareto.summary import find_front
 from ember.studies.streaming.quality.summary import (
     boundaries,
+    diagnose,
     since_prune,
     summarise_quality,
     summarise_spikes,
@@ -83,10 +84,17 @@ def test_quality_is_paired_with_eviction_at_each_token():
     assert lazy["spike_peak"] == pytest.approx(0.4)
     assert lazy["spike_area"] == pytest.approx(8 * lazy["delta"])
     assert lazy["spike_width"] == 4
+    assert lazy["diagnosis"] == "spike"
     assert lazy["drop_size_max"] == 8
     assert lazy["drop_size_p99"] == 8
     assert lazy["improved"] is None
     assert half["improved"] == "yes"
+
+
+def test_a_loss_without_a_spike_is_drift():
+    assert diagnose(0.01, -0.1) == "spike"
+    assert diagnose(-0.01, 0.1) == "window drift"
+    assert diagnose(-0.01, -0.1) == "none"
 
 
 def test_spikes_by_steps():

@@ -81,6 +81,7 @@ def summarise_quality(runs: Sequence, gate, *, seed: int, resamples: int) -> lis
         bins = _bins(points, corpus, rows)
         if bins and row["status"] == "ok":
             row |= _spike(points, corpus, rows, bins)
+            row["diagnosis"] = diagnose(bins[0]["delta_low"], row["delta_low"])
         found.append(row)
     return found
 
@@ -111,6 +112,12 @@ def _outcomes(gate) -> dict[str, dict]:
 
 def _about(corpus: str, point: str, rows: Sequence[Mapping]) -> dict:
     return {"corpus": corpus, "point": point} | {k: rows[0][k] for k in (*SAID, *ABOUT)}
+
+
+def diagnose(first_low: float, delta_low: float) -> str:
+    """What a loss is, from the lower ends of the intervals of the first steps after a prune and of
+    all (S-2.4)."""
+    return "spike" if first_low > 0 else "window drift" if delta_low > 0 else "none"
 
 
 def boundaries(drop_steps: Sequence[int]) -> list[int]:

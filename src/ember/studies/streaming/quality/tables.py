@@ -62,6 +62,13 @@ STREAMING_QUALITY = s.Schema(
             "spike_width", "tokens", "steps after a prune that cost more than R = 1", nullable=True
         ),
         *_delta("spike_area", "R = 1, summed over a period"),
+        s.text(
+            "diagnosis",
+            "spike: the first steps after a prune cost more than R = 1; window drift: they do not, "
+            "and the whole does; none: no difference; null where nothing is claimed",
+            values=("spike", "window drift", "none"),
+            nullable=True,
+        ),
         s.maybe("drop_size_mean", "tokens", "mean of a drop"),
         s.maybe("drop_size_median", "tokens", "median of a drop"),
         s.maybe("drop_size_p99", "tokens", "99th percentile of 100 drops or more"),
