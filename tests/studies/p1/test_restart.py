@@ -78,7 +78,9 @@ def test_sweep_times_every_operation_and_gives_valid_tables(model, tmp_path):
     for _, turn in table.groupby("repeat"):
         assert sorted(turn["place"]) == list(range(28)), "every plan once, and when"
     assert (table["prefill_ms"] > 0).all()
-    assert (table[~table["correct"]]["correction_ms"] == 0).all()
+    assert table["correct"].equals(table["correction_ms"] > 0)
+    lone = (table["start_token"] == table["context"] - 1) & (table["boundary"] == 0)
+    assert table["logits"].equals(~lone), "a lone last token is left to the rows"
     kept = table[table["context"] == 64].groupby(["rank", "boundary"]).first()
     assert kept["kept_kv_bytes"].nunique() == 1
     assert kept.loc[(8, 0), "kept_factor_bytes"] == 64 * 8 * 2 * 4 * 4

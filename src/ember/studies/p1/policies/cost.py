@@ -76,7 +76,8 @@ def model_cost(
             saved = [100 * last[f"round_saved{end}"] for end in ("", "_low", "_high")]
             took = f"{last['cumulative_s']:.1f} s in {len(cost)} rounds"
             less = "{:.1f} % less than naive ({:.1f} to {:.1f})".format(*saved)
-            log.info("%s: %s takes %s, %s, memory: %s", loop, labels["policy"], took, less, need)
+            kept = f"kept: {need['placement']}"
+            log.info("%s: %s takes %s, %s; %s", loop, labels["policy"], took, less, kept)
     return costs, needs
 
 

@@ -150,12 +150,12 @@ class Bench:
             self._generate(self.donor, PhaseClock(device))
         clock = PhaseClock(device)
         self._generate(self.prompt, clock)
-        times, calls = clock.times_ms(), clock.calls()
+        times = clock.times_ms()
         kept = runner.store[prompt_key(self.prompt)].bytes
         return {
             "prefill_ms": times.get("prefill", 0.0),
             "correction_ms": times.get("correction", 0.0),
-            "logits": not calls.get("decode"),
+            "logits": not engine.last_stats.kept_prompts,
             "kept_kv_bytes": kept["kv"],
             "kept_hidden_bytes": kept["hidden"],
             "kept_factor_bytes": kept["factors"],
