@@ -75,6 +75,7 @@ class StreamingCache(KVCache):
         self.bias: Tensor | None = None  # (L, B, Hq, C), added to the scores of folded slots
         for name in ("mass", "recent"):
             self._memory[name].zero_()
+        self._observed = False
         self._look()
 
     def _look(self) -> None:
@@ -140,6 +141,7 @@ class StreamingCache(KVCache):
 
     def observe(self, layer: int, mass: Tensor) -> None:
         """Adds a call's mass to that of its slots."""
+        self._observed = True
         self.mass[layer, :, :, : mass.shape[2]] += mass
         self.recent[layer, :, :, : mass.shape[2]] += mass
 
@@ -149,28 +151,29 @@ class StreamingCache(KVCache):
         What is kept keeps its order. Raises `BadCacheUse` for places that are not held.
         """
         count, held = places.shape[-1], self.slots
-        everywhere = places.expand(*self.ids.shape[:2], count).sort(-1).values
+        # Slots that are the same in all layers and rows stand once: (1, 1, n).
+        alike = (1, 1) if places.ndim == 1 else self.ids.shape[:2]
+        everywhere = places.expand(*alike, count).sort(-1).values
         inside = count and int(everywhere.min()) >= 0 and int(everywhere.max()) < held
         if not inside or bool((everywhere.diff(dim=-1) == 0).any()):
             raise BadCacheUse(
                 f"cannot drop {places.tolist()} of {held} tokens.\n"
                 "Give slots that are held, each once."
             )
-        kept = torch.ones(*self.ids.shape[:2], held, dtype=torch.bool, device=self.ids.device)
-        kept = kept.scatter_(2, everywhere, False).nonzero()[:, 2].view(*self.ids.shape[:2], -1)
+        kept = torch.ones(*alike, held, dtype=torch.bool, device=self.ids.device)
+        kept = kept.scatter_(2, everywhere, False).nonzero()[:, 2].view(*alike, -1)
         first, left = int(everywhere.min()), held - count
         head = int(everywhere.max()) + 1 - count  # kept tokens before the last gap
         if self.spare and head < left - first:
-            start, kept = 0, kept[:, :, :head]
-            found = {name: _taken(getattr(self, name), kept) for name in self._memory}
+            start, found = 0, self._take(kept[:, :, :head])
             self._begin += count
             self._look()
-        else:
-            start, kept = first, kept[:, :, first:]  # before the first gap nothing moves
-            found = {name: _taken(getattr(self, name), kept) for name in self._memory}
+        else:  # before the first gap nothing moves
+            start, found = first, self._take(kept[:, :, first:])
         self._put(found, start)
-        self.mass[..., left:] = 0
-        self._memory["recent"].zero_()
+        if self._observed:
+            self.mass[..., left:] = 0
+            self._memory["recent"].zero_()
         if self.bias is not None:
             self.bias[..., left:] = 0
         self._lengths = [left] * self.arch.num_layers
@@ -200,14 +203,18 @@ class StreamingCache(KVCache):
     def _wrap(self) -> None:
         """Copies all that is held to the memory's beginning."""
         held = self.slots
-        every = torch.arange(held, device=self.ids.device).expand(*self.ids.shape[:2], held)
-        found = {name: _taken(getattr(self, name), every) for name in self._memory}
+        found = self._take(torch.arange(held, device=self.ids.device)[None, None])
         self._begin = 0
         self._look()
         self._put(found, 0)
         for rest in (self.mass, self.recent, self.bias):
             if rest is not None:
                 rest[..., held:] = 0
+
+    def _take(self, slots: Tensor) -> dict[str, Tensor]:
+        """What lies in the slots (L, B, n) or (1, 1, n), as copies; masses if there were any."""
+        names = [n for n in self._memory if self._observed or n not in ("mass", "recent")]
+        return {name: _taken(getattr(self, name), slots) for name in names}
 
     def _put(self, found: dict[str, Tensor], start: int) -> None:
         """Stores what was taken in the slots from `start` on."""
@@ -232,8 +239,9 @@ class StreamingCache(KVCache):
 
 
 def _taken(held: Tensor, slots: Tensor) -> Tensor:
-    """What lies in the slots (L, B, n), as a copy."""
     at = 3 if held.ndim == 5 else held.ndim - 1  # the dimension of slots
+    if slots.shape[:2] == (1, 1):
+        return held.index_select(at, slots[0, 0])
     index = slots.view(*slots.shape[:2], *[1] * (at - 2), -1, *[1] * (held.ndim - at - 1))
     shape = [*held.shape]
     shape[at] = slots.shape[2]
