@@ -56,7 +56,6 @@ class Method:
     """
 
     name: ClassVar[str] = ""
-    label: ClassVar[str] = ""
     improves: ClassVar[str] = ""  # the indicator that it is meant to improve, as tables name it
     needs: ClassVar[frozenset[str]] = frozenset()  # of entropy, mass and structure
     observes: ClassVar[int] = 0  # last queries before a prune whose attention mass it looks at

@@ -159,7 +159,7 @@ def test_verdicts_say_what_lacks():
         saved_high=0.1,
     )
     assert verdict(row, BARS) == "removes 20% [-10%, 50%]"
-    assert verdict(row | {"lazy_delta": -0.1, "removed": None}, BARS).startswith("nothing")
+    assert verdict(row | {"lazy_delta": 0.1, "removed": None}, BARS).startswith("nothing")
     assert verdict(row | {"compression_interval": 4}, BARS) == "not asked: period below 8"
     good = row | {"removed": 0.8, "saved_low": 0.1, "tpot_ratio": None}
     assert verdict(good, BARS) == "removes enough; not timed"

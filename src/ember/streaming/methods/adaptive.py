@@ -12,7 +12,6 @@ class Adaptive(Method):
     than the stream's median so far is pruned after, at the latest at the peak."""
 
     name: ClassVar[str] = "adaptive"
-    label: ClassVar[str] = "Lazy, adaptive"
     improves: ClassVar[str] = "extremes"
     needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
     one_row: ClassVar[bool] = True

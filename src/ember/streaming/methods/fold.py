@@ -19,7 +19,6 @@ class Fold(Method):
     that nothing is ever lost whole; without, a slot lives for one period."""
 
     name: ClassVar[str] = "fold"
-    label: ClassVar[str] = "Mass-matched folding"
     improves: ClassVar[str] = "spike"
 
     slots: int = 1

@@ -11,7 +11,6 @@ class Full(Method):
     """Everything is kept; `peak` is the streams' length."""
 
     name: ClassVar[str] = "full"
-    label: ClassVar[str] = "Full attention"
     improves: ClassVar[str] = "none: a reference"
     prunes: ClassVar[bool] = False
 

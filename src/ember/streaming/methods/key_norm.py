@@ -11,7 +11,6 @@ class KeyNorm(RankingMethod):
     """Short keys get much attention, so long ones go; norms are averaged over heads."""
 
     name: ClassVar[str] = "key_norm"
-    label: ClassVar[str] = "Key norm"
     improves: ClassVar[str] = "perplexity"
 
     def scores(self, moment):

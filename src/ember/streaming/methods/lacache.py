@@ -12,7 +12,6 @@ class LaCache(Method):
     lies further on the deeper the layer (after Shi et al., 2507.14204: the pattern alone)."""
 
     name: ClassVar[str] = "lacache"
-    label: ClassVar[str] = "LaCache pattern"
     improves: ClassVar[str] = "perplexity"
 
     recent: int = 32

@@ -11,5 +11,4 @@ class LazyPrune(Method):
     """Cheaper than StreamingLLM, and many tokens vanish at once."""
 
     name: ClassVar[str] = "lazy_prune"
-    label: ClassVar[str] = "Lazy pruning"
     improves: ClassVar[str] = "TPOT"

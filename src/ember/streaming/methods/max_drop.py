@@ -12,7 +12,6 @@ class MaxDrop(Method):
     `max_drop`, until the target is reached."""
 
     name: ClassVar[str] = "max_drop"
-    label: ClassVar[str] = "Lazy, max_drop"
     improves: ClassVar[str] = "drop_size_max"
 
     max_drop: int | None = None  # None: all at once

@@ -12,7 +12,6 @@ class Overlap(Method):
     compression_interval."""
 
     name: ClassVar[str] = "overlap"
-    label: ClassVar[str] = "Lazy, overlap"
     improves: ClassVar[str] = "spike"
 
     overlap: int

@@ -11,7 +11,6 @@ class RandomEviction(RankingMethod):
     """Any tokens between the sinks and the newest ones, drawn anew at each prune."""
 
     name: ClassVar[str] = "random_eviction"
-    label: ClassVar[str] = "Random eviction"
     improves: ClassVar[str] = "none: a reference"
 
     n_sink: int = 4

@@ -12,7 +12,6 @@ class Recompute(Method):
     are computed from the kept tokens alone."""
 
     name: ClassVar[str] = "recompute"
-    label: ClassVar[str] = "Recomputed window"
     improves: ClassVar[str] = "none: a reference"
 
     def apply(self, moment, places):

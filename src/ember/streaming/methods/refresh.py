@@ -14,7 +14,6 @@ class Refresh(MaxDrop):
     scores highest. With `max_drop` the others go in portions."""
 
     name: ClassVar[str] = "refresh"
-    label: ClassVar[str] = "Lazy, refresh"
     improves: ClassVar[str] = "spike and drift"
 
     refresh_budget: int

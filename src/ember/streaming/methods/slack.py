@@ -12,7 +12,6 @@ class Slack(Method):
     drops one at each step until the prune comes."""
 
     name: ClassVar[str] = "slack"
-    label: ClassVar[str] = "Lazy, slack"
     improves: ClassVar[str] = "extremes"
 
     slack: int

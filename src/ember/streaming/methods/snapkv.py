@@ -13,7 +13,6 @@ class SnapKV(RankingMethod):
     averaged over heads and over `kernel_size` neighbours; those tokens themselves stay."""
 
     name: ClassVar[str] = "snapkv"
-    label: ClassVar[str] = "SnapKV-like"
     improves: ClassVar[str] = "perplexity"
 
     recent: int = field(default=0, init=False)  # those that look

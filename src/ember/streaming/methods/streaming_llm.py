@@ -11,7 +11,6 @@ class StreamingLLM(Method):
     """Sinks and a sliding window."""
 
     name: ClassVar[str] = "streaming_llm"
-    label: ClassVar[str] = "StreamingLLM"
     improves: ClassVar[str] = "none: the reference at equal peak"
 
     compression_interval: int = field(default=1, init=False)

@@ -11,7 +11,6 @@ class Tova(RankingMethod):
     """Attention of the last query, averaged over heads; sinks must find themselves."""
 
     name: ClassVar[str] = "tova"
-    label: ClassVar[str] = "TOVA"
     improves: ClassVar[str] = "perplexity"
     observes: ClassVar[int] = 1
 

@@ -11,7 +11,6 @@ class SlidingWindow(Method):
     """A sliding window, pruned at each token."""
 
     name: ClassVar[str] = "window"
-    label: ClassVar[str] = "Window, no sink"
     improves: ClassVar[str] = "none: a reference"
 
     n_sink: int = field(default=0, init=False)

@@ -35,13 +35,15 @@ def judge_matrix(
         streams = {row["stream"] for row in rows}
         same = [row for row in lazy if row["stream"] in streams]
         reference = points.references[corpus, own["peak"]]
-        lazy_delta = float(points.difference(same, reference, own["peak"]).mean())
+        above = points.difference(same, reference, own["peak"]).mean(1)
+        lazy_delta, lazy_low, _ = points.bounds(above)
         row = {name: own[name] for name in (*TAKEN, *ABOUT)} | {
             "streams": len(rows),
             "lazy_delta": lazy_delta,
+            "lazy_delta_low": lazy_low,
             "delta": own["delta"],
             **dict(zip(("saved", "saved_low", "saved_high"), saved, strict=True)),
-            "removed": saved[0] / lazy_delta if lazy_delta > 0 else None,
+            "removed": saved[0] / lazy_delta if lazy_low > 0 else None,
             "max_drop_binds": own["method"] in ("max_drop", "refresh")
             and "max_drop=" in point
             and max(rows[0]["drop_sizes"]) < period,
@@ -60,8 +62,8 @@ def verdict(row: Mapping, bars: Mapping) -> str:
         return "the reference"
     if row["compression_interval"] < bars["interval"]:
         return f"not asked: period below {bars['interval']}"
-    if row["lazy_delta"] <= 0 or row["removed"] is None:
-        return "nothing to remove: lazy pruning costs nothing here"
+    if row["removed"] is None:
+        return "nothing to remove: what lazy pruning costs here is no difference"
     if row["removed"] < bars["min_removed"] or row["saved_low"] <= 0:
         return (
             f"removes {row['removed']:.0%} "

@@ -11,11 +11,12 @@ STREAMING_MATRIX = s.Schema(
         *METHOD,
         s.integer("streams", "streams", "that were measured"),
         s.number("lazy_delta", "nats/token", "lazy pruning's loss above R = 1, same streams"),
+        s.number("lazy_delta_low", "nats/token", "lower end of its 95 % interval"),
         s.number("delta", "nats/token", "the method's"),
         s.number("saved", "nats/token", "the difference, paired by stream"),
         s.number("saved_low", "nats/token", "95 % interval by bootstrap over streams, lower end"),
         s.number("saved_high", "nats/token", "upper end"),
-        s.maybe("removed", "fraction", "saved / lazy_delta; null where lazy pruning costs nothing"),
+        s.maybe("removed", "fraction", "saved / lazy_delta; null where that is no difference"),
         s.flag("max_drop_binds", "whether max_drop is below what a steady prune drops"),
         s.maybe("tpot_ratio", "", "steady TPOT over the best lazy one; null where not timed"),
         s.text(
