@@ -131,7 +131,7 @@ def test_no_summary_and_no_figure_reaches_a_measurement():
     src, library = ROOT / "src", Library(ROOT / "src")
     light = sorted((src / "ember/studies").glob("*/*/[sf][ui][mg]*.py"))
     assert len(light) > 20
-    engines = ("engine", "backends", "cache", "lora", "optim", "peers")
+    engines = ("engine", "backends", "cache", "lora", "optim", "peers", "streaming")
     for file in light:
         for reached in library.closure(file):
             name = reached.relative_to(src / "ember")
