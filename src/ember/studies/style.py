@@ -76,16 +76,20 @@ def _print_below(figure, words: str):
     """Puts words below the figure, in lines as wide as it; gives the box of both in inches."""
     from matplotlib.transforms import Bbox
 
-    size, (width, height) = 5.5, figure.get_size_inches()
-    lines = textwrap.wrap(words, int(72 * width / (0.52 * size)))
-    look = {"fontsize": size, "color": "#555555", "va": "top", "linespacing": 1.15}
+    (width, height), margin = figure.get_size_inches(), 0.04
+    look = {"fontsize": 6, "color": "#555555", "va": "top", "linespacing": 1.15}
     # All keeps its place in the drawing: a larger box would move what stands outside of the axes.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for legend in figure.legends:
         legend.set_bbox_to_anchor((0, 0, 1, 1), transform=figure.transFigure)
-    figure.text(0.04 / width, 0.0, "\n".join(lines), **look)
-    return Bbox([[0, -len(lines) * 1.3 * size / 72], [width, height]])
+    printed = figure.text(margin / width, 0.0, "", **look)
+    for letters in range(len(words), 0, -1):
+        printed.set_text("\n".join(textwrap.wrap(words, letters)))
+        if printed.get_window_extent().width <= (width - 2 * margin) * figure.dpi:
+            break
+    below = printed.get_window_extent().y0 / figure.dpi - margin if words else 0
+    return Bbox([[0, below], [width, height]])
 
 
 def small_print(tables: Collection, scale: str) -> str:

@@ -1,5 +1,6 @@
 """Figures: every number of a caption is in the table, and files come whole with provenance."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -16,7 +17,8 @@ from ember.studies.p1.prefix.tables import PREFIX_LOSSES, PREFIX_SAVINGS
 from ember.studies.p1.profile import figure as p1_fig2
 from ember.studies.p1.profile.tables import PREFILL_SHARE
 from ember.studies.p1.rollout.tables import point_name
-from ember.studies.style import PAGE, save, small_print
+from ember.studies.style import COLUMN, PAGE, save, small_print, style
+from tests.drawn import covered, outside
 from tests.rows import frame
 
 ABOUT = {"model": "policy", "weights": "trained", "device": "cpu", "dtype": "float32"}
@@ -98,6 +100,12 @@ def test_fig2_has_a_curve_a_batch_size_and_says_what_was_not_measured():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         *("one rollout", "16 rows", "32 rows", "64 generated")
     ]
+    assert not covered(axes)
+    assert not outside(axes)
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    places = [(line.get_xdata()[0], line.get_color()) for line in hollow if len(line.get_xdata())]
+    assert len({x for x, _ in places}) == len({colour for _, colour in places}) > 1, "moved apart"
+    assert "Hollow, side by side" in caption
     assert "the share is 83.3 %, of one rollout of these lengths 52.9 %" in caption
     assert "512/128 71.4 %; 1024/64 90.9 %; 1024/128 83.3 %" in caption
     assert "least to greatest of n = 5 runs" in caption
@@ -229,6 +237,23 @@ def test_an_image_says_itself_what_it_rests_on(tmp_path):
     assert signed.height > bare.height, "the words take nothing from the drawing"
 
 
+@pytest.mark.parametrize("width", [COLUMN, PAGE])
+@pytest.mark.parametrize("words", ["WWWW mmmm; %%%% " * 12, "iiii llll; " * 40, "M" * 300])
+def test_no_letter_of_the_small_print_is_cut_off(tmp_path, width, words):
+    with style() as plt:
+        figure, axes = plt.subplots(figsize=(width, 1))
+        axes.set_axis_off()
+        save(figure, tmp_path / "figure", "A caption.", {"rule": "plot"}, words)
+    [printed] = figure.texts
+    assert printed.get_text().replace("\n", "").replace(" ", "") == words.replace(" ", "")
+    assert printed.get_fontsize() >= 6
+    image = np.array(Image.open(tmp_path / "figure.png").convert("L"))
+    assert image.shape[1] == round(300 * width)
+    assert image[300:].min() < 200, "there are words"
+    for edge in (image[:, :3], image[:, -3:], image[-3:]):
+        assert edge.min() == 255, "and none reaches an edge"
+
+
 def frameworks_table() -> pd.DataFrame:
     rows = []
     for point, limit, workload in (
@@ -264,7 +289,9 @@ def test_frameworks_figure_shows_what_was_measured_and_names_what_was_not(tmp_pa
     for axes in drawing.axes[::2]:
         shown = [tick.get_text() for tick in axes.get_yticklabels()]
         assert shown == ["Ember", "Transformers generate (sdpa)"]
-        assert axes.get_xscale() == "log"
+    for axes in drawing.axes:
+        assert axes.get_xlim()[0] == 0, "a small factor looks small"
+        assert _ticks(axes) >= 3
     assert "trained weights" in drawing.axes[1].get_title(loc="right")
     save(drawing, tmp_path / "p1_frameworks", caption, {"rule": "plot_frameworks"})
     assert "small, the loop: Ember is 1.25 times (1.20 to 1.30) as fast as" in caption
@@ -274,6 +301,27 @@ def test_frameworks_figure_shows_what_was_measured_and_names_what_was_not(tmp_pa
     assert "Without a line: the model fits into the processor's cache." in caption
     assert "Not measured everywhere: vLLM" in caption
     assert "nan" not in caption.lower()
+
+
+@pytest.mark.parametrize("slower", [11, 20, 49, 51, 500])
+def test_frameworks_far_apart_are_drawn_with_a_logarithmic_axis(slower):
+    table = frameworks_table()
+    table.loc[table["framework"] == "transformers", "decode_tokens_per_s_median"] = 8 / slower
+    for end in ("min", "max"):
+        table.loc[table["framework"] == "transformers", f"decode_tokens_per_s_{end}"] = 8 / slower
+    drawing, _ = p1_frameworks.draw(table, "tiny")
+    speeds = drawing.axes[4]
+    assert speeds.get_xscale() == "log"
+    assert _ticks(speeds) >= 3
+    [label] = [text for text in speeds.texts if text.get_text() == "read bandwidth"]
+    drawing.draw_without_rendering()
+    assert label.get_window_extent().y0 > speeds.get_window_extent().y1, "above all points"
+
+
+def _ticks(axes) -> int:
+    """How many can be seen."""
+    low, high = axes.get_xlim()
+    return sum(low <= tick <= high for tick in axes.get_xticks())
 
 
 def test_frameworks_figure_of_nothing_measured_has_no_rows():

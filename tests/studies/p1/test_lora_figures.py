@@ -6,6 +6,7 @@ from ember.studies.p1.lora_alignment.figure import draw_blocks, draw_layers
 from ember.studies.p1.lora_alignment.tables import BLOCKS
 from ember.studies.p1.lora_latency import figure as p1_lora_latency
 from ember.studies.p1.lora_latency.tables import SWITCHES
+from tests.drawn import covered
 
 ABOUT = {
     "model": "policy",
@@ -48,6 +49,7 @@ def freeze_table() -> pd.DataFrame:
 def test_layers_say_where_thresholds_are_crossed():
     figure, caption = draw_layers(layers_table(), freeze_table(), "tiny")
     assert len(figure.axes) == 2
+    assert not any(axes.get_legend() for axes in figure.axes), "bands fill the panels"
     assert "- trained, float32: effect differs by 3e-07" in caption
     assert "crosses 0.1 never." in caption
     assert "- trained, bfloat16: error 1.7500 × PEFT's own (median over prompts), effect" in caption
@@ -78,6 +80,7 @@ def test_blocks_show_errors_over_pefts_own():
     assert image.get_clim() == (0.25, 1.75), "1, as exact as PEFT, is in the middle"
     assert "bfloat16 1.750 to 1.750" in caption
     assert not single.images
+    assert not covered(single)
     drawn = figure.axes[2].lines[0].get_ydata()
     assert pd.isna(drawn[0]), "the first layer has no difference to have parts"
     assert all(drawn[1:] == 1.0)

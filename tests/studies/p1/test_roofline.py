@@ -16,6 +16,8 @@ from ember.studies.p1.roofline.tables import (
     ROOFLINE,
 )
 from ember.studies.shared.models.fetch import fetch_model
+from tests.drawn import covered
+from tests.rows import frame
 
 SIZES = {
     "hidden_size": 32,
@@ -97,6 +99,19 @@ def test_rows_fit_their_schemas_and_agree_with_themselves(
     assert f"{fastest['decode_tokens_per_s_median']:.4g} tokens/s with 3" in caption
     assert ("no limit is drawn" in caption) == (kind == "cache")
     assert ("share" in figure.axes[0].get_ylabel()) == (kind == "memory")
+
+
+@pytest.mark.parametrize("plain", [0.09, 0.5, 0.95])
+def test_the_legend_stands_on_no_curve(plain):
+    shares = {"kernels": (0.87, 0.73, 0.72, 0.61), "plain": (plain, plain, plain, plain - 0.02)}
+    rows = [
+        {"operators": operators, "rows": 2**i, "context": 2048, "limit_kind": "memory", "n": 4}
+        | {f"share_{end}": share for end in ("median", "min", "max")}
+        for operators, found in shares.items()
+        for i, share in enumerate(found)
+    ]
+    figure, _ = draw(frame(ROOFLINE, rows), frame(DECODE_KERNELS, []), "tiny")
+    assert not covered(figure.axes[0])
 
 
 def test_a_sampling_is_described_by_what_is_on():

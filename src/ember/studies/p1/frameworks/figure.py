@@ -1,5 +1,6 @@
 """This engine beside other frameworks: one rollout, and the loop's workload (P1-1.3)."""
 
+import numpy as np
 import pandas as pd
 
 from ember.studies.p1.frameworks.tables import FRAMEWORKS
@@ -51,10 +52,14 @@ def _workload(axes, rows: pd.DataFrame, letter: str) -> None:
     column, words = SPEEDS[first["workload"]]
     _points(speeds, rows, column, f"{words} (tokens/s)")
     _points(tokens, rows, *FIRST[first["workload"]])
-    limit = rows["limit_tokens_per_s"].dropna()
-    if len(limit):
-        speeds.axvline(limit.iloc[0], color="#444444", linestyle="--", linewidth=1)
-        note(speeds, "read bandwidth", (limit.iloc[0], len(rows) - 0.55), (-3, 0), ha="right")
+    limits = list(rows["limit_tokens_per_s"].dropna()[:1])
+    for limit in limits:
+        speeds.axvline(limit, color="#444444", linestyle="--", linewidth=1)
+        above = {"xycoords": speeds.get_xaxis_transform(), "ha": "center"}
+        note(speeds, "read bandwidth", (limit, 1), (0, 2), **above)
+    _range(speeds, [*rows[f"{column}_min"], *rows[f"{column}_max"], *limits])
+    column, _ = FIRST[first["workload"]]
+    _range(tokens, [*rows[f"{column}_min"], *rows[f"{column}_max"]])
     most = rows["prompts"].max()
     fewer = [f"\n{n} of {most} prompts" if n < most else "" for n in rows["prompts"]]
     names = [name(row) for row in rows.to_dict("records")]
@@ -67,8 +72,6 @@ def _workload(axes, rows: pd.DataFrame, letter: str) -> None:
 
 def _points(axes, rows: pd.DataFrame, column: str, label: str) -> None:
     """Medians with the range of the runs, and their values beside them."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     middle, places = f"{column}_median", pd.Series(range(len(rows)), index=rows.index)
     own = rows["framework"].str.startswith(EMBER)
     for index, part in enumerate((rows[own], rows[~own])):
@@ -84,12 +87,23 @@ def _points(axes, rows: pd.DataFrame, column: str, label: str) -> None:
         if pd.notna(value):
             words = f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
             note(axes, words, (value, place), (0, 5), ha="center")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.set_xlabel(label)
+
+
+def _range(axes, values: list) -> None:
+    """From 0, so that a small factor looks small; logarithmic where it is more than ten."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    least, most = np.nanmin([*values, np.inf]), np.nanmax([*values, 0])
+    if most > 10 * least:
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 50 * least else (1, 3)))
+    else:
+        axes.set_xlim(0, 1.15 * most or 1)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.margins(x=0.15)
-    axes.set_xlabel(label)
 
 
 def name(row) -> str:

@@ -15,7 +15,7 @@ from ember.studies.p1.lora_alignment.tables import (
     LORA_SPOT,
 )
 from ember.studies.steps import reads
-from ember.studies.style import PAGE, basis, label, look, style
+from ember.studies.style import PAGE, basis, legend_below, look, style
 
 SHOWN = {
     "attn_out": "attention",
@@ -94,10 +94,11 @@ def _differences(axes, rows: pd.DataFrame) -> None:
     for index, (block, name) in enumerate(SHOWN.items()):
         group = rows[rows["block"] == block]
         axes.plot(group["layer"], _relative(group), **look(index), markersize=2, label=name)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.4 * axes.get_ylim()[1])  # the legend has the room above the lines
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes.set_ylabel("difference ÷ effect")
-    axes.legend(fontsize=5.5, loc="upper left", handlelength=1.5, labelspacing=0.2)
+    close = {"handlelength": 1.5, "labelspacing": 0.2, "columnspacing": 0.8, "borderpad": 0}
+    axes.legend(fontsize=6, loc="upper left", ncols=2, handletextpad=0.4, **close)
 
 
 def _relative(rows: pd.DataFrame) -> pd.Series:
@@ -150,12 +151,12 @@ def draw_layers(layers: pd.DataFrame, freeze: pd.DataFrame, scale: str):
     chosen = _adapter(layers)
     rows = layers[layers["adapter"] == chosen].sort_values("layer")
     with style() as plt:
-        figure, axes = plt.subplots(1, len(dtypes), figsize=(PAGE, 2.4), squeeze=False)
+        figure, axes = plt.subplots(1, len(dtypes), figsize=(PAGE, 2.6), squeeze=False)
         halves = []
         for axis, dtype in zip(axes[0], dtypes, strict=True):
             group = rows[rows["dtype"] == dtype]
             if dtype == "float32":
-                axis.plot(group["layer"], _relative(group), **look(2), label="of the effect")
+                axis.plot(group["layer"], _relative(group), **look(2), markersize=2.5)
                 axis.set_ylim(bottom=0)
                 axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
                 axis.set_ylabel("difference to PEFT ÷ effect")
@@ -167,8 +168,8 @@ def draw_layers(layers: pd.DataFrame, freeze: pd.DataFrame, scale: str):
             axis.xaxis.get_major_locator().set_params(integer=True)
         _share_limits(halves)
         if halves:
-            label(halves[0], "", "layer", "error ÷ PEFT's own", loc="best")
-            halves[0].set_title(halves[0].get_title())
+            halves[0].set_ylabel("error ÷ PEFT's own")
+            legend_below(figure, halves[0])
         return figure, _layers_caption(layers, freeze, chosen, scale)
 
 
@@ -182,7 +183,7 @@ def _errors(axes, rows: pd.DataFrame) -> None:
         axes.plot(rows["layer"], np.median(found, axis=1), **lines)
         span = (found.min(axis=1), found.max(axis=1))
         axes.fill_between(rows["layer"], *span, color=lines["color"], alpha=0.15, linewidth=0)
-    axes.axhline(1.0, color="#222222", linewidth=0.8)
+    axes.axhline(1.0, color="#222222", linewidth=0.8, label="as exact as PEFT")
 
 
 def _share_limits(axes: list) -> None:

@@ -60,7 +60,7 @@ def _first(rows):
 
 
 def _lengths(rows) -> str:
-    return "{context} in, {generation} out".format(**rows.iloc[0])
+    return "{context} tokens in, {generation} out".format(**rows.iloc[0])
 
 
 def _names(rows) -> dict[str, str]:

@@ -10,6 +10,8 @@ from ember.studies.p1.rollout.tables import point_name
 from ember.studies.steps import reads
 from ember.studies.style import COLUMN, basis, look, note, powers_of_two, spread, style
 
+ASIDE = 0.1  # of an octave of the context, between the batch sizes
+
 
 @reads(share=PREFILL_SHARE)
 def draw(share: pd.DataFrame, operating: Mapping, scale: str):
@@ -29,8 +31,10 @@ def draw(share: pd.DataFrame, operating: Mapping, scale: str):
             name = f"{batch} rows" if batch > 1 else "one rollout"
             axes.plot([], [], **look(index), label=name)
             _points(axes, group, look(index))
-            hollow = look(index) | {"linestyle": "none", "markerfacecolor": "none"}
-            _points(axes, others[others["batch"] == batch], hollow)
+            # Beside each other, since batches of the same lengths differ by little.
+            hollow = look(index) | {"linestyle": "none", "markerfacecolor": "white"}
+            beside = others["context"] * 2 ** (ASIDE * (index - 1))
+            _points(axes, others.assign(context=beside)[others["batch"] == batch], hollow)
         for generation in sorted(set(others["generation"])):
             axes.plot([], [], "o", color="#444444", mfc="none", label=f"{generation} generated")
         for at in rows[rows["point"] == point_name(operating)].to_dict("records"):
@@ -72,13 +76,15 @@ def _caption(rows, share, operating: Mapping, scale: str) -> str:
     here = rows[_like(rows, operating, "context", "generation")]
     at = here[here["point"] == point_name(operating)]
     alone = here[here["mode"] == "single"]
+    others = not _like(rows, operating, "generation").all()
+    hollow = "Hollow, side by side for legibility: other generations. " if others else ""
     text = (
         "**Figure 2. The share of prefill in a rollout.** Time of prefill over time of the whole "
         f"call, by batch size: one rollout alone, and {operating['prompts']} prompts x "
         f"{operating['candidates']} candidates that decode in so many rows, each prompt prefilled "
-        f"once. Medians; bars span {ends_in_words(rows['n'])} a point. At the operating point "
-        f"({point_name(operating)}) the share is {_percent(at)}, of one rollout of these lengths "
-        f"{_percent(alone)}. With {operating['rows']} rows (context/generated): {said}. "
+        f"once. {hollow}Medians; bars span {ends_in_words(rows['n'])} a point. At the operating "
+        f"point ({point_name(operating)}) the share is {_percent(at)}, of one rollout of these "
+        f"lengths {_percent(alone)}. With {operating['rows']} rows (context/generated): {said}. "
         f"{basis(rows, scale)}"
     )
     text += _two_stages(share)

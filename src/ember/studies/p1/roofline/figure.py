@@ -43,7 +43,7 @@ def _curves(axes, letter: str, rows, bound: bool) -> None:
     top = 100 if bound else axes.get_ylim()[1]
     axes.set_ylim(0, 1.02 * top)
     y = "share of the memory's limit (%)" if bound else "decoding speed (tokens/s)"
-    label(axes, letter, BATCH, y, loc="lower left" if bound else "upper left")
+    label(axes, letter, BATCH, y, loc="best", borderpad=1)
 
 
 def _parts(axes, parts) -> None:
