@@ -167,7 +167,7 @@ def run_packed(
         if index == layers.stop and length > 1:
             x, past = x.view(batch, length, -1)[:, -1].contiguous(), past + length - 1
             cos, sin, length = cos[-1:], sin[-1:], 1
-        normed = rms_norm(x, layer.input_norm, eps, pdl)
+        normed = rms_norm(x, layer.input_norm.weight, eps, pdl)
         qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(batch, length, -1)
         if tap is not None:
             heads = qkv.unflatten(-1, (-1, arch.head_dim))
@@ -181,10 +181,10 @@ def run_packed(
             q, x = q[:, :, -1:], x.view(batch, length, -1)[:, -1].contiguous()
         attended = attend_new(q, keys, values, pdl).flatten(0, 1).flatten(1)
         x = _add_linear(x, attended, layer.o, layer.o_bias)
-        normed = rms_norm(x, layer.post_norm, eps, pdl)
+        normed = rms_norm(x, layer.post_norm.weight, eps, pdl)
         acted = silu_mul(F.linear(normed, layer.gate_up, layer.gate_up_bias), pdl=pdl)
         x = _add_linear(x, acted, layer.down, layer.down_bias)
-    logits = F.linear(rms_norm(x, weights.norm, eps, pdl), weights.head)
+    logits = F.linear(rms_norm(x, weights.norm.weight, eps, pdl), weights.head)
     return Passage(logits, x.view(batch, 1, -1), hidden)
 
 

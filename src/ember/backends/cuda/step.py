@@ -237,7 +237,7 @@ class KernelStep:
         few, many = 1 < rows <= FEW_ROWS, rows > FEW_ROWS
         arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
         layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
-        norms = [layer.input_norm for layer in layers] + [weights.norm]
+        norms = [layer.input_norm.weight for layer in layers] + [weights.norm.weight]
         if few and rows not in self._normed:
             size, like = arch.hidden_size, self._x
             self._normed[rows] = Normed(rows, size, like.dtype, like.device)
@@ -296,14 +296,14 @@ class KernelStep:
 
         def o(index: int) -> None:
             layer = layers[index]
-            added = {"residual": all_x, "bias": layer.o_bias, "feeds": layer.post_norm}
+            added = {"residual": all_x, "bias": layer.o_bias, "feeds": layer.post_norm.weight}
             product(all_attended, layer.o, all_x, **added)
 
         def gate_up(index: int) -> None:
             layer = layers[index]
             product(
                 *(x, layer.gate_up, acted),
-                norm=layer.post_norm,
+                norm=layer.post_norm.weight,
                 bias=layer.gate_up_bias,
                 gated=True,
             )
@@ -314,7 +314,7 @@ class KernelStep:
             product(all_acted, layer.down, all_x, **added)
 
         def head(_: int) -> None:
-            product(x, weights.head, logits, norm=weights.norm)
+            product(x, weights.head, logits, norm=weights.norm.weight)
 
         return {
             "embed": embedding,
