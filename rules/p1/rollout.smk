@@ -62,8 +62,8 @@ use rule timed as time_updates with:
         job="time_updates",
     params:
         **study("p1.learner.measure.time_updates"),
-        settings=conf("p1", "learner"),
         **conf_of(["p1", "lora"], "rank", "alpha"),
+        settings=conf("p1", "learner"),
     message:
         "A LoRA update on completions, prompts shared or not, one micro-batch each (P1-6.1)"
 

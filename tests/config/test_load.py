@@ -22,11 +22,17 @@ def test_the_committed_scales_are_valid(scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_cost_model_finds_its_points_among_the_measured_ones(scale):
     p1 = load(merged(scale)).p1
-    for point in p1.rounds.points:
+    rounds, calls = (
+        p1.rounds,
+        {(p.context, p.generation, p.candidates, p.rows) for p in p1.rollout.points},
+    )
+    for point in rounds.points:
+        lengths = (point.context, point.generation)
+        assert {(*lengths, rounds.candidates, rows) for rows in rounds.rows} <= calls
+        assert (*lengths, 1, rounds.independent_rows) in calls
+        assert point.context in {update.context for update in p1.learner.points}
         assert point.context in p1.profile.contexts
         assert point.generation in p1.profile.generations
-        assert point.context in p1.prefix.prompts
-        assert point.prefix / point.context in p1.prefix.prefix_fractions
 
 
 def test_an_unknown_scale_names_the_nearest():

@@ -20,6 +20,8 @@ from ember.policies.kinds import (
     Naive,
     PeriodicRefresh,
     PrefixOnly,
+    Salted,
+    Stale,
     UpdatableKV,
     UpdateLocality,
     compose,
@@ -234,7 +236,7 @@ def test_a_shared_prefix_is_taken_from_the_rounds_first_prompt():
     for policy in (
         PrefixOnly(LAYERS),
         compose(UpdateLocality(LAYERS, 2), PrefixOnly(LAYERS)),
-        compose(UpdateLocality(LAYERS, 2), PeriodicRefresh(LAYERS, 2), PrefixOnly(LAYERS)),
+        compose(Stale(LAYERS, 0), PrefixOnly(LAYERS)),
     ):
         runner = PolicyRunner(decoder, policy)
         for round in (1, 2, 3):
@@ -263,7 +265,7 @@ def test_exact_policies_equal_a_fresh_prefill_whatever_happens(data):
                 PrefixOnly(LAYERS),
                 UpdateLocality(LAYERS, 2),
                 UpdateLocality(LAYERS, LAYERS),
-                compose(UpdateLocality(LAYERS, 2), PeriodicRefresh(LAYERS, 2)),
+                Salted(LAYERS),
                 compose(UpdateLocality(LAYERS, 2), PrefixOnly(LAYERS)),
             ]
         )

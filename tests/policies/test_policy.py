@@ -1,5 +1,6 @@
 """Cache policies: closed forms of P1-5.3, invariants of plans and counts, exactness, bad input."""
 
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -14,6 +15,8 @@ from ember.policies.kinds import (
     Naive,
     PeriodicRefresh,
     PrefixOnly,
+    Salted,
+    Stale,
     UpdatableKV,
     UpdateLocality,
     compose,
@@ -26,8 +29,8 @@ CONFIGURED = [
     {"name": "naive"},
     {"name": "prefix_only", "freeze": None, "every": None, "rank": None},
     {"name": "update_locality", "freeze": 0.5},
-    {"name": "periodic_refresh", "every": 10, "freeze": 0.5},
-    {"name": "updatable_kv", "rank": 8, "every": 10},
+    {"name": "periodic_refresh", "every": 10, "share_prefix": True},
+    {"name": "updatable_kv", "rank": 8, "every": 10, "max_age": 4},
 ]
 
 
@@ -36,6 +39,9 @@ def every_policy(layers: int, freeze: int, every: int, tokens: int = 1):
     return [
         Naive(layers),
         PrefixOnly(layers),
+        Salted(layers),
+        Stale(layers),
+        Stale(layers, every),
         UpdateLocality(layers, freeze),
         PeriodicRefresh(layers, every),
         UpdatableKV(layers, 4, every),
@@ -43,10 +49,13 @@ def every_policy(layers: int, freeze: int, every: int, tokens: int = 1):
         KeepRegion(layers, first_layers=freeze),
         KeepRegion(layers, last_layers=freeze),
         KeepRegion(layers, last_tokens=tokens),
-        compose(UpdateLocality(layers, freeze), PeriodicRefresh(layers, every)),
+        compose(KeepRegion(layers, first_layers=freeze), PeriodicRefresh(layers, every)),
+        compose(KeepRegion(layers, first_layers=freeze), PrefixOnly(layers)),
         compose(UpdateLocality(layers, freeze), PrefixOnly(layers)),
         compose(PeriodicRefresh(layers, every), PrefixOnly(layers)),
-        compose(UpdateLocality(layers, freeze), PeriodicRefresh(layers, every), PrefixOnly(layers)),
+        compose(PeriodicRefresh(layers, every), Stale(layers, 1), PrefixOnly(layers)),
+        compose(UpdatableKV(layers, 4, every), Stale(layers, 1)),
+        compose(UpdatableKV(layers, 4, every), PrefixOnly(layers)),
     ]
 
 
@@ -69,12 +78,16 @@ def update_streams(draw, layers: int, rounds: int):
     return out
 
 
+# P1-5.3's periodic refresh: rounds 1, 10, 20 and 30 in full, half of the layers between.
+HALF_STALE = compose(KeepRegion(36, first_layers=18), PeriodicRefresh(36, 10))
+
+
 @pytest.mark.parametrize(
     ("policy", "ratio", "shown"),
     [
         (Naive(36), Fraction(1), "1.000000"),
         (UpdateLocality(36, 18), Fraction(31, 60), "0.516667"),
-        (compose(UpdateLocality(36, 18), PeriodicRefresh(36, 10)), Fraction(17, 30), "0.566667"),
+        (HALF_STALE, Fraction(17, 30), "0.566667"),
     ],
 )
 @pytest.mark.parametrize("tokens", [2, 64, 4096])
@@ -89,7 +102,7 @@ def test_closed_form_anchors(policy, ratio, shown, tokens):
 
 
 def test_refresh_rounds_are_the_first_and_the_multiples():
-    policy = compose(UpdateLocality(36, 18), PeriodicRefresh(36, 10))
+    policy = HALF_STALE
     full = [stats.round for stats in simulate(policy, Workload(2, 8), 30) if stats.full_refreshes]
     assert full == [1, 10, 20, 30]
 
@@ -129,16 +142,17 @@ def test_counts_are_consistent(shape, data):
 @settings(max_examples=40, deadline=None)
 @given(shape=shapes, data=st.data())
 def test_exact_policies_never_use_a_stale_cell(shape, data):
-    layers, freeze, tokens, every = shape
+    layers, freeze, tokens, _ = shape
     updates = data.draw(update_streams(layers, 5))
     prefix = data.draw(st.integers(0, tokens - 1))
     locality = UpdateLocality(layers, freeze)
     for policy in (
         Naive(layers),
         PrefixOnly(layers),
+        Salted(layers),
         locality,
         compose(UpdateLocality(layers, freeze), PrefixOnly(layers)),
-        compose(UpdateLocality(layers, freeze), PeriodicRefresh(layers, every)),
+        compose(Stale(layers, 0), PrefixOnly(layers)),
     ):
         for stats in simulate(policy, Workload(3, tokens, prefix), 5, updates.get):
             assert stats.stale_cells == 0
@@ -150,7 +164,7 @@ def test_composition_reuses_no_more_than_its_parts(shape, data):
     layers, freeze, tokens, every = shape
     updates = data.draw(update_streams(layers, 6))
     workload = Workload(2, tokens)
-    parts = [UpdateLocality(layers, freeze), PeriodicRefresh(layers, every)]
+    parts = [KeepRegion(layers, first_layers=freeze), PeriodicRefresh(layers, every)]
     both = simulate(compose(*parts), workload, 6, updates.get)
     # The last token's pass through reused layers is only for logits; the other part gives these.
     logits = [0, layers * workload.prompts]
@@ -172,6 +186,7 @@ def test_limits_of_the_parameters(shape, data):
     assert plans(UpdateLocality(layers, 0)) == plans(Naive(layers))
     assert plans(PeriodicRefresh(layers, 1)) == plans(Naive(layers))
     assert plans(UpdatableKV(layers, 2, 1)) == plans(Naive(layers))
+    assert plans(Stale(layers)) == plans(PeriodicRefresh(layers, 99))
     assert plans(KeepRegion(layers, last_tokens=tokens)) == plans(Naive(layers))
     frozen = simulate(UpdateLocality(layers, layers), workload, 5)
     assert [stats.recompute_ratio for stats in frozen] == [1, 0, 0, 0, 0]
@@ -276,6 +291,70 @@ def test_a_forgotten_prompt_is_prefilled_in_full():
     assert policy.plan(Request(2, "p", 8)).full_refresh
 
 
+def test_a_round_prefills_no_prompt_twice():
+    """Candidates that are requests of their own find their prompt, under every policy."""
+    last = Plan.last_tokens(4, 8)
+    for policy in every_policy(4, 2, 10):
+        alone = simulate(policy, Workload(3, 8, 4), 4)
+        each = simulate(policy, Workload(3, 8, 4, requests_each=5), 4)
+        for once, often in zip(alone, each, strict=True):
+            assert often.prompts == 5 * once.prompts == 15
+            assert often.plans == once.plans + Counter({last: 12})
+            assert often.recompute_cells == once.recompute_cells + 12 * 4
+
+
+def test_an_update_within_a_round_ends_its_whole_prompt_hits():
+    policy = Naive(4)
+    request = Request(1, "p", 8)
+    policy.record(request, policy.plan(request))
+    assert policy.plan(request) == Plan.last_tokens(4, 8)
+    policy.on_update(Update(1, frozenset({0}), "v"))
+    assert policy.plan(request).full_refresh
+
+
+def test_a_salted_entry_serves_as_long_as_its_version():
+    plans = [
+        stats.plans
+        for stats in simulate(
+            Salted(4), Workload(2, 8, 4), 3, {3: Update(3, frozenset({1}), "v")}.get
+        )
+    ]
+    shared = {Plan.full(4): 1, Plan(0, 4, 4, prefix_tokens=4): 1}
+    assert plans == [shared, {Plan.last_tokens(4, 8): 2}, shared]
+
+
+def test_no_entry_is_older_than_max_age_and_every_reuse_has_its_age():
+    policies = [Stale(4, 3), compose(PeriodicRefresh(4, 10), Stale(4, 3))]
+    for policy in policies:
+        found = [dict(stats.ages) for stats in simulate(policy, Workload(2, 8), 9)]
+        assert found[:5] == [{}, {1: 2}, {2: 2}, {3: 2}, {}]
+        assert max(age for ages in found for age in ages) == 3
+    # Left alone for longer, an entry is refreshed when it is next asked for.
+    rare = simulate(Stale(4, 3), Workload(2, 8, recurrence=4), 12)
+    assert [stats.full_refreshes for stats in rare] == [2] * 12
+
+
+@pytest.mark.parametrize("policy", [Stale(4), UpdateLocality(4, 2), PeriodicRefresh(4, 6)])
+def test_the_rarer_a_prompt_the_less_is_reused(policy):
+    """30 rounds in which a prompt comes every 1, 4 or 16."""
+    shares = []
+    for recurrence in (1, 4, 16):
+        simulate(policy, Workload(3, 8, recurrence=recurrence), 30)
+        shares.append(policy.totals().recompute_ratio)
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+    assert (
+        sum(stats.misses for stats in simulate(Stale(4), Workload(1, 8, recurrence=16), 30)) == 16
+    )
+
+
+def test_a_stale_prefix_is_shared_with_nobody():
+    policy = compose(KeepRegion(4, first_layers=2), PrefixOnly(4))
+    first, second = simulate(policy, Workload(2, 8, 4), 2)
+    assert first.plans == {Plan.full(4): 1, Plan(0, 4, 4, prefix_tokens=4): 1}
+    assert second.plans == {Plan.restart(4, 2): 2}
+
+
 def test_planning_changes_nothing():
     policy = PrefixOnly(2)
     request = Request(1, "p", 8, 4)
@@ -289,11 +368,14 @@ def test_build_gives_short_ids_and_labels():
         "naive",
         "prefix_only",
         "locality_18",
-        "locality_18_refresh_10",
-        "updatable_r8_k10",
+        "refresh_10_prefix_only",
+        "updatable_r8_k10_age_4",
     ]
     assert policies[2].label == "Update locality, 18/36 layers frozen"
-    assert (policies[3].frozen_layers, policies[3].boundaries) == (18, (18,))
+    assert (policies[2].frozen_layers, policies[2].boundaries) == (18, (18,))
+    assert (policies[4].keeps_factors, policies[4].rank) == (True, 8)
+    (frozen,) = build_policies([{"name": "naive", "freeze": 0.5}], 36)
+    assert (frozen.id, frozen.frozen_layers) == ("naive_freeze_18", 18)
     assert build_policies([{"name": "update_locality", "freeze_layers": 3}], 4)[0].freeze == 3
     sharing = {"name": "update_locality", "freeze": 0.5, "share_prefix": True}
     assert build_policies([sharing], 4)[0].id == "locality_2_prefix_only"
@@ -320,6 +402,8 @@ def test_build_gives_short_ids_and_labels():
         ({"name": "keep_region"}, "exactly one"),
         ({"name": "keep_region", "first_layers": 1, "last_tokens": 1}, "exactly one"),
         ({"name": "keep_region", "last_tokens": 0}, "last_tokens is 0; set it to 1 or more"),
+        ({"name": "stale", "max_age": -1}, "max_age is -1; set it to 0 or more"),
+        ({"name": "periodic_refresh", "every": 3, "freeze": 0.5}, "has no 'freeze'"),
     ],
 )
 def test_bad_policies_are_named_with_a_remedy(spec, message):
@@ -377,10 +461,12 @@ def test_repeated_policies_are_refused():
     [
         [UpdateLocality(4, 2)],
         [Naive(4), UpdateLocality(4, 2)],
+        [Salted(4), UpdateLocality(4, 2)],
         [PeriodicRefresh(4, 2), PeriodicRefresh(4, 3)],
-        [UpdateLocality(4, 2), PeriodicRefresh(6, 3)],
+        [KeepRegion(4, first_layers=2), PeriodicRefresh(6, 3)],
+        [UpdateLocality(4, 2), PeriodicRefresh(4, 3)],
+        [UpdateLocality(4, 2), Stale(4, 3)],
         [UpdatableKV(4, 8, 2), PeriodicRefresh(4, 3)],
-        [KeepRegion(4, first_layers=2), PrefixOnly(4)],
     ],
 )
 def test_senseless_compositions_are_refused(parts):
@@ -405,5 +491,6 @@ def test_bad_requests_and_updates_are_refused():
         Plan(3, 2, 0).check(4, 8)
     with pytest.raises(BadPolicy, match="at least one"):
         simulate(policy, Workload(1, 8), 0)
-    with pytest.raises(BadPolicy, match="at least one"):
-        Workload(0, 8)
+    for what in ("prompts", "requests_each", "recurrence"):
+        with pytest.raises(BadPolicy, match=f"{what} is 0"):
+            Workload(**{"prompts": 1, "prompt_tokens": 8, what: 0})

@@ -61,6 +61,8 @@ class Folder:
         if script not in SCRIPTS or not step or step.split(".")[-2] in ("measure", "make"):
             raw = name.endswith(".parquet")
             return Outcome(name, *(("raw",) if raw else ("incomplete", "does not say its step")))
+        if not any(path.endswith(".parquet") for path in inputs):
+            return Outcome(name, "raw")  # drawn from the code
         if missing := [path for path in inputs if self._here(path) is None]:
             if script == "study.py":
                 return Outcome(name, "raw")
@@ -72,7 +74,7 @@ class Folder:
 
     def _here(self, path: str) -> str | None:
         """Name in the folder of a file that lay in `results/`, None if it is not there."""
-        name = path.rpartition("results/")[2]
+        name = _name(path)
         return name if (self.root / name).exists() else None
 
     def _again(self, name: str, about: dict, step: str, inputs: list[str]) -> Outcome:
@@ -86,16 +88,27 @@ class Folder:
         except (ImportError, AttributeError):
             return Outcome(name, "historical", f"there is no step {step} any more")
         params, given = about["params"], _named(function, about, inputs)
-        named = {argument: str(self._newest(path)) for argument, path in given.items()}
+        newest = {path: str(self._newest(path)) for path in inputs}
+        named = {
+            argument: newest[value] if isinstance(value, str) else [newest[path] for path in value]
+            for argument, value in given.items()
+        }
         job = SimpleNamespace(threads=1, output={}, input=named, params=params)
+        known = arguments(function, job).keys() | getattr(function, "reads", {}).keys()
+        if lacking := _required(function) - known:
+            return Outcome(name, "incomplete", f"does not say its {', '.join(sorted(lacking))}")
         target = self.out / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        read = [describe(named[argument]) | {"path": path} for argument, path in given.items()]
+        read = [describe(file) | {"path": path} for path, file in newest.items()]
         stamp = about | {"rule": "ember rebuild", "inputs": read, "arguments": given}
         stamp |= {"source": source_state(source_root()), "versions": versions()}
         if name.endswith(".parquet"):
-            [schema] = function.makes
-            write_table(target, function(**arguments(function, job)), schema, stamp)
+            outputs = [_name(path) for path in about["outputs"] if path.endswith(".parquet")]
+            place, rows = outputs.index(name), function(**arguments(function, job))
+            schema = function.makes[place]
+            write_table(
+                target, rows if len(function.makes) == 1 else list(rows)[place], schema, stamp
+            )
             return Outcome(name, *_compare(self.root / name, target, schema.key))
         tables = {key: read_table(named[key], schema) for key, schema in function.reads.items()}
         figure, caption = function(**arguments(function, job) | tables)
@@ -113,7 +126,18 @@ class Folder:
         return self.out / name if (self.out / name).is_file() else self.root / name
 
 
-def _named(function, about: Mapping, inputs: list[str]) -> dict[str, str]:
+def _name(path: str) -> str:
+    """Name below `results/`."""
+    return path.rpartition("results/")[2]
+
+
+def _required(function) -> set[str]:
+    """Arguments that a step cannot do without."""
+    wanted = inspect.signature(function).parameters.values()
+    return {one.name for one in wanted if one.default is one.empty}
+
+
+def _named(function, about: Mapping, inputs: list[str]) -> dict[str, str | list[str]]:
     """Inputs by the step's arguments. Older files do not say them: there the order tells."""
     if "arguments" in about:
         return about["arguments"]

@@ -212,7 +212,7 @@ class Memory(Strict):
 
 
 class Restart(Timed):
-    """Prefill restarted at a layer, and the low-rank correction of stale KV."""
+    """Prefills by plan, through the engine."""
 
     layer_fractions: Some[Fraction] = Field(description="restart layer as a fraction of the depth")
 
@@ -242,6 +242,21 @@ class Rounds(Strict):
     prompts: Annotated[int, Field(ge=1, le=10**6)] = Field(100, description="prompts a round")
     candidates: Count = Field(8, description="candidates a prompt")
     points: Some[WorkloadPoint] = Field(description="workloads")
+    rows: Some[Count] = Field(
+        description="candidates that decode together, as in p1.rollout.points; of this and the "
+        "next two the first is what figures show, each other one is priced beside it"
+    )
+    independent_rows: Count = Field(
+        description="the same where candidates share no KV, as in p1.rollout.points with one each"
+    )
+    learner: Some[Literal["shared_prompt", "independent"]] = Field(
+        ["shared_prompt", "independent"],
+        description="the learner's batches: all completions of a prompt after it, or each after a "
+        "copy",
+    )
+    recurrence: Some[Annotated[int, Field(ge=1, le=10_000)]] = Field(
+        [1, 4, 16], description="a prompt comes in every so many rounds"
+    )
     bootstrap: Annotated[int, Field(ge=100, le=10**6)] = Field(
         1000, description="resamples of an interval"
     )

@@ -59,7 +59,10 @@ class Job:
         from ember.records.provenance import collect
 
         params = {key: value for key, value in self.params.items() if key != "code"}
-        named = {name: str(path) for name, path in self.input.items() if isinstance(path, str)}
+        named = {
+            name: str(value) if isinstance(value, str) else [str(path) for path in value]
+            for name, value in self.input.items()
+        }
         made = collect(
             rule=self.snakemake.rule,
             inputs=[str(path) for path in self.input],

@@ -4,14 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 
-from ember.policies.kinds import PrefixOnly, UpdateLocality, compose
+from ember.policies.kinds import PrefixOnly, Stale, compose
 from ember.policies.plan import BadPolicy
 from ember.policies.policy import POLICIES, CachePolicy, count
 from ember.records.errors import nearest
 
 
 def build_policies(specs: Sequence[Mapping], num_layers: int) -> list[CachePolicy]:
-    """Policies from plain dicts, such as {name: periodic_refresh, every: 10, freeze: 0.5}.
+    """Policies from plain dicts, such as {name: update_locality, freeze: 0.5, share_prefix: true}.
 
     freeze is a fraction of the layers, freeze_layers their number; keys with None count as absent.
     Raises BadPolicy for unknown names (naming the nearest), unknown, missing or bad values, and
@@ -49,8 +49,8 @@ def _build(spec: dict, num_layers: int) -> CachePolicy:
         raise BadPolicy(f"policies: {name} needs {', '.join(missing)}; set it in the policy list")
     own = {key: spec[key] for key in spec.keys() & {f.name for f in fields(POLICIES[name])}}
     parts: list[CachePolicy] = [POLICIES[name](num_layers, **own)]
-    if "freeze" in spec.keys() - own.keys():
-        parts.insert(0, UpdateLocality(num_layers, freeze))
+    if "max_age" in spec.keys() - own.keys():
+        parts.append(Stale(num_layers, spec["max_age"]))
     if spec.get("share_prefix"):
         parts.append(PrefixOnly(num_layers))
     return compose(*parts) if len(parts) > 1 else parts[0]

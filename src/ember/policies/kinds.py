@@ -2,8 +2,9 @@
 
 Which cells may be reused is explicit: the first k layers (`UpdateLocality`, exact, or
 `KeepRegion`), the last k layers, all but the last m tokens (`KeepRegion`), the round's shared
-prefix (`PrefixOnly`), everything for a while (`PeriodicRefresh`), everything after a correction
-(`UpdatableKV`). `compose` joins several.
+prefix (`PrefixOnly`), what the same weights computed (`Salted`), everything for a while
+(`PeriodicRefresh`), everything up to an age or for ever (`Stale`), everything after a correction
+(`UpdatableKV`). `compose` joins several. Within a round no policy prefills a prompt twice.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,24 @@ from ember.policies.policy import CachePolicy, History, count
 
 @dataclass(eq=False, repr=False)
 class Naive(CachePolicy):
-    """An update invalidates everything: every prefill is a full one."""
+    """An update invalidates everything: every prefill is a full one. `freeze`: first layers that do
+    not train, for the comparison with policies that freeze as many."""
 
-    name = id = "naive"
-    label = "Naive"
+    name = "naive"
+
+    freeze: int = 0
+
+    def check(self) -> None:
+        self.frozen_layers = count(self.name, "freeze_layers", self.freeze, 0, self.num_layers)
+
+    @property
+    def id(self) -> str:
+        return f"naive_freeze_{self.freeze}" if self.freeze else "naive"
+
+    @property
+    def label(self) -> str:
+        frozen = f", {self.freeze}/{self.num_layers} layers frozen" if self.freeze else ""
+        return f"Naive{frozen}"
 
     def choose(self, request: Request, history: History) -> Plan:
         return Plan.full(self.num_layers)
@@ -39,6 +54,21 @@ class PrefixOnly(CachePolicy):
         return Plan(0, self.num_layers, prefix, prefix_tokens=prefix)
 
     choose_first = choose
+
+
+@dataclass(eq=False, repr=False)
+class Salted(PrefixOnly):
+    """Entries are keyed by the version of the weights, as engines with a prefix cache do: a prompt
+    that the same version has prefilled is a hit, in whatever round; a prefix is shared within a
+    round; nothing is used under another version. Exact."""
+
+    name = id = "salted"
+    label = "Salted by version"
+
+    def choose(self, request: Request, history: History) -> Plan:
+        if history.version(history.visits[request.prompt].update) == history.version():
+            return Plan.last_tokens(self.num_layers, request.tokens)
+        return self.choose_first(request, history)
 
 
 @dataclass(eq=False, repr=False)
@@ -79,7 +109,7 @@ class PeriodicRefresh(CachePolicy):
     token run through the present weights to give logits."""
 
     name = "periodic_refresh"
-    composes = ("freeze", "share_prefix")
+    composes = ("share_prefix", "max_age")
 
     every: int
 
@@ -101,11 +131,42 @@ class PeriodicRefresh(CachePolicy):
 
 
 @dataclass(eq=False, repr=False)
+class Stale(CachePolicy):
+    """KV stays whatever the updates, with the last token run through the present weights to give
+    logits; a prompt whose entry is more than `max_age` updates old is refreshed (None: never)."""
+
+    name = "stale"
+    composes = ("share_prefix",)
+
+    max_age: int | None = None
+
+    def check(self) -> None:
+        if self.max_age is not None:
+            count(self.name, "max_age", self.max_age, 0)
+
+    @property
+    def id(self) -> str:
+        return "stale" if self.max_age is None else f"age_{self.max_age}"
+
+    @property
+    def label(self) -> str:
+        if self.max_age is None:
+            return "Stale, never refreshed"
+        return f"Stale up to {self.max_age} updates"
+
+    def choose(self, request: Request, history: History) -> Plan:
+        if self.max_age is not None and history.age(request.prompt) > self.max_age:
+            return Plan.full(self.num_layers)
+        return Plan.last_tokens(self.num_layers, request.tokens)
+
+
+@dataclass(eq=False, repr=False)
 class UpdatableKV(CachePolicy):
     """Stale KV corrected in place by the low-rank update of rank `rank` (P1-8): exact in the first
     changed layer, approximate above it. Full refresh in round 1 and every multiple of `every`."""
 
     name = "updatable_kv"
+    composes = ("share_prefix", "max_age")
     keeps_factors = True
 
     rank: int
@@ -146,6 +207,7 @@ class KeepRegion(CachePolicy):
     """
 
     name = "keep_region"
+    composes = ("share_prefix",)
 
     first_layers: int | None = None
     last_layers: int | None = None
@@ -200,12 +262,14 @@ class Composed(CachePolicy):
 
     def __init__(self, parts: Sequence[CachePolicy]):
         self.id = "_".join(part.id for part in parts)
-        labels = [part.label for part in parts]
-        self.label = " + ".join([labels[0], *(x[0].lower() + x[1:] for x in labels[1:])])
         self.parts = tuple(part for part in parts if not isinstance(part, PrefixOnly))
         self.share_prefix = len(self.parts) < len(parts)
+        labels = [part.label for part in self.parts] + ["Shared prefix"] * self.share_prefix
+        self.label = " + ".join([labels[0], *(x[0].lower() + x[1:] for x in labels[1:])])
         self.frozen_layers = max(part.frozen_layers for part in parts)
         self.boundaries = tuple(sorted({layer for part in parts for layer in part.boundaries}))
+        self.keeps_factors = any(part.keeps_factors for part in parts)
+        self.rank = max(getattr(part, "rank", 0) for part in parts)
         super().__init__(parts[0].num_layers)
 
     def choose(self, request: Request, history: History) -> Plan:
@@ -243,8 +307,9 @@ class Composed(CachePolicy):
 def compose(*parts: CachePolicy) -> CachePolicy:
     """Several policies at once, reusing only what all of them reuse (see `Composed`).
 
-    Raises BadPolicy where that makes no sense: one policy, `Naive`, different depths, the same
-    policy twice, or the correction of `UpdatableKV` beside parts that recompute what it corrects.
+    Raises BadPolicy where that makes no sense: one policy, `Naive`, `Salted`, different depths, the
+    same policy twice, the refresh of a cache that is exact already, or the correction of
+    `UpdatableKV` beside parts that recompute what it corrects.
     """
     kinds = [type(part) for part in parts]
     if len(parts) < 2 or not all(issubclass(kind, CachePolicy) for kind in kinds):
@@ -252,11 +317,14 @@ def compose(*parts: CachePolicy) -> CachePolicy:
     names = ", ".join(part.id for part in parts)
     if len({part.num_layers for part in parts}) > 1:
         raise BadPolicy(f"compose: {names} differ in depth; build them for one model")
-    if len(set(kinds)) < len(kinds) or Naive in kinds:
+    if len(set(kinds)) < len(kinds) or Naive in kinds or Salted in kinds:
         raise BadPolicy(f"compose: {names}: the result is one of the parts; use that part alone")
-    if KeepRegion in kinds and PrefixOnly in kinds:
-        raise BadPolicy(f"compose: {names}: a stale prefix must not be shared; drop one")
-    if UpdatableKV in kinds:
+    if UpdateLocality in kinds and {PeriodicRefresh, Stale} & {*kinds}:
+        raise BadPolicy(
+            f"compose: {names}: what is kept below the restart is exact already, and a refresh "
+            "has nothing to renew; use update_locality without it"
+        )
+    if UpdatableKV in kinds and not {*kinds} <= {UpdatableKV, Stale, PrefixOnly}:
         raise BadPolicy(
             f"compose: {names}: the correction and another rule for the same cells; "
             "use updatable_kv alone, with freeze for frozen layers"

@@ -4,6 +4,7 @@ Cells are (layer, token) positions of a prompt's KV cache. A plan recomputes the
 [start_layer, stop_layer) x [start_token, tokens) and reuses every other cell. Plain data, no torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ember.records.errors import EmberError
@@ -109,6 +110,27 @@ class Plan:
         behind_prefix = self.start_layer == 0 and self.start_token == self.prefix_tokens > 0
         return self.full_refresh or behind_prefix
 
+    def fill(self, tokens: int, rank: int, frozen_layers: int, boundaries: Sequence[int]) -> "Fill":
+        """The work that this plan is for a prompt of so many tokens, under a policy that keeps
+        factors of `rank` (0: none) and the hidden states entering `boundaries`, and does not train
+        the first `frozen_layers`. Raises BadPolicy for several boundaries, which nothing times."""
+        if len(boundaries) > 1:
+            raise BadPolicy(
+                f"hidden states kept at layers {', '.join(map(str, boundaries))}: plans are timed "
+                "with one boundary at most; drop one of the policies that are composed"
+            )
+        renews, last = self.renews, self.start_layer == 0 and self.start_token == tokens - 1 > 0
+        return Fill(
+            self.start_layer,
+            self.stop_layer,
+            self.start_token,
+            self.prefix_tokens,
+            correct=self.correct,
+            corrected_from=frozen_layers if self.correct else 0,
+            rank=rank if renews or self.correct else 0,
+            boundary=boundaries[0] if boundaries and not last else 0,
+        )
+
     def rectangles(self, num_layers: int, tokens: int) -> list[tuple[int, int, int, int]]:
         """What runs: (start token, stop token, start layer, stop layer), without overlap."""
         out = []
@@ -127,3 +149,27 @@ class Plan:
                 f"{self} does not fit {num_layers} layers and {tokens} tokens; "
                 "build plans for the model and the prompt they are carried out on"
             )
+
+
+@dataclass(frozen=True)
+class Fill:
+    """The work of bringing one prompt's KV up to date: what is timed, and what has a price.
+
+    A plan's rectangle, and what is done along the way: the correction from layer `corrected_from`
+    on by factors of `rank`, or keeping such factors (0: none); keeping the hidden states that enter
+    the layer `boundary` (0: none).
+    """
+
+    start_layer: int
+    stop_layer: int
+    start_token: int
+    prefix: int
+    correct: bool
+    corrected_from: int
+    rank: int
+    boundary: int
+
+    def plan(self, num_layers: int) -> Plan:
+        """The plan that asks a model of so many layers for this work."""
+        place = (self.start_layer, self.stop_layer, self.start_token, self.prefix)
+        return Plan(*place, self.correct, full_refresh=place == (0, num_layers, 0, 0))

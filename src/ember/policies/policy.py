@@ -9,12 +9,15 @@ To add one, write a dataclass in `ember.policies.kinds`: with a `name` it is in 
 its fields are the parameters that the configuration may set.
 """
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ember.policies.ledger import Bands, Ledger, Tally
 from ember.policies.plan import BadPolicy, Plan, Request, Update
+
+log = logging.getLogger(__name__)
 
 POLICIES: dict[str, type["CachePolicy"]] = {}
 """Policies by name."""
@@ -37,6 +40,9 @@ class RoundStats:
     recompute_by_layer: list[int] = field(default_factory=list)
     token_steps: Counter = field(default_factory=Counter)
     plans: Counter = field(default_factory=Counter)  # Plan -> prompts
+    ages: Counter = field(
+        default_factory=Counter
+    )  # updates since a reused entry was new -> prompts
 
     @property
     def hits(self) -> int:
@@ -67,8 +73,9 @@ class RoundStats:
                 out.append((token, level))
         return out
 
-    def add(self, plan: Plan, tokens: int, tally: Tally, prompts: int = 1) -> None:
-        """Count `prompts` prompts of equal history."""
+    def add(self, plan: Plan, tokens: int, tally: Tally, age: int | None, prompts: int = 1) -> None:
+        """Count `prompts` prompts of equal history; `age` of what they reuse of their own, in
+        updates, None if they reuse nothing of their own."""
         recomputed = sum(tally.recomputed)
         self.prompts += prompts
         self.recompute_cells += prompts * recomputed
@@ -84,6 +91,8 @@ class RoundStats:
         for token, step in tally.token_steps:
             self.token_steps[token] += prompts * step
         self.plans[plan] += prompts
+        if age is not None:
+            self.ages[age] += prompts
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,10 @@ class Visit:
     """The last prefill of a prompt."""
 
     tokens: int
+    round: int
     update: int  # number of updates it had seen
     full_round: int  # round that last renewed all of it
+    renewed: int  # number of updates seen then
 
 
 class History:
@@ -123,6 +134,15 @@ class History:
         """Updates that came after the prompt's last prefill."""
         return self.updates[self.visits[prompt].update :]
 
+    def age(self, prompt: str) -> int:
+        """Updates since all of the prompt's entry was last computed."""
+        return len(self.updates) - self.visits[prompt].renewed
+
+    def version(self, updates: int | None = None) -> str:
+        """Of the weights, after so many updates (default: all)."""
+        seen = self.updates[:updates]
+        return seen[-1].version if seen else "base"
+
     def prefix_donor(self, request: Request) -> str | None:
         """Prompt whose prefill computed the request's shared prefix with the present weights."""
         wanted = (request.round, len(self.updates), request.shared_prefix)
@@ -136,7 +156,7 @@ class CachePolicy:
     """Base of all policies: dataclasses that have an `id` and a `label` and implement `choose`.
 
     name: registers the class; the fields after num_layers are its parameters in a configuration.
-    composes: parameters that a configuration may add by composition: freeze, share_prefix.
+    composes: parameters that a configuration may add by composition: share_prefix, max_age.
     frozen_layers: first layers that the policy asks the trainer to leave alone.
     boundaries: layers whose entering hidden states must be kept with the cache.
     keeps_factors: low-rank activations and raw keys must be kept with the cache.
@@ -195,15 +215,22 @@ class CachePolicy:
         self.ledger.update(update)
 
     def plan(self, request: Request) -> Plan:
-        """What to recompute of this prompt now. Changes nothing: `record` what is carried out."""
+        """What to recompute of this prompt now. Changes nothing: `record` what is carried out.
+
+        A prompt that this round has prefilled with the present weights is not prefilled again, by
+        any policy: its last token alone runs.
+        """
         visit = self.history.visits.get(request.prompt)
         if visit and visit.tokens != request.tokens:
             raise BadPolicy(
                 f"prompt {request.prompt} had {visit.tokens} tokens and now has {request.tokens}; "
                 "key prompts by their content"
             )
-        choose = self.choose if visit else self.choose_first
-        plan = choose(request, self.history)
+        if visit and (visit.round, visit.update) == (request.round, len(self.history.updates)):
+            plan = Plan.last_tokens(self.num_layers, request.tokens)
+        else:
+            choose = self.choose if visit else self.choose_first
+            plan = choose(request, self.history)
         plan.check(self.num_layers, request.tokens)
         return plan
 
@@ -217,15 +244,21 @@ class CachePolicy:
         )
         self._bands[request.prompt] = bands
         before = history.visits.get(request.prompt)
-        full_round = request.round if plan.renews or not before else before.full_round
-        history.visits[request.prompt] = Visit(request.tokens, now, full_round)
-        computed = plan.start_token == 0 and plan.stop_layer == self.num_layers
+        renewed, full_round, age = now, request.round, None
+        if before and not plan.renews:
+            renewed, full_round, age = before.renewed, before.full_round, now - before.renewed
+            log.debug("%s: prompt %s, KV %d updates old", self.id, request.prompt, age)
+        history.visits[request.prompt] = Visit(
+            request.tokens, request.round, now, full_round, renewed
+        )
+        whole = plan.start_token == 0 and plan.stop_layer == self.num_layers
+        computed = whole and not tally.stale  # a stale prefix is shared with nobody
         if request.shared_prefix and computed and history.prefix_donor(request) is None:
             history.prefix_owner = (request.round, now, request.shared_prefix, request.prompt)
         if not self.stats or self.stats[-1].round != request.round:
-            version = history.updates[-1].version if history.updates else "base"
-            self.stats.append(RoundStats(request.round, self.num_layers, version))
-        self.stats[-1].add(plan, request.tokens, tally, prompts)
+            stats = RoundStats(request.round, self.num_layers, history.version())
+            self.stats.append(stats)
+        self.stats[-1].add(plan, request.tokens, tally, age, prompts)
         return self.stats[-1]
 
     def forget(self, prompt: str) -> None:

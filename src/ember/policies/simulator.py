@@ -12,30 +12,34 @@ from ember.policies.policy import CachePolicy, RoundStats
 
 @dataclass(frozen=True)
 class Workload:
-    """The prefills of one round: `prompts` prompts, the same every round.
-
-    Candidates that prefill on their own count as prompts here (sharing `independent`).
-    """
+    """The prefills of one round: `prompts` prompts, each asked for by `requests_each` requests (its
+    candidates, where they do not share its KV). A prompt comes in every `recurrence`th round: there
+    are so many sets of prompts, which take turns."""
 
     prompts: int
     prompt_tokens: int
     shared_prefix: int = 0
+    requests_each: int = 1
+    recurrence: int = 1
 
     def __post_init__(self):
-        if self.prompts < 1:
-            raise BadPolicy(f"workload: {self.prompts} prompts a round; simulate at least one")
+        for what in ("prompts", "requests_each", "recurrence"):
+            if getattr(self, what) < 1:
+                raise BadPolicy(f"workload: {what} is {getattr(self, what)}; set it to 1 or more")
 
     def requests(self, round: int) -> list[tuple[Request, int]]:
-        """The prefills of a round, in order, and how many prompts each stands for.
+        """The prefills of a round, in order, and how many each stands for.
 
         A round's first prompt may do work for the others (the shared prefix); the others have equal
-        histories, so the second stands for all of them.
+        histories, so the second stands for all of them, and a prompt's second request for its
+        further ones.
         """
-        first, *others = [
-            Request(round, str(prompt), self.prompt_tokens, self.shared_prefix)
-            for prompt in range(min(self.prompts, 2))
-        ]
-        return [(first, 1), *((request, self.prompts - 1) for request in others)]
+        out = []
+        for place, count in enumerate((1, self.prompts - 1)):
+            prompt = f"{round % self.recurrence}-{place}"
+            request = Request(round, prompt, self.prompt_tokens, self.shared_prefix)
+            out += [(request, count), (request, count * (self.requests_each - 1))]
+        return [(request, count) for request, count in out if count]
 
 
 def simulate(

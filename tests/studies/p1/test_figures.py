@@ -11,8 +11,6 @@ from ember.studies.p1.loading import figure as p1_loading
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING
 from ember.studies.p1.pipeline.figure import draw_gantt, draw_splits
 from ember.studies.p1.pipeline.tables import PIPELINE, PIPELINE_EVENTS
-from ember.studies.p1.policies import figure as p1_fig3
-from ember.studies.p1.policies.tables import CUMULATIVE_COST
 from ember.studies.p1.prefix import figure as p1_sec44
 from ember.studies.p1.prefix.tables import PREFIX_LOSSES, PREFIX_SAVINGS
 from ember.studies.p1.profile import figure as p1_fig2
@@ -92,25 +90,6 @@ def losses_table() -> pd.DataFrame:
             for step, (part, ms) in enumerate(times.items())
         ],
     )
-
-
-def cost_table() -> pd.DataFrame:
-    rows = []
-    for context, generation in ((2048, 128), (4096, 64)):
-        for sharing in ("independent", "shared"):
-            for policy, saved in (("naive", 0.0), ("prefix_only", 0.12)):
-                for turn in (1, 2, 3):
-                    total = context / 200 * turn * (1 - saved)
-                    rows.append(
-                        ABOUT
-                        | {"point": f"{context}/{generation}", "context": context}
-                        | {"generation": generation, "policy": policy, "label": policy.title()}
-                        | {"sharing": sharing, "round": turn, "evidence": "modelled"}
-                        | {"cumulative_s": total, "cumulative_low_s": total * 0.98}
-                        | {"cumulative_high_s": total * 1.02, "savings_vs_naive": saved}
-                        | {"savings_low": saved - 0.01, "savings_high": saved + 0.01}
-                    )
-    return frame(CUMULATIVE_COST, rows)
 
 
 def test_fig2_has_a_curve_a_batch_size_and_says_what_was_not_measured():
@@ -219,17 +198,6 @@ def test_sec44_gives_the_interval_at_half_of_the_prompt():
         "prompt 512: 45.0 % [43.0, 46.0], 1.82×, 0.947 of the operation count's 47.5 %" in caption
     )
     assert "n = 12 documents" in caption
-
-
-def test_fig3_says_that_it_is_modelled_and_what_each_policy_saves():
-    rounds = {"rounds": 3, "prompts": 100, "candidates": 8}
-    figure, caption = p1_fig3.draw(cost_table(), rounds, "tiny")
-    assert len(figure.axes) == 4
-    assert "(modelled)" in caption
-    highest = cost_table()["cumulative_high_s"].max()
-    assert all(axes.get_ylim()[1] >= highest for axes in figure.axes[:2]), "curves are cut off"
-    assert "Prefix_Only 12.0 % [11.0, 13.0]" in caption
-    assert "evidence: modelled" in caption
 
 
 def test_a_smoke_caption_supports_no_claim():

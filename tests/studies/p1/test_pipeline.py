@@ -1,8 +1,14 @@
 """The sweep on a small model for real, its summary, and what it says where it cannot run."""
 
+import itertools
+
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ember.records.tables import read_rows, write_table
+from ember.studies.p1.pipeline.figure import busy_share
 from ember.studies.p1.pipeline.measure import profile_layers, sweep_splits
 from ember.studies.p1.pipeline.summary import summarise_pipeline
 from ember.studies.p1.pipeline.tables import (
@@ -156,3 +162,23 @@ def test_with_one_gpu_every_row_is_skipped_with_the_reason(random_model, monkeyp
     write_table(tmp_path / "pipeline.parquet", rows, PIPELINE)
     assert {row["n"] for row in rows} == {0}
     assert len(rows) == 3
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=1, max_size=8),
+    st.floats(0.1, 4.0),
+)
+def test_the_share_of_busy_time_is_that_of_the_spans(gaps_and_lengths, width):
+    """Against a sum over all pairs of spans and stretches."""
+    starts, ends, now = [], [], 0.0
+    for gap, length in gaps_and_lengths:
+        starts.append(now + gap)
+        now = starts[-1] + length
+        ends.append(now)
+    edges = np.arange(starts[0], now + width, width)
+    share = busy_share(np.array(starts), np.array(ends), edges)
+    for found, (low, high) in zip(share, itertools.pairwise(edges), strict=True):
+        inside = sum(
+            max(0.0, min(e, high) - max(s, low)) for s, e in zip(starts, ends, strict=True)
+        )
+        assert found == pytest.approx(inside / width, abs=1e-6)

@@ -1,74 +1,182 @@
 """P1-6.1: cumulative cost of every policy, modelled from the measured tables (Fig 3)."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 
-from ember.policies.cost import Measured, MissingMeasurement, Point, Prices, policy_cost
+from ember.policies.cost import (
+    Loop,
+    Measured,
+    MissingMeasurement,
+    Prices,
+    SinglePrices,
+    memory,
+    policy_cost,
+)
+from ember.studies.p1.learner.tables import LEARNER
 from ember.studies.p1.lora_latency.tables import LORA_LATENCY
-from ember.studies.p1.policies.tables import CUMULATIVE_COST, POLICY_ROUNDS
-from ember.studies.p1.prefix.tables import PREFIX_SWEEP
+from ember.studies.p1.policies.tables import (
+    CUMULATIVE_COST,
+    POLICY_BATCH1,
+    POLICY_MEMORY,
+    POLICY_ROUNDS,
+)
 from ember.studies.p1.profile.tables import ROLLOUT_PROFILE
-from ember.studies.p1.restart.tables import RESTART_SWEEP
+from ember.studies.p1.restart.tables import RESTART_STORE, RESTART_SWEEP
+from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
 from ember.studies.rows import frame
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 
-@makes(CUMULATIVE_COST)
+@makes(CUMULATIVE_COST, POLICY_MEMORY)
 def model_cost(
-    *, profile, prefix, restart, latency, policy_rounds, rounds: Mapping, seed: int
-) -> list[dict]:
-    """Rows of CUMULATIVE_COST from five tables: their paths, data frames or rows.
+    *,
+    rollout,
+    restart,
+    store,
+    latency,
+    learner,
+    policy_rounds,
+    rounds: Mapping,
+    seed: int,
+) -> tuple[list[dict], list[dict]]:
+    """Rows of CUMULATIVE_COST and POLICY_MEMORY from six tables: paths, data frames or rows.
 
-    profile: ROLLOUT_PROFILE. prefix: PREFIX_SWEEP. restart: RESTART_SWEEP. latency: LORA_LATENCY.
-    policy_rounds: POLICY_ROUNDS. rounds: prompts, candidates, points and bootstrap (resamples of
-    the intervals).
+    rollout: ROLLOUT_THROUGHPUT. restart: RESTART_SWEEP. store: RESTART_STORE. latency:
+    LORA_LATENCY. learner: LEARNER. policy_rounds: POLICY_ROUNDS. rounds: the settings `p1.rounds`.
     Raises MissingMeasurement naming table, point and rule where a table lacks what a policy needs.
     """
-    schemas = (ROLLOUT_PROFILE, PREFIX_SWEEP, RESTART_SWEEP, LORA_LATENCY)
-    tables = list(map(frame, (profile, prefix, restart, latency), schemas))
-    simulated = frame(policy_rounds, POLICY_ROUNDS)
-    machine = _machine(*tables)
-    measured = Measured(*tables, num_layers=int(simulated["num_layers"].iloc[0]))
-    rollouts = rounds["prompts"] * rounds["candidates"]
-    rows = []
-    for item in rounds["points"]:
-        point = Point(item["context"], item["generation"], item["prefix"])
-        prices = Prices(measured, point, rounds["bootstrap"], seed)
-        here = simulated[simulated["point"] == str(point)]
-        for (sharing, policy), group in here.groupby(["sharing", "policy"], sort=False):
-            history = group.sort_values("round").to_dict("records")
-            labels = {
-                "point": str(point),
-                "context": point.context,
-                "generation": point.generation,
-                "policy": policy,
-                "label": history[0]["label"],
-                "sharing": sharing,
+    named = {
+        "rollout": (rollout, ROLLOUT_THROUGHPUT),
+        "restart": (restart, RESTART_SWEEP),
+        "store": (store, RESTART_STORE),
+        "latency": (latency, LORA_LATENCY),
+        "learner": (learner, LEARNER),
+    }
+    measured, machine, simulated = _measured(named, policy_rounds)
+    costs, needs = [], []
+    for loop in loops(rounds):
+        prices = Prices(measured, loop, rounds["bootstrap"], seed)
+        operating = _operating(loop)
+        for history in _histories(simulated, loop):
+            labels = operating | _labels(history) | machine
+            need = memory(prices, history)
+            needs.append(labels | need)
+            cost = policy_cost(prices, history, need["placement"])
+            labels |= {
+                "placement": need["placement"],
+                "call_prompts": int(prices.calls["prompts"].iloc[0]),
+                "micro_batch": prices.micro_batch,
+                "n": prices.fewest,
             }
-            cost = policy_cost(prices, history, rollouts=rollouts)
-            rows += [labels | row | machine | {"evidence": "modelled"} for row in cost]
+            costs += [labels | row for row in cost]
             last = cost[-1]
-            saved, low, high = (
-                100 * last[key] for key in ("savings_vs_naive", "savings_low", "savings_high")
-            )
+            saved = [100 * last[f"round_saved{end}"] for end in ("", "_low", "_high")]
             took = f"{last['cumulative_s']:.1f} s in {len(cost)} rounds"
-            less = f"{saved:.1f} % less than naive ({low:.1f} to {high:.1f})"
-            log.info("%s, %s: %s takes %s, %s", point, sharing, policy, took, less)
+            less = "{:.1f} % less than naive ({:.1f} to {:.1f})".format(*saved)
+            kept = f"kept: {need['placement']}"
+            log.info("%s: %s takes %s, %s; %s", loop, labels["policy"], took, less, kept)
+    return costs, needs
+
+
+@makes(POLICY_BATCH1)
+def model_batch1(
+    *, profile, restart, latency, policy_rounds, rounds: Mapping, seed: int
+) -> list[dict]:
+    """Rows of POLICY_BATCH1: as the seed programme priced it, rollouts one at a time.
+
+    profile: ROLLOUT_PROFILE; the others as for `model_cost`.
+    """
+    named = {
+        "rollout": (profile, ROLLOUT_PROFILE),
+        "restart": (restart, RESTART_SWEEP),
+        "latency": (latency, LORA_LATENCY),
+    }
+    measured, machine, simulated = _measured(named, policy_rounds)
+    rows = []
+    for point in rounds["points"]:
+        for sharing in ("separate", "shared"):
+            loop = replace(next(loops(rounds | {"points": [point]})), rows=1, sharing=sharing)
+            prices = SinglePrices(measured, loop, rounds["bootstrap"], seed)
+            for history in _histories(simulated, loop):
+                cost = policy_cost(prices, history)
+                row = _operating(loop) | _labels(history) | machine
+                row |= {"rounds": len(cost), "total_s": cost[-1]["cumulative_s"]}
+                for name in POLICY_BATCH1.names:
+                    if name.endswith("_s") and name != "total_s":
+                        row[name] = sum(one[name] for one in cost)
+                    elif "_saved" in name:
+                        row[name] = cost[-1][name]
+                row["prefill_share"] = prices.prefill_share(int(history[0]["num_layers"]))
+                row["n"] = prices.fewest
+                rows.append({name: row[name] for name in POLICY_BATCH1.names})
     return rows
 
 
-def _machine(*tables) -> dict:
+def loops(rounds: Mapping) -> Iterator[Loop]:
+    """The operating points of the settings `p1.rounds`: at each workload first the one that figures
+    show (the first of rows, learner and recurrence, candidates sharing KV), then the others, of
+    which each differs from it in one thing."""
+    sizes = {key: rounds[key] for key in ("prompts", "candidates")}
+    for point in rounds["points"]:
+        usual = {key: rounds[key][0] for key in ("rows", "learner", "recurrence")}
+        loop = Loop(**point, **sizes, **usual)
+        yield loop
+        yield from (replace(loop, rows=rows) for rows in rounds["rows"][1:])
+        yield replace(loop, sharing="independent", rows=rounds["independent_rows"])
+        yield from (replace(loop, learner=form) for form in rounds["learner"][1:])
+        yield from (replace(loop, recurrence=every) for every in rounds["recurrence"][1:])
+
+
+def _operating(loop: Loop) -> dict:
+    return {"point": loop.point} | {
+        key: value
+        for key, value in asdict(loop).items()
+        if key not in ("prefix", "prompts", "candidates")
+    }
+
+
+def _labels(history: list[dict]) -> dict:
+    return {key: history[0][key] for key in ("policy", "label")} | {"evidence": "modelled"}
+
+
+def _histories(simulated, loop: Loop) -> Iterator[list[dict]]:
+    """The rounds of each policy under a loop's workload, in order."""
+    here = simulated[
+        (simulated["point"] == loop.point)
+        & (simulated["sharing"] == loop.sharing)
+        & (simulated["recurrence"] == loop.recurrence)
+    ]
+    for _, group in here.groupby("policy", sort=False):
+        yield group.sort_values("round").to_dict("records")
+
+
+def _measured(named: Mapping, policy_rounds) -> tuple[Measured, dict, object]:
+    """The tables, what they agree on having been measured on, and the simulated rounds."""
+    simulated = frame(policy_rounds, POLICY_ROUNDS)
+    tables = {name: frame(*given) for name, given in named.items()}
+    absent = {name: None for name in ("store", "learner") if name not in tables}
+    depth = int(simulated["num_layers"].iloc[0])
+    return Measured(**tables, **absent, num_layers=depth), _machine(named, tables), simulated
+
+
+def _machine(named: Mapping, tables: Mapping) -> dict:
     """Model, weights, device and dtype that all measured tables agree on."""
     columns = ["model", "weights", "device", "dtype"]
-    found = {tuple(row) for table in tables for row in table[columns].itertuples(index=False)}
-    if len(found) != 1:
-        raise MissingMeasurement(
-            "cumulative cost: the tables rollout_profile, prefix_sweep, restart_sweep and "
-            "lora_latency were measured on different things: "
-            f"{'; '.join(', '.join(row) for row in sorted(found))}; "
-            "run rules profile_rollout, sweep_prefix, sweep_restart and time_lora on one model and "
-            "machine"
+    found = {
+        name: {tuple(row) for row in table[columns].itertuples(index=False)}
+        for name, table in tables.items()
+    }
+    if len(set.union(*found.values())) != 1:
+        told = "; ".join(
+            f"{named[name][1].name}: {', '.join(map(str, machine))}"
+            for name, machines in found.items()
+            for machine in sorted(machines)
         )
-    return dict(zip(columns, found.pop(), strict=True))
+        raise MissingMeasurement(
+            f"cumulative cost: its tables were measured on different things ({told})\n"
+            "measure all of them on one model and machine"
+        )
+    return dict(zip(columns, next(iter(found.values())).pop(), strict=True))

@@ -119,8 +119,8 @@ def _caption(rows, parts, goal: float, scale: str) -> str:
     text += (
         f". Reusing half of the prompt saves: {found}. n = {rows['documents'].min()} documents a "
         f"point, the cached run first in {100 * rows['cached_first_share'].mean():.0f} % of pairs."
-        f" First tokens of timed runs ({rows['dtype'].iloc[0]}) equal the uncached run's in at "
-        f"least {100 * rows['tokens_equal_share'].min():.0f} % of documents, largest logit "
+        f" First tokens of timed runs ({rows['dtype'].iloc[0]}) equal the uncached run's in "
+        f"{100 * rows['tokens_equal_share'].mean():.1f} % of documents, largest logit "
         f"difference {rows['max_logit_diff'].max():.2g}"
     )
     if rows["float32_documents"].notna().any():

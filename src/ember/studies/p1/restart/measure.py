@@ -1,9 +1,10 @@
-"""Prefill restarted at a layer, and the correction of stale KV, timed (P1-5, P1-8; for Figure 3).
+"""Prefills by plan, timed through the engine (P1-5, P1-8; for Figure 3).
 
-`sweep_restart` times what the plans of the configured policies really do, with the executor that
-carries them out: restarts from kept hidden states, a full prefill that keeps the factors of a later
-correction, the lone last token that runs over stale KV, and the correction itself. Operations take
-turns in an order drawn anew for each repeat, so that ratios between them are taken side by side.
+`sweep_restart` times every plan that the configured policies make at the loop's workloads, by the
+path that a rollout takes: an engine whose prefill strategy carries the plan out, and one token. The
+plans are those that the simulator counts, so that none is without a time; beside them stand
+restarts at fractions of the depth. Plans take turns in an order drawn anew for each round. What
+stays with a prompt is counted where it lies. `time_store` says how fast that moves to the host.
 """
 
 import logging
@@ -11,34 +12,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ember.measure.clock import PhaseClock
-from ember.measure.device import synchronize
-from ember.measure.memory import require
+from ember.measure.clock import PhaseClock, repeat
+from ember.measure.memory import require, total_bytes
 from ember.policies.build import build_policies
+from ember.policies.plan import Fill, Plan, Request, Update
+from ember.policies.policy import CachePolicy
+from ember.policies.simulator import Workload, simulate
 from ember.studies.measured import in_order, in_turns, on_device
-from ember.studies.p1.restart.tables import RESTART_SWEEP
+from ember.studies.p1.restart.tables import RESTART_STORE, RESTART_SWEEP
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Operation:
-    """One thing to time; the fields are those of RESTART_SWEEP."""
-
-    context: int
-    action: str
-    start_layer: int
-    start_token: int
-    rank: int
+_COPIED = 2**28  # bytes of a copy between host and device
 
 
-@makes(RESTART_SWEEP)
+@makes(RESTART_SWEEP, RESTART_STORE)
 def sweep_restart(
     *,
     model: str | Path,
     workload,
-    contexts: Sequence[int],
+    points: Sequence[Mapping],
+    rounds: int,
     policies: Sequence[Mapping],
     layer_fractions: Sequence[float],
     warmup: int,
@@ -46,95 +41,163 @@ def sweep_restart(
     device: str,
     dtype: str,
     seed: int,
-) -> list[dict]:
-    """Rows of RESTART_SWEEP: `repeats` times of each operation at each context.
+) -> tuple[list[dict], list[dict]]:
+    """Rows of RESTART_SWEEP, `repeats` times of each plan at each context, and of RESTART_STORE.
 
-    Restart layers are `layer_fractions` of the depth and those of `policies` (plain dicts, see
-    `build_policies`), ranks those of the policies that correct. Corrections use a random adapter of
-    all layers from the first that trains: their time does not depend on its values.
+    points: contexts and shared prefixes at which `policies` (plain dicts, see `build_policies`) are
+    simulated for so many rounds. Corrections use random adapters of the layers that train: their
+    time does not depend on values.
     """
+    from ember.engine.engine import Engine
     from ember.studies.p1.workload.make import read_workload
 
     device, decoder, about = on_device(model, device, dtype)
-    about["num_layers"] = decoder.arch.num_layers
-    built = build_policies(policies, decoder.arch.num_layers)
-    todo = operations(contexts, layer_fractions, built)
+    depth, streams = decoder.arch.num_layers, read_workload(workload)
+    todo = operations(points, rounds, build_policies(policies, depth), layer_fractions)
     _require_memory(decoder, todo, device)
-    prompts = {n: read_workload(workload).prompt(0, n, 0) for n in contexts}
-    here = {n: [operation for operation in todo if operation.context == n] for n in contexts}
-    bench = {n: Bench(decoder, prompts[n], here[n], seed) for n in contexts}
-    rows = []
-    name = "context {0.context}, {0.action}".format
+    capacity = max(context for context, _ in todo) + 1
+    engine = Engine(decoder, capacity=capacity, max_rows=1)
+    benches = {}
+    for context, work in todo:
+        prompts = [streams.prompt(document, context, work.prefix) for document in (0, 1)]
+        benches[context, work] = Bench(engine, work, *prompts, seed)
+    rows, last, place = [], None, 0
+    name = "context {0[0]}, {0[1]}".format
     for turn, operation in in_turns(todo, warmup, repeats, seed, name, log):
-        clock = PhaseClock(device)
-        synchronize(device)
-        with clock.phase("operation"):
-            bench[operation.context].run(operation)
+        place, last = (place + 1 if turn == last else 0), turn
+        context, work = operation
+        found = benches[operation].run(device)
         if turn >= 0:
-            ms = clock.times_ms()["operation"]
-            rows.append({**vars(operation), "repeat": turn, "ms": ms, **about})
-    return in_order(rows, RESTART_SWEEP)
+            row = {"context": context, "num_layers": depth, **vars(work)}
+            rows.append(row | {"repeat": turn, "place": place} | found | about)
+    return in_order(rows, RESTART_SWEEP), time_store(device, repeats, about)
 
 
-def operations(contexts, layer_fractions, policies) -> list[Operation]:
-    """What to time at each context for the policies and the sweep over restart layers."""
-    depth = policies[0].num_layers
-    layers = {0, depth} | {round(fraction * depth) for fraction in layer_fractions}
-    layers |= {layer for policy in policies for layer in policy.boundaries}
-    ranks = {(p.rank, p.frozen_layers) for p in policies if p.keeps_factors}
-    out = set()
-    for context in contexts:
-        out |= {Operation(context, "recompute", layer, 0, 0) for layer in layers}
-        out.add(Operation(context, "recompute", 0, context - 1, 0))
-        for rank, first in ranks:
-            out.add(Operation(context, "recompute", 0, 0, rank))
-            if first < depth:
-                out.add(Operation(context, "correct", first, 0, rank))
-    return sorted(out, key=lambda operation: tuple(vars(operation).values()))
+def operations(
+    points: Sequence[Mapping],
+    rounds: int,
+    policies: Sequence[CachePolicy],
+    layer_fractions: Sequence[float],
+) -> list[tuple[int, Fill]]:
+    """(context, work) of every plan that the policies make in so many rounds, of the hit of a whole
+    prompt, and of restarts at fractions of the depth."""
+    depth, out = policies[0].num_layers, set()
+    for point in points:
+        context = point["context"]
+        workload = Workload(2, context, point["prefix"])
+        plans = {(plan, 0, 0, ()) for plan in (Plan.full(depth), Plan.last_tokens(depth, context))}
+        for policy in policies:
+            about = (getattr(policy, "rank", 0), policy.frozen_layers, policy.boundaries)
+            for stats in simulate(policy, workload, rounds):
+                plans |= {(plan, *about) for plan in stats.plans}
+        for fraction in layer_fractions:
+            layer = round(fraction * depth)
+            plans.add((Plan.restart(depth, layer), 0, 0, (layer,) if layer else ()))
+        out |= {(context, plan.fill(context, *about)) for plan, *about in plans}
+    return sorted(out, key=lambda one: (one[0], *vars(one[1]).values()))
+
+
+@dataclass(eq=False, repr=False)
+class Scripted(CachePolicy):
+    """Asks for the same work again and again: in full at first, and of whom a prefix is taken."""
+
+    id = label = "scripted"
+
+    work: Fill
+
+    def check(self) -> None:
+        work = self.work
+        self.keeps_factors = work.rank > 0
+        self.boundaries = (work.boundary,) if work.boundary else ()
+
+    def plan(self, request: Request) -> Plan:
+        work, new = self.work, request.prompt not in self.history.visits
+        donates = work.prefix and self.history.prefix_donor(request) is None
+        if donates or (new and (work.start_layer or not work.prefix)):
+            return Plan.full(self.num_layers)
+        return work.plan(self.num_layers)
 
 
 class Bench:
-    """A prompt with everything kept that the operations start from, computed once."""
+    """One kind of work on one prompt, which can be carried out again and again."""
 
-    def __init__(self, decoder, tokens: list[int], todo: Sequence[Operation], seed: int):
-        from ember.backends.forward import Forward
-        from ember.policies.execute import PromptKV, run_plan
-        from ember.policies.plan import Plan
+    def __init__(self, engine, work: Fill, prompt, donor, seed: int):
+        from ember.policies.execute import PolicyRunner
+        from ember.policies.prefill import PolicyPrefill
 
-        self.decoder, depth = decoder, decoder.arch.num_layers
-        layers = {op.start_layer for op in todo if op.action == "recompute"} - {0, depth}
-        self.plain = PromptKV.empty(decoder, tokens)
-        run_plan(Forward(decoder), self.plain, Plan.full(depth), boundaries=sorted(layers))
-        self.corrected, self.adapters = {}, {}
-        for rank in {op.rank for op in todo} - {0}:
-            self.adapters[rank] = _two_adapters(decoder, rank, seed)
-            kv = self.corrected[rank] = PromptKV.empty(decoder, tokens)
-            run_plan(Forward(decoder), kv, Plan.full(depth), adapter=self.adapters[rank][0])
+        self.engine, self.work, self.prompt, self.donor = engine, work, prompt, donor
+        self.adapters, self.round = _two_adapters(engine.decoder, work, seed), 0
+        policy = Scripted(engine.decoder.arch.num_layers, work)
+        runner = PolicyRunner(engine.decoder, policy, adapter=self.adapters[0])
+        self.prefill = PolicyPrefill(runner)
+        self.run("cpu")  # what is to be reused
 
-    def run(self, operation: Operation) -> None:
-        """Carry out one operation."""
-        from ember.backends.forward import Forward
-        from ember.policies.execute import run_plan
-        from ember.policies.plan import Plan
+    def run(self, device: str) -> dict:
+        """Carries the work out in a round of its own; columns of RESTART_SWEEP."""
+        from ember.policies.execute import prompt_key
 
-        depth, rank = self.decoder.arch.num_layers, operation.rank
-        if operation.action == "correct":
+        engine, runner = self.engine, self.prefill.runner
+        self.round += 1
+        if self.work.correct:
             # From one adapter to the other and back: the KV does not drift over the repeats.
-            one, other = self.adapters[rank]
-            kv = self.corrected[rank]
-            target = other if kv.cache.made_by[-1] is one else one
-            kv.cache.correct(target, first_layer=operation.start_layer)
-        elif rank:
-            adapter = self.adapters[rank][0]
-            run_plan(Forward(self.decoder), self.corrected[rank], Plan.full(depth), adapter=adapter)
-        elif operation.start_token:
-            run_plan(Forward(self.decoder), self.plain, Plan.last_tokens(depth, operation.context))
-        else:
-            run_plan(Forward(self.decoder), self.plain, Plan.restart(depth, operation.start_layer))
+            layers = range(self.work.corrected_from, engine.decoder.arch.num_layers)
+            update = Update(self.round, frozenset(layers), f"round {self.round}")
+            runner.on_update(update, self.adapters[self.round % 2])
+        engine.prefill = self.prefill
+        engine.set_weights_version(runner.version)
+        self.prefill.begin(self.round, shared_prefix=self.work.prefix)
+        if self.work.prefix:
+            self._generate(self.donor, PhaseClock(device))
+        clock = PhaseClock(device)
+        self._generate(self.prompt, clock)
+        times = clock.times_ms()
+        kept = runner.store[prompt_key(self.prompt)].bytes
+        return {
+            "prefill_ms": times.get("prefill", 0.0),
+            "correction_ms": times.get("correction", 0.0),
+            "logits": not engine.last_stats.kept_prompts,
+            "kept_kv_bytes": kept["kv"],
+            "kept_hidden_bytes": kept["hidden"],
+            "kept_factor_bytes": kept["factors"],
+            "kept_raw_key_bytes": kept["raw_keys"],
+        }
+
+    def _generate(self, prompt, clock: PhaseClock) -> None:
+        from ember.backends.sampling import SamplingParams
+
+        self.engine.generate([prompt], SamplingParams(max_tokens=1, ignore_eos=True), clock=clock)
 
 
-def _two_adapters(decoder, rank: int, seed: int) -> tuple[dict, dict]:
-    """Two random adapters with the same A, for the keys and values of every layer."""
+def time_store(device: str, repeats: int, about: Mapping) -> list[dict]:
+    """Rows of RESTART_STORE: copies between the device and pinned memory of the host."""
+    import torch
+
+    host = total_bytes()
+    rates: dict[str, list] = dict.fromkeys(("to_host", "to_device"), [None] * repeats)
+    available = host
+    if device.startswith("cuda"):
+        available = torch.cuda.get_device_properties(device).total_memory
+        there = torch.empty(_COPIED, dtype=torch.uint8, device=device)
+        here = torch.empty(_COPIED, dtype=torch.uint8, pin_memory=True)
+        copies = {"to_host": lambda: here.copy_(there), "to_device": lambda: there.copy_(here)}
+        for name, copy in copies.items():
+            times = repeat(copy, device=device, repeats=repeats, warmup=2)
+            rates[name] = [_COPIED / ms / 1e6 for ms in times]
+    return [
+        {
+            "repeat": number,
+            **{f"{name}_gb_s": rates[name][number] for name in rates},
+            "device_bytes": available,
+            "host_bytes": host,
+            **about,
+        }
+        for number in range(repeats)
+    ]
+
+
+def _two_adapters(decoder, work: Fill, seed: int) -> tuple[dict, dict]:
+    """Two random adapters for the keys and values of every layer, with the same A; below the first
+    corrected layer the same altogether. Empty without a rank."""
     import torch
 
     from ember.lora.adapter import LowRank
@@ -146,22 +209,25 @@ def _two_adapters(decoder, rank: int, seed: int) -> tuple[dict, dict]:
         return values.to(like.device, like.dtype)
 
     one, other = {}, {}
-    for index, layer in enumerate(decoder.layers):
+    for index, layer in enumerate(decoder.layers if work.rank else ()):
         for name in ("k_proj", "v_proj"):
             weight = getattr(layer.self_attn, name).weight
-            a = draw(weight, rank, weight.shape[1])
-            one[index, name], other[index, name] = (
-                LowRank(a, 0.01 * draw(weight, weight.shape[0], rank), 1.0) for _ in range(2)
+            a = draw(weight, work.rank, weight.shape[1])
+            first, second = (
+                LowRank(a, 0.01 * draw(weight, weight.shape[0], work.rank), 1.0) for _ in range(2)
             )
+            one[index, name] = first
+            other[index, name] = second if index >= work.corrected_from else first
     return one, other
 
 
-def _require_memory(decoder, todo: Sequence[Operation], device: str) -> None:
-    """KV once, and again with half as much for raw keys for each rank; hidden at each boundary."""
+def _require_memory(decoder, todo: Sequence[tuple[int, Fill]], device: str) -> None:
+    """KV of each prompt and of whom it takes a prefix, raw keys, and hidden states."""
     arch, size = decoder.arch, decoder.embed_tokens.weight.element_size()
-    ranks = len({operation.rank for operation in todo} - {0})
-    boundaries = len({operation.start_layer for operation in todo})
-    for_token = arch.kv_bytes_per_token(size) * (1 + 1.5 * ranks)
-    for_token += boundaries * arch.hidden_size * size
-    tokens = sum({operation.context for operation in todo})
-    require(int(tokens * for_token), device, "the restart sweep's KV caches")
+    token = arch.kv_bytes_per_token(size)
+    needed = 0.0
+    for context, work in todo:
+        prompts = 2 if work.prefix else 1
+        each = token * (1.5 if work.rank else 1) + arch.hidden_size * size * bool(work.boundary)
+        needed += prompts * context * each
+    require(int(needed), device, "the restart sweep's KV caches")
