@@ -1,7 +1,7 @@
 """Weights of a decoder in the blocks that a decoding step reads, shared with the decoder.
 
 Contract. Packing moves the query, key and value weights of a layer into one block, and the gate and
-up weights, where there is a gate, into another; the decoder's own parameters become views of the blocks. So in-place
+up weights into another; the decoder's own parameters become views of the blocks. So in-place
 changes of weights (an optimizer's, a merged adapter's) show in both. Packing twice moves nothing.
 """
 

@@ -107,25 +107,17 @@ def _not_kernels(case: Case) -> str | None:
         return "how they cut products and attention depends on the batch, and so do the last bits"
     if case.rows > KERNEL_ROWS:
         return f"a batch of {case.rows} rows is above {KERNEL_ROWS}"
-    if arch.head_dim not in (32, 64, 128, 256):
-        return f"a head dimension of {arch.head_dim} is not 32, 64, 128 or 256"
-    if arch.groups > 16:
-        return f"{arch.groups} query heads share a KV head, more than 16"
     return None
 
 
 def _not_in_kernels(arch: Architecture) -> str | None:
-    reasons = {
-        "its norms are no plain RMSNorm": arch.norm != "rms",
-        "it norms what attention and MLP give": arch.post_norms,
-        "its MLP runs beside attention": arch.parallel_residual,
-        "its MLP is not gated by SiLU": not arch.gated_mlp or arch.activation != "silu",
-        "it rotates a part of each head": arch.rope_fraction != 1.0,
-        "layers slide over a window": bool(arch.sliding_layers),
-        "it scales its scores": arch.query_scalar is not None,
-        "it scales its embeddings": arch.scaled_embedding,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    if arch.norm == "layer" and arch.qk_norm:
+        return "its norms over heads are LayerNorms"
+    if arch.head_dim % 2 or arch.head_dim > 256:
+        return f"a head dimension of {arch.head_dim} is not an even number up to 256"
+    if arch.groups > 16:
+        return f"{arch.groups} query heads share a KV head, more than 16"
+    return None
 
 
 def interpreted() -> bool:

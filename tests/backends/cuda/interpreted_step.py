@@ -36,6 +36,26 @@ SHAPES = {
     "qwen2": {"model_type": "qwen2"},
     "llama": {"model_type": "llama", "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 32)},
     "llama-mlp-bias": {"model_type": "llama", "mlp_bias": True},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_layers": 2,
+        "sliding_window": 3,
+        "sliding_layers": (0,),
+        "tie_embeddings": False,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "num_kv_heads": 2,
+        "num_layers": 2,
+        "head_dim": 40,
+        "rope_fraction": 0.25,
+    },
+    "gpt_neox-sequential": {
+        "model_type": "gpt_neox",
+        "num_kv_heads": 2,
+        "parallel_residual": False,
+        "rope_fraction": 0.5,
+    },
 }
 
 
@@ -65,7 +85,11 @@ def draw(batch: int, tokens: int) -> torch.Tensor:
     + [
         ("qwen3-bias", FEW_ROWS + 1),
         ("llama-mlp-bias", FEW_ROWS + 1),
+        ("gemma3", FEW_ROWS + 1),
+        ("gpt_neox", FEW_ROWS + 1),
         ("qwen3-bias", FEW_ROWS + 2),  # the library's products
+        ("gemma3", FEW_ROWS + 2),
+        ("gpt_neox", FEW_ROWS + 2),
     ],
 )
 @torch.inference_mode()
