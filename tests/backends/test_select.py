@@ -51,7 +51,10 @@ def test_what_compiled_code_does_not_serve(fields, reason):
         ({"head_dim": 32}, None),
         ({"head_dim": 32, "model_type": "qwen2", "rows": 1024}, None),
         ({"head_dim": 32, "dtype": torch.bfloat16, "rows": 1025}, "1025 rows is above 1024"),
-        ({"head_dim": 48}, "head dimension of 48"),
+        ({"head_dim": 80, "model_type": "gpt_neox"}, None),
+        ({"head_dim": 256, "model_type": "gemma3_text"}, None),
+        ({"head_dim": 258}, "head dimension of 258"),
+        ({"norm": "layer"}, "norms over heads are LayerNorms"),
         ({"head_dim": 32, "num_heads": 64, "num_kv_heads": 2}, "32 query heads share"),
         ({"head_dim": 32, "dtype": torch.float64}, "no kernels for torch.float64"),
         ({"head_dim": 32, "batch_invariant": True}, "depends on the batch"),
@@ -95,7 +98,10 @@ def test_a_backend_asked_for_by_name_runs_or_is_refused():
         select(case(), "host")
 
 
+@with_triton
 @pytest.mark.parametrize("preset", PRESETS)
-def test_compiled_code_runs_every_preset(preset):
+def test_both_run_every_preset(preset, monkeypatch):
+    monkeypatch.setattr(module, "interpreted", lambda: True)
     arch = Architecture.make(preset)
-    assert unsupported_reason("compiled", Case(arch, CPU, torch.bfloat16)) is None
+    for backend in ("compiled", "kernels"):
+        assert unsupported_reason(backend, Case(arch, CPU, torch.bfloat16)) is None

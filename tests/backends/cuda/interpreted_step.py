@@ -127,9 +127,11 @@ def log_probabilities(decoder, prompt, tokens, temperature=1.0):
     return scores.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_completions_are_what_the_decoder_says_and_repeat(temperature):
-    decoder = make(**SHAPES["llama"])
+@pytest.mark.parametrize(
+    ("shape", "temperature"), [("llama", 0.0), ("llama", 0.8), ("gemma3", 0.8), ("gpt_neox", 0.8)]
+)
+def test_completions_are_what_the_decoder_says_and_repeat(shape, temperature):
+    decoder = make(**SHAPES[shape])
     sampling = SamplingParams(max_tokens=4, temperature=temperature, seed=3)
     engine = Engine(decoder, capacity=12)
     first = engine.generate(PROMPTS, sampling, num_candidates=2)
@@ -146,10 +148,12 @@ def test_completions_are_what_the_decoder_says_and_repeat(temperature):
         assert len({c.tokens for c in first[0]}) > 1
 
 
-@pytest.mark.parametrize("rows", [2, 5])
-def test_kept_prompts_run_their_last_token_in_the_rows(rows):
+@pytest.mark.parametrize(
+    ("shape", "rows"), [("llama", 2), ("llama", 5), ("gemma3", 5), ("gpt_neox", 5)]
+)
+def test_kept_prompts_run_their_last_token_in_the_rows(shape, rows):
     """Whatever the company: all prefilled, all kept, and one prompt that is new."""
-    decoder = make(**SHAPES["llama"])
+    decoder = make(**SHAPES[shape])
     prefill = PrefixPrefill(RadixCache(1 << 24))
     engine = Engine(decoder, capacity=12, prefill=prefill, max_rows=rows)
     params = [SamplingParams(max_tokens=2 + n, temperature=1.0, n=n, seed=3) for n in (2, 3, 1)]

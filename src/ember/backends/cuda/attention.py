@@ -306,7 +306,7 @@ def kinds_of_tables(arch: Architecture, positions: Tensor) -> dict[bool, tuple[T
     """cos and sin (T, D / 2), in float32, for positions (T,) in layers of each kind (see
     `Architecture.rope_is_local`); 1 and 0 for pairs that are not rotated."""
     found, still = {}, (arch.head_dim - arch.rotary_dim) // 2
-    for local in {arch.rope_is_local(layer) for layer in range(arch.num_layers)}:
+    for local in sorted({arch.rope_is_local(layer) for layer in range(arch.num_layers)}):
         cos, sin = (
             table[0, :, 0] for table in rotary_tables(arch, positions, torch.float32, local=local)
         )
