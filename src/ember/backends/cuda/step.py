@@ -281,8 +281,8 @@ class KernelStep:
 
         def embedding(_: int) -> None:
             if few:
-                first = layers[0].input_norm.weight if layers else weights.norm.weight
-                embed(tokens, weights.embedding, x, normed, first, pdl=pdl)
+                [(first, _)] = norms_of(0)
+                embed(tokens, weights.embedding, x, normed, first.weight, pdl=pdl)
                 return
             torch.index_select(weights.embedding, 0, tokens, out=x)
             if arch.scaled_embedding:
