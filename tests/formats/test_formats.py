@@ -87,7 +87,7 @@ def test_headroom_leaves_room_for_growth():
     wanted = (1.4 * x).view(-1)[largest]
     assert (grown.view(-1)[largest] - wanted).abs() < 0.1 * wanted.abs()
     assert held.abs().max() < 0.8 * wanted.abs()
-    with pytest.raises(FormatError, match="headroom is 0.5"):
+    with pytest.raises(FormatError, match=r"headroom is 0\.5"):
         nvfp4.tensor_scale(x, headroom=0.5)
 
 
