@@ -17,6 +17,7 @@ onstart:
 wildcard_constraints:
     corpus="|".join(SETTINGS["corpora"]),
     model="|".join(SETTINGS["models"]),
+    method="[a-z_]+",
     shard=r"\d+",
 
 
@@ -31,13 +32,14 @@ for file in sorted((ROOT / "rules" / "p1").glob("*.smk")):
 
 
 include: "rules/paper.smk"
+include: "rules/streaming.smk"
 include: "rules/workflow.smk"
 
 
 rule all:
     default_target: True
     input:
-        products("P1", "Paper", "Talk", "Workflow"),
+        products("P1", "Streaming", "Paper", "Talk", "Workflow"),
     message:
         "Every product of every programme"
 
@@ -47,6 +49,13 @@ rule p1:
         products("P1"),
     message:
         "P1: KV-cache policies for RL rollouts"
+
+
+rule streaming:
+    input:
+        products("Streaming"),
+    message:
+        "Streaming: rare pruning without the cliff"
 
 
 rule paper:
@@ -77,6 +86,10 @@ for target, message, *sections in (
     ("p1_lora", "P1-3: LoRA adapters, aligned and switched in place", "LoRA"),
     ("p1_rollout", "P1-4: the batched rollout: speed, consistency", "Rollout"),
     ("p1_policies", "P1-5, P1-6.1: cache policies and their cost", "Policies"),
+    ("streaming_diagnose", "S-0, S-2: sinks, losses and times by token", "Diagnose"),
+    ("streaming_matrix", "S-3, S-6: controlled eviction", "Matrix"),
+    ("streaming_ceiling", "S-5: what keeping the cache costs", "Ceiling"),
+    ("streaming_pareto", "S-7: time against perplexity", "Pareto"),
 ):
 
     rule:

@@ -126,7 +126,8 @@ def table(name, section, shows):
 
 
 def _product(name, section, shows, *endings):
-    programme = "P1" if name.startswith("p1_") else section
+    programmes = {"p1": "P1", "streaming": "Streaming"}
+    programme = programmes.get(name.partition("_")[0], section)
     files = [f"results/{name}{ending}" for ending in endings]
     PRODUCTS.extend((programme, section, file) for file in files)
     shown = report(
@@ -172,6 +173,14 @@ def code(script, step=None):
     """Hash of a script, of a step's module, and of all that they import from the library."""
     try:
         return LIBRARY.job_hash(script, step)
+    except EmberError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def code_of(*modules):
+    """Hash of modules that a job imports by a name from the configuration, and of theirs."""
+    try:
+        return LIBRARY.code_hash(ROOT / "workflow" / "scripts" / "study.py", *modules)
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 

@@ -37,6 +37,21 @@ def test_the_committed_scales_pass(scale):
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
+        (("streaming", "model"), "policy", "policy was trained without a start token"),
+        (("streaming", "model"), "sink", "streaming.model.*Did you mean 'sinks'"),
+        (("streaming", "long", "corpus"), "lang", "streaming.long.corpus.*mean 'long'"),
+        (("streaming", "long", "tokens"), 256, "long.tokens.*never fill a peak of 256"),
+        (("streaming", "grid", 1, "peak"), 512, "grid.1.peak.*more than the 256"),
+        (("streaming", "latency", "peak"), 64, "latency.peak.*no peak of the grid"),
+        (("streaming", "latency", "tokens"), 300, "latency.tokens.*nothing to time"),
+        (("streaming", "points", 3, "name"), "lazy_prun", "points.3.*mean 'lazy_prune'"),
+        (("streaming", "points", 3, "n_sink"), 64, "points.3.*leaves a window"),
+        (
+            ("streaming", "points", 7, "selector"),
+            "unifrom",
+            "points.7.*unknown selector 'unifrom'.*mean 'uniform'",
+        ),
+        (("streaming", "points"), [{"name": "lazy_prune"}], "lack streaming_llm"),
         (("p1", "model"), "polcy", "p1.model.*Did you mean 'policy'"),
         (("p1", "policies"), [{"name": "naif"}], "policies.0.*naif.*Did you mean 'naive'"),
         (("p1", "policies"), [{"name": "updatable_kv", "every": 3}], "policies.0.*needs rank"),

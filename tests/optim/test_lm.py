@@ -289,3 +289,10 @@ def test_rate_warms_up_and_falls():
     assert max(rates) == rates[9] == rates[10] == 1.0
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[-1] == pytest.approx(0.05)
+
+
+def test_a_start_token_opens_every_sequence():
+    stream = np.arange(1, 400, dtype=np.int64)
+    plain, started = (Windows(stream, 16, 3, start).batch(5, 4) for start in (None, 0))
+    assert (started[:, 0] == 0).all()
+    assert (started[:, 1:] == plain[:, 1:]).all()

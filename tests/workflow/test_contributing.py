@@ -85,6 +85,19 @@ def test_a_cache_policy(fresh):
     assert "updates is 0; set it to 1 or more" in wrong.stdout
 
 
+def test_an_eviction_method(fresh):
+    said = follow(fresh, "An eviction method")
+    assert re.search(r"\d+ passed", said)
+    assert "measure_eviction" in said
+    wrong = fresh.snakemake(
+        *("-n", "results/streaming_quality.csv", "--profile", "local", "--config", "scale=smoke"),
+        "streaming={points: [{name: heavy_hiters}]}",
+        check=False,
+    )
+    assert wrong.returncode
+    assert "Did you mean 'heavy_hitters'" in wrong.stdout
+
+
 def test_an_architecture(fresh):
     said = follow(fresh, "An architecture")
     assert re.search(r"\d+ passed", said)

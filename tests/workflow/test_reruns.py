@@ -97,6 +97,20 @@ def test_editing_a_module_reruns_exactly_its_dependants(finished, graph, name):
     assert finished.planned("all") == {}, "edit and revert must rerun nothing"
 
 
+def test_an_edited_eviction_method_is_measured_again_alone(finished):
+    """And what compares or times all of them."""
+    with edited(finished, "src/ember/streaming/methods/tova.py", with_code):
+        planned = finished.planned("streaming_matrix")
+    assert planned["measure_eviction"] == 1
+    assert {"time_tokens", "summarise_quality", "judge_matrix"} <= set(planned)
+    assert not {"measure_sinks", "train_model"} & set(planned)
+    with edited(finished, "src/ember/streaming/methods/max_drop.py", with_code):
+        # refresh is max_drop with something kept
+        assert finished.planned("streaming_matrix")["measure_eviction"] == 2
+    with edited(finished, "src/ember/streaming/cache.py", with_code):
+        assert finished.planned("streaming_matrix")["measure_eviction"] > 5
+
+
 def test_a_study_reruns_alone(finished, graph):
     """Narrowness: what the hashes must not cover."""
     studies = "src/ember/studies/p1"
@@ -117,7 +131,7 @@ def test_no_summary_and_no_figure_reaches_a_measurement():
     src, library = ROOT / "src", Library(ROOT / "src")
     light = sorted((src / "ember/studies").glob("*/*/[sf][ui][mg]*.py"))
     assert len(light) > 20
-    engines = ("engine", "backends", "cache", "lora", "optim", "peers")
+    engines = ("engine", "backends", "cache", "lora", "optim", "peers", "streaming")
     for file in light:
         for reached in library.closure(file):
             name = reached.relative_to(src / "ember")

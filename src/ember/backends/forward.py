@@ -26,7 +26,7 @@ from ember.model.decoder import Decoder, Tap
 
 log = logging.getLogger(__name__)
 
-KEPT_GRAPHS = 16  # shapes remembered; their recordings share one pool of memory
+KEPT_GRAPHS = 64  # shapes remembered; their recordings share one pool of memory
 
 
 class Passage(NamedTuple):

@@ -58,6 +58,14 @@ def _references(config: Config) -> Iterable[Problem]:
     named = [
         (("p1", "model"), config.p1.model, config.models),
         (("p1", "corpus"), config.p1.corpus, config.corpora),
+        (("streaming", "model"), config.streaming.model, config.models),
+        (
+            ("streaming", "ceiling", "model"),
+            config.streaming.ceiling.model or config.streaming.model,
+            config.models,
+        ),
+        (("streaming", "long", "corpus"), config.streaming.long.corpus, config.corpora),
+        (("streaming", "short", "corpus"), config.streaming.short.corpus, config.corpora),
     ]
     lists = [(("tokenizer", "corpora"), config.tokenizer.corpora)]
     for name, model in config.models.items():

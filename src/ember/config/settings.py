@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ember.config.p1 import P1
 from ember.config.shared import Corpus, Model, Named, Resources, Strict, Tokenizer, Workflow
+from ember.config.streaming import Streaming
 
 
 class Config(Strict):
@@ -29,3 +30,4 @@ class Config(Strict):
     tokenizer: Tokenizer
     models: Named[Model]
     p1: P1
+    streaming: Streaming

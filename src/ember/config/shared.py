@@ -97,6 +97,10 @@ class Training(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.1, description="on matrices but not on embeddings and norms"
     )
+    start_token: bool = Field(
+        False,
+        description="a fixed token stands first in every sequence: what attention sinks need",
+    )
     grad_clip: Positive = Field(1.0, description="global gradient norm")
     validation_tokens: Count = Field(description="tokens of each validation pass")
     validate_every: Count = Field(description="steps between validation passes")

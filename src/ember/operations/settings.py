@@ -16,6 +16,8 @@ from ember.model.folder import read_architecture
 from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
+from ember.streaming.build import build as build_method
+from ember.streaming.build import specs_of
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
@@ -84,7 +86,62 @@ def check_lengths(config: Config) -> Iterator[Problem]:
             )
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths)
+def check_streaming(config: Config) -> Iterator[Problem]:
+    """Eviction methods, budgets and streams that do not go together, or a model without sinks."""
+    section, name = config.streaming, config.streaming.model
+    model, arch = config.models[name], _known_shape(config, name)
+    if model.source == "random" or (model.training and not model.training.start_token):
+        yield (
+            ("streaming", "model"),
+            f"{name} was trained without a start token, so it has no sink to keep. Set "
+            f"models.{name}.training.start_token, or choose another model.",
+        )
+    elif model.source == "local" and arch and arch.bos_token_id is None:
+        yield (
+            ("streaming", "model"),
+            f"the config.json of {name} names no start token (bos_token_id). Choose another model.",
+        )
+    budgets = [(("grid", n), one.peak) for n, one in enumerate(section.grid)]
+    budgets += [(("sweep", n), one.peak) for n, one in enumerate(section.sweep or [])]
+    budgets.append((("gate",), section.gate.peak))
+    for path, peak in budgets:
+        if arch and peak > arch.max_positions:
+            yield (
+                ("streaming", *path, "peak"),
+                f"{peak} tokens are more than the {arch.max_positions} that {name} was trained "
+                "with: sinks, window, new tokens and overlap must fit in. Lower peak.",
+            )
+    longest = max(peak for _, peak in budgets)
+    for role in ("long", "short"):
+        if (tokens := getattr(section, role).tokens) <= longest:
+            yield (
+                ("streaming", role, "tokens"),
+                f"streams of {tokens} tokens never fill a peak of {longest}. Raise tokens.",
+            )
+    if section.latency.peak not in {one.peak for one in section.grid}:
+        yield (("streaming", "latency", "peak"), "is no peak of the grid. Choose one of them.")
+    if section.latency.tokens <= section.latency.prefill + section.latency.skip:
+        yield (("streaming", "latency", "tokens"), "leave nothing to time. Raise tokens.")
+    settings = section.model_dump()
+    for place, point in enumerate(settings["points"]):
+        alone = settings | {"points": [point]}
+        if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
+            yield ("streaming", "points", place), problem
+    widest = section.ceiling.peak - 2 * 4  # sinks, and a window that is larger
+    if max(section.ceiling.intervals) >= widest:
+        yield (
+            ("streaming", "ceiling", "intervals"),
+            f"prune {max(section.ceiling.intervals)} of {section.ceiling.peak} tokens. Lower them.",
+        )
+    missing = {"streaming_llm", "lazy_prune"} - {point.name for point in section.points}
+    if missing:
+        yield (
+            ("streaming", "points"),
+            f"lack {', '.join(sorted(missing))}, with which the others are compared. Add it.",
+        )
+
+
+CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:

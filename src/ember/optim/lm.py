@@ -43,6 +43,7 @@ class Recipe:
     final_fraction: float = 0.05
     validate_every: int = 100
     seed: int = 0
+    start_token: int | None = None  # first in every sequence, in place of its oldest token
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "sequence_length", "validate_every", "learning_rate"):
@@ -71,11 +72,12 @@ class Windows:
     """Training sequences of one token stream, in a seeded order that needs no memory.
 
     An epoch cuts the stream, from a random offset, into sequences of T inputs and T targets (the
-    next tokens) and takes them in random order. Sequences may span documents.
+    next tokens) and takes them in random order. Sequences may span documents. A `start` token
+    stands in place of each sequence's first one, so that attention finds the same token there.
     """
 
-    def __init__(self, stream: np.ndarray, length: int, seed: int):
-        self.stream, self.length, self.seed = stream, length, seed
+    def __init__(self, stream: np.ndarray, length: int, seed: int, start: int | None = None):
+        self.stream, self.length, self.seed, self.start = stream, length, seed, start
         self.count = (len(stream) - 1) // length - 1
         if self.count < 1:
             raise BadTraining(
@@ -90,7 +92,7 @@ class Windows:
 
     def batch(self, first: int, count: int) -> np.ndarray:
         """Tokens (count, T + 1) of those sequences."""
-        return np.stack([self.stream[s : s + self.length + 1] for s in self.starts(first, count)])
+        return _sequences(self.stream, self.starts(first, count), self.length + 1, self.start)
 
     def seen(self, count: int) -> np.ndarray:
         """The stretches of the stream that the first `count` sequences cover, in stream order."""
@@ -107,6 +109,14 @@ class Windows:
             self._starts = offset + self.length * random.permutation(self.count)
             self._epoch = epoch
         return int(self._starts[place])
+
+
+def _sequences(stream: np.ndarray, starts, length: int, first: int | None) -> np.ndarray:
+    """Stretches (n, length) of a stream, the first token of each replaced by `first` if given."""
+    found = np.stack([stream[start : start + length] for start in starts])
+    if first is not None:
+        found[:, 0] = first
+    return found
 
 
 @dataclass(frozen=True)
@@ -129,12 +139,13 @@ def evaluate(
     length: int,
     batch_size: int,
     context: int = 0,
+    start_token: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> Score:
     """Scores about `tokens` tokens of a stream, in sequences of `length` spread evenly over it.
 
     Of each sequence the first `context` tokens are only read, so that every scored token has more
-    than that many before it.
+    than that many before it. `start_token` stands in place of each sequence's first one.
     """
     length = min(length, len(stream) - 1)
     if length < 1:
@@ -150,7 +161,7 @@ def evaluate(
     with torch.inference_mode(), mixed:
         for first in range(0, wanted, batch_size):
             chunk = starts[first : first + batch_size]
-            batch = torch.from_numpy(np.stack([stream[s : s + length + 1] for s in chunk]))
+            batch = torch.from_numpy(_sequences(stream, chunk, length + 1, start_token))
             hidden = decoder(batch[:, :-1].to(device))[:, -stride:]
             losses = token_losses(decoder, hidden, batch[:, -stride:].to(device))
             log2_probs.append(losses.double().cpu().numpy() * -BITS_PER_NAT)
@@ -197,7 +208,7 @@ class LanguageModelling:
         self, decoder: Decoder, stream: np.ndarray, recipe: Recipe, autocast: torch.dtype | None
     ):
         self.decoder, self.recipe, self.autocast = decoder, recipe, autocast
-        self.windows = Windows(stream, recipe.sequence_length, recipe.seed)
+        self.windows = Windows(stream, recipe.sequence_length, recipe.seed, recipe.start_token)
         self.optimizers = make_optimizers(
             decoder,
             recipe.optimizer,

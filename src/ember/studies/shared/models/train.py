@@ -55,7 +55,8 @@ def train_model(
     streams = {split: token_stream(documents, tokenizer, split) for split in SPLITS}
     arch = _architecture(settings, tokenizer)
     given = {key: training[key] for key in RECIPE_KEYS if training.get(key) is not None}
-    recipe = Recipe(**given, seed=runtime["seed"])
+    start = tokenizer.eos_id if training.get("start_token") else None
+    recipe = Recipe(**given, seed=runtime["seed"], start_token=start)
     device = resolve(runtime["device"])
     autocast = torch.bfloat16 if device != "cpu" and runtime["dtype"] != "float32" else None
     require(_training_bytes(arch, recipe), device, f"training {arch.parameter_count():,} weights")
@@ -68,7 +69,7 @@ def train_model(
 
     def validate(decoder) -> float:
         stream = streams["validation"]
-        return _score(decoder, stream, training, autocast, context=0).bits_per_byte(
+        return _score(decoder, stream, recipe, training, autocast, context=0).bits_per_byte(
             stream, tokenizer.token_bytes
         )
 
@@ -94,7 +95,7 @@ def train_model(
     )
     scores = {
         split: _score(
-            decoder, streams[split], training, autocast, context=recipe.sequence_length // 4
+            decoder, streams[split], recipe, training, autocast, recipe.sequence_length // 4
         )
         for split in ("validation", "test")
     }
@@ -221,14 +222,17 @@ def _bits_per_byte(log2_probs: np.ndarray, token_bytes: np.ndarray) -> float:
     return -float(log2_probs.sum()) / int(token_bytes.sum())
 
 
-def _score(decoder, stream: np.ndarray, training: dict, autocast, context: int) -> Score:
+def _score(
+    decoder, stream: np.ndarray, recipe: Recipe, training: dict, autocast, context: int
+) -> Score:
     return evaluate(
         decoder,
         stream,
         tokens=training["validation_tokens"],
-        length=training["sequence_length"],
-        batch_size=training["batch_size"],
+        length=recipe.sequence_length,
+        batch_size=recipe.batch_size,
         context=context,
+        start_token=recipe.start_token,
         autocast=autocast,
     )
 

@@ -1,0 +1,92 @@
+"""Streaming, bounded caches for endless streams: a section for each study."""
+
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from ember.config.shared import Count, Fraction, Positive, Size, Some, Strict, Timed
+
+Value = bool | Annotated[int, Field(ge=0, le=10**9)] | float | str | None
+
+
+class Point(Strict):
+    """An eviction method by name, with its own parameters (see ember.streaming.methods); each may
+    be a list, of which every value is measured."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Value | Some[Value]]
+
+    name: str = Field(description="a method known to the library, such as lazy_prune")
+
+
+class Budget(Strict):
+    """One peak, and the periods that methods prune with at it."""
+
+    peak: Count = Field(description="the most tokens that a query sees")
+    compression_interval: Some[Count] = Field(description="tokens from one prune to the next")
+
+
+class Streams(Strict):
+    """What is cut from a corpus's held-out documents."""
+
+    corpus: str = Field(description="name of the corpus")
+    streams: Annotated[int, Field(ge=2, le=10**6)] = Field(description="streams, side by side")
+    tokens: Count = Field(description="tokens of each, the start token first")
+
+
+class Gate(Strict):
+    """S-0: whether the model has attention sinks. Without them a prune's cliff says nothing."""
+
+    peak: Count = Field(description="W of 0 + W against 1 + (W - 1)")
+    min_mass: Fraction = Field(
+        0.05, description="attention mass on position 0 that some layer must reach"
+    )
+
+
+class Latency(Timed):
+    """S-0: time per token of single streams."""
+
+    prefill: Count = Field(description="tokens that are fed at once")
+    tokens: Count = Field(description="tokens of the stream")
+    peak: Count = Field(description="peak of the methods that are timed")
+    compression_interval: Some[Count] = Field(description="their periods, beside 1")
+    skip: Size = Field(64, description="first decoded tokens that the steady state leaves out")
+
+
+class Ceiling(Timed):
+    """S-5: the cache's own work, in a model's shape."""
+
+    model: str | None = Field(None, description="whose shape; null: the measured model's")
+    peak: Count = Field(description="tokens held")
+    tokens: Count = Field(description="tokens of a run")
+    intervals: Some[Count] = Field(description="periods of pruning")
+
+
+class Bars(Strict):
+    """S-3 and S-6: what counts as success."""
+
+    interval: Count = Field(128, description="success is asked of periods from here on")
+    min_removed: Fraction = Field(0.5, description="share of lazy pruning's loss to be removed")
+    max_tpot_ratio: Positive = Field(1.02, description="of the best lazy TPOT")
+    max_ppl_long: Positive = Field(0.05, description="the programme's bar on the long corpus")
+    max_ppl_short: Positive = Field(0.03, description="and on the short one")
+    noise: Positive = Field(0.01, description="least change that counts, if the CV is no larger")
+
+
+class Streaming(Strict):
+    """Rare pruning without the cliff."""
+
+    model: str = Field(description="name of the model the programme measures")
+    long: Streams = Field(description="the long corpus: PG19's part")
+    short: Streams = Field(description="the short corpus: Wikitext's part")
+    alone: Count = Field(4, description="streams of methods that treat each stream apart")
+    grid: Some[Budget] = Field(description="peaks and periods of all methods")
+    sweep: Some[Budget] | None = Field(None, description="further ones of lazy pruning alone")
+    points: Some[Point]
+    gate: Gate
+    latency: Latency
+    ceiling: Ceiling
+    bars: Bars = Bars()
+    resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
+        1000, description="resamples of an interval"
+    )

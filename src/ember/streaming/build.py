@@ -1,0 +1,107 @@
+"""Methods from the configuration: plain dicts in, method objects out. No torch.
+
+Modules of methods and selectors are imported by their names, so that a job's code hash covers the
+methods that it runs and no others (see `modules`).
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from importlib import import_module
+from pathlib import Path
+
+from ember.records.errors import nearest
+from ember.streaming.method import METHODS, BadMethod, Method
+from ember.streaming.selector import SELECTORS
+
+HERE = Path(__file__).parent
+OF_THE_PERIOD = ("max_drop", "overlap", "slack")  # a fraction is of compression_interval
+
+
+def names(kind: str = "methods") -> list[str]:
+    """Names of the methods (or selectors) that there are: one file each."""
+    return sorted(file.stem for file in (HERE / kind).glob("[a-z]*.py"))
+
+
+def modules(specs: Iterable[Mapping]) -> list[str]:
+    """Modules that points need, as `ember.records.code` takes them."""
+    found = {f"ember.streaming.methods.{spec['name']}" for spec in specs}
+    found |= {f"ember.streaming.selectors.{s['selector']}" for s in specs if s.get("selector")}
+    return sorted(found)
+
+
+def build(spec: Mapping) -> Method:
+    """A method from plain data, such as {name: lazy_prune, peak: 256, compression_interval: 64}.
+
+    Raises `BadMethod` for unknown names (naming the nearest), and unknown, missing or bad values.
+    """
+    spec = dict(spec)
+    kind = _find(spec.pop("name", None), "method", METHODS)
+    known = {field.name: field for field in fields(kind) if field.init}
+    for key in spec:
+        if key not in known:
+            raise BadMethod(f"{kind.name} has no {key!r}.{nearest(key, known)}")
+    missing = [k for k, f in known.items() if f.default is MISSING and k not in spec]
+    if missing:
+        raise BadMethod(f"{kind.name} needs {', '.join(missing)}; set it in the list of points")
+    if "selector" in spec:
+        spec["selector"] = _find(spec["selector"], "selector", SELECTORS)()
+    return kind(**spec)
+
+
+def specs_of(settings: Mapping) -> list[dict]:
+    """Every point of the configuration's section `streaming`, as `build` takes it.
+
+    Full attention takes streams as long as the largest peak.
+    """
+    longest = max(budget["peak"] for budget in settings["grid"])
+    grids = {None: settings["grid"], "lazy_prune": [*settings["grid"], *(settings["sweep"] or [])]}
+    found = []
+    for point in settings["points"]:
+        found += expand(point, grids.get(point["name"], grids[None]), longest)
+    return [spec for place, spec in enumerate(found) if spec not in found[:place]]
+
+
+def expand(point: Mapping, grid: Sequence[Mapping], longest: int) -> list[dict]:
+    """One spec for each combination of the values that a point lists, at each peak and period.
+
+    The point may name its own; what prunes nothing has the peak `longest`.
+    """
+    kind = _find(point.get("name"), "method", METHODS)
+    free = {field.name for field in fields(kind) if field.init}
+    found = []
+    for budget in grid if kind.prunes else [{"peak": longest}]:
+        axes = {key: budget[key] for key in budget if key in free} | dict(point)
+        axes = {k: v if isinstance(v, list) else [v] for k, v in axes.items()}
+        for values in itertools.product(*axes.values()):
+            spec = dict(zip(axes, values, strict=True))
+            for key in OF_THE_PERIOD:
+                if isinstance(spec.get(key), float):
+                    spec[key] = round(spec[key] * spec.get("compression_interval", 1))
+            spec = {key: value for key, value in spec.items() if value is not None}
+            if spec not in found:
+                found.append(spec)
+    return found
+
+
+def point_id(method: Method) -> str:
+    """A short name of a method with its parameters, the usual ones left out."""
+    parts = [method.name, f"P{method.peak}"]
+    if method.prunes:
+        parts.append(f"R{method.compression_interval}")
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if field.name in ("peak", "compression_interval") or not field.init:
+            continue
+        if value is not None and value != field.default:
+            shown = getattr(value, "name", value)
+            parts.append(field.name if shown is True else f"{field.name}={shown}")
+    return "-".join(parts)
+
+
+def _find(name: object, what: str, registry: Mapping[str, type]) -> type:
+    known = names(f"{what}s")
+    if name not in known:
+        raise BadMethod(f"unknown {what} {name!r}.{nearest(name, known)}")
+    import_module(f"ember.streaming.{what}s.{name}")
+    return registry[name]

@@ -1,0 +1,51 @@
+"""Tables of what keeping the cache costs a token (S-5)."""
+
+from ember.records import schema as s
+
+KINDS = ("append_cat", "slice_cat", "roll", "shift", "ring")
+_KIND = s.text(
+    "kind",
+    "append_cat: all is kept, a new tensor each token; slice_cat: sinks, window and token in a "
+    "new tensor; roll: Transformers' sliding layer, all rolled in place; shift: what lies behind a "
+    "drop moves down; ring: the sinks move up",
+    values=KINDS,
+)
+_PERIOD = s.integer("compression_interval", "tokens", "from one prune to the next (R)")
+_SHAPE = (
+    s.integer("peak", "tokens", "most tokens held; append_cat ends there"),
+    s.integer("tokens", "tokens", "tokens of a run"),
+    s.integer("kv_bytes", "B/token", "keys and values of a token in all layers"),
+)
+
+CEILING_RUNS = s.Schema(
+    "streaming_ceiling_runs",
+    "Time and copies of the cache alone, without a model around it",
+    (
+        _KIND,
+        _PERIOD,
+        *_SHAPE,
+        s.integer("repeat", "", "number of the run"),
+        s.number("cache_ms", "ms/token", "time of storing a token and of dropping others"),
+        s.number("copied_bytes", "B/token", "written besides the token itself"),
+        *s.MACHINE,
+    ),
+    key=("kind", "compression_interval", "repeat"),
+)
+
+STREAMING_CEILING = s.Schema(
+    "streaming_ceiling",
+    "What keeping the cache costs a token, by how it is kept (S-5)",
+    (
+        _KIND,
+        _PERIOD,
+        *_SHAPE,
+        s.integer("n", "", "runs"),
+        *s.spread("cache_ms", "ms/token", "time of cache work", ("median", "min", "max")),
+        s.number("copied_bytes", "B/token", "written besides the token itself"),
+        s.number("copied_tokens", "tokens/token", "the same in tokens of the cache"),
+        s.number("gain", "fraction", "time saved against slice_cat at each token"),
+        s.text("verdict", "gain beyond noise, or the negative result"),
+        *s.MACHINE,
+    ),
+    key=("kind", "compression_interval"),
+)

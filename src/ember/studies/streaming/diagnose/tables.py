@@ -1,0 +1,46 @@
+"""Tables of the time per token under eviction (S-0, S-2)."""
+
+from ember.records import schema as s
+from ember.studies.streaming.quality.tables import METHOD, POINT
+
+LATENCY_RUNS = s.Schema(
+    "streaming_latency_runs",
+    "Time of every token of single streams",
+    (
+        POINT[1],
+        *METHOD,
+        s.integer("repeat", "", "number of the run"),
+        s.number("prefill_ms", "ms", "the first tokens, fed at once: time to the first token"),
+        s.Column("token_ms", "list[float]", "ms", "of each decoded token, eviction included"),
+        s.Column("drop_steps", "list[int]", "tokens", "decoded tokens before each drop, 1 or more"),
+        s.maybe("peak_memory_mb", "MB", "peak of the device's memory; null on the CPU"),
+        *s.MEASURED_ON,
+    ),
+    key=("point", "repeat"),
+)
+
+STREAMING_LATENCY = s.Schema(
+    "streaming_latency",
+    "Time per token under eviction",
+    (
+        POINT[1],
+        *METHOD,
+        s.integer("n", "", "runs"),
+        s.integer("tokens", "tokens", "decoded tokens of a run"),
+        s.number("ttft_ms", "ms", "time to the first token, median over runs"),
+        s.number("prefill_s", "s", "the same as a phase"),
+        s.number("total_s", "s", "prefill and decoding, median over runs"),
+        s.number("tpot_ms", "ms", "decode time / decoded tokens, median over runs"),
+        s.number("steady_tpot_ms", "ms", "without the first tokens, median over runs"),
+        s.number("steady_tpot_ms_min", "ms", "least run"),
+        s.number("steady_tpot_ms_max", "ms", "greatest run"),
+        s.number("token_ms_p50", "ms", "median over the steady tokens of all runs"),
+        s.number("token_ms_p90", "ms", "90th percentile of them"),
+        s.number("token_ms_p99", "ms", "99th percentile of them"),
+        s.number("token_ms_max", "ms", "slowest of them"),
+        s.maybe("prune_step_ratio", "", "median step that drops / median of the others"),
+        s.maybe("peak_memory_mb", "MB", "greatest of the runs; null on the CPU"),
+        *s.MEASURED_ON,
+    ),
+    key=("point",),
+)

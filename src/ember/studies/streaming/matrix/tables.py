@@ -1,0 +1,51 @@
+"""Controlled eviction against lazy pruning: success, bars and the ledger (S-3, S-6)."""
+
+from ember.records import schema as s
+from ember.studies.streaming.quality.tables import METHOD, POINT
+
+STREAMING_MATRIX = s.Schema(
+    "streaming_matrix",
+    "How much of lazy pruning's loss each change removes, at which time per token",
+    (
+        *POINT,
+        *METHOD,
+        s.integer("streams", "streams", "that were measured"),
+        s.number("lazy_delta", "nats/token", "lazy pruning's loss above R = 1, same streams"),
+        s.number("lazy_delta_low", "nats/token", "lower end of its 95 % interval"),
+        s.number("delta", "nats/token", "the method's"),
+        s.number("saved", "nats/token", "the difference, paired by stream"),
+        s.number("saved_low", "nats/token", "95 % interval by bootstrap over streams, lower end"),
+        s.number("saved_high", "nats/token", "upper end"),
+        s.maybe("removed", "fraction", "saved / lazy_delta; null where that is no difference"),
+        s.flag("max_drop_binds", "whether max_drop is below what a steady prune drops"),
+        s.maybe("tpot_ratio", "", "steady TPOT over the best lazy one; null where not timed"),
+        s.text(
+            "verdict",
+            "success: half removed, interval above zero, TPOT within the bar; or what lacks",
+        ),
+        s.flag("programme_bar", "whether the perplexity stays within the programme's own bar"),
+        *s.MEASURED_ON,
+        *s.OUTCOME,
+    ),
+    key=("corpus", "point"),
+)
+
+STREAMING_LEDGER = s.Schema(
+    "streaming_ledger",
+    "Directions tried, and those that are stopped (S-6)",
+    (
+        s.text("direction", "eviction method"),
+        s.integer("changes", "", "its points, in the order of the configuration"),
+        s.integer("better", "", "of them: TPOT or loss better than lazy pruning's beyond noise"),
+        s.integer("unimproved_in_a_row", "", "longest run of points without any gain"),
+        s.maybe("best_saved", "nats/token", "largest saving on the long corpus"),
+        s.maybe("best_tpot_ratio", "", "least TPOT over lazy pruning's with the same period"),
+        s.number("noise", "fraction", "least change of TPOT that counts"),
+        s.flag("stopped", "two consecutive changes without a gain"),
+        s.text("note", "what follows"),
+        s.MODEL,
+        s.WEIGHTS,
+        s.EVIDENCE,
+    ),
+    key=("direction",),
+)

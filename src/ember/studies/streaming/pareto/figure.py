@@ -1,0 +1,56 @@
+"""Time per token against perplexity (S-7)."""
+
+import pandas as pd
+
+from ember.studies.steps import reads
+from ember.studies.streaming.pareto.tables import STREAMING_PARETO
+from ember.studies.style import COLOURS, MARKERS, PAGE, basis, label, legend_below, style
+
+
+@reads(pareto=STREAMING_PARETO)
+def draw(pareto: pd.DataFrame, scale: str):
+    """Figure and caption from the table `streaming_pareto`."""
+    methods = list(dict.fromkeys(pareto["method"]))
+    with style() as plt:
+        figure, panels = plt.subplots(1, 2, figsize=(PAGE, 3.4), sharey=True)
+        for axes, corpus, letter in zip(panels, ("long", "short"), "ab", strict=True):
+            rows = pareto[pareto["corpus"] == corpus]
+            for index, method in enumerate(methods):
+                some = rows[rows["method"] == method]
+                looks = {
+                    "color": COLOURS[index % 7],
+                    "marker": MARKERS[(index + index // 7) % 7],
+                    "linestyle": "none",
+                }
+                x = 100 * some["ppl_change"]
+                axes.plot(x, some["steady_tpot_ms"], **looks, label=method.replace("_", " "))
+            front = rows[rows["on_front"]].sort_values("steady_tpot_ms")
+            axes.plot(
+                100 * front["ppl_change"],
+                front["steady_tpot_ms"],
+                color="#444444",
+                linewidth=0.8,
+                drawstyle="steps-post",
+            )
+            if rows["ppl_change"].abs().max() > 0.05:
+                axes.set_xscale("symlog", linthresh=1)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.minorticks_off()
+            label(axes, f"{letter}  {corpus}", "perplexity above R = 1 (%)", "")
+            axes.get_legend().remove()
+        panels[0].set_ylabel("steady TPOT (ms)")
+        legend_below(figure, panels[0], columns=6)
+        front = pareto[(pareto["corpus"] == "long") & pareto["on_front"]]
+        found = ", ".join(
+            f"{row['point']} ({row['steady_tpot_ms']:.2f} ms, {100 * row['ppl_change']:+.1f} %)"
+            for row in front.sort_values("steady_tpot_ms").to_dict("records")
+        )
+        caption = (
+            "**Time against perplexity.** Steady-state time per token of a single stream on the "
+            "eager decoder, and perplexity above StreamingLLM's (R = 1) at equal peak. Line: what "
+            f"nothing beats in both. On the long corpus: {found}. {basis(pareto, scale)}"
+        )
+        return figure, caption
