@@ -3,8 +3,9 @@
 `sweep_restart` times every plan that the configured policies make at the loop's workloads, by the
 path that a rollout takes: an engine whose prefill strategy carries the plan out, and one token. The
 plans are those that the simulator counts, so that none is without a time; beside them stand
-restarts at fractions of the depth. Plans take turns in an order drawn anew for each round. What
-stays with a prompt is counted where it lies. `time_store` says how fast that moves to the host.
+restarts at fractions of the depth. Plans take turns in an order drawn anew for each round, as later
+prompts of a round: the first has computed what they share, and stacked the adapter. What stays with
+a prompt is counted where it lies. `time_store` says how fast that moves to the host.
 """
 
 import logging
@@ -146,7 +147,7 @@ class Bench:
         engine.prefill = self.prefill
         engine.set_weights_version(runner.version)
         self.prefill.begin(self.round, shared_prefix=self.work.prefix)
-        if self.work.prefix:
+        if self.work.prefix or self.work.correct:  # a round's first prompt works for the others
             self._generate(self.donor, PhaseClock(device))
         clock = PhaseClock(device)
         self._generate(self.prompt, clock)
@@ -227,7 +228,7 @@ def _require_memory(decoder, todo: Sequence[tuple[int, Fill]], device: str) -> N
     token = arch.kv_bytes_per_token(size)
     needed = 0.0
     for context, work in todo:
-        prompts = 2 if work.prefix else 1
+        prompts = 2 if work.prefix or work.correct else 1
         each = token * (1.5 if work.rank else 1) + arch.hidden_size * size * bool(work.boundary)
         needed += prompts * context * each
     require(int(needed), device, "the restart sweep's KV caches")
