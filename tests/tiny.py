@@ -27,7 +27,6 @@ CHANGES = {
     "gpt_neox": {"num_kv_heads": 4, "rope_fraction": 0.5},
 }
 ARCHITECTURES = ("gemma3_text", "gpt_neox", "llama", "qwen2", "qwen3")
-PACKED = ("llama", "qwen2", "qwen3")  # those that the fast backends serve
 
 
 def tiny(model_type: str = "qwen3", **fields) -> Architecture:

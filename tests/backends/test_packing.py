@@ -8,7 +8,7 @@ from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
 from ember.model.checkpoint import load_decoder, save_decoder
 from tests.backends.steps import BACKENDS, backend_of, step_through
-from tests.tiny import PACKED, draw, wild
+from tests.tiny import ARCHITECTURES, draw, wild
 
 
 @torch.inference_mode()
@@ -21,15 +21,16 @@ def compare(decoder, backend) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("architecture", PACKED)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize(
     "fields",
     [
         {"tie_embeddings": True},
+        {"tie_embeddings": False},
         {"qkv_bias": True, "o_bias": True},
         {"num_kv_heads": 4},
         {"mlp_bias": True},
-        {"head_dim": 24, "hidden_size": 56, "num_heads": 6},  # not multiples of a vector
+        {"head_dim": 24, "hidden_size": 56, "num_heads": 8},  # not multiples of a vector
     ],
     ids=lambda fields: "-".join(fields),
 )

@@ -9,7 +9,7 @@ from ember.backends import select as module
 from ember.backends.select import Case, Unsupported, select, unsupported_reason
 from ember.model.architecture import Architecture
 from ember.model.presets import PRESETS
-from tests.tiny import ARCHITECTURES, PACKED, tiny, wild
+from tests.tiny import ARCHITECTURES, tiny, wild
 
 CPU = torch.device("cpu")
 with_triton = pytest.mark.skipif(
@@ -24,13 +24,10 @@ def case(model_type: str = "qwen3", **fields) -> Case:
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_on_the_cpu_compiled_code_runs_what_it_serves_and_the_decoder_the_rest(model_type):
+def test_on_the_cpu_compiled_code_runs_every_architecture(model_type):
     found = select(Case.of(wild(model_type)))
-    packed = model_type in PACKED
-    assert found.name == ("compiled" if packed else "eager")
-    assert set(found.reasons) == ({"kernels"} if packed else {"kernels", "compiled"})
-    if packed:
-        assert found.reasons["kernels"] == "the weights are not on a CUDA device"
+    assert found.name == "compiled"
+    assert found.reasons == {"kernels": "the weights are not on a CUDA device"}
 
 
 @pytest.mark.parametrize(
@@ -39,15 +36,10 @@ def test_on_the_cpu_compiled_code_runs_what_it_serves_and_the_decoder_the_rest(m
         ({"dtype": torch.float16}, "no compiled code for torch.float16"),
         ({"dtype": torch.float64}, "no compiled code for torch.float64"),
         ({"device": torch.device("meta")}, "not on the CPU"),
-        ({"head_dim": 7, "rope_fraction": 1.0}, "7 is odd"),
         ({"formats": frozenset({"dense", "nf4"})}, "no form for nf4 weights"),
     ],
 )
 def test_what_compiled_code_does_not_serve(fields, reason):
-    if "head_dim" in fields:
-        arch = object.__new__(Architecture)
-        arch.__dict__.update(case().arch.__dict__ | fields)
-        fields = {"arch": arch}
     assert reason in unsupported_reason("compiled", case(**fields))
     assert unsupported_reason("eager", case(**fields)) is None
 
@@ -59,7 +51,10 @@ def test_what_compiled_code_does_not_serve(fields, reason):
         ({"head_dim": 32}, None),
         ({"head_dim": 32, "model_type": "qwen2", "rows": 1024}, None),
         ({"head_dim": 32, "dtype": torch.bfloat16, "rows": 1025}, "1025 rows is above 1024"),
-        ({"head_dim": 48}, "head dimension of 48"),
+        ({"head_dim": 80, "model_type": "gpt_neox"}, None),
+        ({"head_dim": 256, "model_type": "gemma3_text"}, None),
+        ({"head_dim": 258}, "head dimension of 258"),
+        ({"norm": "layer"}, "norms over heads are LayerNorms"),
         ({"head_dim": 32, "num_heads": 64, "num_kv_heads": 2}, "32 query heads share"),
         ({"head_dim": 32, "dtype": torch.float64}, "no kernels for torch.float64"),
         ({"head_dim": 32, "batch_invariant": True}, "depends on the batch"),
@@ -103,9 +98,10 @@ def test_a_backend_asked_for_by_name_runs_or_is_refused():
         select(case(), "host")
 
 
-def test_every_architecture_but_those_two_is_packed():
-    for preset in PRESETS:
-        arch = Architecture.make(preset)
-        reason = module.unsupported_architecture(arch)
-        assert (reason is None) == (arch.model_type in PACKED), arch.model_type
-        assert reason is None or "norm" in reason
+@with_triton
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_run_every_preset(preset, monkeypatch):
+    monkeypatch.setattr(module, "interpreted", lambda: True)
+    arch = Architecture.make(preset)
+    for backend in ("compiled", "kernels"):
+        assert unsupported_reason(backend, Case(arch, CPU, torch.bfloat16)) is None

@@ -20,7 +20,7 @@ from tests.tiny import ARCHITECTURES, decoder_of, tiny, wild
 ARCH = tiny(num_layers=2, vocab_size=32, tie_embeddings=True)
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10, 11], [12], [3, 2, 1, 0, 5, 6, 7], [8, 8]]
 FREE = SamplingParams(max_tokens=9, temperature=1.0, seed=5, logprobs=2)
-CASES = [("compiled", "qwen3"), *(("eager", architecture) for architecture in ARCHITECTURES)]
+CASES = [(backend, model_type) for backend in ("compiled", "eager") for model_type in ARCHITECTURES]
 
 
 class Kept(PlainPrefill):

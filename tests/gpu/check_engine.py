@@ -1,6 +1,7 @@
 """Check the engine on a CUDA device: correctness with asserts, then speed at the Qwen3-4B shape.
 
     PYTHONPATH=src:. python tests/gpu/check_engine.py [--no-speed] [--preset qwen3-4b]
+    PYTHONPATH=src:. python tests/gpu/check_engine.py --only gemma3_text gpt_neox --no-speed
 
 Eager decoding in the same number format is the truth. Prints one line a check; the speeds are those
 of random weights, which time an engine and say nothing about quality. Not collected by pytest:
@@ -14,6 +15,8 @@ import time
 
 import torch
 
+from ember.backends.forward import Forward
+from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams, cut_tail
 from ember.cache.contiguous import ContiguousCache
 from ember.engine.engine import Engine
@@ -36,6 +39,15 @@ SMALL = {
     "vocab_size": 1000,
     "max_positions": 4096,
 }
+SHAPES = {  # by model type, and what is special
+    "qwen3": {},
+    "qwen2": {},
+    "llama": {},
+    "gemma3_text": {"sliding_window": 100, "sliding_layers": (0, 2)},
+    "gemma3_text of 256": {"head_dim": 256, "num_heads": 4, "num_kv_heads": 1},
+    "gpt_neox": {"num_kv_heads": 8},
+    "gpt_neox of 80": {"num_kv_heads": 8, "head_dim": 80, "parallel_residual": False},
+}
 # Largest error of a logits vector relative to its length.
 # bfloat16 has 8 bits, and weights this wild amplify what they lose.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06}
@@ -45,19 +57,24 @@ OWN_ERROR = 1.25  # times the eager decoder's error in the same format, of steps
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--no-speed", action="store_true", help="checks only")
+    parser.add_argument("--only", nargs="+", default=[*SHAPES], choices=[*SHAPES], metavar="SHAPE")
     parser.add_argument("--preset", default="qwen3-4b", choices=sorted(PRESETS))
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
     for dtype in (torch.float32, torch.bfloat16):
-        for model_type in ("qwen3", "qwen2", "llama"):
-            arch = Architecture.make(model_type=model_type, **SMALL)
+        for name in arguments.only:
+            model_type, _, special = name.partition(" of ")
+            arch = Architecture.make(model_type=model_type, **SMALL | SHAPES[name])
             decoder = wild(random_decoder(arch, 0, DEVICE, dtype))
-            for batch in (1, 4, 17, 100, 140):  # every family of products
+            # Every family of products; of other heads every family of attention.
+            for batch in (1, 17) if special else (1, 4, 17, 100, 140):
                 check_steps(decoder, batch)
             check_chunks(decoder)
-        check_generation(decoder)
-        check_shared_prompts(decoder)
-        check_refilling(decoder)
+            check_packed_prefill(decoder)
+            if name in ("llama", "gemma3_text", "gpt_neox"):
+                check_generation(decoder)
+                check_shared_prompts(decoder)
+                check_refilling(decoder)
     check_weight_updates()
     for model_type in ("gemma3_text", "gpt_neox", "qwen3"):
         check_eager(model_type)
@@ -74,7 +91,8 @@ def wild(decoder: Decoder) -> Decoder:
     generator = torch.Generator(DEVICE).manual_seed(1)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
-            centre = 1.0 if "norm" in name else 0.0
+            is_scale = name.endswith("norm.weight") and decoder.arch.norm != "rms_offset"
+            centre = 1.0 if is_scale else 0.0
             parameter.normal_(centre, 0.3 if parameter.ndim == 1 else 0.1, generator=generator)
     return decoder
 
@@ -134,6 +152,27 @@ def check_chunks(decoder: Decoder) -> None:
     found = [decoder(piece, cache=cache) for piece in sequence.split([50, 1, 79], 1)]
     name = f"{decoder.arch.model_type} {dtype}: prefill in pieces"
     report(name, relative(torch.cat(found, 1), expected), TOLERANCE[dtype])
+
+
+@torch.inference_mode()
+def check_packed_prefill(decoder: Decoder) -> None:
+    """A prefill by packed weights and kernels, in pieces, against the decoder's."""
+    dtype = decoder.embed_tokens.weight.dtype
+    tokens = draw(decoder, 2, 530)
+    truth, cache = (ContiguousCache(decoder.arch, 2, 530, DEVICE, dtype) for _ in range(2))
+    expected = decoder.logits(decoder(tokens, cache=truth)[:, -1:])[:, 0]
+    allowed = TOLERANCE[dtype]
+    if dtype != torch.float32:
+        exact = copy.deepcopy(decoder).float()
+        eager, expected = expected, exact.logits(exact(tokens)[:, -1:])[:, 0]
+        allowed = OWN_ERROR * relative(eager, expected)
+    forward = Forward(decoder, weights=PackedDecoder(decoder))
+    for piece in tokens.split([300, 1, 229], 1):
+        found = forward(piece, cache)
+    name = f"{decoder.arch.model_type} {dtype}: packed prefill in pieces"
+    report(name, relative(found, expected), allowed)
+    error = relative(cache.kv[0].flatten(3), truth.kv[0].flatten(3))
+    report(f"{name}: cache of layer 0", error, TOLERANCE[dtype])
 
 
 def check_generation(decoder: Decoder) -> None:

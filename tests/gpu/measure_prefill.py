@@ -64,8 +64,9 @@ def measure_correction(tokens: int, rank: int) -> dict:
     moved = 0.01 * torch.randn(layers, 2, KV_HEADS * D, rank, **OPTIONS)
     norms, angles = torch.ones(layers, D, **OPTIONS), torch.rand(tokens, D // 2, device="cuda")
     where = torch.arange(layers, device="cuda", dtype=torch.int32)
-    call = (kv, factors, moved, where, angles.cos(), angles.sin())
-    us = replays(lambda: correct(*call, raw=raw, norms=norms, eps=1e-6))
+    tables = (angles.cos()[None], angles.sin()[None])
+    call = (kv, factors, moved, where, tables, torch.zeros_like(where))
+    us = replays(lambda: correct(*call, rotated=D, raw=raw, norms=norms, eps=1e-6))
     row = summary(f"correction of {tokens} tokens, rank {rank}", us)
     row["gb_s"] = (2 * raw.nbytes + 1.5 * kv.nbytes) / row["us"] / 1e3  # K is written only
     return row

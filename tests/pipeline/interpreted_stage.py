@@ -8,15 +8,17 @@ from ember.backends.cuda.products import Plan
 from tests.pipeline.test_stage import generate, make
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    ("family", "rows"), [("qwen3", 1), ("qwen3", 3), ("gemma3_text", 3), ("gpt_neox", 1)]
+)
 @torch.inference_mode()
-def test_two_stages_are_the_decoder(rows, monkeypatch):
+def test_two_stages_are_the_decoder(family, rows, monkeypatch):
     # The interpreter's time goes with the number of programs, whatever their size.
     monkeypatch.setattr(step, "matvec_plan", lambda k, **_: Plan(64, 32, 2, 1))
     monkeypatch.setattr(step, "skinny_plan", lambda k, *, gated: Plan(64, 32, 2, 2))
     monkeypatch.setattr(attention, "SHARED_PARTS", 1)
     monkeypatch.setattr(attention, "OWN_PARTS", 1)
-    decoder = make("qwen3")
+    decoder = make(family)
     tokens = torch.randint(67, (rows, 5), generator=torch.Generator().manual_seed(2))
     found, sampled, forms = generate(decoder, tokens, 2, steps=2)
     assert forms == ("kernels", "kernels")

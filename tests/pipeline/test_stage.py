@@ -5,9 +5,7 @@ import torch
 
 from ember.backends.sampling import SamplingParams
 from ember.pipeline.stage import make_stage, take_layers
-from tests.tiny import wild
-
-FAMILIES = ("qwen3", "qwen2", "llama")
+from tests.tiny import ARCHITECTURES, wild
 
 
 def make(family: str):
@@ -46,7 +44,7 @@ def generate(decoder, tokens, split: int, steps: int, pieces=(), backend=None):
     return torch.stack(seen, 1), torch.tensor(sampled), (first.backend, last.backend)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 @pytest.mark.parametrize(("rows", "split"), [(1, 1), (3, 2)])
 @torch.inference_mode()
 def test_two_stages_are_the_decoder(family, rows, split):

@@ -27,6 +27,7 @@ from ember.model.decoder import Decoder, Tap
 log = logging.getLogger(__name__)
 
 KEPT_GRAPHS = 64  # shapes remembered; their recordings share one pool of memory
+TOLD = ("attn_in", "k_raw")  # what taps are told of a run
 
 
 class Passage(NamedTuple):
@@ -57,6 +58,7 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     given: Tensor  # what a replay reads
     passage: Passage  # what it writes
+    told: list[tuple[int, str, Tensor]]  # what a tap is told of it
 
 
 class Forward:
@@ -102,31 +104,34 @@ class Forward:
 
         The tokens follow those that `cache` holds in a layer. From layer `stop` on (default: none)
         the last token runs alone. The states that enter the layers in `keep`, between the two, are
-        handed back. `tap` is told of `attn_in` and `k_raw` (see `ember.model.decoder.Tap`); such a
-        run is not recorded. The host waits for nothing: the next prefill is launched while this one
-        runs.
+        handed back. `tap` is told of what `TOLD` names (see `ember.model.decoder.Tap`), of a
+        replayed run after it, and must take what it needs before the next run. The host waits for
+        nothing: the next prefill is launched while this one runs.
         """
         depth = self.decoder.arch.num_layers
         stop = depth if stop is None else stop
         inside = sorted(layer for layer in keep if start < layer <= stop and layer < depth)
         layers = Layers(start, stop, tuple(inside))
         given = sent(given[:, -1:] if start == stop < depth else given, cache.kv.device)
-        if not self._graphs or not cache.kv.is_cuda or tap is not None:
+        if not self._graphs or not cache.kv.is_cuda:
             return self._run(given, cache, layers, tap)
-        memory = (cache.kv.data_ptr(), cache.kv.stride())
-        shape = (memory, given.shape, given.dtype, layers, *map(cache.length, cache.layers))
+        where, tells = (cache.kv.data_ptr(), cache.kv.stride()), tap is not None
+        lengths = map(cache.length, cache.layers)
+        shape = (where, given.shape, given.dtype, layers, tells, *lengths)
         new = shape not in self._shapes
         recording = self._shapes.pop(shape, None)
         if new:  # the first run is also what lets libraries prepare their kernels
-            passage = self._run(given, cache, layers)
+            passage = self._run(given, cache, layers, tap)
         else:
             if recording is None:
-                recording = self._record(given, cache, layers)
+                recording = self._record(given, cache, layers, tells)
             else:
                 count(cache, given.shape[1], layers)
             recording.given.copy_(given)
             recording.graph.replay()
             passage = recording.passage.clone()
+            for told in recording.told:
+                tap(*told)
         self._shapes[shape] = recording  # the most recently used is last
         while len(self._shapes) > KEPT_GRAPHS:
             self._shapes.popitem(last=False)
@@ -141,14 +146,22 @@ class Forward:
             return run_packed(self.decoder.arch, self.weights, given, cache, layers, tap)
         return run_eager(self.decoder, given, cache, layers, tap)
 
-    def _record(self, given: Tensor, cache: ContiguousCache, layers: Layers) -> _Recording:
+    def _record(
+        self, given: Tensor, cache: ContiguousCache, layers: Layers, tells: bool
+    ) -> _Recording:
         """Records the run without carrying it out; the cache counts the tokens all the same."""
+        told: list[tuple[int, str, Tensor]] = []
+
+        def keep(layer: int, name: str, x: Tensor) -> None:
+            if name in TOLD:
+                told.append((layer, name, x.clone()))  # it may be a small part of what it lies in
+
         log.debug("recording the prefill of %s by %s", tuple(given.shape), layers)
         graph, given = torch.cuda.CUDAGraph(), given.clone()  # it is written to at each replay
         with torch.cuda.graph(graph, pool=self._pool):
-            passage = self._run(given, cache, layers)
+            passage = self._run(given, cache, layers, keep if tells else None)
         self._pool = graph.pool()
-        return _Recording(graph, given, passage)
+        return _Recording(graph, given, passage, told)
 
 
 def run_eager(

@@ -5,6 +5,8 @@ up weights into another; the decoder's own parameters become views of the blocks
 changes of weights (an optimizer's, a merged adapter's) show in both. Packing twice moves nothing.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -12,17 +14,35 @@ from ember.model.decoder import Decoder, Layer
 from ember.model.linear import bias_of, dense_weight
 
 
+class Norm(NamedTuple):
+    """What a norm has, each (H,); a bias only where it is a LayerNorm."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Norm":
+        """A module's; see `ember.model.decoder.make_norm`."""
+        bias = getattr(module, "bias", None)
+        return cls(module.weight.detach(), None if bias is None else bias.detach())
+
+
 class PackedLayer:
-    """The weights of one layer as a step reads them; a bias is None where the layer has none."""
+    """The weights of one layer as a step reads them; what the layer lacks is None."""
 
     def __init__(self, layer: Layer):
         attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm = layer.input_layernorm.weight.detach()  # (H,)
-        self.post_norm = layer.post_attention_layernorm.weight.detach()  # (H,)
+        self.input_norm = Norm.of(layer.input_layernorm)
+        self.post_norm = Norm.of(layer.post_attention_layernorm)
+        self.attn_out_norm, self.mlp_out_norm = (
+            None if norm is None else Norm.of(norm)
+            for norm in (layer.attn_out_norm, layer.mlp_out_norm)
+        )
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.qkv, self.qkv_bias = _pack_linears(qkv)  # ((Hq + 2 Hkv) D, H)
         self.o, self.o_bias = _pack_linears([attention.o_proj])  # (H, Hq D)
-        self.gate_up, self.gate_up_bias = _pack_linears([mlp.gate_proj, mlp.up_proj])  # (2 I, H)
+        gate_up = [mlp.up_proj] if mlp.gate_proj is None else [mlp.gate_proj, mlp.up_proj]
+        self.gate_up, self.gate_up_bias = _pack_linears(gate_up)  # (2 I, H), without a gate (I, H)
         self.down, self.down_bias = _pack_linears([mlp.down_proj])  # (H, I)
 
 
@@ -31,9 +51,13 @@ class PackedDecoder:
 
     def __init__(self, decoder: Decoder):
         self.layers = [PackedLayer(layer) for layer in decoder.layers]
-        self.qk_norms = _pack_qk_norms(decoder) if decoder.arch.qk_norm else None  # (L, 2, D)
+        self.qk_norms = self.qk_norm_biases = None  # (L, 2, D)
+        if decoder.arch.qk_norm:
+            self.qk_norms = _pack_qk_norms(decoder, "weight")
+            if decoder.arch.norm == "layer":
+                self.qk_norm_biases = _pack_qk_norms(decoder, "bias")
         self.embedding = decoder.embed_tokens.weight.detach()  # (V, H)
-        self.norm = decoder.norm.weight.detach()  # (H,)
+        self.norm = Norm.of(decoder.norm)
         head = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
         self.head = head.weight.detach()  # (V, H)
 
@@ -72,8 +96,8 @@ def _pack_linears(linears: list[nn.Module]) -> tuple[Tensor, Tensor | None]:
     return weights, None if biases[0] is None else pack(biases)
 
 
-def _pack_qk_norms(decoder: Decoder) -> Tensor:
-    """Weights of the query and key norms of all layers, (L, 2, D)."""
+def _pack_qk_norms(decoder: Decoder, which: str) -> Tensor:
+    """Weights or biases of the query and key norms of all layers, (L, 2, D)."""
     attentions = [layer.self_attn for layer in decoder.layers]
-    packed = pack([norm.weight for a in attentions for norm in (a.q_norm, a.k_norm)])
+    packed = pack([getattr(norm, which) for a in attentions for norm in (a.q_norm, a.k_norm)])
     return packed.unflatten(0, (len(attentions), 2, -1))

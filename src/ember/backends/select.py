@@ -80,34 +80,14 @@ def unsupported_reason(backend: str, case: Case) -> str | None:
     if backend == "eager":
         return None
     packed = sorted(case.formats - {"dense"})
-    if (reason := unsupported_architecture(case.arch)) is not None:
-        return reason
     if packed:
         return f"it has no form for {', '.join(packed)} weights"
     return _not_compiled(case) if backend == "compiled" else _not_kernels(case)
 
 
-def unsupported_architecture(arch: Architecture) -> str | None:
-    """Why the fast backends, which do what Llama and Qwen need and no more, do not serve an
-    architecture; None if they do."""
-    reasons = {
-        "its norms are no plain RMSNorm": arch.norm != "rms",
-        "it norms what attention and MLP give": arch.post_norms,
-        "its MLP runs beside attention": arch.parallel_residual,
-        "its MLP is not gated by SiLU": not arch.gated_mlp or arch.activation != "silu",
-        "it rotates a part of each head": arch.rope_fraction != 1.0,
-        "layers slide over a window": bool(arch.sliding_layers),
-        "it scales its scores": arch.query_scalar is not None,
-        "it scales its embeddings": arch.scaled_embedding,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
 def _not_compiled(case: Case) -> str | None:
     if case.device.type != "cpu":
         return "the weights are not on the CPU"
-    if case.arch.head_dim % 2:
-        return f"a head dimension of {case.arch.head_dim} is odd"
     return why_no_code(case.dtype)
 
 
@@ -119,14 +99,22 @@ def _not_kernels(case: Case) -> str | None:
         return "Triton is not installed"
     if cuda and torch.cuda.get_device_capability(case.device) < (8, 0):
         return "the device is older than compute capability 8.0"
+    if (reason := _not_in_kernels(arch)) is not None:
+        return reason
     if case.dtype not in KERNEL_DTYPES:
         return f"there are no kernels for {case.dtype}"
     if case.batch_invariant:
         return "how they cut products and attention depends on the batch, and so do the last bits"
     if case.rows > KERNEL_ROWS:
         return f"a batch of {case.rows} rows is above {KERNEL_ROWS}"
-    if arch.head_dim not in (32, 64, 128, 256):
-        return f"a head dimension of {arch.head_dim} is not 32, 64, 128 or 256"
+    return None
+
+
+def _not_in_kernels(arch: Architecture) -> str | None:
+    if arch.norm == "layer" and arch.qk_norm:
+        return "its norms over heads are LayerNorms"
+    if arch.head_dim % 2 or arch.head_dim > 256:
+        return f"a head dimension of {arch.head_dim} is not an even number up to 256"
     if arch.groups > 16:
         return f"{arch.groups} query heads share a KV head, more than 16"
     return None

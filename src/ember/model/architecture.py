@@ -180,6 +180,11 @@ class Architecture:
         """Dimensions of a head that are rotated, the first ones."""
         return int(self.head_dim * self.rope_fraction)
 
+    @property
+    def score_scale(self) -> float:
+        """What attention's scores are multiplied by."""
+        return (self.query_scalar or self.head_dim) ** -0.5
+
     def window(self, layer: int) -> int | None:
         """Tokens that a layer's attention sees, the present one included; None: all."""
         return self.sliding_window if layer in self.sliding_layers else None

@@ -66,10 +66,7 @@ class Decoder(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) to hidden states (B, T, H)."""
         x = self.embed_tokens(tokens)
-        if self.arch.scaled_embedding:
-            # Gemma's factor is rounded to the weights' format before it is used.
-            x = x * torch.tensor(self.arch.hidden_size**0.5, dtype=x.dtype).item()
-        return x
+        return x * embedding_scale(self.arch, x.dtype) if self.arch.scaled_embedding else x
 
     def forward(
         self,
@@ -252,6 +249,13 @@ def make_norm(arch: Architecture, size: int) -> nn.Module:
     """A norm over the last dimension, of the architecture's kind."""
     kinds = {"rms": nn.RMSNorm, "rms_offset": OffsetRMSNorm, "layer": nn.LayerNorm}
     return kinds[arch.norm](size, arch.norm_eps)
+
+
+def embedding_scale(arch: Architecture, dtype: torch.dtype) -> float:
+    """What embeddings are multiplied by; Gemma rounds it to the weights' format."""
+    if not arch.scaled_embedding:
+        return 1.0
+    return torch.tensor(arch.hidden_size**0.5, dtype=dtype).item()
 
 
 class Rotary:

@@ -101,7 +101,7 @@ class Stage:
         """What a step of whole models runs in place of the stage's layers."""
         arch, weights = self.part.arch, PackedDecoder(self.part)
         if not self.first:
-            weights.embedding = self.inbox
+            arch, weights.embedding = replace(arch, scaled_embedding=False), self.inbox
         if not self.last:
             arch = replace(arch, vocab_size=UNREAD)
             weights.head = weights.head.new_zeros(UNREAD, weights.head.shape[1])

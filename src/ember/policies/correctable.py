@@ -20,11 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ember.backends.forward import sent
 from ember.backends.select import Case, unsupported_reason
 from ember.cache.contiguous import ContiguousCache
 from ember.cache.copying import copy_kv
 from ember.lora.adapter import LowRank
-from ember.model.decoder import Decoder, KeyRotation, Rotary, Tap, rotary_tables
+from ember.model.decoder import Decoder, KeyRotation, Rotary, Tap
 from ember.records.errors import EmberError
 
 Adapter = Mapping[tuple[int, str], LowRank]
@@ -71,6 +72,9 @@ class CorrectableCache(ContiguousCache):
         self._norms = [layer.self_attn.k_norm for layer in decoder.layers]
         case = Case(arch, weight.device, weight.dtype)
         self._fused = unsupported_reason("kernels", case) is None
+        local = [arch.rope_is_local(layer) for layer in self.layers]
+        kinds = torch.tensor([is_local and not all(local) for is_local in local])
+        self._kinds = sent(kinds.to(torch.int32), weight.device)
 
     def keeping(self, bands: Sequence[Band], tokens: int, adapter: Adapter | None) -> Tap | None:
         """A run of the tokens up to `tokens` in these bands begins, by weights with this adapter;
@@ -141,16 +145,20 @@ class CorrectableCache(ContiguousCache):
         raw = None if self.raw_keys is None else self.raw_keys[here]
         positions = torch.arange(tokens, device=self.kv.device)
         if self._fused:
-            from ember.backends.cuda.correction import correct  # imports Triton
+            from ember.backends.cuda.attention import kinds_of_tables  # imports Triton
+            from ember.backends.cuda.correction import correct
 
-            tables = rotary_tables(self.arch, positions, torch.float32)
-            cos, sin = (table[0, :, 0].contiguous() for table in tables)
+            tables = zip(*kinds_of_tables(self.arch, positions).values(), strict=True)
+            tables = tuple(x[0][None] if len(x) == 1 else torch.stack(x) for x in tables)
             norms = None if raw is None else torch.stack([self._norms[n].weight for n in layers])
             correct(
-                *(self.kv[:, :, 0], self.factors[here], moved, found.places[here], cos, sin),
+                *(self.kv[:, :, 0], self.factors[here], moved, found.places[here]),
+                *(tables, self._kinds),
+                rotated=self.arch.rotary_dim,
                 raw=raw,
                 norms=norms,
                 eps=self.arch.norm_eps,
+                offset=self.arch.norm == "rms_offset",
             )
             return
         rotaries = {

@@ -78,7 +78,7 @@ def run_plan(
     plan that runs the last token alone leaves it to the caller; logits are then None, and `kv` and
     `into` hold the other tokens. boundaries: layers whose entering hidden states are kept for
     restarts. adapter: present low-rank part of the weights; keeps the factors that later
-    corrections need (such a run is not recorded). donor: a prompt with the same first
+    corrections need. donor: a prompt with the same first
     plan.prefix_tokens tokens, computed with the present weights. Phases: correction, prefill.
     Raises BadPolicy if the plan needs something that is not stored, StaleFactors if a correction is
     impossible.

@@ -22,9 +22,16 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize(
-    ("tokens", "rank", "heads", "dim"), [(1, 8, 1, 32), (33, 3, 2, 64), (70, 16, 2, 32)]
+    ("tokens", "rank", "heads", "dim", "rotated"),
+    [
+        (1, 8, 1, 32, 32),
+        (33, 3, 2, 64, 64),
+        (70, 16, 2, 32, 32),
+        (9, 8, 2, 80, 20),
+        (9, 8, 1, 8, 4),
+    ],
 )
-def test_correction(tokens, rank, heads, dim, normed):
+def test_correction(tokens, rank, heads, dim, rotated, normed):
     layers, chosen = 3, [2, 0]
     kv = torch.full((layers, 2, heads, tokens + 5, dim), torch.nan)
     kv[:, :, :, :tokens] = draw(layers, 2, heads, tokens, dim)
@@ -33,20 +40,22 @@ def test_correction(tokens, rank, heads, dim, normed):
     moved[1, 0] = 0  # a projection that has not moved
     raw = draw(2, tokens + 1, heads, dim) if normed else None
     norms = 1 + 0.3 * draw(2, dim) if normed else None
-    angles = draw(tokens, dim // 2)
-    cos, sin = angles.cos(), angles.sin()
-    table = (cos[None, :, None], sin[None, :, None])
+    angles = draw(2, tokens, dim // 2)  # of two kinds of layers
+    angles[..., rotated // 2 :] = 0
+    tables, kinds = (angles.cos(), angles.sin()), torch.tensor([1, 0, 0], dtype=torch.int32)
 
     before, old_raw = kv.clone(), None if raw is None else raw.clone()
     places = torch.tensor(chosen, dtype=torch.int32)
-    correct(kv, factors, moved, places, cos, sin, raw=raw, norms=norms, eps=EPS)
+    about = {"rotated": rotated, "eps": EPS, "offset": dim == 8}
+    correct(kv, factors, moved, places, tables, kinds, raw=raw, norms=norms, **about)
     for n, layer in enumerate(chosen):
+        table = [x[kinds[layer], None, :, None, : rotated // 2] for x in tables]
         changes = (factors[n, :, :tokens] @ moved[n].transpose(1, 2)).unflatten(-1, (heads, dim))
         if normed:
             expected = old_raw[n].clone()
             expected[:tokens] += changes[0]
             torch.testing.assert_close(raw[n], expected, atol=1e-5, rtol=1e-5)
-            keys = F.rms_norm(raw[n, :tokens], (dim,), norms[n], EPS)
+            keys = F.rms_norm(raw[n, :tokens], (dim,), norms[n] + (dim == 8), EPS)
             keys = rotate(keys[None], *table)[0].transpose(0, 1)
         else:
             turned = rotate(changes[0][None], *table)[0].transpose(0, 1)
@@ -67,13 +76,14 @@ def test_correcting_by_nothing_changes_nothing_in_16_bits():
     states = []
     for size in (0.5, 0.0):
         moved = size * draw(1, 2, heads * dim, 4).half()
-        correct(kv, factors, moved, where, angles.cos(), angles.sin(), raw=raw, norms=norms)
+        tables = (angles.cos()[None], angles.sin()[None])
+        correct(kv, factors, moved, where, tables, where, rotated=dim, raw=raw, norms=norms)
         states.append((kv.clone(), raw.clone()))
     for first, second in zip(*states, strict=True):
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "llama"])
+@pytest.mark.parametrize("model_type", ["qwen3", "llama", "gemma3_text", "gpt_neox"])
 @torch.inference_mode()
 def test_a_corrected_cache(model_type):
     """By the kernel as elsewhere, layer by layer, by torch's operators."""
@@ -85,7 +95,7 @@ def test_a_corrected_cache(model_type):
             intermediate_size=32,
             num_layers=len(layers),
             num_heads=4,
-            num_kv_heads=2,
+            num_kv_heads=4 if model_type == "gpt_neox" else 2,
             head_dim=32,
             vocab_size=50,
             max_positions=64,
@@ -94,7 +104,10 @@ def test_a_corrected_cache(model_type):
     keys = [(layer, name) for layer in layers for name in ("k_proj", "v_proj")]
     a = {key: draw(rank, 32, seed=n) for n, key in enumerate(keys)}
     old, new = (
-        {key: LowRank(a[key], draw(64, rank, seed=10 * n + m), scale) for n, key in enumerate(keys)}
+        {
+            key: LowRank(a[key], draw(32 * decoder.arch.num_kv_heads, rank, seed=10 * n + m), scale)
+            for n, key in enumerate(keys)
+        }
         for m in (1, 2)
     )
     found = []

@@ -13,7 +13,7 @@ from ember.policies.prefill import PolicyPrefill
 from tests.backends.cuda.interpreted_step import few_programs  # noqa: F401, a fixture for all
 from tests.policies.plans import compare, copied
 from tests.policies.tiny_lora import Lora
-from tests.tiny import wild
+from tests.tiny import ARCHITECTURES, wild
 
 SIZES = {
     "hidden_size": 48,
@@ -26,9 +26,10 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "llama", "qwen2"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_every_plan(model_type):
-    decoder = wild(model_type, **SIZES)
+    heads = {"num_kv_heads": 2} if model_type == "gpt_neox" else {}
+    decoder = wild(model_type, **SIZES | heads)
     memory = ContiguousCache(decoder.arch, 1, 20)
     forward = Forward(decoder, weights=PackedDecoder(decoder), memory=memory)
     for name, off in compare(decoder, forward):

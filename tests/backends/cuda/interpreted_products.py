@@ -1,5 +1,7 @@
 """Products of a few rows against torch, in float32, under Triton's interpreter."""
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,9 @@ from ember.backends.cuda.products import (
     skinny,
     wide,
 )
+from ember.backends.packing import Norm
+from ember.model.architecture import NORMS
+from ember.model.decoder import ACTIVATION_FUNCTIONS, make_norm
 
 EPS = 1e-5
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}
@@ -24,13 +29,15 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def expect(x, weight, norm=None, bias=None, residual=None, gated=False):
+def expect(x, weight, norm=None, bias=None, residual=None, gated=False, act=""):
     if norm is not None:
         x = F.rms_norm(x, x.shape[1:], norm, EPS)
     out = F.linear(x, weight, bias)
     if gated:
         gate, up = out.chunk(2, 1)
-        out = F.silu(gate) * up
+        out = ACTIVATION_FUNCTIONS[act](gate) * up
+    elif act:
+        out = ACTIVATION_FUNCTIONS[act](out)
     return out if residual is None else out + residual
 
 
@@ -42,7 +49,8 @@ VARIANTS = {
     "residual": {"residual"},
     "all": {"norm", "bias", "residual"},
     "gated": {"norm", "gated"},
-    "gated with bias": {"norm", "gated", "bias"},
+    "gated with bias": {"norm", "gated", "bias", "gelu_tanh"},
+    "gelu with bias": {"norm", "bias", "gelu"},
 }
 
 
@@ -56,6 +64,9 @@ def case(rows: int, n: int, k: int, variant: str) -> dict:
         "bias": draw(width, seed=3) if "bias" in has else None,
         "residual": draw(rows, n, seed=4) if "residual" in has else None,
         "gated": "gated" in has,
+        "act": next(
+            (act for act in ("gelu", "gelu_tanh") if act in has), "silu" * ("gated" in has)
+        ),
     }
 
 
@@ -116,14 +127,14 @@ def test_a_row_is_the_same_in_any_batch():
         assert torch.equal(alone[0], together[row])
 
 
-@pytest.mark.parametrize("variant", ["plain", "gated", "gated with bias"])
+@pytest.mark.parametrize("variant", ["plain", "gated", "gated with bias", "gelu with bias"])
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("rows", [9, 33])
 def test_wide(rows, sizes, variant):
     given = case(rows, *sizes, variant) | {"norm": None}
     out = torch.full((rows, sizes[0]), torch.nan)
     tiling = Tiling(batch=16, rows=32, columns=32, ahead=2, warps=1)
-    parts = {name: given[name] for name in ("bias", "gated")}
+    parts = {name: given[name] for name in ("bias", "gated", "act")}
     wide(given["x"], given["weight"], out, tiling=tiling, **parts)
     torch.testing.assert_close(out, expect(**given), **TOLERANCE)
 
@@ -136,13 +147,34 @@ def test_sums_of_split_columns_are_added_and_normed(splits, bias):
     sums = torch.full((splits, 9, 70), torch.nan)
     wide(x, weight, sums, tiling=Tiling(16, 32, 32, 2, 1, splits))
     stream, normed = residual.clone(), torch.full((9, 70), torch.nan)
-    add_normed(stream, norm, normed, eps=EPS, parts=sums, bias=offset)
+    add_normed(stream, [(Norm(norm, None), normed)], eps=EPS, parts=sums, bias=offset)
     expected = expect(x, weight, bias=offset, residual=residual)
     torch.testing.assert_close(stream, expected, **TOLERANCE)
     torch.testing.assert_close(normed, F.rms_norm(expected, (70,), norm, EPS), **TOLERANCE)
     again = torch.full((9, 70), torch.nan)
-    add_normed(stream, norm, again, eps=EPS)  # nothing to add
+    add_normed(stream, [(Norm(norm, None), again)], eps=EPS)  # nothing to add
     assert torch.equal(again, normed)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("post", [True, False])
+@pytest.mark.parametrize("kind", NORMS)
+def test_norms_of_every_kind_of_the_sum_and_of_what_is_added(kind, post, count):
+    arch = types.SimpleNamespace(norm=kind, norm_eps=EPS)
+    modules = [make_norm(arch, 70) for _ in range(3)]
+    for number, module in enumerate(modules):
+        for parameter in module.parameters():
+            parameter.data = 1 + draw(70, seed=number + parameter.numel())
+    sums, residual, offset = draw(2, 9, 70), draw(9, 70, seed=2), draw(70, seed=4)
+    stream, outs = residual.clone(), torch.full((count, 9, 70), torch.nan)
+    norms = [(Norm.of(module), out) for module, out in zip(modules, outs, strict=False)]
+    after = Norm.of(modules[2]) if post else None
+    add_normed(stream, norms, eps=EPS, kind=kind, parts=sums, bias=offset, post=after)
+    added = sums.sum(0) + offset
+    expected = residual + (modules[2](added) if post else added)
+    torch.testing.assert_close(stream, expected, **TOLERANCE)
+    for module, out in zip(modules, outs, strict=False):
+        torch.testing.assert_close(out, module(expected), **TOLERANCE)
 
 
 @pytest.mark.parametrize("wrong", [{"gated": True}, {"bias": torch.zeros(32)}])

@@ -36,6 +36,26 @@ SHAPES = {
     "qwen2": {"model_type": "qwen2"},
     "llama": {"model_type": "llama", "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 32)},
     "llama-mlp-bias": {"model_type": "llama", "mlp_bias": True},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_layers": 2,
+        "sliding_window": 3,
+        "sliding_layers": (0,),
+        "tie_embeddings": False,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "num_kv_heads": 2,
+        "num_layers": 2,
+        "head_dim": 40,
+        "rope_fraction": 0.25,
+    },
+    "gpt_neox-sequential": {
+        "model_type": "gpt_neox",
+        "num_kv_heads": 2,
+        "parallel_residual": False,
+        "rope_fraction": 0.5,
+    },
 }
 
 
@@ -65,7 +85,11 @@ def draw(batch: int, tokens: int) -> torch.Tensor:
     + [
         ("qwen3-bias", FEW_ROWS + 1),
         ("llama-mlp-bias", FEW_ROWS + 1),
+        ("gemma3", FEW_ROWS + 1),
+        ("gpt_neox", FEW_ROWS + 1),
         ("qwen3-bias", FEW_ROWS + 2),  # the library's products
+        ("gemma3", FEW_ROWS + 2),
+        ("gpt_neox", FEW_ROWS + 2),
     ],
 )
 @torch.inference_mode()
@@ -103,9 +127,11 @@ def log_probabilities(decoder, prompt, tokens, temperature=1.0):
     return scores.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_completions_are_what_the_decoder_says_and_repeat(temperature):
-    decoder = make(**SHAPES["llama"])
+@pytest.mark.parametrize(
+    ("shape", "temperature"), [("llama", 0.0), ("llama", 0.8), ("gemma3", 0.8), ("gpt_neox", 0.8)]
+)
+def test_completions_are_what_the_decoder_says_and_repeat(shape, temperature):
+    decoder = make(**SHAPES[shape])
     sampling = SamplingParams(max_tokens=4, temperature=temperature, seed=3)
     engine = Engine(decoder, capacity=12)
     first = engine.generate(PROMPTS, sampling, num_candidates=2)
@@ -122,10 +148,12 @@ def test_completions_are_what_the_decoder_says_and_repeat(temperature):
         assert len({c.tokens for c in first[0]}) > 1
 
 
-@pytest.mark.parametrize("rows", [2, 5])
-def test_kept_prompts_run_their_last_token_in_the_rows(rows):
+@pytest.mark.parametrize(
+    ("shape", "rows"), [("llama", 2), ("llama", 5), ("gemma3", 5), ("gpt_neox", 5)]
+)
+def test_kept_prompts_run_their_last_token_in_the_rows(shape, rows):
     """Whatever the company: all prefilled, all kept, and one prompt that is new."""
-    decoder = make(**SHAPES["llama"])
+    decoder = make(**SHAPES[shape])
     prefill = PrefixPrefill(RadixCache(1 << 24))
     engine = Engine(decoder, capacity=12, prefill=prefill, max_rows=rows)
     params = [SamplingParams(max_tokens=2 + n, temperature=1.0, n=n, seed=3) for n in (2, 3, 1)]

@@ -4,8 +4,11 @@
  * arithmetic is float. A row of the batch is computed by itself and in a fixed order: what else is
  * in the batch, and how many threads there are, does not change a bit of it.
  *
- * The threads stay in one parallel region for the whole step and meet five times a layer. Who waits
- * looks for about 0.1 ms and then sleeps: where other processes want the cores too, a thread that is
+ * What architectures differ in (`Step` and `Layer` say it) is looked at row by row, not number by
+ * number, so that a switch costs nothing.
+ *
+ * The threads stay in one parallel region for the whole step and meet some five times a layer. Who
+ * waits looks for about 0.1 ms and then sleeps: where other processes want the cores too, a thread that is
  * not running gets the sleeper's. OpenMP's own barrier looks for some 17 ms.
  */
 #include <math.h>
@@ -37,24 +40,38 @@ enum {
 };
 typedef float vec __attribute__((vector_size(4 * LANES)));
 
+enum { RMS, RMS_OFFSET, LAYER };         /* norms; see NORMS of the architecture */
+enum { SILU, GELU, GELU_TANH };          /* activations */
+
 typedef struct {
-  const T *input_norm, *post_norm;           /* (H) */
-  const T *qkv, *o, *gate_up, *down;         /* ((Hq + 2 Hkv) D, H) (H, Hq D) (2 I, H) (H, I) */
+  const T *weight, *bias;                    /* bias: of a LayerNorm, else null */
+} Norm;
+
+typedef struct {
+  Norm input_norm, post_norm;                /* (H) */
+  Norm attn_out_norm, mlp_out_norm;          /* (H), of what is added; or null */
+  Norm q_norm, k_norm;                       /* (D), or null */
+  const T *qkv, *o, *down;                   /* ((Hq + 2 Hkv) D, H) (H, Hq D) (H, I) */
+  const T *gate_up;                          /* (2 I, H), without a gate (I, H) */
   const T *qkv_bias, *o_bias, *gate_up_bias, *down_bias; /* or null */
-  const T *q_norm, *k_norm;                  /* (D), or null */
+  const float *cos, *sin;                    /* (positions, R): of x and of x with halves swapped */
   T *keys, *values;                          /* of row 0, head 0 */
   const T *prompt_keys, *prompt_values;      /* of head 0, token 0; or null */
+  int64_t window;                            /* tokens seen, the new one included; 0: all */
 } Layer;
 
 typedef struct {
   int64_t layers, hidden, intermediate, vocabulary, heads, kv_heads, dim;
+  int64_t rotated;                           /* R, of the D dimensions of a head */
+  int64_t norm_kind, activation, gated;
+  int64_t parallel;                          /* the MLP reads what attention reads */
   int64_t row_stride, head_stride, prompt_stride; /* of the cache, in elements; of a head of prompts */
-  float eps;
-  const T *embedding, *norm, *head;          /* (V, H) (H) (V, H) */
-  const float *cos, *sin;                    /* (positions, D): of x and of x with halves swapped */
+  float eps, embedding_scale, score_scale;
+  Norm norm;                                 /* (H) */
+  const T *embedding, *head;                 /* (V, H) (V, H) */
   const Layer *layer;
-  /* of the most rows there may be: (B, H) (B, (Hq + 2 Hkv) D) (B, Hq D) (B, I) (B, V) */
-  float *x, *qkv, *attended, *acted, *logits;
+  /* of the most rows there may be: (B, H) (B, H) (B, (Hq + 2 Hkv) D) (B, Hq D) (B, I) (B, V) */
+  float *x, *added, *qkv, *attended, *acted, *logits;
   float *scratch;                            /* of each thread: `scratch_floats` */
   int64_t scratch_floats;
 } Step;
@@ -143,7 +160,23 @@ static inline float expf_(float x) {
   return p * power;
 }
 
-static inline float silu(float x) { return x / (1.0f + expf_(-x)); }
+/* values = act(values), in place. */
+static inline void activate(const Step *s, float values[ROWS]) {
+  switch (s->activation) {
+    case SILU:
+      for (int i = 0; i < ROWS; i++) values[i] = values[i] / (1.0f + expf_(-values[i]));
+      break;
+    case GELU:
+      for (int i = 0; i < ROWS; i++)
+        values[i] = 0.5f * values[i] * (1.0f + erff(values[i] * 0.70710678118654752f));
+      break;
+    default: /* x (1 + tanh(u)) / 2 is x / (1 + exp(-2 u)) */
+      for (int i = 0; i < ROWS; i++) {
+        float x = values[i], twice = 1.5957691216057308f * (x + 0.044715f * x * x * x);
+        values[i] = x / (1.0f + expf_(-twice));
+      }
+  }
+}
 
 /* out[i][j] = rows[i] · x[j] over n numbers, for `b` rows of the batch, known to the compiler. What
  * the next call reads lies `ahead` bytes behind, and is requested on the way. */
@@ -217,9 +250,9 @@ static void product(const float *x, int64_t batch, int64_t k, const T *weight, c
   }
 }
 
-/* acted (B, I) = silu(x · gateᵀ) · (x · upᵀ), this thread's part of I. */
-static void gated(const Step *s, const Layer *layer, const float *x, int64_t batch, int thread,
-                  int threads) {
+/* acted (B, I) = act(x · gateᵀ) · (x · upᵀ), or act(x · upᵀ), this thread's part of I. */
+static void feed(const Step *s, const Layer *layer, const float *x, int64_t batch, int thread,
+                 int threads) {
   int64_t first, last, k = s->hidden, n = s->intermediate;
   const T *bias = layer->gate_up_bias;
   share(n, thread, threads, &first, &last);
@@ -229,48 +262,64 @@ static void gated(const Step *s, const Layer *layer, const float *x, int64_t bat
       int members = smaller(batch - b, MEMBERS);
       float gate[MEMBERS][ROWS], up[MEMBERS][ROWS];
       some_dots(layer->gate_up + row * k, count, x + b * k, k, members, k, gate);
-      some_dots(layer->gate_up + (n + row) * k, count, x + b * k, k, members, k, up);
-      for (int j = 0; j < members; j++)
-        for (int i = 0; i < count; i++) {
-          float g = gate[j][i] + (bias ? get(bias + row + i) : 0.0f);
-          float u = up[j][i] + (bias ? get(bias + n + row + i) : 0.0f);
-          s->acted[(b + j) * n + row + i] = silu(g) * u;
-        }
+      if (s->gated)
+        some_dots(layer->gate_up + (n + row) * k, count, x + b * k, k, members, k, up);
+      for (int j = 0; j < members; j++) {
+        float *out = s->acted + (b + j) * n + row;
+        if (bias)
+          for (int i = 0; i < count; i++) gate[j][i] += get(bias + row + i);
+        activate(s, gate[j]);
+        if (s->gated)
+          for (int i = 0; i < count; i++)
+            out[i] = gate[j][i] * (up[j][i] + (bias ? get(bias + n + row + i) : 0.0f));
+        else
+          for (int i = 0; i < count; i++) out[i] = gate[j][i];
+      }
     }
   }
 }
 
-/* out (B, H) = x / sqrt(mean(x²) + eps) · weight */
-static void norm(const Step *s, const T *weight, int64_t batch, float *out) {
-  int64_t n = s->hidden;
-  for (int64_t b = 0; b < batch; b++) {
-    const float *x = s->x + b * n;
-    float square = 0.0f;
-#pragma omp simd reduction(+ : square)
-    for (int64_t i = 0; i < n; i++) square += x[i] * x[i];
-    float scale = 1.0f / sqrtf(square / n + s->eps);
-    for (int64_t i = 0; i < n; i++) out[b * n + i] = x[i] * scale * get(weight + i);
+/* out = x / sqrt(mean(x²) + eps) · weight, or another kind of norm, of n numbers; may be in place. */
+static inline void norm_one(const Step *s, Norm norm, const float *x, int64_t n, float *out) {
+  float shift = 0.0f, square = 0.0f;
+  if (s->norm_kind == LAYER) {
+#pragma omp simd reduction(+ : shift)
+    for (int64_t i = 0; i < n; i++) shift += x[i];
+    shift /= n;
   }
+#pragma omp simd reduction(+ : square)
+  for (int64_t i = 0; i < n; i++) square += (x[i] - shift) * (x[i] - shift);
+  float scale = 1.0f / sqrtf(square / n + s->eps);
+  if (norm.bias)
+    for (int64_t i = 0; i < n; i++)
+      out[i] = (x[i] - shift) * scale * get(norm.weight + i) + get(norm.bias + i);
+  else if (s->norm_kind == RMS_OFFSET)
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * (1.0f + get(norm.weight + i));
+  else
+    for (int64_t i = 0; i < n; i++) out[i] = x[i] * scale * get(norm.weight + i);
 }
 
-/* A query or key of D numbers, normed where there is a weight, rotated and scaled. */
-static void turn(const Step *s, const float *x, const T *weight, int64_t position, float scale,
-                 float *out) {
-  int64_t d = s->dim, half = d / 2;
-  const float *cos = s->cos + position * d, *sin = s->sin + position * d;
-  float factor = scale, normed[d];
-  if (weight) {
-    float square = 0.0f;
-#pragma omp simd reduction(+ : square)
-    for (int64_t i = 0; i < d; i++) square += x[i] * x[i];
-    factor = scale / sqrtf(square / d + s->eps);
-    for (int64_t i = 0; i < d; i++) normed[i] = x[i] * get(weight + i);
+/* out (B, H) = norm(x (B, H)) */
+static void norm(const Step *s, Norm norm, int64_t batch, float *out) {
+  for (int64_t b = 0; b < batch; b++)
+    norm_one(s, norm, s->x + b * s->hidden, s->hidden, out + b * s->hidden);
+}
+
+/* A query or key of D numbers, normed where there is a norm, the first R rotated, and scaled. */
+static void turn(const Step *s, const Layer *layer, const float *x, Norm norm, int64_t position,
+                 float scale, float *out) {
+  int64_t d = s->dim, rotated = s->rotated, half = rotated / 2;
+  const float *cos = layer->cos + position * rotated, *sin = layer->sin + position * rotated;
+  float normed[d];
+  if (norm.weight) {
+    norm_one(s, norm, x, d, normed);
     x = normed;
   }
   for (int64_t i = 0; i < half; i++) {
-    out[i] = (x[i] * cos[i] + x[i + half] * sin[i]) * factor;
-    out[i + half] = (x[i + half] * cos[i + half] + x[i] * sin[i + half]) * factor;
+    out[i] = (x[i] * cos[i] + x[i + half] * sin[i]) * scale;
+    out[i + half] = (x[i + half] * cos[i + half] + x[i] * sin[i + half]) * scale;
   }
+  for (int64_t i = rotated; i < d; i++) out[i] = x[i] * scale;
 }
 
 /* scores[g][at + t] = q[g] · keys[t] for `count` keys of D numbers. */
@@ -329,11 +378,11 @@ static void weigh(const Step *s, const float *shares, const T *values, int64_t c
 }
 
 /* Attention of one row and KV head: the queries of its group over `shared` tokens of the prompts'
- * memory from `start` on and over the row's `own` tokens and the new one, which joins them. */
+ * memory from `start` on and over the row's `own` tokens and the new one, which joins them. What has
+ * left the layer's window is not read. */
 static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head, int64_t start,
                    int64_t shared, int64_t own, float *scratch) {
   int64_t d = s->dim, group = s->heads / s->kv_heads, position = shared + own;
-  int64_t tokens = position + 1, prompt = head * s->prompt_stride + start * d;
   const float *qkv = s->qkv + row * (s->heads + 2 * s->kv_heads) * d;
   T *keys = layer->keys + row * s->row_stride + head * s->head_stride;
   T *values = layer->values + row * s->row_stride + head * s->head_stride;
@@ -341,16 +390,22 @@ static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head,
   float *out = s->attended + (row * s->heads + head * group) * d;
 
   float key[d];
-  turn(s, qkv + (s->heads + head) * d, layer->k_norm, position, 1.0f, key);
+  turn(s, layer, qkv + (s->heads + head) * d, layer->k_norm, position, 1.0f, key);
   for (int64_t i = 0; i < d; i++) {
     keys[own * d + i] = rounded(key[i]);
     values[own * d + i] = rounded(qkv[(s->heads + s->kv_heads + head) * d + i]);
   }
   for (int64_t g = 0; g < group; g++)
-    turn(s, qkv + (head * group + g) * d, layer->q_norm, position, 1.0f / sqrtf(d), q + g * d);
+    turn(s, layer, qkv + (head * group + g) * d, layer->q_norm, position, s->score_scale,
+         q + g * d);
 
-  if (shared) score(s, q, layer->prompt_keys + prompt, shared, 0, tokens, scores);
-  score(s, q, keys, own + 1, shared, tokens, scores);
+  int64_t tokens = layer->window ? smaller(layer->window, position + 1) : position + 1;
+  int64_t mine = smaller(tokens, own + 1), prompts = tokens - mine; /* the last ones of each */
+  int64_t prompt = head * s->prompt_stride + (start + shared - prompts) * d;
+  keys += (own + 1 - mine) * d;
+  values += (own + 1 - mine) * d;
+  if (prompts) score(s, q, layer->prompt_keys + prompt, prompts, 0, tokens, scores);
+  score(s, q, keys, mine, prompts, tokens, scores);
   for (int64_t g = 0; g < group; g++) {
     float *line = scores + g * tokens, top = line[0], mass = 0.0f;
 #pragma omp simd reduction(max : top)
@@ -362,8 +417,8 @@ static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head,
     for (int64_t t = 0; t < tokens; t++) line[t] *= scale;
   }
   memset(out, 0, group * d * sizeof *out);
-  if (shared) weigh(s, scores, layer->prompt_values + prompt, shared, 0, tokens, out);
-  weigh(s, scores, values, own + 1, shared, tokens, out);
+  if (prompts) weigh(s, scores, layer->prompt_values + prompt, prompts, 0, tokens, out);
+  weigh(s, scores, values, mine, prompts, tokens, out);
 }
 
 typedef struct {
@@ -408,6 +463,23 @@ static void meet(Gate *gate, int threads) {
       rest(gate, round);
 }
 
+/* x (B, H) += in (B, K) · weightᵀ + bias, normed before it is added where there is a norm. */
+static void add(const Step *s, const float *in, int64_t batch, int64_t k, const T *weight,
+                const T *bias, Norm norm, Gate *gate, int thread, int threads) {
+  int64_t h = s->hidden;
+  if (!norm.weight) {
+    product(in, batch, k, weight, bias, h, s->x, ADD, thread, threads);
+    return;
+  }
+  product(in, batch, k, weight, bias, h, s->added, STORE, thread, threads);
+  meet(gate, threads);
+  for (int64_t b = thread; b < batch; b += threads) {
+    float *added = s->added + b * h;
+    norm_one(s, norm, added, h, added);
+    for (int64_t i = 0; i < h; i++) s->x[b * h + i] += added[i];
+  }
+}
+
 /* tokens, starts, shared and own are those of `batch` rows, the first ones of the cache. */
 void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, const int64_t *shared,
                 const int64_t *own, int64_t batch, int asked) {
@@ -418,7 +490,8 @@ void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, con
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     float *normed = s->scratch + thread * s->scratch_floats, *scratch = normed + batch * h;
     for (int64_t b = thread; b < batch; b += threads)
-      for (int64_t i = 0; i < h; i++) s->x[b * h + i] = get(s->embedding + tokens[b] * h + i);
+      for (int64_t i = 0; i < h; i++)
+        s->x[b * h + i] = get(s->embedding + tokens[b] * h + i) * s->embedding_scale;
     meet(&gate, threads);
     for (const Layer *layer = s->layer; layer < s->layer + s->layers; layer++) {
       norm(s, layer->input_norm, batch, normed);
@@ -428,15 +501,18 @@ void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, con
         int64_t row = task / s->kv_heads;
         attend(s, layer, row, task % s->kv_heads, starts[row], shared[row], own[row], scratch);
       }
+      if (s->parallel) norm(s, layer->post_norm, batch, normed);
       meet(&gate, threads);
-      product(s->attended, batch, s->heads * s->dim, layer->o, layer->o_bias, h, s->x, ADD, thread,
-              threads);
+      add(s, s->attended, batch, s->heads * s->dim, layer->o, layer->o_bias, layer->attn_out_norm,
+          &gate, thread, threads);
+      if (!s->parallel) {
+        meet(&gate, threads);
+        norm(s, layer->post_norm, batch, normed);
+      }
+      feed(s, layer, normed, batch, thread, threads);
       meet(&gate, threads);
-      norm(s, layer->post_norm, batch, normed);
-      gated(s, layer, normed, batch, thread, threads);
-      meet(&gate, threads);
-      product(s->acted, batch, s->intermediate, layer->down, layer->down_bias, h, s->x, ADD, thread,
-              threads);
+      add(s, s->acted, batch, s->intermediate, layer->down, layer->down_bias, layer->mlp_out_norm,
+          &gate, thread, threads);
       meet(&gate, threads);
     }
     norm(s, s->norm, batch, normed);

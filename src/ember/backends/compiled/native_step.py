@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ember.backends.packing import PackedDecoder
+from ember.backends.packing import Norm, PackedDecoder
 from ember.model.architecture import Architecture
-from ember.model.decoder import rotary_tables
+from ember.model.decoder import embedding_scale, rotary_tables
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ FLAGS = (
     *("-shared", "-fPIC", "-std=gnu11"),
 )
 DTYPES = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+NORM_KINDS = ("rms", "rms_offset", "layer")  # by their numbers in the code
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 POINTER = ctypes.c_void_p
 
 
@@ -54,27 +56,34 @@ class NativeStep:
         self._threads = max(torch.get_num_threads(), os.cpu_count() or 1)
         scratch = batch * arch.hidden_size + arch.groups * (dim + positions)
         scratch = -(-scratch // 16) * 16
+        tables = {local: _swapped_tables(arch, positions, local) for local in (False, True)}
         layers = (_Layer * arch.num_layers)(
-            *(_layer(weights, i, kv, prompts) for i in range(arch.num_layers))
+            *(
+                _layer(weights, i, kv, prompts, tables[arch.rope_is_local(i)], arch.window(i))
+                for i in range(arch.num_layers)
+            )
         )
         self.x = torch.empty(batch, arch.hidden_size)  # the residual stream after the layers
         buffers = [
             self.x,
+            torch.empty(batch, arch.hidden_size),  # added
             torch.empty(batch, (arch.num_heads + 2 * arch.num_kv_heads) * dim),  # qkv
             torch.empty(batch, arch.num_heads * dim),  # attended
             torch.empty(batch, arch.intermediate_size),  # acted
         ]
         memory = torch.empty(self._threads, scratch)
         self.logits = torch.empty(batch, len(weights.head))
-        tables = _swapped_tables(arch, positions)
         # Whatever the code reads or writes must live as long as the step.
         self._kept = [weights, kv, prompts, layers, buffers, memory, tables]
         self._step = _Step(
             *(arch.num_layers, arch.hidden_size, arch.intermediate_size, len(weights.head)),
-            *(arch.num_heads, arch.num_kv_heads, dim),
+            *(arch.num_heads, arch.num_kv_heads, dim, arch.rotary_dim),
+            *(NORM_KINDS.index(arch.norm), ACTIVATIONS.index(arch.activation)),
+            *(arch.gated_mlp, arch.parallel_residual),
             *(*kv.stride()[2:4], 0 if prompts is None else prompts.stride(2)),
-            arch.norm_eps,
-            *(_address(x) for x in (weights.embedding, weights.norm, weights.head, *tables)),
+            *(arch.norm_eps, embedding_scale(arch, kv.dtype), arch.score_scale),
+            _norm(weights.norm),
+            *(_address(x) for x in (weights.embedding, weights.head)),
             ctypes.addressof(layers),
             *(_address(x) for x in (*buffers, self.logits, memory)),
             scratch,
@@ -102,43 +111,74 @@ class NativeStep:
         return self.logits[:rows]
 
 
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", POINTER), ("bias", POINTER))
+
+
 class _Layer(ctypes.Structure):
+    NORMS = ("input_norm", "post_norm", "attn_out_norm", "mlp_out_norm")
     WEIGHTS = (
-        *("input_norm", "post_norm", "qkv", "o", "gate_up", "down"),
+        *("qkv", "o", "down", "gate_up"),
         *("qkv_bias", "o_bias", "gate_up_bias", "down_bias"),
     )
-    OTHERS = ("q_norm", "k_norm", "keys", "values", "prompt_keys", "prompt_values")
-    _fields_ = tuple((name, POINTER) for name in (*WEIGHTS, *OTHERS))
+    OTHERS = ("cos", "sin", "keys", "values", "prompt_keys", "prompt_values")
+    _fields_ = (
+        *((name, _Norm) for name in (*NORMS, "q_norm", "k_norm")),
+        *((name, POINTER) for name in (*WEIGHTS, *OTHERS)),
+        ("window", ctypes.c_int64),
+    )
 
 
 class _Step(ctypes.Structure):
     SIZES = ("layers", "hidden", "intermediate", "vocabulary", "heads", "kv_heads", "dim")
+    SWITCHES = ("rotated", "norm_kind", "activation", "gated", "parallel")
     STRIDES = ("row_stride", "head_stride", "prompt_stride")
+    FACTORS = ("eps", "embedding_scale", "score_scale")
     POINTERS = (
-        *("embedding", "norm", "head", "cos", "sin", "layer"),
-        *("x", "qkv", "attended", "acted", "logits", "scratch"),
+        *("embedding", "head", "layer"),
+        *("x", "added", "qkv", "attended", "acted", "logits", "scratch"),
     )
     _fields_ = (
-        *((name, ctypes.c_int64) for name in (*SIZES, *STRIDES)),
-        ("eps", ctypes.c_float),
+        *((name, ctypes.c_int64) for name in (*SIZES, *SWITCHES, *STRIDES)),
+        *((name, ctypes.c_float) for name in FACTORS),
+        ("norm", _Norm),
         *((name, POINTER) for name in POINTERS),
         ("scratch_floats", ctypes.c_int64),
     )
 
 
-def _layer(weights: PackedDecoder, index: int, kv: Tensor, prompts: Tensor | None) -> _Layer:
-    layer = weights.layers[index]
-    norms = (None, None) if weights.qk_norms is None else weights.qk_norms[index]
-    shared = (None, None) if prompts is None else prompts[index]
+def _layer(
+    weights: PackedDecoder,
+    index: int,
+    kv: Tensor,
+    prompts: Tensor | None,
+    tables: list[Tensor],
+    window: int | None,
+) -> _Layer:
+    layer, none = weights.layers[index], (None, None)
+    of_heads = (weights.qk_norms, weights.qk_norm_biases)  # weights and biases
+    of_heads = (none if packed is None else packed[index] for packed in of_heads)
+    norms = [getattr(layer, name) for name in _Layer.NORMS]
+    norms += [Norm(*one) for one in zip(*of_heads, strict=True)]
+    shared = none if prompts is None else prompts[index]
     return _Layer(
+        *map(_norm, norms),
         *(_address(getattr(layer, name)) for name in _Layer.WEIGHTS),
-        *(_address(x) for x in (*norms, *kv[index], *shared)),
+        *(_address(x) for x in (*tables, *kv[index], *shared)),
+        window or 0,
     )
 
 
-def _swapped_tables(arch: Architecture, positions: int) -> list[Tensor]:
-    """cos and sin (positions, D) such that rotate(x) = cos · x + sin · (x with halves swapped)."""
-    cos, sin = (x[0, :, 0] for x in rotary_tables(arch, torch.arange(positions), torch.float32))
+def _norm(norm: Norm | None) -> _Norm:
+    return _Norm() if norm is None else _Norm(*map(_address, norm))
+
+
+def _swapped_tables(arch: Architecture, positions: int, local: bool) -> list[Tensor]:
+    """cos and sin (positions, R) such that rotate(x) = cos · x + sin · (x with halves swapped)."""
+    if local and arch.rope_local_theta is None:
+        return []
+    tables = rotary_tables(arch, torch.arange(positions), torch.float32, local=local)
+    cos, sin = (x[0, :, 0] for x in tables)
     return [torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]
 
 
@@ -175,9 +215,9 @@ def build(dtype: torch.dtype) -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         raise OSError("no C compiler (cc) is installed here")
-    command = [*compiler.split(), *FLAGS, *DTYPES[dtype], str(SOURCE)]
+    command = [*compiler.split(), *FLAGS, *DTYPES[dtype]]
     # The name says for what source, processor and compiler; a shared home may serve several.
-    about = "\0".join([SOURCE.read_text(), *command[:-1], _processor(), platform.machine()])
+    about = "\0".join([SOURCE.read_text(), *command, _processor(), platform.machine()])
     name = f"native_step-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     target = cache_folder() / name
     if not target.is_file():
@@ -186,7 +226,10 @@ def build(dtype: torch.dtype) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / name
             done = subprocess.run(
-                [*command, "-o", str(made)], capture_output=True, text=True, timeout=120
+                [*command, str(SOURCE), "-o", str(made), "-lm"],
+                capture_output=True,
+                text=True,
+                timeout=120,
             )
             if done.returncode:
                 raise OSError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")

@@ -9,6 +9,9 @@ parts by programs of their own, which all start at once; many in one loop, see `
 part's result and log-sum-exp are merged afterwards, in the order of the parts. A row's result
 depends on lengths, the numbers of parts and its place in its group alone, not on other rows.
 
+Heads of any even number of dimensions are padded to a power of 2 in a program, not in memory. Keys
+that have left a layer's window are not read, but for those that another row of the group sees.
+
 Shapes: B rows, R rows of memory, Hq and Hkv heads, G = Hq / Hkv, D head dimension, T tokens of the
 arena, W tokens of a row's own.
 """
@@ -19,12 +22,24 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ember.backends.cuda.group_attention import NEW, absorb, attend_groups, normed, rotated
+from ember.backends.cuda.group_attention import (
+    NEW,
+    absorb,
+    attend_groups,
+    load_within,
+    normed,
+    pairs,
+    rotated,
+    within,
+)
+from ember.model.architecture import Architecture
+from ember.model.decoder import rotary_tables
 
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
 QUERIES = 64  # the most rows of queries in one program
@@ -67,12 +82,16 @@ def _attend(
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
+    ROTATED: tl.constexpr,  # of the D dimensions of a head, the first ones
+    PAIRS: tl.constexpr,  # a power of 2 no smaller than D / 2
+    WINDOW: tl.constexpr,  # keys seen, the new one included; 0: all
     R: tl.constexpr,  # rows of queries, a power of 2
     PER: tl.constexpr,  # candidates of one program
     BLOCK: tl.constexpr,  # keys at a time
     SHARED_PARTS: tl.constexpr,
     OWN_PARTS: tl.constexpr,
     NORM: tl.constexpr,
+    OFFSET: tl.constexpr,  # norms multiply by 1 + weight
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -85,8 +104,8 @@ def _attend(
     head = tl.program_id(0)
     task = tl.program_id(1)
     lane = tl.arange(0, R)
-    dims = tl.arange(0, HALF)
-    alldims = tl.arange(0, D)
+    low, high = pairs(D, ROTATED, PAIRS)
+    pair, dims = tl.arange(0, PAIRS), tl.arange(0, 2 * PAIRS)
     keys = tl.arange(0, BLOCK)
 
     # What this program reads: a part of a prompt for some candidates, or of a row for itself.
@@ -106,8 +125,15 @@ def _attend(
     own = position - tl.load(shared_ptr + source).to(tl.int32)
     length = tl.where(on_prompt, tl.load(lengths_ptr + group).to(tl.int32), own)
     parts = tl.where(on_prompt, SHARED_PARTS, OWN_PARTS)
-    size = tl.cdiv(tl.cdiv(length, parts), BLOCK) * BLOCK
-    start = part * size
+    start, left = 0, length
+    if WINDOW > 0:  # the oldest key that any of these rows sees
+        places = tl.load(position_ptr + row).to(tl.int32)
+        oldest = tl.min(tl.where(used, places, 1 << 30), 0) - WINDOW + 1
+        oldest -= tl.where(on_prompt, 0, position - own)
+        start = tl.minimum(tl.maximum(oldest, 0), length)
+        left = length - start
+    size = tl.cdiv(tl.cdiv(left, parts), BLOCK) * BLOCK
+    start += part * size
     stop = tl.minimum(start + size, length)
     new = (on_prompt == 0) & (part == 0)  # this program has the new token as well
 
@@ -118,55 +144,69 @@ def _attend(
     values = base + plane * D
     # The first keys and values are asked for before the queries are there.
     seen = (start + keys < stop)[:, None]
+    halves = within(seen, pair[None, :], HALF, PAIRS)
+    whole = within(seen, dims[None, :], D, 2 * PAIRS)
     at = (start + keys)[:, None] * D
-    k1 = tl.load(base + at + dims[None, :], mask=seen, other=0.0)  # (BLOCK, D / 2)
-    k2 = tl.load(base + at + HALF + dims[None, :], mask=seen, other=0.0)
-    v = tl.load(values + at + alldims[None, :], mask=seen, other=0.0)  # (BLOCK, D)
+    k1 = tl.load(base + at + low[None, :], mask=halves, other=0.0)  # (BLOCK, PAIRS)
+    k2 = tl.load(base + at + high[None, :], mask=halves, other=0.0)
+    v = tl.load(values + at + dims[None, :], mask=whole, other=0.0)  # (BLOCK, D or more)
     if PDL:
         gdc_wait()
 
     kind = rows_ptr.dtype.element_ty
-    places = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D + dims[None, :]
-    a = tl.load(places).to(tl.float32)  # (R, D / 2)
-    b = tl.load(places + HALF).to(tl.float32)
+    spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
+    a = load_within(spots + low[None, :], pair[None, :], HALF, PAIRS).to(tl.float32)  # (R, PAIRS)
+    b = load_within(spots + high[None, :], pair[None, :], HALF, PAIRS).to(tl.float32)
     if NORM:
-        a, b = normed(a, b, norms_ptr, dims, HALF, D, eps)
-    a, b = rotated(a, b, cos_ptr, sin_ptr, tl.load(position_ptr + row), dims, HALF)
+        a, b = normed(a, b, norms_ptr, D, ROTATED, PAIRS, OFFSET, eps)
+    stands = tl.load(position_ptr + row)
+    a, b = rotated(a, b, cos_ptr, sin_ptr, stands, HALF, PAIRS)
     q1, q2 = a.to(kind), b.to(kind)
 
     best = tl.full((R,), -float("inf"), tl.float32)
     mass = tl.zeros((R,), tl.float32)
-    acc = tl.zeros((R, D), tl.float32)
+    acc = tl.zeros((R, 2 * PAIRS), tl.float32)
     if new:
         place = qkv_ptr + source * WIDTH + (HQ + head) * D
-        lower = tl.load(place + dims).to(tl.float32)  # (D / 2,)
-        upper = tl.load(place + HALF + dims).to(tl.float32)
+        lower = load_within(place + low, pair, HALF, PAIRS).to(tl.float32)  # (PAIRS,)
+        upper = load_within(place + high, pair, HALF, PAIRS).to(tl.float32)
         if NORM:
             total = tl.sum(lower * lower, 0) + tl.sum(upper * upper, 0)
-            whole = tl.rsqrt(total / D + eps)
-            lower *= whole * tl.load(norms_ptr + D + dims).to(tl.float32)
-            upper *= whole * tl.load(norms_ptr + D + HALF + dims).to(tl.float32)
-        turn = position.to(tl.int64) * HALF + dims
-        c, s = tl.load(cos_ptr + turn), tl.load(sin_ptr + turn)
+            factor = tl.rsqrt(total / D + eps)
+            first = load_within(norms_ptr + D + low, pair, HALF, PAIRS).to(tl.float32)
+            second = load_within(norms_ptr + D + high, pair, HALF, PAIRS).to(tl.float32)
+            if OFFSET:
+                first += 1.0
+                second += 1.0
+            lower *= factor * first
+            upper *= factor * second
+        turn = position.to(tl.int64) * HALF + pair
+        c = load_within(cos_ptr + turn, pair, HALF, PAIRS)
+        s = load_within(sin_ptr + turn, pair, HALF, PAIRS)
         new1 = (lower * c - upper * s).to(kind)
         new2 = (upper * c + lower * s).to(kind)
-        newv = tl.load(place + HKV * D + alldims)
-        tl.store(base + own * D + dims, new1)
-        tl.store(base + own * D + HALF + dims, new2)
-        tl.store(values + own * D + alldims, newv)
+        newv = load_within(place + HKV * D + dims, dims, D, 2 * PAIRS)
+        tl.store(base + own * D + low, new1, mask=pair < HALF)
+        tl.store(base + own * D + high, new2, mask=pair < HALF)
+        tl.store(values + own * D + dims, newv, mask=dims < D)
         best = tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], 1)
         best = (best + tl.sum(q2.to(tl.float32) * new2.to(tl.float32)[None, :], 1)) * scale
         mass = tl.full((R,), 1.0, tl.float32)
-        acc = tl.zeros((R, D), tl.float32) + newv.to(tl.float32)[None, :]
+        acc = tl.zeros((R, 2 * PAIRS), tl.float32) + newv.to(tl.float32)[None, :]
 
     for begin in range(start, stop, BLOCK):
         # The next keys and values are on their way while these are used.
         coming = (begin + BLOCK + keys < stop)[:, None]
         at = (begin + BLOCK + keys)[:, None] * D
-        next1 = tl.load(base + at + dims[None, :], mask=coming, other=0.0)
-        next2 = tl.load(base + at + HALF + dims[None, :], mask=coming, other=0.0)
-        next_v = tl.load(values + at + alldims[None, :], mask=coming, other=0.0)
+        halves = within(coming, pair[None, :], HALF, PAIRS)
+        whole = within(coming, dims[None, :], D, 2 * PAIRS)
+        next1 = tl.load(base + at + low[None, :], mask=halves, other=0.0)
+        next2 = tl.load(base + at + high[None, :], mask=halves, other=0.0)
+        next_v = tl.load(values + at + dims[None, :], mask=whole, other=0.0)
         allowed = (begin + keys < stop)[None, :]
+        if WINDOW > 0:
+            young = (begin + keys)[None, :] > (stands - WINDOW)[:, None]
+            allowed = allowed & (young | (on_prompt == 0))
         best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
         k1, k2, v = next1, next2, next_v
 
@@ -175,7 +215,8 @@ def _attend(
     tl.store(lse_ptr + spots, lse, mask=used)
     if (stop > start) | new:
         out = acc / mass[:, None]
-        tl.store(out_ptr + spots[:, None] * D + alldims[None, :], out, mask=used[:, None])
+        there = within(used[:, None], dims[None, :], D, 2 * PAIRS)
+        tl.store(out_ptr + spots[:, None] * D + dims[None, :], out, mask=there)
 
 
 @triton.jit
@@ -185,6 +226,7 @@ def _merge(
     out_ptr,  # (N, D)
     N,  # B · Hq
     D: tl.constexpr,
+    WIDE: tl.constexpr,  # a power of 2 no smaller than D
     PARTS: tl.constexpr,
     POWER: tl.constexpr,
     HEADS: tl.constexpr,  # of one program
@@ -195,18 +237,19 @@ def _merge(
         gdc_wait()
     head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
     part = tl.arange(0, POWER)
-    dims = tl.arange(0, D)
+    dims = tl.arange(0, WIDE)
     places = head[:, None] * PARTS + part[None, :]
     there = (head < N)[:, None] & (part < PARTS)[None, :]
     lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"))  # (HEADS, POWER)
     top = tl.max(lse, 1)
     shares = tl.exp2(lse - tl.where(top == -float("inf"), 0.0, top)[:, None])
     # Empty parts have written nothing: what lies in their memory must not be read.
-    seen = (shares > 0)[:, :, None]
+    seen = within((shares > 0)[:, :, None], dims[None, None, :], D, WIDE)
     found = tl.load(parts_ptr + places[:, :, None] * D + dims[None, None, :], mask=seen, other=0.0)
     out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
     spots = out_ptr + head[:, None] * D + dims[None, :]
-    tl.store(spots, out.to(out_ptr.dtype.element_ty), mask=(head < N)[:, None])
+    there = within((head < N)[:, None], dims[None, :], D, WIDE)
+    tl.store(spots, out.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @dataclass(frozen=True)
@@ -253,21 +296,36 @@ def shared_memory(device: torch.device) -> int:
     return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
+def head_pairs(dim: int) -> int:
+    """Pairs of dimensions with which a program holds a head: a power of 2, 16 at the least, of
+    which tensor cores take a product."""
+    return max(16, triton.next_power_of_2(dim // 2))
+
+
+def kinds_of_tables(arch: Architecture, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
+    """cos and sin (T, D / 2), in float32, for positions (T,) in layers of each kind (see
+    `Architecture.rope_is_local`); 1 and 0 for pairs that are not rotated."""
+    found, still = {}, (arch.head_dim - arch.rotary_dim) // 2
+    for local in sorted({arch.rope_is_local(layer) for layer in range(arch.num_layers)}):
+        cos, sin = (
+            table[0, :, 0] for table in rotary_tables(arch, positions, torch.float32, local=local)
+        )
+        found[local] = F.pad(cos, (0, still), value=1.0), F.pad(sin, (0, still))
+    return found
+
+
 class Attention:
     """Attention over `rows` (L, 2, R, Hkv, W, D), and over `prompts` (L, 2, Hkv, T, D) if given."""
 
     def __init__(
-        self,
-        rows: Tensor,
-        num_heads: int,
-        cos: Tensor,
-        sin: Tensor,
-        prompts: Tensor | None = None,
+        self, arch: Architecture, rows: Tensor, positions: int, prompts: Tensor | None = None
     ):
-        """`cos` and `sin` (positions, D / 2), in float32."""
-        self._rows, self._heads, self._prompts = rows, num_heads, prompts
-        self._cos, self._sin = cos, sin
-        self._group = num_heads // rows.shape[3]
+        """`positions`: the most tokens of a sequence."""
+        self._arch, self._rows, self._prompts = arch, rows, prompts
+        self._heads, self._pairs = arch.num_heads, head_pairs(arch.head_dim)
+        at = torch.arange(positions, device=rows.device)
+        self._tables = kinds_of_tables(arch, at)
+        self._group = arch.groups
         self.most = max(1, QUERIES // self._group)  # rows of a group
         self.tables = Tables(rows.shape[2], rows.device)
         self._shared_memory = shared_memory(rows.device)
@@ -305,7 +363,7 @@ class Attention:
         `norms` (2, D) are the weights of the query and key norms; `shared` (B,) is the length of
         each row's prompt, 0 where it has none of its own.
         """
-        _, _, slots, kv_heads, width, dim = self._rows.shape
+        arch, (_, _, slots, kv_heads, width, dim) = self._arch, self._rows.shape
         batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
         prompts = self._rows if self._prompts is None else self._prompts
         in_groups = sharing.groups > 0 and batch > FEW_ROWS
@@ -323,16 +381,21 @@ class Attention:
         whole = in_groups and parts == 1  # nothing to merge
         partial, lse = (out, out) if whole else self._buffers(batch, parts)
         kernel[(kv_heads, tasks)](
-            *(qkv, prompts[layer], self._rows[layer], self._cos, self._sin),
+            *(qkv, prompts[layer], self._rows[layer]),
+            *self._tables[self._arch.rope_is_local(layer)],
             *(qkv if norms is None else norms, position, shared),
             *(tables.members, tables.starts, tables.lengths, partial, lse),
-            *(slots, prompts.shape[-2], width, math.log2(math.e) / math.sqrt(dim), eps),
+            *(slots, prompts.shape[-2], width, math.log2(math.e) * arch.score_scale, eps),
             HQ=self._heads,
             HKV=kv_heads,
             D=dim,
+            ROTATED=arch.rotary_dim,
+            PAIRS=self._pairs,
+            WINDOW=arch.window(layer) or 0,
             R=max(16, triton.next_power_of_2(sharing.per * self._group)),
             PER=sharing.per,
             NORM=norms is not None,
+            OFFSET=arch.norm == "rms_offset",
             PDL=pdl,
             num_warps=warps,
             **options,
@@ -344,7 +407,7 @@ class Attention:
 
     def _cut(self, parts: int) -> Cut:
         """The longest blocks that have room; short parts have few blocks."""
-        key = self._rows.shape[-1] * self._rows.itemsize
+        key = 2 * self._pairs * self._rows.itemsize
         fitting = (
             cut
             for cut in (LONG, SHORT)
@@ -359,6 +422,7 @@ class Attention:
         _merge[(triton.cdiv(batch * heads, each),)](
             *(partial, lse, out, batch * heads),
             D=out.shape[1] // heads,
+            WIDE=2 * self._pairs,
             PARTS=parts,
             POWER=triton.next_power_of_2(parts),
             HEADS=each,

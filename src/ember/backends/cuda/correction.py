@@ -14,13 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ember.backends.cuda.attention import head_pairs
+from ember.backends.cuda.group_attention import load_within, pairs, within
+
 TOKENS, HEADS, WARPS = 64, 1, 8  # of one program
 
 
 @triton.jit
-def _change(factors, moved_ptr, columns, ranks, RANK: tl.constexpr):
-    """(tokens, columns) of factors (tokens, R) · moved (Hkv D, RANK)ᵀ."""
-    inner = (ranks < RANK)[None, :]
+def _change(factors, moved_ptr, columns, there, ranks, RANK: tl.constexpr):
+    """(tokens, columns) of factors (tokens, R) · moved (Hkv D, RANK)ᵀ; of those that are there."""
+    inner = (ranks < RANK)[None, :] & there[:, None]
     moved = tl.load(moved_ptr + columns[:, None] * RANK + ranks[None, :], mask=inner, other=0.0)
     return tl.dot(factors, tl.trans(moved), input_precision="ieee")
 
@@ -33,8 +36,9 @@ def _correct(
     moved_ptr,  # (N, 2, Hkv D, RANK)
     norms_ptr,  # (N, D), where NORM
     layers_ptr,  # (N,)
-    cos_ptr,  # (T, D / 2) float32
-    sin_ptr,  # (T, D / 2) float32
+    kinds_ptr,  # (L,): which of the tables a layer has
+    cos_ptr,  # (KINDS, T, D / 2) float32
+    sin_ptr,  # (KINDS, T, D / 2) float32
     T,
     RAW,  # T or more
     KEPT,  # T or more
@@ -44,53 +48,69 @@ def _correct(
     eps,
     HKV: tl.constexpr,
     D: tl.constexpr,
+    ROTATED: tl.constexpr,  # of the D dimensions of a head, the first ones
+    PAIRS: tl.constexpr,  # a power of 2 no smaller than D / 2
     RANK: tl.constexpr,
     R: tl.constexpr,  # a power of 2 no smaller than RANK and 16
     BT: tl.constexpr,
     HEADS: tl.constexpr,  # of one program
     NORM: tl.constexpr,
+    OFFSET: tl.constexpr,  # norms multiply by 1 + weight
 ):
     HALF: tl.constexpr = D // 2
     which = tl.program_id(2).to(tl.int64)
     tokens = tl.program_id(0) * BT + tl.arange(0, BT)
     seen = (tokens < T)[:, None]
-    dims, half, ranks = tl.arange(0, D), tl.arange(0, HALF), tl.arange(0, R)
-    turns = tokens[:, None] * HALF + half[None, :]
-    cos = tl.load(cos_ptr + turns, mask=seen, other=0.0)  # (BT, D / 2)
-    sin = tl.load(sin_ptr + turns, mask=seen, other=0.0)
+    dims, pair, ranks = tl.arange(0, 2 * PAIRS), tl.arange(0, PAIRS), tl.arange(0, R)
+    low, high = pairs(D, ROTATED, PAIRS)
+    paired, there = pair < HALF, dims < D
+    halves = within(seen, pair[None, :], HALF, PAIRS)
+    whole = within(seen, dims[None, :], D, 2 * PAIRS)
+    layer = tl.load(layers_ptr + which).to(tl.int64)
+    turns = (tl.load(kinds_ptr + layer) * T + tokens)[:, None] * HALF + pair[None, :]
+    cos = tl.load(cos_ptr + turns, mask=halves, other=0.0)  # (BT, PAIRS)
+    sin = tl.load(sin_ptr + turns, mask=halves, other=0.0)
     lines = factors_ptr + which * 2 * KEPT * RANK + tokens[:, None] * RANK + ranks[None, :]
     inner = seen & (ranks < RANK)[None, :]
     key_factors = tl.load(lines, mask=inner, other=0.0)  # (BT, R)
     value_factors = tl.load(lines + KEPT * RANK, mask=inner, other=0.0)
     moved = moved_ptr + which * 2 * HKV * D * RANK
-    memory = keys_ptr + tl.load(layers_ptr + which).to(tl.int64) * layer_stride
+    memory = keys_ptr + layer * layer_stride
     for number in tl.static_range(HEADS):
         head = tl.program_id(1) * HEADS + number
         base = memory + head.to(tl.int64) * head_stride + tokens[:, None] * D
-        keys, values = base + half[None, :], base + plane_stride + dims[None, :]
-        raws = raw_ptr + ((which * RAW + tokens[:, None]) * HKV + head) * D + half[None, :]
-        source = raws if NORM else keys
-        a = tl.load(source, mask=seen, other=0.0)  # (BT, D / 2)
-        b = tl.load(source + HALF, mask=seen, other=0.0)
-        v = tl.load(values, mask=seen, other=0.0)  # (BT, D)
+        values = base + plane_stride + dims[None, :]
+        raws = raw_ptr + ((which * RAW + tokens[:, None]) * HKV + head) * D
+        source = raws if NORM else base
+        a = tl.load(source + low[None, :], mask=halves, other=0.0)  # (BT, PAIRS)
+        b = tl.load(source + high[None, :], mask=halves, other=0.0)
+        v = tl.load(values, mask=whole, other=0.0)  # (BT, D or more)
         kind = v.dtype
-        c = _change(key_factors, moved, head * D + half, ranks, RANK)
-        d = _change(key_factors, moved, head * D + HALF + half, ranks, RANK)
+        c = _change(key_factors, moved, head * D + low, paired, ranks, RANK)
+        d = _change(key_factors, moved, head * D + high, paired, ranks, RANK)
         if NORM:
             a, b = (a.to(tl.float32) + c).to(kind), (b.to(tl.float32) + d).to(kind)
-            tl.store(raws, a, mask=seen)
-            tl.store(raws + HALF, b, mask=seen)
+            tl.store(raws + low[None, :], a, mask=halves)
+            tl.store(raws + high[None, :], b, mask=halves)
             c, d = a.to(tl.float32), b.to(tl.float32)
             factor = tl.rsqrt((tl.sum(c * c, 1) + tl.sum(d * d, 1)) / D + eps)[:, None]
-            c *= factor * tl.load(norms_ptr + which * D + half).to(tl.float32)[None, :]
-            d *= factor * tl.load(norms_ptr + which * D + HALF + half).to(tl.float32)[None, :]
-            tl.store(keys, (c * cos - d * sin).to(kind), mask=seen)
-            tl.store(keys + HALF, (d * cos + c * sin).to(kind), mask=seen)
+            norms = norms_ptr + which * D
+            first = load_within(norms + low, pair, HALF, PAIRS).to(tl.float32)[None, :]
+            second = load_within(norms + high, pair, HALF, PAIRS).to(tl.float32)[None, :]
+            if OFFSET:
+                first += 1.0
+                second += 1.0
+            c *= factor * first
+            d *= factor * second
+            tl.store(base + low[None, :], (c * cos - d * sin).to(kind), mask=halves)
+            tl.store(base + high[None, :], (d * cos + c * sin).to(kind), mask=halves)
         else:
-            tl.store(keys, (a.to(tl.float32) + c * cos - d * sin).to(kind), mask=seen)
-            tl.store(keys + HALF, (b.to(tl.float32) + d * cos + c * sin).to(kind), mask=seen)
-        e = _change(value_factors, moved + HKV * D * RANK, head * D + dims, ranks, RANK)
-        tl.store(values, (v.to(tl.float32) + e).to(kind), mask=seen)
+            turned1 = a.to(tl.float32) + c * cos - d * sin
+            turned2 = b.to(tl.float32) + d * cos + c * sin
+            tl.store(base + low[None, :], turned1.to(kind), mask=halves)
+            tl.store(base + high[None, :], turned2.to(kind), mask=halves)
+        e = _change(value_factors, moved + HKV * D * RANK, head * D + dims, there, ranks, RANK)
+        tl.store(values, (v.to(tl.float32) + e).to(kind), mask=whole)
 
 
 def correct(
@@ -98,22 +118,25 @@ def correct(
     factors: Tensor,
     moved: Tensor,
     layers: Tensor,
-    cos: Tensor,
-    sin: Tensor,
+    tables: tuple[Tensor, Tensor],
+    kinds: Tensor,
     *,
+    rotated: int,
     raw: Tensor | None = None,
     norms: Tensor | None = None,
     eps: float = 0.0,
+    offset: bool = False,
 ) -> None:
     """Corrects the first T tokens of `kv` (L, 2, Hkv, S, D), one row of a cache, and `raw`.
 
     `factors` (N, 2, T or more, r): xAᵀ of the key and the value projection; `moved`
     (N, 2, Hkv D, r): s ΔB, zero where a projection has not moved; `layers` (N,) int32: which layers
-    these are; `cos` and `sin` (T, D / 2) in float32. Where keys are normed, `raw`
-    (N, T or more, Hkv, D) and `norms` (N, D).
+    these are; `tables`: cos and sin (K, T, D / 2) in float32, of which `kinds` (L,) int32 says each
+    layer's, for heads of which `rotated` dimensions are. Where keys are normed, `raw`
+    (N, T or more, Hkv, D) and `norms` (N, D), with `offset` plus 1.
     """
     (count, _, kept, rank), (_, _, heads, _, dim) = factors.shape, kv.shape
-    tokens = len(cos)
+    tokens = tables[0].shape[1]
     if (raw is None) != (norms is None):
         raise ValueError("keys that are normed have a raw form, and others have none")
     if kv.stride(-1) != 1 or kv.stride(-2) != dim:
@@ -127,13 +150,16 @@ def correct(
     room = kept if raw is None else raw.shape[1]
     _correct[(triton.cdiv(tokens, TOKENS), heads // each, count)](
         *(kv, factors if raw is None else raw, factors, moved, factors if norms is None else norms),
-        *(layers, cos, sin, tokens, room, kept, *kv.stride()[:3], eps),
+        *(layers, kinds, *tables, tokens, room, kept, *kv.stride()[:3], eps),
         HKV=heads,
         D=dim,
+        ROTATED=rotated,
+        PAIRS=head_pairs(dim),
         RANK=rank,
         R=max(16, triton.next_power_of_2(rank)),
         BT=TOKENS,
         HEADS=each,
         NORM=norms is not None,
+        OFFSET=offset,
         num_warps=WARPS,
     )

@@ -14,19 +14,64 @@ NEW = 16  # the fewest keys of a product of the tensor cores
 
 
 @triton.jit
-def normed(a, b, norm_ptr, dims, HALF: tl.constexpr, D: tl.constexpr, eps):
-    """RMSNorm of rows in two halves (R, D / 2)."""
+def pairs(D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr):
+    """A head's dimensions in D / 2 pairs that rotation turns, first and second of each, (PAIRS,).
+
+    Rotation leaves pairs beyond the first ROTATED / 2 as they are: tables say 1 and 0 for them.
+    """
+    pair = tl.arange(0, PAIRS)
+    low, high = pair, pair + D // 2
+    if ROTATED < D:
+        turned = pair < ROTATED // 2
+        low = tl.where(turned, pair, pair + ROTATED // 2)
+        high = tl.where(turned, pair + ROTATED // 2, high)
+    return low, high
+
+
+@triton.jit
+def within(mask, columns, END: tl.constexpr, POWER: tl.constexpr):
+    """A mask of rows, and of the first END columns where there are more."""
+    if END < POWER:
+        mask = mask & (columns < END)
+    return mask
+
+
+@triton.jit
+def load_within(places, columns, END: tl.constexpr, POWER: tl.constexpr):
+    """What lies in the first END columns, and zeros beyond."""
+    if END < POWER:
+        found = tl.load(places, mask=columns < END, other=0.0)
+    else:
+        found = tl.load(places)
+    return found
+
+
+@triton.jit
+def normed(
+    a, b, norm_ptr, D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr, OFFSET, eps
+):
+    """RMSNorm, times 1 + weight where OFFSET, of rows in two halves (R, PAIRS)."""
+    HALF: tl.constexpr = D // 2
+    low, high = pairs(D, ROTATED, PAIRS)
+    pair = tl.arange(0, PAIRS)
     factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
-    a *= factor * tl.load(norm_ptr + dims).to(tl.float32)[None, :]
-    b *= factor * tl.load(norm_ptr + HALF + dims).to(tl.float32)[None, :]
+    first = load_within(norm_ptr + low, pair, HALF, PAIRS).to(tl.float32)[None, :]
+    second = load_within(norm_ptr + high, pair, HALF, PAIRS).to(tl.float32)[None, :]
+    if OFFSET:
+        first += 1.0
+        second += 1.0
+    a *= factor * first
+    b *= factor * second
     return a, b
 
 
 @triton.jit
-def rotated(a, b, cos_ptr, sin_ptr, position, dims, HALF: tl.constexpr):
-    """Rows in two halves, turned to their positions (R,)."""
-    turn = position.to(tl.int64)[:, None] * HALF + dims[None, :]
-    cos, sin = tl.load(cos_ptr + turn), tl.load(sin_ptr + turn)
+def rotated(a, b, cos_ptr, sin_ptr, position, HALF: tl.constexpr, PAIRS: tl.constexpr):
+    """Rows in two halves (R, PAIRS), turned to their positions (R,)."""
+    pair = tl.arange(0, PAIRS)[None, :]
+    turn = position.to(tl.int64)[:, None] * HALF + pair
+    cos = load_within(cos_ptr + turn, pair, HALF, PAIRS)
+    sin = load_within(sin_ptr + turn, pair, HALF, PAIRS)
     return a * cos - b * sin, b * cos + a * sin
 
 
@@ -69,6 +114,9 @@ def attend_groups(
     HQ: tl.constexpr,
     HKV: tl.constexpr,
     D: tl.constexpr,
+    ROTATED: tl.constexpr,  # of the D dimensions of a head, the first ones
+    PAIRS: tl.constexpr,  # a power of 2 no smaller than D / 2
+    WINDOW: tl.constexpr,  # keys seen, the new one included; 0: all
     R: tl.constexpr,  # rows of queries, a power of 2
     PER: tl.constexpr,  # rows of a group, a power of 2
     BLOCK: tl.constexpr,  # keys at a time
@@ -76,6 +124,7 @@ def attend_groups(
     NEW: tl.constexpr,  # new keys at a time
     STAGES: tl.constexpr,
     NORM: tl.constexpr,
+    OFFSET: tl.constexpr,  # norms multiply by 1 + weight
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -87,8 +136,10 @@ def attend_groups(
     SHARE: tl.constexpr = PARTS // PER if PARTS > PER else 1  # programs that a row's own are for
     head, task = tl.program_id(0), tl.program_id(1)
     group, part = task // PARTS, task % PARTS
-    lane, dims = tl.arange(0, R), tl.arange(0, HALF)
-    alldims, keys = tl.arange(0, D), tl.arange(0, BLOCK)
+    lane, pair = tl.arange(0, R), tl.arange(0, PAIRS)[None, :]
+    low, high = pairs(D, ROTATED, PAIRS)
+    low, high = low[None, :], high[None, :]
+    dims, keys = tl.arange(0, 2 * PAIRS)[None, :], tl.arange(0, BLOCK)
     kind = rows_ptr.dtype.element_ty
 
     member = tl.load(members_ptr + group * PER + lane // G, mask=lane < PER * G, other=-1)
@@ -107,41 +158,50 @@ def attend_groups(
 
     # Keys: a part of the prompt, and some rows' own before the new one.
     length = tl.load(lengths_ptr + group).to(tl.int32)
-    size = tl.cdiv(tl.cdiv(length, PARTS), BLOCK) * BLOCK
-    start = part * size
+    start, seen_length, own_start, own_seen = 0, length, 0, own
+    if WINDOW > 0:  # the oldest key that any row sees, and that each of these sees of its own
+        places = tl.load(position_ptr + row).to(tl.int32)
+        oldest = tl.min(tl.where(used, places, 1 << 30), 0) - WINDOW + 1
+        start = tl.minimum(tl.maximum(oldest, 0), length)
+        own_start = tl.maximum(own - WINDOW + 1, 0)
+        seen_length, own_seen = length - start, own - own_start
+    size = tl.cdiv(tl.cdiv(seen_length, PARTS), BLOCK) * BLOCK
+    start += part * size
     stop = tl.minimum(start + size, length)
     prompt_blocks = tl.cdiv(tl.maximum(stop - start, 0), BLOCK)
-    own_size = tl.cdiv(tl.cdiv(own, SHARE), BLOCK) * BLOCK
-    own_start = part % SHARE * own_size
+    own_size = tl.cdiv(tl.cdiv(own_seen, SHARE), BLOCK) * BLOCK
+    own_start += part % SHARE * own_size
     own_stop = tl.where(here, tl.minimum(own_start + own_size, own), 0)
     own_blocks = tl.cdiv(tl.max(tl.maximum(own_stop - own_start, 0), 0), BLOCK)
 
-    spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D + dims[None, :]
-    a, b = tl.load(spots).to(tl.float32), tl.load(spots + HALF).to(tl.float32)  # (R, D / 2)
+    spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
+    a = load_within(spots + low, pair, HALF, PAIRS).to(tl.float32)  # (R, PAIRS)
+    b = load_within(spots + high, pair, HALF, PAIRS).to(tl.float32)
     if NORM:
-        a, b = normed(a, b, norms_ptr, dims, HALF, D, eps)
-    a, b = rotated(a, b, cos_ptr, sin_ptr, tl.load(position_ptr + row), dims, HALF)
+        a, b = normed(a, b, norms_ptr, D, ROTATED, PAIRS, OFFSET, eps)
+    stands = tl.load(position_ptr + row)
+    a, b = rotated(a, b, cos_ptr, sin_ptr, stands, HALF, PAIRS)
     q1, q2 = a.to(kind), b.to(kind)
 
     best = tl.full((R,), -float("inf"), tl.float32)
     mass = tl.zeros((R,), tl.float32)
-    acc = tl.zeros((R, D), tl.float32)
+    acc = tl.zeros((R, 2 * PAIRS), tl.float32)
     plane = SLOTS.to(tl.int64) * HKV * W * D
     if part % SHARE == 0:  # the new tokens of these rows
-        source = qkv_ptr + mine[:, None] * WIDTH + (HQ + head) * D + dims[None, :]
-        there = here[:, None]
-        c = tl.load(source, mask=there, other=0.0).to(tl.float32)  # (NEW, D / 2)
-        d = tl.load(source + HALF, mask=there, other=0.0).to(tl.float32)
+        source = qkv_ptr + mine[:, None] * WIDTH + (HQ + head) * D
+        halves = within(here[:, None], pair, HALF, PAIRS)
+        whole = within(here[:, None], dims, D, 2 * PAIRS)
+        c = tl.load(source + low, mask=halves, other=0.0).to(tl.float32)  # (NEW, PAIRS)
+        d = tl.load(source + high, mask=halves, other=0.0).to(tl.float32)
         if NORM:
-            c, d = normed(c, d, norms_ptr + D, dims, HALF, D, eps)
-        c, d = rotated(c, d, cos_ptr, sin_ptr, position, dims, HALF)
+            c, d = normed(c, d, norms_ptr + D, D, ROTATED, PAIRS, OFFSET, eps)
+        c, d = rotated(c, d, cos_ptr, sin_ptr, position, HALF, PAIRS)
         new1, new2 = c.to(kind), d.to(kind)
-        lower = qkv_ptr + mine[:, None] * WIDTH + (HQ + HKV + head) * D + alldims[None, :]
-        newv = tl.load(lower, mask=there, other=0.0)
+        newv = tl.load(source + HKV * D + dims, mask=whole, other=0.0)
         target = rows_ptr + ((mine.to(tl.int64) * HKV + head) * W + own)[:, None] * D
-        tl.store(target + dims[None, :], new1, mask=there)
-        tl.store(target + HALF + dims[None, :], new2, mask=there)
-        tl.store(target + plane + alldims[None, :], newv, mask=there)
+        tl.store(target + low, new1, mask=halves)
+        tl.store(target + high, new2, mask=halves)
+        tl.store(target + plane + dims, newv, mask=whole)
         its = (lane // G)[:, None] == first + place[None, :]
         allowed = its & here[None, :]
         best, mass, acc = absorb(q1, q2, new1, new2, newv, allowed, scale, best, mass, acc)
@@ -160,10 +220,14 @@ def attend_groups(
         seen = at < end
         base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + (slot * HKV + head) * W * D)
         values = base + tl.where(on_prompt, T.to(tl.int64) * HKV * D, plane)
-        k1 = tl.load(base + at[:, None] * D + dims[None, :], mask=seen[:, None], other=0.0)
-        k2 = tl.load(base + at[:, None] * D + HALF + dims[None, :], mask=seen[:, None], other=0.0)
-        v = tl.load(values + at[:, None] * D + alldims[None, :], mask=seen[:, None], other=0.0)
+        halves = within(seen[:, None], pair, HALF, PAIRS)
+        whole = within(seen[:, None], dims, D, 2 * PAIRS)
+        k1 = tl.load(base + at[:, None] * D + low, mask=halves, other=0.0)
+        k2 = tl.load(base + at[:, None] * D + high, mask=halves, other=0.0)
+        v = tl.load(values + at[:, None] * D + dims, mask=whole, other=0.0)
         allowed = seen[None, :] & (on_prompt | (lane // G == first + which))[:, None]
+        if WINDOW > 0:
+            allowed &= (at[None, :] > (stands - WINDOW)[:, None]) | (on_prompt == 0)
         best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
 
     spots = (row * HQ + head * G + lane % G) * PARTS + part  # (R,)
@@ -172,4 +236,5 @@ def attend_groups(
         tl.store(lse_ptr + spots, lse, mask=used)
     some = (used & (mass > 0))[:, None]
     out = (acc / mass[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + spots[:, None] * D + alldims[None, :], out, mask=some)
+    some = within(some, dims, D, 2 * PAIRS)
+    tl.store(out_ptr + spots[:, None] * D + dims, out, mask=some)

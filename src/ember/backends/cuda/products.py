@@ -1,10 +1,11 @@
 """Products of a few rows with a large weight matrix, which is read once at full bandwidth.
 
 Contract. `x · weightᵀ` for x (M, K) and a weight (N, K), with what stands around it in a decoder
-fused in: the RMSNorm of x before, a bias, the gated SiLU of two halves, the residual after. Sums
-are in float32 and in a fixed order, so a row's result does not depend on what else is in the batch,
-as long as the same kernel serves it: `matvec` one row (multiply-adds), `skinny` more (tensor
-cores).
+fused in: the RMSNorm of x before, a bias, the activation, a gate's with the other half, the
+residual after. Other kinds of norms, and norms of what is added to the residual stream, are
+`add_normed`'s. Sums are in float32 and in a fixed order, so a row's result does not depend on what
+else is in the batch, as long as the same kernel serves it: `matvec` one row (multiply-adds),
+`skinny` more (tensor cores).
 
 The weight does not depend on the kernel before. So each program of `matvec` starts to read it
 before it waits for that kernel (programmatic dependent launch), and the memory does not fall idle
@@ -17,6 +18,7 @@ in the way of the tensor cores, so whoever produces x leaves it multiplied by th
 row is applied to the result.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,13 +27,22 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ember.backends.packing import Norm
+
 NORM_TILE = 16  # the fewest columns of x whose squares are summed in one number
 EMBED_TILE = 64  # columns of one program
 
 
 @triton.jit
-def _silu_mul(gate, up):
-    return gate / (1.0 + tl.exp(-gate)) * up
+def activated(x, ACT: tl.constexpr):
+    """An activation by its name, of float32; none where it is empty."""
+    if ACT == "silu":
+        x = x / (1.0 + tl.exp(-x))
+    elif ACT == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACT == "gelu_tanh":  # x (1 + tanh(u)) / 2 is x / (1 + exp(-2 u))
+        x = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    return x
 
 
 @triton.jit
@@ -85,6 +96,7 @@ def _matvec(
     AHEAD: tl.constexpr,  # tiles of the weight in flight
     NORM: tl.constexpr,
     GATED: tl.constexpr,
+    ACT: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BIAS: tl.constexpr,
     PDL: tl.constexpr,
@@ -136,8 +148,9 @@ def _matvec(
         out += tl.load(bias_ptr + rows, mask=there, other=0.0).to(tl.float32)
         if GATED:
             up += tl.load(bias_ptr + N + rows, mask=there, other=0.0).to(tl.float32)
+    out = activated(out, ACT)
     if GATED:
-        out = _silu_mul(out, up)
+        out *= up
     if RESIDUAL:
         out += tl.load(residual_ptr + rows, mask=there, other=0.0).to(tl.float32)
     tl.store(out_ptr + rows, out.to(out_ptr.dtype.element_ty), mask=there)
@@ -167,6 +180,7 @@ def _skinny(
     NORM_POWER: tl.constexpr,  # a power of 2, no smaller
     NORM: tl.constexpr,
     GATED: tl.constexpr,
+    ACT: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BIAS: tl.constexpr,
     NEXT: tl.constexpr,
@@ -220,8 +234,9 @@ def _skinny(
         if GATED:
             offset = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
             more += offset.to(tl.float32)[:, None]
+    out = activated(out, ACT)
     if GATED:
-        out = _silu_mul(out, more)
+        out *= more
     if RESIDUAL:
         out += tl.load(residual_ptr + spots, mask=there, other=0.0).to(tl.float32)
     result = out.to(out_ptr.dtype.element_ty)
@@ -249,6 +264,7 @@ def _wide(
     SPLITS: tl.constexpr,  # of the columns, each for other programs
     STAGES: tl.constexpr,  # tiles in flight
     GATED: tl.constexpr,
+    ACT: tl.constexpr,
     BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -283,51 +299,87 @@ def _wide(
         if GATED:
             offset = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
             up += offset.to(tl.float32)[:, None]
+    acc = activated(acc, ACT)
     if GATED:
-        acc = _silu_mul(acc, up)
+        acc *= up
     spots = (split * M + batch).to(tl.int64)[None, :] * N + rows[:, None]
     there = (batch < M)[None, :] & (rows < N)[:, None]
     tl.store(out_ptr + spots, acc.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
+def _norm(x, weight, bias_ptr, columns, there, eps, H: tl.constexpr, KIND: tl.constexpr):
+    """A row x of H numbers, in float32 and zero beyond them, through a norm of the kind."""
+    if KIND == "rms_offset":
+        weight += 1.0
+    if KIND == "layer":
+        x = tl.where(there, x - tl.sum(x, 0) / H, 0.0)
+    factor = tl.rsqrt(tl.sum(x * x, 0) / H + eps)
+    out = x * factor * weight
+    if KIND == "layer":
+        out += tl.load(bias_ptr + columns, mask=there, other=0.0).to(tl.float32)
+    return out
+
+
+@triton.jit
 def _add_normed(
-    parts_ptr,  # (SPLITS, M, H) float32
+    parts_ptr,  # (SPLITS, M, H), float32 or x's format
     x_ptr,  # (M, H)
     bias_ptr,  # (H,)
+    post_ptr,  # (H,): where POST, the norm of what is added
+    post_bias_ptr,  # (H,)
     norm_ptr,  # (H,)
+    norm_bias_ptr,  # (H,), as all of norms' where KIND is "layer"
     normed_ptr,  # (M, H)
+    other_ptr,  # (H,): where NORMS is 2
+    other_bias_ptr,  # (H,)
+    other_normed_ptr,  # (M, H)
     M,
     eps,
     H: tl.constexpr,
     BLOCK: tl.constexpr,  # a power of 2 no smaller than H
     SPLITS: tl.constexpr,
     BIAS: tl.constexpr,
+    POST: tl.constexpr,
+    NORMS: tl.constexpr,  # of the result: 0, 1 or 2
+    KIND: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """x += parts (and bias); normed = RMSNorm(x)."""
+    """x += parts (and bias), normed before where POST; normed = norm(x), and other_normed."""
     if PDL:
         gdc_launch_dependents()
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     there = columns < H
-    norm = tl.load(norm_ptr + columns, mask=there, other=0.0).to(tl.float32)
+    if NORMS > 0:
+        norm = tl.load(norm_ptr + columns, mask=there, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
     x = tl.load(x_ptr + row * H + columns, mask=there, other=0.0)
     kind = x.dtype
     if SPLITS > 0:
         total = x.to(tl.float32)
+        if POST:
+            total = tl.zeros((BLOCK,), tl.float32)
         for split in tl.static_range(SPLITS):
             places = parts_ptr + (split * M + row) * H + columns
             total += tl.load(places, mask=there, other=0.0)
         if BIAS:
             total += tl.load(bias_ptr + columns, mask=there, other=0.0).to(tl.float32)
+        if POST:
+            post = tl.load(post_ptr + columns, mask=there, other=0.0).to(tl.float32)
+            total = _norm(total, post, post_bias_ptr, columns, there, eps, H, KIND)
+            total += x.to(tl.float32)
         x = total.to(kind)
         tl.store(x_ptr + row * H + columns, x, mask=there)
     wide = x.to(tl.float32)
-    factor = tl.rsqrt(tl.sum(wide * wide, 0) / H + eps)
-    tl.store(normed_ptr + row * H + columns, (wide * factor * norm).to(kind), mask=there)
+    if NORMS > 0:
+        out = _norm(wide, norm, norm_bias_ptr, columns, there, eps, H, KIND)
+        tl.store(normed_ptr + row * H + columns, out.to(kind), mask=there)
+    if NORMS > 1:
+        norm = tl.load(other_ptr + columns, mask=there, other=0.0).to(tl.float32)
+        out = _norm(wide, norm, other_bias_ptr, columns, there, eps, H, KIND)
+        tl.store(other_normed_ptr + row * H + columns, out.to(kind), mask=there)
 
 
 @dataclass(frozen=True)
@@ -351,9 +403,14 @@ def matvec(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     gated: bool = False,
+    act: str = "",
     pdl: bool = False,
 ) -> Tensor:
-    """out (1, N) = x (1, K) · weightᵀ; see the module. `out` may be `residual`."""
+    """out (1, N) = x (1, K) · weightᵀ; see the module. `out` may be `residual`.
+
+    Of two halves (2 N, K) of the weight, `gated`, the first goes through `act` and multiplies the
+    other.
+    """
     n, k = out.shape[1], weight.shape[1]
     _matvec[(triton.cdiv(n, plan.rows),)](
         *(x, weight, out),
@@ -365,6 +422,7 @@ def matvec(
         AHEAD=plan.ahead,
         NORM=norm is not None,
         GATED=gated,
+        ACT=act,
         RESIDUAL=residual is not None,
         BIAS=bias is not None,
         PDL=pdl,
@@ -412,6 +470,7 @@ def skinny(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     gated: bool = False,
+    act: str = "",
     normed: Normed | None = None,
     next_norm: Tensor | None = None,
     pdl: bool = False,
@@ -441,6 +500,7 @@ def skinny(
         NORM_POWER=triton.next_power_of_2(norm_tiles),
         NORM=norm,
         GATED=gated,
+        ACT=act,
         RESIDUAL=residual is not None,
         BIAS=bias is not None,
         NEXT=normed is not None,
@@ -472,6 +532,7 @@ def wide(
     tiling: Tiling,
     bias: Tensor | None = None,
     gated: bool = False,
+    act: str = "",
     pdl: bool = False,
 ) -> Tensor:
     """out (M, N) = x (M, K) · weightᵀ; where columns are split, out (splits, M, N) in float32 are
@@ -488,6 +549,7 @@ def wide(
         SPLITS=tiling.splits,
         STAGES=tiling.ahead,
         GATED=gated,
+        ACT=act,
         BIAS=bias is not None,
         PDL=pdl,
         num_warps=tiling.warps,
@@ -498,28 +560,40 @@ def wide(
 
 def add_normed(
     x: Tensor,
-    norm: Tensor,
-    normed: Tensor,
+    norms: Sequence[tuple[Norm, Tensor]],
     *,
     eps: float,
+    kind: str = "rms",
     parts: Tensor | None = None,
     bias: Tensor | None = None,
+    post: Norm | None = None,
     pdl: bool = False,
-) -> Tensor:
-    """normed (M, H) = RMSNorm of x (M, H), to which `parts` (splits, M, H) and a bias are added
-    before, in place."""
-    m, h = x.shape
+) -> None:
+    """x (M, H) through up to two `norms` of the `kind`, each into a tensor (M, H). `parts`
+    (splits, M, H) and a bias are added to x before, in place; where there is `post`, through that
+    norm."""
+    (m, h), unread = x.shape, (Norm(x, None), x)
+    (norm, normed), (other, other_normed) = [*norms, unread, unread][:2]
     _add_normed[(m,)](
-        *(x if parts is None else parts, x, norm if bias is None else bias, norm, normed, m, eps),
+        *(x if parts is None else parts, x, x if bias is None else bias),
+        *_present(unread[0] if post is None else post),
+        *(*_present(norm), normed, *_present(other), other_normed, m, eps),
         H=h,
         BLOCK=triton.next_power_of_2(h),
         SPLITS=0 if parts is None else len(parts),
         BIAS=bias is not None,
+        POST=post is not None,
+        NORMS=len(norms),
+        KIND=kind,
         PDL=pdl,
         num_warps=8 if h > 1024 else 4,
         **_launch(pdl),
     )
-    return normed
+
+
+def _present(norm: Norm) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in whose place something stands that is not read where there is none."""
+    return norm.weight, norm.weight if norm.bias is None else norm.bias
 
 
 def _launch(pdl: bool) -> dict:

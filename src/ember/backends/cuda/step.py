@@ -6,9 +6,10 @@ and which prompt it reads (or `stand`, that all stand at one position of their o
 Candidates read the KV of their prompt where it lies, so that nothing has to be copied.
 
 What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
-product (gate and up, SiLU · up) · product (down, + residual). Norms are part of the products. From
-9 rows on a product that adds to the residual stream splits its columns, and who sums them norms,
-too; above 128 rows the products are the library's.
+product (gate and up, act · up) · product (down, + residual). Up to 8 rows a plain RMSNorm is part
+of the products. From 9 rows on a product that adds to the residual stream splits its columns, and
+who sums them norms, too; so it is in any number of rows where norms are of another kind, or of what
+is added, or where the MLP runs beside attention. Above 128 rows the products are the library's.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.backends.cuda.attention import FEW_ROWS, Attention, Sharing, shared_memory, upload
-from ember.backends.cuda.prefill import silu_mul
+from ember.backends.cuda.prefill import activate
 from ember.backends.cuda.products import (
     NORM_TILE,
     Normed,
@@ -33,10 +34,10 @@ from ember.backends.cuda.products import (
     wide,
 )
 from ember.backends.cuda.sampling import Sampler
-from ember.backends.packing import PackedDecoder
+from ember.backends.packing import Norm, PackedDecoder
 from ember.backends.sampling import SamplingParams
 from ember.model.architecture import Architecture
-from ember.model.decoder import rotary_tables
+from ember.model.decoder import embedding_scale
 
 EXACT = 16  # up to so many rows a graph each; above, of the next multiple
 MULTIPLE = {64: 8, 1024: 32}  # up to so many rows: of what
@@ -67,8 +68,6 @@ class KernelStep:
         slots, device, dtype = rows.shape[2], rows.device, rows.dtype
         tall = tall_rows(slots)
         self._arch, self._weights, self._kv = arch, weights, rows
-        cos, sin = rotary_tables(arch, torch.arange(positions, device=device), torch.float32)
-        cos, sin = cos[0, :, 0].contiguous(), sin[0, :, 0].contiguous()
         self._position, self._shared = torch.zeros(2, slots, dtype=torch.int32, device=device)
         self._tokens = torch.zeros(slots, dtype=torch.long, device=device)
 
@@ -82,7 +81,10 @@ class KernelStep:
         self._acted = buffer(arch.intermediate_size, tall)
         self.logits = buffer(arch.vocab_size)
         self._normed: dict[int, Normed] = {}
-        self._plain_normed = buffer(arch.hidden_size)
+        self._plain_normed, self._other_normed = (buffer(arch.hidden_size) for _ in range(2))
+        self._norms_apart = (
+            arch.norm != "rms" or arch.post_norms or arch.parallel_residual or arch.scaled_embedding
+        )
         self._shared_memory = shared_memory(device)
         tilings = [
             self._tiling(min(slots, MANY_ROWS), arch.hidden_size, k, gated=False, summed=True)
@@ -92,7 +94,7 @@ class KernelStep:
         self._sums = torch.zeros(most * arch.hidden_size, device=device)
         self._sampler = Sampler(self.logits, self._tokens, self._position, rows.shape[4])
         self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
-        self._attention = Attention(rows, heads, cos, sin, prompts)
+        self._attention = Attention(arch, rows, positions, prompts)
         self._rows, self._sharing = slots, Sharing(0, 1)
         self._use_graphs = False
         self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
@@ -234,14 +236,15 @@ class KernelStep:
         Before them `embed`, after them `head`, which take no heed of the layer.
         """
         rows = self._rows
-        few, many = 1 < rows <= FEW_ROWS, rows > FEW_ROWS
+        apart = rows > FEW_ROWS or self._norms_apart
         arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
         layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
-        norms = [layer.input_norm for layer in layers] + [weights.norm]
+        few = rows > 1 and not apart
         if few and rows not in self._normed:
             size, like = arch.hidden_size, self._x
             self._normed[rows] = Normed(rows, size, like.dtype, like.device)
         normed = self._normed[rows] if few else self._plain_normed[:rows]
+        mlp_normed = self._other_normed[:rows] if arch.parallel_residual else normed
         tokens, x, qkv_out, attended, acted, logits = (
             buffer[:rows]
             for buffer in (
@@ -250,31 +253,47 @@ class KernelStep:
             )
         )
 
-        def product(source, weight, out, *, norm=None, residual=None, feeds=None, **options):
-            """`norm`: of the input; `feeds`: the norm that the output goes through next."""
+        def norms_of(index: int) -> list[tuple[Norm, Tensor | Normed]]:
+            """What the residual stream goes through where it enters a layer, and where to."""
+            if index == len(layers):
+                return [(weights.norm, normed)]
+            layer = layers[index]
+            both = [(layer.input_norm, normed), (layer.post_norm, mlp_normed)]
+            return both if arch.parallel_residual else both[:1]
+
+        def product(source, weight, out, *, norm=None, residual=None, feeds=(), **options):
+            """`norm`: of the input, and where it lies normed; `feeds`: those that the output goes
+            through next."""
+            if apart:
+                source = source if norm is None else norm[1]
+                self._apart(source, weight, out, residual=residual, feeds=feeds, **options)
+                return
             options |= {"residual": residual, "eps": eps}
+            options.pop("post", None)  # there is none
             if rows == 1:
-                _matvec(source, weight, out, norm=norm, pdl=pdl, **options)
-            elif few:
-                source = source if norm is None else normed
-                if feeds is not None:
-                    options |= {"normed": normed, "next_norm": feeds}
-                _skinny(source, weight, out, pdl=pdl, **options)
+                by = None if norm is None else norm[0].weight
+                options |= {"norm": by, "summed": residual is not None}
+                _matvec(source, weight, out, pdl=pdl, **options)
             else:
-                source = source if norm is None else normed
-                self._many(source, weight, out, feeds=feeds, **options)
+                for by, _ in feeds:
+                    options |= {"normed": normed, "next_norm": by.weight}
+                _skinny(source if norm is None else normed, weight, out, pdl=pdl, **options)
 
         def embedding(_: int) -> None:
             if few:
-                embed(tokens, weights.embedding, x, normed, norms[0], pdl=pdl)
-            else:
-                torch.index_select(weights.embedding, 0, tokens, out=x)
-            if many:
-                add_normed(x, norms[0], normed, eps=eps)
+                [(first, _)] = norms_of(0)
+                embed(tokens, weights.embedding, x, normed, first.weight, pdl=pdl)
+                return
+            torch.index_select(weights.embedding, 0, tokens, out=x)
+            if arch.scaled_embedding:
+                x.mul_(embedding_scale(arch, x.dtype))
+            if apart:
+                add_normed(x, norms_of(0), eps=eps, kind=arch.norm)
 
         def qkv(index: int) -> None:
             layer = layers[index]
-            product(x, layer.qkv, qkv_out, norm=norms[index], bias=layer.qkv_bias)
+            norm = (layer.input_norm, normed)
+            product(x, layer.qkv, qkv_out, norm=norm, bias=layer.qkv_bias)
 
         def attend(index: int) -> None:
             attention(
@@ -296,25 +315,27 @@ class KernelStep:
 
         def o(index: int) -> None:
             layer = layers[index]
-            added = {"residual": all_x, "bias": layer.o_bias, "feeds": layer.post_norm}
-            product(all_attended, layer.o, all_x, **added)
+            feeds = [] if arch.parallel_residual else [(layer.post_norm, mlp_normed)]
+            added = {"residual": all_x, "bias": layer.o_bias, "post": layer.attn_out_norm}
+            product(all_attended, layer.o, all_x, feeds=feeds, **added)
 
         def gate_up(index: int) -> None:
             layer = layers[index]
             product(
                 *(x, layer.gate_up, acted),
-                norm=layer.post_norm,
+                norm=(layer.post_norm, mlp_normed),
                 bias=layer.gate_up_bias,
-                gated=True,
+                gated=arch.gated_mlp,
+                act=arch.activation,
             )
 
         def down(index: int) -> None:
             layer = layers[index]
-            added = {"residual": all_x, "bias": layer.down_bias, "feeds": norms[index + 1]}
-            product(all_acted, layer.down, all_x, **added)
+            added = {"residual": all_x, "bias": layer.down_bias, "post": layer.mlp_out_norm}
+            product(all_acted, layer.down, all_x, feeds=norms_of(index + 1), **added)
 
         def head(_: int) -> None:
-            product(x, weights.head, logits, norm=weights.norm)
+            product(x, weights.head, logits, norm=(weights.norm, normed))
 
         return {
             "embed": embedding,
@@ -326,33 +347,76 @@ class KernelStep:
             "head": head,
         }
 
-    def _many(
+    def _apart(
         self,
         x: Tensor,
         weight: Tensor,
         out: Tensor,
         *,
-        eps: float,
         residual: Tensor | None = None,
-        feeds: Tensor | None = None,
+        feeds: Sequence[tuple[Norm, Tensor]] = (),
+        post: Norm | None = None,
         bias: Tensor | None = None,
         gated: bool = False,
+        act: str = "",
     ) -> None:
-        """A product of many rows; what is added to the residual stream leaves it normed, too, and
-        has `tall_rows`, of which those that are too many are nobody's."""
-        rows, pdl, sums = self._rows, self._pdl, None
-        tiling = self._tiling(rows, *weight.shape, gated=gated, summed=residual is not None)
-        if tiling is None:
-            _library(x, weight, out, bias=bias, residual=residual, gated=gated, pdl=pdl)
-            bias = None
-        elif residual is None:
-            wide(x, weight, out, tiling=tiling, bias=bias, gated=gated, pdl=pdl)
+        """A product of an input that is normed already. What is added to the residual stream, where
+        there is `post` through that norm, leaves it normed by those it feeds. It has `tall_rows`,
+        of which those that are too many are nobody's."""
+        rows, arch, pdl, parts = self._rows, self._arch, self._pdl, None
+        adds, few = residual is not None, rows <= FEW_ROWS
+        alone = few and post is None and not feeds  # nobody has to add but the product itself
+        summed = adds and not alone
+        options = {} if summed else {"bias": bias, "gated": gated, "act": act}
+        tiling = self._tiling(rows, *weight.shape, gated=gated, summed=adds)
+        if summed and tiling is not None:
+            splits = 1 if few else tiling.splits
+            parts = self._sums[: splits * rows * len(weight)].view(splits, rows, -1)
+        if few:
+            options |= {"residual": None if summed else residual, "pdl": pdl}
+            target = parts[0] if summed else out
+            if rows == 1:
+                _matvec(x, weight, target, summed=adds, **options)
+            else:
+                _skinny(x, weight, target, **options)
+        elif tiling is not None:
+            wide(x, weight, parts if summed else out, tiling=tiling, pdl=pdl, **options)
+        elif post is not None:
+            parts = torch.mm(x[:rows], weight.t())[None]
         else:
-            sums = self._sums[: tiling.splits * rows * len(weight)].view(tiling.splits, rows, -1)
-            wide(x, weight, sums, tiling=tiling, pdl=pdl)
-        if residual is not None:
-            normed = self._plain_normed[:rows]
-            add_normed(out[:rows], feeds, normed, eps=eps, parts=sums, bias=bias, pdl=pdl)
+            self._library(x, weight, out, bias=bias, residual=residual, acts=bool(act))
+            bias = None
+        if feeds or parts is not None:
+            add_normed(
+                *(out[:rows], feeds),
+                eps=arch.norm_eps,
+                kind=arch.norm,
+                parts=parts,
+                bias=bias,
+                post=post,
+                pdl=pdl,
+            )
+
+    def _library(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        *,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        acts: bool,
+    ) -> None:
+        """A product by torch's operators."""
+        if acts:
+            activate(F.linear(x, weight, bias), self._arch, out, pdl=self._pdl)
+            return
+        if residual is None:
+            torch.mm(x, weight.t(), out=out)
+        else:
+            torch.addmm(residual, x, weight.t(), out=out)
+        if bias is not None:
+            out += bias
 
     def _tiling(self, *shape: int, **kind: bool) -> Tiling | None:
         return many_tiling(*shape, **kind, size=self._x.itemsize, shared=self._shared_memory)
@@ -425,40 +489,12 @@ def _power(number: int) -> int:
 
 
 def _matvec(
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    *,
-    residual: Tensor | None = None,
-    gated: bool = False,
-    **options,
+    x: Tensor, weight: Tensor, out: Tensor, *, summed: bool, gated: bool = False, **options
 ) -> None:
-    plan = matvec_plan(weight.shape[1], gated=gated, summed=residual is not None)
-    matvec(x, weight, out, plan=plan, residual=residual, gated=gated, **options)
+    plan = matvec_plan(weight.shape[1], gated=gated, summed=summed)
+    matvec(x, weight, out, plan=plan, gated=gated, **options)
 
 
 def _skinny(x, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:
     plan = skinny_plan(weight.shape[1], gated=gated)
     skinny(x, weight, out, plan=plan, gated=gated, **options)
-
-
-def _library(
-    x: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    *,
-    residual: Tensor | None,
-    bias: Tensor | None,
-    gated: bool,
-    pdl: bool,
-) -> None:
-    """The same product by torch's operators."""
-    if gated:
-        silu_mul(F.linear(x, weight, bias), out, pdl=pdl)
-        return
-    if residual is None:
-        torch.mm(x, weight.t(), out=out)
-    else:
-        torch.addmm(residual, x, weight.t(), out=out)
-    if bias is not None:
-        out += bias

@@ -41,7 +41,9 @@ def check_architectures(
     A difference is reported, not raised; without Transformers rows are skipped with the reason.
     Raises `BadArchitecture` for an unknown preset.
     """
-    from ember.backends.select import unsupported_architecture
+    import torch
+
+    from ember.backends.select import Case, select
 
     small = {preset: shrink(preset, tokens + new_tokens) for preset in presets}
     try:
@@ -60,7 +62,7 @@ def check_architectures(
             prompt_tokens=tokens,
             sliding_window=arch.sliding_window,
             draws=draws,
-            fast_step=unsupported_architecture(arch) is None,
+            fast_step=select(Case(arch, torch.device("cpu"), torch.float32)).name != "eager",
             tolerance=tolerance,
             transformers=None if transformers is None else transformers.__version__,
             weights="random",

@@ -26,7 +26,7 @@ ARCHITECTURES = s.Schema(
         _difference("hidden", "hidden states of each layer run alone, from Transformers' input"),
         s.integer("generated_tokens", "tokens", "greedy, of all draws, by each", nullable=True),
         s.integer("tokens_equal", "tokens", "leading ones that are Transformers'", nullable=True),
-        s.flag("fast_step", "whether the engine packs it for its fast steps"),
+        s.flag("fast_step", "whether compiled code decodes it on the CPU"),
         s.flag("agrees", "no larger difference, all greedy tokens equal", nullable=True),
         s.number("tolerance", "", "largest difference that counts as agreement"),
         s.text("transformers", "version compared with", nullable=True),
