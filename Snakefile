@@ -33,6 +33,7 @@ for file in sorted((ROOT / "rules" / "p1").glob("*.smk")):
 
 include: "rules/paper.smk"
 include: "rules/streaming.smk"
+include: "rules/streaming/eviction.smk"
 include: "rules/workflow.smk"
 
 
