@@ -12,6 +12,7 @@ head dimension.
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ember.model.decoder import KeyRotation
@@ -69,3 +70,12 @@ class KVCache(ABC):
         Told after each layer where `wants_mass`.
         """
         raise NotImplementedError(f"{type(self).__name__} asks for attention mass and ignores it")
+
+
+def refuse_gradients(k: Tensor) -> None:
+    """Raises BadCacheUse for keys through which a gradient is to flow."""
+    if k.requires_grad and torch.is_grad_enabled():
+        raise BadCacheUse(
+            "a KV cache keeps no gradients.\n"
+            "Run under torch.inference_mode(), or train without a cache."
+        )

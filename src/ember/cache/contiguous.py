@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead
+from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead, refuse_gradients
 from ember.model.architecture import Architecture
 from ember.model.decoder import KeyRotation
 
@@ -86,11 +86,7 @@ class ContiguousCache(KVCache):
         `start` must not lie beyond the length: a gap would be attended to.
         """
         length, stop = self.length(layer), start + k.shape[2]
-        if k.requires_grad and torch.is_grad_enabled():
-            raise BadCacheUse(
-                "a KV cache keeps no gradients.\n"
-                "Run under torch.inference_mode(), or train without a cache."
-            )
+        refuse_gradients(k)
         if stop > self.capacity:
             raise CacheFull(
                 f"layer {layer} would hold {stop} tokens, but the cache's capacity is "

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead
+from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead, refuse_gradients
 from ember.model.architecture import Architecture
 from ember.model.decoder import KeyRotation, Rotary, rotate
 
@@ -122,11 +122,7 @@ class UnrotatedCache(KVCache):
         self._memo: dict[bool, tuple] = {}
 
     def _check_room(self, stop: int, k: Tensor, rotary: Rotary) -> None:
-        if k.requires_grad and torch.is_grad_enabled():
-            raise BadCacheUse(
-                "a KV cache keeps no gradients.\n"
-                "Run under torch.inference_mode(), or train without a cache."
-            )
+        refuse_gradients(k)
         if rotary.positions.ndim != 1:
             raise BadCacheUse(
                 "this cache has one position a token for all rows.\nRun rows that differ apart."

@@ -19,7 +19,7 @@ Shapes: L layers, B rows, Hq and Hkv query and KV heads, C capacity, D head dime
 import torch
 from torch import Tensor
 
-from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead
+from ember.cache.base import BadCacheUse, CacheFull, KVCache, KVRead, refuse_gradients
 from ember.model.architecture import Architecture
 from ember.model.decoder import KeyRotation, rotary_tables, rotate
 from ember.model.rope import UnsupportedModel
@@ -115,11 +115,7 @@ class StreamingCache(KVCache):
         """Stores keys before and after rotation, and values; returns all that is held."""
         start = self._lengths[layer]
         stop = start + k.shape[1]
-        if k.requires_grad and torch.is_grad_enabled():
-            raise BadCacheUse(
-                "a KV cache keeps no gradients.\n"
-                "Run under torch.inference_mode(), or train without a cache."
-            )
+        refuse_gradients(k)
         if stop > self.capacity:
             raise CacheFull(
                 f"layer {layer} would hold {stop} tokens, but the cache's capacity is "
