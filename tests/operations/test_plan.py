@@ -11,7 +11,7 @@ def test_the_jobs_behind_a_figure_come_with_files_and_resources(tmp_path):
     assert named["build_corpus_long"].outputs == ("results/smoke/corpora/long.parquet",)
     assert named["train_model_policy"].threads >= 1
     timed = [name for name, job in named.items() if job.resources.get("timing")]
-    assert {"profile_rollout", "sweep_restart"} <= set(timed)
+    assert {"time_rollouts", "sweep_restart"} <= set(timed)
     made = {path for job in jobs for path in job.outputs}
     needed = {path for job in jobs for path in job.inputs}
     assert needed <= made

@@ -73,7 +73,7 @@ def test_why_walks_back_from_the_figure_to_the_corpora(finished):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    for words in ("plot_fig3", "model_cost", "profile_rollout", "train_model", "build_corpus"):
+    for words in ("plot_fig3", "model_cost", "time_rollouts", "train_model", "build_corpus"):
         assert words in done.stdout, done.stdout
 
 
@@ -90,7 +90,7 @@ def test_the_workflow_knows_what_it_cost(finished):
     assert set(jobs["wall_from"]) == {"benchmark"}
     assert set(jobs["stage"]) == {
         *("shared", "p1_gates", "p1_profile", "p1_engine", "p1_pipeline", "p1_frameworks"),
-        *("p1_prefix", "p1_policies", "p1_rollout", "p1_lora", "streaming", "paper"),
+        *("p1_prefix", "p1_policies", "p1_rollout", "p1_lora", "streaming_eviction", "paper"),
     }
     assert jobs["timing"].sum() >= 5
     cost = read_table(results / "workflow_cost.parquet")

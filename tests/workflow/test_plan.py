@@ -20,7 +20,7 @@ STEP = re.compile(r"\*\*(study|publish|plot)\(\"([\w.]+)\"\)")
 def test_the_literal_command_plans_the_figure_from_a_fresh_checkout(fresh, profile):
     output = fresh.snakemake("--profile", profile, "-n", "results/p1_fig3.png").stdout
     assert "plot_fig3" in output
-    assert "profile_rollout" in output
+    assert "time_rollouts" in output
     assert {"local": "train_model", "slurm": "fetch_model"}[profile] in output
 
 
