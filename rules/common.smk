@@ -19,6 +19,7 @@ sys.path[:] = [str(SRC), *(path for path in sys.path if path != str(SRC))]
 
 from ember.config.load import ConfigError, check_scale, load, with_types
 from ember.operations import history, preflight, sources
+from ember.operations.layers import read_layers
 from ember.operations.plan import run_scale
 from ember.operations.settings import CHECKS
 from ember.records.code import Library

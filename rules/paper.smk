@@ -26,8 +26,6 @@ use rule job as decide with:
 
 
 use rule drawn as plot_architecture with:
-    input:
-        contract=str(ROOT / "pyproject.toml"),
     output:
         figure("architecture", "Talk", "The library's layers and packages"),
     pathvars:
@@ -35,6 +33,7 @@ use rule drawn as plot_architecture with:
     localrule: True
     params:
         **plot("paper.architecture.figure.draw"),
+        layers=read_layers(ROOT / "pyproject.toml"),
     message:
         "The architecture, drawn from its import contract (P1-11.3)"
 

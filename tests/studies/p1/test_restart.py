@@ -6,6 +6,7 @@ import torch
 from ember.engine.engine import Engine
 from ember.model.checkpoint import load_decoder
 from ember.policies.build import build_policies
+from ember.policies.execute import prompt_key
 from ember.policies.plan import Fill, Plan
 from ember.records.tables import read_table, write_table
 from ember.studies.p1.restart.measure import Bench, operations, sweep_restart
@@ -108,12 +109,13 @@ def test_operations_do_the_work_they_are_named_for(model):
 def test_corrections_go_back_and_forth_without_drift(model):
     engine = Engine(load_decoder(model), capacity=40, max_rows=1)
     correct = work(start_token=31, correct=True, rank=8, corrected_from=1)
-    bench = Bench(engine, correct, list(range(32)), [], seed=0)
-    ((_, kept),) = bench.prefill.runner.store.items()
+    prompt, first = list(range(32)), list(range(1, 33))
+    bench = Bench(engine, correct, prompt, first, seed=0)
+    kept = bench.prefill.runner.store[prompt_key(prompt)]
     before = [torch.stack(kept.cache.read(layer, 0, 31)).clone() for layer in range(4)]
 
     def moved() -> list[float]:
-        ((_, kv),) = bench.prefill.runner.store.items()
+        kv = bench.prefill.runner.store[prompt_key(prompt)]
         now = [torch.stack(kv.cache.read(layer, 0, 31)) for layer in range(4)]
         return [float((a - b).abs().max()) for a, b in zip(now, before, strict=True)]
 

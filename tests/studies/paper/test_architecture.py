@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ember.studies.paper.architecture.figure import ROLES, BadContract, draw, read_layers
+from ember.operations.layers import BadContract, read_layers
+from ember.studies.paper.architecture.figure import ROLES, draw
 
 ROOT = Path(__file__).parents[3]
 CONTRACT = """
@@ -28,7 +29,7 @@ def house(tmp_path):
 
 def test_layers_are_the_contracts(house):
     assert read_layers(house / "pyproject.toml") == [["roof"], ["left", "right"], ["cellar"]]
-    figure, caption = draw(house / "pyproject.toml", "tiny")
+    figure, caption = draw(read_layers(house / "pyproject.toml"), "tiny")
     words = [text.get_text() for text in figure.axes[0].texts]
     assert [word for word in words if word in ("roof", "left", "right", "cellar")] == [
         *("roof", "left", "right", "cellar")
@@ -55,7 +56,7 @@ def test_every_package_has_its_words():
 
 
 def test_no_words_leave_their_box():
-    figure, _ = draw(ROOT / "pyproject.toml", "tiny")
+    figure, _ = draw(read_layers(ROOT / "pyproject.toml"), "tiny")
     figure.canvas.draw()
     [axes] = figure.axes
     boxes = [patch.get_window_extent() for patch in axes.patches]

@@ -1,13 +1,10 @@
-"""The house as a diagram for the talk: its layers and packages, read from their import contract.
+"""The house as a diagram for the talk: its layers and packages, as their import contract has them.
 
-The contract in `pyproject.toml` is what `lint-imports` holds the code to, so that the drawing is
-what the code is. Only the few words in a box are written here.
+Only the few words in a box are written here.
 """
 
-import tomllib
-from pathlib import Path
+from collections.abc import Sequence
 
-from ember.records.errors import EmberError
 from ember.studies.steps import reads
 from ember.studies.style import PAGE, style
 
@@ -15,9 +12,9 @@ ROLES = {
     "commands": "one file for each command of ember",
     "studies": "tables · measure · summary · figure of each study",
     "operations": "jobs, preflight, plan, estimate, doctor",
-    "policies": "cache policies: plans, simulator, cost",
-    "peers": "other frameworks behind one protocol",
-    "streaming": "eviction methods over a bounded cache",
+    "policies": "cache policies, simulator, cost",
+    "peers": "other frameworks, one protocol",
+    "streaming": "KV eviction from a bounded cache",
     "pipeline": "a model on two stages in two processes",
     "engine": "requests, scheduler, prefill strategies",
     "backends": "three forms of a layer: eager decoder · compiled C step · CUDA kernels",
@@ -35,38 +32,9 @@ _HEIGHT, _GAP, _ASIDE = 0.78, 0.12, 0.12  # of a layer of height 1; inches besid
 _FILL, _GREY = "#dcebf5", "#eeeeee"
 
 
-class BadContract(EmberError):
-    """An import contract that says no layers, or not those that there are."""
-
-
-def read_layers(contract: str | Path) -> list[list[str]]:
-    """Packages of each layer, the highest first, of the contract `layers` in a pyproject.toml.
-
-    Raises BadContract where it is not there, or a package beside it stands in no layer.
-    """
-    contract = Path(contract)
-    found = tomllib.loads(contract.read_text("utf-8")).get("tool", {}).get("importlinter", {})
-    layers = [one["layers"] for one in found.get("contracts", ()) if one.get("type") == "layers"]
-    if len(layers) != 1:
-        raise BadContract(
-            f"{contract} has {len(layers)} import contracts of type layers\n"
-            "declare one under [[tool.importlinter.contracts]]"
-        )
-    rows = [[name.strip().rpartition(".")[2] for name in row.split("|")] for row in layers[0]]
-    source = contract.parent / "src" / found["root_package"]
-    there = {file.parent.name for file in source.glob("*/__init__.py")}
-    if odd := sorted(there ^ {name for row in rows for name in row}):
-        raise BadContract(
-            f"{', '.join(odd)}: in {source} or in the layers of {contract}, not in both\n"
-            "give each package its layer"
-        )
-    return rows
-
-
 @reads()
-def draw(contract: str | Path, scale: str):
-    """Figure and caption from the import contract in `contract`, a pyproject.toml."""
-    layers = read_layers(contract)
+def draw(layers: Sequence[Sequence[str]], scale: str):
+    """Figure and caption of packages by layer, the highest first (`operations.layers`)."""
     with style() as plt:
         figure, axes = plt.subplots(figsize=(PAGE, 0.36 * (len(layers) + 1.5)))
         axes.set_axis_off()
@@ -109,7 +77,7 @@ def _box(axes, left: float, bottom: float, width: float, name: str, role: str, f
     axes.text(centre, bottom + _HEIGHT * 0.27, role, fontsize=6, color="#333333", **middle)
 
 
-def _caption(layers: list[list[str]]) -> str:
+def _caption(layers: Sequence[Sequence[str]]) -> str:
     packages = sum(map(len, layers))
     return (
         f"**Architecture.** The library's {packages} packages in {len(layers)} layers, the "
