@@ -173,9 +173,9 @@ def test_broken_products_are_fixed_by_the_commands_printed(copy):
             "not what its job wrote",
         ),
         (
-            lambda c: (c.path / COST).unlink(),
+            lambda c: (c.path / ROUNDS).unlink(),
             "stale",
-            COST,
+            ROUNDS,
             "missing, though",
         ),
         (
