@@ -94,7 +94,7 @@ def format_named(name: str) -> Format:
 
 
 def finite(x: Tensor, name: str) -> Tensor:
-    """x in float32. Raises FormatError for NaN, infinity, and values that are no numbers."""
+    """x in float32. Raises FormatError for non-finite values and integer tensors."""
     if not x.is_floating_point():
         raise FormatError(f"{name}: values are {x.dtype}; quantise floating-point values")
     x = x.float()
