@@ -136,6 +136,8 @@ def test_no_number_takes_what_is_none_or_absurd(path, value):
         if said is not None:
             assert str(path[0]) in said
             continue
+        if value is None and path[:2] == ("streaming", "points"):
+            continue  # the method's own default
         # Where a switch, a text or a missing value is as good.
         assert value in (True, "5", None), (path, value)
         assert {"architecture", "arguments", "policies", "max_bytes"} & set(path), (path, value)

@@ -139,10 +139,10 @@ class Framework(Strict):
         None,
         description="interpreter of its environment, from the checkout on; null: this project's",
     )
-    arguments: dict[str, int | float | bool | str] = Field(
+    arguments: dict[str, Size | Positive | bool | str] = Field(
         {}, description="what the adapter hands on to the framework"
     )
-    environment: dict[str, int | str] = Field(
+    environment: dict[str, Size | str] = Field(
         {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
     )
 
