@@ -22,25 +22,24 @@ wildcard_constraints:
 
 
 include: "rules/p1.smk"
+include: "rules/streaming.smk"
 include: "rules/bases.smk"
 include: "rules/shared.smk"
 
 
-for file in sorted((ROOT / "rules" / "p1").glob("*.smk")):
+for file in sorted((ROOT / "rules").glob("*/*.smk")):
 
     include: file
 
 
 include: "rules/paper.smk"
-include: "rules/streaming.smk"
-include: "rules/streaming/eviction.smk"
 include: "rules/workflow.smk"
 
 
 rule all:
     default_target: True
     input:
-        products("P1", "Streaming", "Paper", "Talk", "Workflow"),
+        products("P1", "C2C", "Streaming", "Low-bit", "Paper", "Talk", "Workflow"),
     message:
         "Every product of every programme"
 

@@ -127,7 +127,12 @@ def table(name, section, shows):
 
 
 def _product(name, section, shows, *endings):
-    programmes = {"p1": "P1", "streaming": "Streaming"}
+    programmes = {
+        "p1": "P1",
+        "c2c": "C2C",
+        "streaming": "Streaming",
+        "lowbit": "Low-bit",
+    }
     programme = programmes.get(name.partition("_")[0], section)
     files = [f"results/{name}{ending}" for ending in endings]
     PRODUCTS.extend((programme, section, file) for file in files)
