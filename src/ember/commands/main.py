@@ -18,6 +18,7 @@ from ember.commands import (
     doctor,
     estimate,
     generate,
+    guard,
     memory_budget,
     profile_rollout,
     rebuild,
@@ -38,6 +39,7 @@ COMMANDS = (
         doctor,
         check,
         bench_workflow,
+        guard,
     ),
     *(profile_rollout, cache_sweep, memory_budget),
 )
