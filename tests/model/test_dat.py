@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ember.model.dat import BadDat, read_dat, read_entries, write_dat
 
-CASES = int(os.environ.get("EMBER_FUZZ_CASES", 100_000))
+CASES = int(os.environ.get("EMBER_FUZZ_CASES", 30_000))
 
 
 def exported(tensors: dict[str, torch.Tensor]) -> bytes:

@@ -15,6 +15,7 @@ from ember.commands import (
     cache_sweep,
     check,
     config_schema,
+    converse,
     doctor,
     estimate,
     generate,
@@ -40,6 +41,7 @@ COMMANDS = (
         check,
         bench_workflow,
         guard,
+        converse,
     ),
     *(profile_rollout, cache_sweep, memory_budget),
 )
