@@ -89,7 +89,7 @@ def test_unknown_templates_and_too_long_conversations_are_refused(decoder, token
     with pytest.raises(BadConversation, match="no token of this model's tokenizer"):
         Conversation(decoder, plain, "chatml", capacity=64)
     conversation = Conversation(decoder, tokenizer, capacity=64)
-    conversation.say("And?", PARAMS)
+    conversation.say(WORDS[2], PARAMS)
     with pytest.raises(BadPrompt, match="capacity of 64"):
         conversation.say(WORDS[2], PARAMS)
 
