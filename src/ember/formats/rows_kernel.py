@@ -5,8 +5,6 @@ scales, packed. Each value is read once and each byte written once; the composit
 operators reads and writes float32 intermediates a dozen times.
 """
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -86,6 +84,5 @@ def quantise_rows(x: Tensor, bits: int, group: int | None = None) -> Packed:
         )
     if not bool(torch.isfinite(scales).all()):
         finite(x, f"int{bits}")  # says how many values are not
-    shape = (*x.shape[:-1], x.shape[-1] // group)
-    assert math.prod(shape) == groups
-    return Packed(f"int{bits}", tuple(x.shape), codes, {"scales": scales.view(shape)})
+    scales = scales.view(*x.shape[:-1], x.shape[-1] // group)
+    return Packed(f"int{bits}", tuple(x.shape), codes, {"scales": scales})
