@@ -33,12 +33,18 @@ class Payload:
     """One item's KV on its way."""
 
     length: int  # tokens of the passage, sent or not
-    index: Tensor | None  # (n,) int64, ascending: the tokens sent; None: all
+    start: int  # the first token sent, where `index` is None
+    index: Tensor | None  # (n,) int64, ascending: the tokens sent; None: n neighbours from `start`
     layers: tuple[int, ...]  # the sharer's layer of each entry of keys and values
     keys: tuple[Part, ...]
     values: tuple[Part, ...]
     rotated: bool  # whether keys are rotated to their positions
     index_bytes: int = 2  # of an entry of `index`: 2 or 4
+
+    @property
+    def tokens(self) -> int:
+        """How many are sent."""
+        return self.keys[0].shape[0] if self.keys else 0
 
     @property
     def bytes(self) -> int:
