@@ -33,6 +33,7 @@ def payload(
     *,
     length: int = 9,
     tokens: int | None = None,
+    run: int | None = None,
     heads: int = 2,
     size: int = 8,
     **more,
@@ -41,7 +42,7 @@ def payload(
 
     Values are of whole arithmetic, so that they are the same with every release of torch.
     """
-    sent = length if tokens is None else tokens
+    sent = (length if run is None else run) if tokens is None else tokens
     index = None if tokens is None else torch.arange(tokens) * length // max(tokens, 1)
     places = torch.arange(sent * heads * size).view(sent, heads, size)
 
@@ -54,11 +55,13 @@ def payload(
         return tuple(part(x, Along(scheme, axis, group=4)) for x, (scheme, axis) in turned)
 
     keys, values = parts(1), parts(-1)
-    return Payload(length, index, tuple(range(3, 3 + len(kinds))), keys, values, True, **more)
+    layers, start = tuple(range(3, 3 + len(kinds))), more.pop("start", 0)
+    return Payload(length, start, index, layers, keys, values, True, **more)
 
 
 def assert_same(one: Payload, other: Payload) -> None:
-    assert (one.length, one.layers, one.rotated) == (other.length, other.layers, other.rotated)
+    for name in ("length", "start", "layers", "rotated"):
+        assert getattr(one, name) == getattr(other, name)
     assert (one.index is None) == (other.index is None)
     if one.index is not None:
         assert torch.equal(one.index, other.index)
@@ -95,10 +98,20 @@ def test_there_and_back_bit_for_bit(scheme, axis, tokens):
 )
 def test_any_payload_comes_back(seed, kinds, length, data):
     tokens = data.draw(st.none() | st.integers(0, length))
+    run = data.draw(st.integers(0, length))
+    start = data.draw(st.integers(0, length - run)) if tokens is None and kinds else 0
     heads, size = data.draw(st.sampled_from([(1, 4), (2, 16), (3, 8)]))
     width = data.draw(st.sampled_from([2, 4]))
     sent = payload(
-        seed, kinds, length=length, tokens=tokens, heads=heads, size=size, index_bytes=width
+        seed,
+        kinds,
+        length=length,
+        tokens=tokens,
+        run=run,
+        heads=heads,
+        size=size,
+        index_bytes=2 if tokens is None else width,
+        start=start,
     )
     assert_same(unpack(pack(sent)), sent)
 
@@ -107,7 +120,7 @@ def test_asymmetric_scales_and_long_passages():
     x = torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(0)) + 4
     one = part(x, Along("int4", "channel", symmetric=False))
     index = torch.tensor([0, 65536, 99_999])
-    sent = Payload(100_000, index, (7,), (one,), (one,), False, 4)
+    sent = Payload(100_000, 0, index, (7,), (one,), (one,), False, 4)
     assert_same(unpack(pack(sent)), sent)
     with pytest.raises(WireError, match="indices of 2 bytes"):
         pack(replace(sent, index_bytes=2))
@@ -216,7 +229,9 @@ def header_with(**changes) -> bytes:
     ("changes", "says"),
     [
         ({"length": 2**30}, "1,073,741,824 tokens; at most"),
-        ({"tokens": 10}, "10 tokens are sent of a passage of 9"),
+        ({"tokens": 10}, "10 tokens from 0 on of a passage of 9"),
+        ({"start": 8, "index_bytes": 0}, "2 tokens from 8 on of a passage of 9"),
+        ({"start": 1}, "2 tokens from 1 on of a passage of 9"),
         ({"layers": (2**31,)}, "are no layers"),
         ({"length": 2**20, "index_bytes": 4, "tokens": 2**20}, "it promises"),
     ],
@@ -296,7 +311,8 @@ def test_refuses_payloads_that_contradict_themselves():
     short = replace(sent.keys[0], codes=sent.keys[0].codes[:-1])
     for wrong, says in (
         (replace(sent, keys=sent.keys[:1]), "differ in number"),
-        (replace(sent, index=None), "to be sent"),
+        (replace(sent, index=sent.index[1:]), "to be sent"),
+        (replace(sent, index=None, start=7), "from 7 on"),
         (replace(sent, keys=(short, sent.keys[1])), "do not fit"),
         (replace(sent, layers=(1, 1)), "repeat"),
     ):

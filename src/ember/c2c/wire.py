@@ -77,7 +77,8 @@ class Header:
     length: int
     tokens: int
     rotated: bool
-    index_bytes: int  # 0: all tokens are sent
+    start: int  # the first token sent, of a run of neighbours
+    index_bytes: int  # 0: such a run is sent
     layers: tuple[int, ...]
     keys: tuple[Kind, ...]
     values: tuple[Kind, ...]
@@ -86,7 +87,7 @@ class Header:
     def of(cls, payload: Payload) -> "Header":
         parts = (*payload.keys, *payload.values)
         counts = {part.shape[0] for part in parts}
-        sent = payload.length if payload.index is None else len(payload.index)
+        sent = payload.tokens if payload.index is None else len(payload.index)
         if not len(payload.layers) == len(payload.keys) == len(payload.values):
             raise _unsendable("keys, values and layers differ in number")
         if counts - {sent}:
@@ -95,6 +96,7 @@ class Header:
             payload.length,
             sent,
             payload.rotated,
+            payload.start,
             0 if payload.index is None else payload.index_bytes,
             payload.layers,
             tuple(map(Kind.of, payload.keys)),
@@ -107,7 +109,7 @@ class Header:
         flags = ROTATED * self.rotated + PARTIAL * bool(self.index_bytes)
         flags += WIDE * (self.index_bytes == 4)
         out = bytearray((*MAGIC, VERSION, flags))
-        for number in (self.length, self.tokens, len(kinds), len(self.layers)):
+        for number in (self.length, self.tokens, self.start, len(kinds), len(self.layers)):
             out += _varint(number)
         for kind in kinds:
             axis = AXES.index(kind.axis) + SYMMETRIC * kind.symmetric
@@ -123,8 +125,8 @@ class Header:
         """Raises `WireError` for numbers that contradict each other or pass a bound."""
         if self.length > MOST_LENGTH:
             raise _bad(f"a passage of {self.length:,} tokens; at most {MOST_LENGTH:,} are read")
-        if self.tokens > self.length or (not self.index_bytes and self.tokens != self.length):
-            raise _bad(f"{self.tokens} tokens are sent of a passage of {self.length}")
+        if self.start + self.tokens > self.length or (self.start and self.index_bytes):
+            raise _bad(f"{self.tokens} tokens from {self.start} on of a passage of {self.length}")
         if self.index_bytes == 2 and self.length > 2**16:
             raise _bad(f"indices of 2 bytes in a passage of {self.length} tokens")
         if len({*self.layers}) < len(self.layers) or max(self.layers, default=0) >= MOST_LAYERS:
@@ -204,6 +206,7 @@ def unpack(blob: bytes | bytearray | memoryview, device: str | torch.device = "c
             found.setdefault((one.entry, one.keys), {})[one.kind] = value
     return Payload(
         header.length,
+        header.start,
         index,
         header.layers,
         tuple(_part(header, found, entry, True) for entry in range(len(header.layers))),
@@ -220,6 +223,7 @@ def inspect(blob: bytes | bytearray | memoryview) -> dict:
         "version": VERSION,
         "length": header.length,
         "tokens": header.tokens,
+        "start": None if header.index_bytes else header.start,
         "rotated": header.rotated,
         "layers": [
             {"layer": layer, "keys": vars(key), "values": vars(value)}
@@ -297,7 +301,7 @@ def _decoded(view: memoryview) -> tuple[Header, int]:
     flags, numbers = view[len(MAGIC) + 1], _Numbers(view, len(MAGIC) + 2)
     if flags & ~FLAGS:
         raise _bad(f"it has flags {flags}")
-    length, tokens, kinds, layers = (numbers.next() for _ in range(4))
+    length, tokens, start, kinds, layers = (numbers.next() for _ in range(5))
     # Each takes bytes of its own: more than there are bytes is no number of them.
     if kinds > len(view) or layers > min(len(view), MOST_LAYERS):
         raise _bad(f"it promises {layers} layers of {kinds} kinds")
@@ -309,6 +313,7 @@ def _decoded(view: memoryview) -> tuple[Header, int]:
         length,
         tokens,
         bool(flags & ROTATED),
+        start,
         0 if not flags & PARTIAL else 4 if flags & WIDE else 2,
         tuple(layer for layer, _, _ in rows),
         tuple(known[key] for _, key, _ in rows),
