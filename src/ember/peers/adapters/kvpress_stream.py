@@ -4,8 +4,9 @@ Arguments of a call: `method` (kvpress's class), `label`, and what else the clas
 prunes and places tokens as kvpress's own pipeline does: positions are those of the text.
 `order-fixed` is the same with the kept tokens in the order of the text: stock leaves them in that
 of `topk`, and a scorer that goes by places in the cache, as StreamingLLM's does, takes what lies
-first for the sinks: those of the text are gone after some prunes. `re-rotated` prunes by `KeyRerotationPress` (which sorts), with
-positions inside the cache; `DecodingPress` refuses that class itself, so a scorer hands over to it.
+first for the sinks: those of the text are gone after some prunes. `re-rotated` prunes by
+`KeyRerotationPress` (which sorts), with positions inside the cache; `DecodingPress` refuses that
+class itself, so a scorer hands over to it.
 """
 
 
