@@ -149,7 +149,10 @@ def load_chat(folder: str | Path) -> Chat:
 
 
 def build_message(question: Question, template: str = TEMPLATE) -> str:
-    """The user's message for a question with choices: what every method's prompt holds."""
+    """The user's message for a question: what every method's prompt holds. One without choices is
+    asked as it is."""
+    if not question.choices:
+        return question.text.strip()
     listed = "\n".join(
         f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=False)
     )

@@ -10,9 +10,9 @@ The answer's letter. Without a `<think>` block and blanks around it, the text is
 
 A letter is one of the question's choices; it may stand in brackets, quotes or Markdown, after
 "option" or "choice", and must not be part of a word. A small letter, and the capital A, count only
-where they cannot be an article: not before a word, but for "because" and its like. Two letters side by side ("A/B", "A or B") are
-no answer. What has no letter by this rule is an extraction failure: it counts as wrong, and how
-many there are is recorded.
+where they cannot be an article: not before a word, but for "because" and its like. Two letters side
+by side ("A/B", "A or B") are no answer. What has no letter by this rule is an extraction failure:
+it counts as wrong, and how many there are is recorded.
 """
 
 import re
