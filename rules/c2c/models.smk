@@ -47,7 +47,7 @@ use rule job as make_c2c_questions with:
     pathvars:
         job="make_c2c_questions_{seed}",
     params:
-        **study("c2c.models.make.make_items"),
+        **study("c2c.models.questions.make_questions"),
         world=conf("c2c", "world"),
         world_seed=lambda w: int(w.seed),
         settings=conf_of(["c2c", "evaluation"], "passages", "questions"),
