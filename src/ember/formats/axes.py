@@ -68,6 +68,13 @@ class Along:
         if self.scheme == RAW:
             data = _half(x).contiguous().view(-1).view(torch.uint8)
             return Packed(RAW, tuple(x.shape), data, {})
+        if x.is_cuda and self.axis in ("token", "group") and self.symmetric and not self.eps:
+            from ember.formats.rows_kernel import quantise_rows, serves
+
+            rows = x.flatten(-2)
+            group, bits = self._shared(rows.shape[-1]), format_named(self.scheme).bits
+            if self.scheme.startswith("int") and serves(rows, bits, group):
+                return quantise_rows(rows, bits, group)
         return format_named(self.scheme).pack(self._quantise(x))
 
     def unpack(self, data: Tensor, parts: Mapping[str, Tensor], shape: tuple[int, int, int]):
