@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ember.formats.axes import AXES, RAW, SPLIT, VALID, Along, axes_of, check
+from ember.formats.axes import Along, check
+from ember.formats.pairs import ASYMMETRIC, AXES, RAW, SPLIT, VALID, axes_of
 from ember.formats.registry import FORMATS, FormatError
 
 GRID = [
@@ -83,7 +84,9 @@ def test_split_is_the_pair_of_axes():
 
 def test_table_knows_every_format():
     assert {*VALID} == {*FORMATS, RAW}
-    assert VALID["nf4"] == VALID["mxfp4"] == VALID["nvfp4"] == ("token", "channel")
+    for name, format in FORMATS.items():
+        assert VALID[name] == (("token", "channel") if format.block else AXES)
+        assert (name in ASYMMETRIC) == ("symmetric" in format.options)
     for scheme, axes in VALID.items():
         for axis in (*axes, SPLIT):
             check(scheme, axis)

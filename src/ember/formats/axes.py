@@ -1,10 +1,7 @@
-"""Along which axis of a KV tensor (T, H, D) values share a scale, and which formats can do it.
+"""A KV tensor (T, H, D) in a number format, along an axis: simulated, or packed to be sent.
 
-`layer`: one scale for all; `head`: one for each head; `token`: one for each token; `channel`: one
-for each channel of each head, over tokens; `group`: one for `group` neighbouring values of a token.
-Block formats (nf4, nvfp4, mxfp4) have blocks of a fixed size: for them `token` and `channel` say in
-which order values are neighbours, the last block is filled up with zeros, and no head or layer can
-have a scale. `fp16` has no scales: with it the axis says nothing.
+Values that share a scale are brought side by side in the last dimension, which the formats work
+along. Blocks of block formats may cross tokens and heads; the last is filled up with zeros.
 """
 
 import math
@@ -15,40 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.formats.registry import FORMATS, FormatError, Packed, Quantised, format_named
-from ember.records.errors import nearest
-
-AXES = ("layer", "head", "token", "channel", "group")
-SPLIT = "k_channel_v_token"
-"""Keys by channel, values by token (KIVI, arXiv 2402.02750)."""
-RAW = "fp16"
-VALID: dict[str, tuple[str, ...]] = {RAW: AXES} | {
-    name: ("token", "channel") if format.block else AXES for name, format in FORMATS.items()
-}
-"""Axes by scheme. What both ends of SPLIT can do, SPLIT can."""
-
-
-def axes_of(axis: str) -> tuple[str, str]:
-    """Axes of keys and of values."""
-    return ("channel", "token") if axis == SPLIT else (axis, axis)
+from ember.formats.pairs import RAW, problem
+from ember.formats.registry import FormatError, Packed, Quantised, format_named
 
 
 def check(scheme: str, axis: str, *, symmetric: bool = True) -> None:
-    """Raises FormatError for a scheme or axis that nobody knows and for a pair that is none."""
-    for name, known, what in ((scheme, VALID, "scheme"), (axis, (*AXES, SPLIT), "axis")):
-        if name not in known:
-            raise FormatError(
-                f"unknown {what} {name!r}.{nearest(name, known)} Known: {', '.join(known)}"
-            )
-    if not {*axes_of(axis)} <= {*VALID[scheme]}:
-        raise FormatError(
-            f"{scheme} has no scale for each {axis}: its blocks have a fixed size. "
-            f"Set axis to {', '.join(VALID[scheme])} or {SPLIT}, or take an integer scheme or fp8"
-        )
-    if not symmetric and scheme != RAW and "symmetric" not in format_named(scheme).options:
-        raise FormatError(
-            f"{scheme} is symmetric only. Set symmetric to true, or take int2, int4 or int8"
-        )
+    """Raises FormatError for a scheme and an axis that are no pair of `ember.formats.pairs`."""
+    if wrong := problem(scheme, axis, symmetric=symmetric):
+        raise FormatError(wrong)
 
 
 @dataclass(frozen=True)
