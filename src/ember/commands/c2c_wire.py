@@ -41,6 +41,7 @@ def _pack(options) -> str:
     from ember.c2c import wire
     from ember.c2c.channel import Payload
     from ember.formats import axes
+    from ember.formats.pairs import axes_of
     from ember.records.atomic import atomic_file
 
     symmetric = not options.asymmetric
@@ -50,11 +51,11 @@ def _pack(options) -> str:
     tensors, about = _read_kv(options.kv)
     index = tensors.pop("index", None)
     layers = sorted(int(name.partition(".")[2]) for name in tensors if name.startswith("keys."))
-    key_axis, value_axis = axes.axes_of(options.axis)
+    key_axis, value_axis = axes_of(options.axis)
 
     def parts(name: str, axis: str) -> tuple:
         along = axes.Along(options.scheme, axis, symmetric, options.group)
-        return tuple(_part(tensors[f"{name}.{layer}"], along) for layer in layers)
+        return tuple(wire.part_of(tensors[f"{name}.{layer}"], along) for layer in layers)
 
     sent = len(tensors[f"keys.{layers[0]}"])
     length = _number(about, "length", sent if index is None else int(index.amax()) + 1)
@@ -150,14 +151,6 @@ def _read_kv(path: Path) -> tuple[dict, dict]:
     if index is not None and (index.dtype.is_floating_point or tuple(index.shape) != (count,)):
         raise BadKV(f"{path} has an index {tuple(index.shape)} of {count} tokens.\n{REMEDY}")
     return tensors, about
-
-
-def _part(x, along):
-    from ember.c2c.channel import Part
-
-    packed = along.pack(x)
-    kind = (along.scheme, along.axis, along.symmetric, along.group)
-    return Part(*kind, tuple(x.shape), packed.data, packed.parts)
 
 
 def _number(about: dict, name: str, default: int) -> int:
