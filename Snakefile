@@ -18,11 +18,13 @@ wildcard_constraints:
     corpus="|".join(SETTINGS["corpora"]),
     model="|".join(SETTINGS["models"]),
     method="[a-z_]+",
+    seed=r"\d+",
     shard=r"\d+",
 
 
 include: "rules/p1.smk"
 include: "rules/streaming.smk"
+include: "rules/c2c.smk"
 include: "rules/bases.smk"
 include: "rules/shared.smk"
 
@@ -58,6 +60,13 @@ rule streaming:
         "Streaming: rare pruning without the cliff"
 
 
+rule c2c:
+    input:
+        products("C2C"),
+    message:
+        "C2C: quantised cache-to-cache communication"
+
+
 rule paper:
     input:
         products("Paper", "Talk"),
@@ -90,6 +99,14 @@ for target, message, *sections in (
     ("streaming_matrix", "S-3, S-6: controlled eviction", "Matrix"),
     ("streaming_ceiling", "S-5: what keeping the cache costs", "Ceiling"),
     ("streaming_pareto", "S-7: time against perplexity", "Pareto"),
+    ("c2c_m0", "C-M0: the channel against baselines and controls", "M0"),
+    ("c2c_m1", "C-M1: schemes of quantisation", "M1"),
+    ("c2c_m2", "C-M2: axes and scale statistics", "M2"),
+    ("c2c_m3", "C-M3: length of the cache", "M3"),
+    ("c2c_m4", "C-M4: accuracy against bytes", "M4"),
+    ("c2c_m6", "C-M6: mixed precision by layer", "M6"),
+    ("c2c_m8", "C-M8: selective transfer", "M8"),
+    ("c2c_m11", "C-M11: wire format", "M11"),
 ):
 
     rule:

@@ -2,6 +2,10 @@
 
 import json
 import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -115,3 +119,32 @@ def test_a_failed_job_leaves_no_record(snakemake, tmp_path):
     with pytest.raises(SystemExit), job.start(snakemake):
         raise EmberError("no")
     assert not (tmp_path / "results").exists()
+
+
+GROWING = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from types import SimpleNamespace
+from test_job import Files
+from ember.operations import job
+
+held = []
+with job.start(SimpleNamespace(
+    rule="grow", input=Files(), output=Files(["table.parquet"]), wildcards=Files(), threads=1,
+    params=Files(runtime={{"device": "cpu"}}), resources=Files(), log=["logs/grow.log"],
+    config={{"scale": "smoke", "resources": {{"guard_gb": 0.7}}}},
+)):
+    while True:
+        held.append(bytearray(b"1" * 10_000_000))
+        time.sleep(0.005)
+"""
+
+
+def test_a_job_that_holds_a_model_is_ended_at_the_memory_limit_and_says_so(tmp_path):
+    text = GROWING.format(tests=str(Path(__file__).parent))
+    ended = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, timeout=120)
+    assert ended.returncode == -signal.SIGTERM
+    log = (tmp_path / "logs/grow.log").read_text()
+    assert "rule grow starts" in log
+    assert "above its limit of 0.7 GB" in log
+    assert not (tmp_path / "table.parquet").exists()

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ember.config.c2c import C2C
 from ember.config.p1 import P1
 from ember.config.shared import Corpus, Model, Named, Resources, Strict, Tokenizer, Workflow
 from ember.config.streaming import Streaming
@@ -31,3 +32,4 @@ class Config(Strict):
     models: Named[Model]
     p1: P1
     streaming: Streaming
+    c2c: C2C

@@ -142,6 +142,14 @@ class Resources(Strict):
     """What a job asks the scheduler for."""
 
     mem_mb: Count = Field(description="memory of a job that holds a model, in MB")
+    guard_gb: Positive | None = Field(
+        None,
+        description="memory at which a job that holds a model is ended, in GB (1e9 bytes); null: "
+        "0.95 of what the machine or the container has",
+    )
+    guard_gpu_gb: Positive | None = Field(
+        None, description="the same for memory of a GPU, above what it held before; null: no limit"
+    )
     runtime: Count = Field(description="minutes of a measuring or training job, at most")
     runtime_factor: Annotated[float, Field(ge=1)] = Field(
         3.0, description="a job asks for this many times what its earlier runs took at most"

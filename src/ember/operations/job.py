@@ -16,6 +16,7 @@ log and on stderr, and leaves no half-written product.
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -26,11 +27,13 @@ from importlib import import_module
 from pathlib import Path
 
 from ember.measure import overhead
+from ember.measure.memory import total_bytes
 from ember.records.atomic import write_text
 from ember.records.errors import EmberError
 
 log = logging.getLogger("ember.job")
 PARTS = ("imports", "model_load", "provenance")
+GUARDED = 0.95  # of the memory there is: what a job may take before it is ended
 
 
 class Job:
@@ -132,6 +135,7 @@ def start(snakemake) -> Iterator[Job]:
     _limit_threads(snakemake.threads)
     run = Job(snakemake)
     log.info("rule %s starts", snakemake.rule)
+    guard = _start_guard(snakemake) if snakemake.params.get("runtime") else None
     try:
         _import_libraries(snakemake)
         yield run
@@ -147,6 +151,9 @@ def start(snakemake) -> Iterator[Job]:
             _fail(f"out of device memory: {str(error).splitlines()[0]}; {_MEMORY_REMEDY}", 1)
         log.error("unexpected error\n%s", traceback.format_exc())
         raise
+    finally:
+        if guard:
+            guard.terminate()
     log.info("rule %s done in %.1f s", snakemake.rule, time.perf_counter() - run._began)
 
 
@@ -154,6 +161,21 @@ _MEMORY_REMEDY = (
     "use a smaller scale, shorter contexts or fewer documents, or give the job more memory "
     "(resources.mem_mb)"
 )
+
+
+def _start_guard(snakemake) -> subprocess.Popen:
+    """A process beside this one that ends it, and what it started, at the memory limit (L-7)."""
+    given = snakemake.config.get("resources", {})
+    limit = given.get("guard_gb") or GUARDED * total_bytes() / 1e9
+    command = [sys.executable, "-m", "ember.commands.main", "guard", "--pid", str(os.getpid())]
+    command += ["--host-limit-gb", str(limit)]
+    if gpu := given.get("guard_gpu_gb"):
+        command += ["--gpu-limit-gb", str(gpu)]
+    # Its own session: an interrupt ends the job, and the job ends its guard.
+    with open(snakemake.log[0] if snakemake.log else os.devnull, "a") as said:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+        )
 
 
 def _import_libraries(snakemake) -> None:
@@ -175,7 +197,8 @@ def _open_log(path) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, mode="w", encoding="utf-8"))
+        write_text(Path(path), "")  # then appended to, as its guard does
+        handlers.append(logging.FileHandler(path, mode="a", encoding="utf-8"))
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(name)s: %(message)s",

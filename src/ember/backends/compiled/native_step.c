@@ -387,11 +387,11 @@ static void weigh(const Step *s, const float *shares, const T *values, int64_t c
 }
 
 /* Attention of one row and KV head: the queries of its group over `shared` tokens of the prompts'
- * memory from `start` on and over the row's `own` tokens and the new one, which joins them. What has
- * left the layer's window is not read. */
+ * memory from `start` on and over the row's `own` tokens and the new one, which joins them at its
+ * position. What has left the layer's window is not read. */
 static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head, int64_t start,
-                   int64_t shared, int64_t own, float *scratch) {
-  int64_t d = s->dim, group = s->heads / s->kv_heads, position = shared + own;
+                   int64_t shared, int64_t own, int64_t position, float *scratch) {
+  int64_t d = s->dim, group = s->heads / s->kv_heads, held = shared + own + 1;
   const float *qkv = s->qkv + row * (s->heads + 2 * s->kv_heads) * d;
   T *keys = layer->keys + row * s->row_stride + head * s->head_stride;
   T *values = layer->values + row * s->row_stride + head * s->head_stride;
@@ -408,7 +408,7 @@ static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head,
     turn(s, layer, qkv + (head * group + g) * d, layer->q_norm, position, s->score_scale,
          q + g * d);
 
-  int64_t tokens = layer->window ? smaller(layer->window, position + 1) : position + 1;
+  int64_t tokens = layer->window ? smaller(layer->window, held) : held;
   int64_t mine = smaller(tokens, own + 1), prompts = tokens - mine; /* the last ones of each */
   int64_t prompt = head * s->prompt_stride + (start + shared - prompts) * d;
   keys += (own + 1 - mine) * d;
@@ -490,9 +490,10 @@ static void add(const Step *s, const float *in, int64_t batch, int64_t k, const 
   }
 }
 
-/* tokens, starts, shared and own are those of `batch` rows, the first ones of the cache. */
+/* tokens, starts, shared, own and offsets are those of `batch` rows, the first ones of the cache. A
+ * row's positions begin at its offset. */
 void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, const int64_t *shared,
-                const int64_t *own, int64_t batch, int asked) {
+                const int64_t *own, const int64_t *offsets, int64_t batch, int asked) {
   int64_t h = s->hidden, width = (s->heads + 2 * s->kv_heads) * s->dim, tasks = batch * s->kv_heads;
   Gate gate = {0};
 #pragma omp parallel num_threads(asked)
@@ -511,7 +512,8 @@ void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, con
       meet(&gate, threads);
       for (int64_t task = thread; task < tasks; task += threads) {
         int64_t row = task / s->kv_heads;
-        attend(s, layer, row, task % s->kv_heads, starts[row], shared[row], own[row], scratch);
+        attend(s, layer, row, task % s->kv_heads, starts[row], shared[row], own[row],
+               offsets[row] + shared[row] + own[row], scratch);
       }
       if (s->parallel) norm(s, layer->post_norm, batch, normed);
       meet(&gate, threads);

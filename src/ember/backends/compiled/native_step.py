@@ -99,15 +99,24 @@ class NativeStep:
         self._own.fill_(position)
         return self.run(tokens, self._none, self._none, self._own).to(self._dtype)
 
-    def run(self, tokens: Tensor, starts: Tensor, shared: Tensor, own: Tensor) -> Tensor:
+    def run(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        shared: Tensor,
+        own: Tensor,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """Runs one token of each of the first B rows; returns logits (B, V). All are int64 (B,).
 
         Row b reads `shared[b]` tokens of the prompts from `starts[b]` on, then `own[b]` of its own,
-        after which the KV of the new one is stored.
+        after which the KV of the new one is stored. Its first token stands at `offsets[b]`, by
+        default 0.
         """
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocabulary:
             raise IndexError(f"a token is not in 0 … {self._vocabulary - 1}: {tokens.tolist()}")
-        arrays = [x.contiguous() for x in (tokens, starts, shared, own)]
+        offsets = self._none[: len(tokens)] if offsets is None else offsets
+        arrays = [x.contiguous() for x in (tokens, starts, shared, own, offsets)]
         rows, threads = len(tokens), min(torch.get_num_threads(), self._threads)
         step = ctypes.byref(self._step)
         self._function(step, *(x.data_ptr() for x in arrays), rows, threads)
@@ -206,7 +215,7 @@ def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str | None]:
         reason = f"no compiled code: {error}"
         log.info("decoding without compiled code (%s)", reason)
         return None, reason
-    library.ember_step.argtypes = [POINTER] * 5 + [ctypes.c_int64, ctypes.c_int]
+    library.ember_step.argtypes = [POINTER] * 6 + [ctypes.c_int64, ctypes.c_int]
     library.ember_step.restype = None
     return library, None
 

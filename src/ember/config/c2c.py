@@ -1,0 +1,119 @@
+"""C2C, quantised cache-to-cache communication: a section for each study."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ember.config.shared import Count, Fraction, Inside, Positive, Size, Some, Strict
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Records = Annotated[int, Field(ge=2, le=10_000)]
+Kinds = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class World(Strict):
+    """The generated world (ember.c2c.world): what a passage holds, and who knows it."""
+
+    records: Records = Field(20, description="records of a passage")
+    fillers: Annotated[int, Field(ge=0, le=10**6)] = Field(18, description="tokens between them")
+    entities: Kinds = Field(24, description="entities there are")
+    entities_at_once: Kinds = Field(5, description="of which a passage names so many")
+    relations: Kinds = Field(8, description="relations there are")
+    values: Kinds = Field(32, description="values there are, and possible answers")
+    filler_kinds: Kinds = Field(7, description="different fillers")
+    shares: Annotated[list[Fraction], Field(min_length=4, max_length=4)] = Field(
+        [0.5, 0.15, 0.2, 0.15],
+        description="records known to the sharer, the receiver, both, neither; they add up to 1",
+    )
+    key_kept: Fraction = Field(
+        0.25, description="share of key tokens that stay of what the receiver does not know"
+    )
+    no_context: Fraction = Field(
+        0.1, description="passages of which the receiver's copy has nothing but masks"
+    )
+
+    @model_validator(mode="after")
+    def _holds(self):
+        if abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError("shares do not add up to 1: make them")
+        if self.entities_at_once > self.entities:
+            raise ValueError("entities_at_once is more than there are: lower it")
+        if self.records > self.entities_at_once * self.relations:
+            raise ValueError("records need as many keys: lower them, or raise entities_at_once")
+        return self
+
+
+class Trained(Strict):
+    """A training in the world."""
+
+    steps: Count = Field(description="optimizer steps, at most")
+    batch_size: Count = Field(description="passages a step")
+    questions: Count = Field(description="questions about each passage")
+    learning_rate: Positive = Field(description="peak rate")
+    warmup_steps: Size = Field(20, description="linear warm-up, in steps")
+
+
+class Reader(Strict):
+    """A model of the pair; its vocabulary is the world's."""
+
+    architecture: dict[str, bool | Size | float | str] = Field(description="its fields")
+    training: Trained
+
+
+class Sharer(Reader):
+    """The model whose cache is sent."""
+
+    outliers: Positive = Field(
+        16.0,
+        description="one value channel and one key pair of each layer are so many times as large, "
+        "undone in the next matrices; 1: none",
+    )
+
+
+class Fuser(Strict):
+    """The fuser between the two."""
+
+    hidden: Count = Field(description="width of its branches")
+    rotated: bool = Field(False, description="keys are fused after rotation (published) or before")
+    noise: Literal["logistic", "gumbel"] = Field("logistic", description="of gates in training")
+    layer_map: Literal["last", "depth"] = Field("last", description="which layers meet")
+    warm: Annotated[float, Field(ge=0, le=1000)] = Field(
+        2.0, description="weight of the warm start at the first step"
+    )
+    warm_until: Inside = Field(0.45, description="share of the steps after which it is gone")
+    hold: Fraction = Field(0.4, description="share of the steps with gates held open")
+    training: Trained
+
+
+class Evaluation(Strict):
+    """Questions that points are measured on."""
+
+    passages: Count = Field(description="passages of each split, each with its own items")
+    questions: Count = Field(description="questions about each")
+    batch_size: Count = Field(description="items at once")
+
+
+class Speed(Strict):
+    """What batches and compilation save."""
+
+    items: Count = Field(description="items that are timed")
+    batch_sizes: Some[Count] = Field(description="items at once; 1 is the reference")
+    compile: Some[bool] = Field(description="whether the fuser is compiled")
+    warmup: Size = 1
+    repeats: Count
+
+
+class C2C(Strict):
+    """Cache-to-cache communication."""
+
+    seeds: Some[Seed] = Field(description="seeds of world, models and fuser: one pair each")
+    world: World = World()
+    sharer: Sharer
+    receiver: Reader
+    fuser: Fuser
+    tuned_steps: Count = Field(description="steps of the receiver that is fine-tuned alone")
+    evaluation: Evaluation
+    speed: Speed
+    resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
+        2000, description="resamples of an interval"
+    )
