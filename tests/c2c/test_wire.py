@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from ember.c2c import wire
 from ember.c2c.channel import Part, Payload
 from ember.c2c.wire import WireError, inspect, pack, unpack
-from ember.formats.axes import VALID, Along
+from ember.formats.axes import Along
+from ember.formats.pairs import VALID
 
 PAIRS = [(scheme, axis) for scheme, axes in VALID.items() for axis in axes]
 GOLDEN = Path(__file__).with_name("golden_v1.json")

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ember.c2c.channel import Part, Payload
 from ember.formats import axes
-from ember.formats.axes import RAW, Along
+from ember.formats.axes import Along
 from ember.formats.base import FormatError
+from ember.formats.pairs import RAW
 from ember.records.errors import EmberError
 
 MAGIC, VERSION = b"C2CW", 1
