@@ -4,13 +4,17 @@ What crosses it is a `Payload` for each item, and nothing else: the sharer's KV,
 shape, of the layers that an open gate uses and the tokens that were selected.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from ember.c2c.fuser import Fuser
+from ember.c2c.points import ALL
+from ember.c2c.schedule import NONE, by_sharer, readers
 from ember.c2c.select import SELECTORS, Selection
 from ember.c2c.source import Context, Sent, SourceKV
 from ember.formats.axes import Along, check
@@ -74,13 +78,14 @@ class Channel:
     symmetric: bool = True
     group: int = 16
     eps: float = 0.0
-    layers: Mapping[int, str] = field(default_factory=dict)  # by the sharer's layer, over scheme
+    layers: Mapping[int, str] = field(default_factory=dict)  # by the sharer's layer; or NONE
     selection: Selection = field(default_factory=Selection)
+    scatter_fill: str = "receiver_only"  # what stands where nothing was sent; or: zeros
     index_dtype_bytes: int = 2
     include_scale_overhead: bool = True  # whether estimates count scales and indices
 
     def __post_init__(self):
-        for scheme in (self.scheme, *self.layers.values()):
+        for scheme in {self.scheme, *self.layers.values()} - {NONE}:
             check(scheme, self.axis, symmetric=self.symmetric)
 
     @cached_property
@@ -98,6 +103,16 @@ class Channel:
         scheme = self.layers.get(layer, self.scheme)
         return Along(scheme, axis, self.symmetric, self.group, self.eps)
 
+    def kept(self, source: SourceKV) -> SourceKV:
+        """The source without layers that the schedule does not send."""
+        kept = [n for n, layer in enumerate(source.layers) if self.layers.get(layer) != NONE]
+        if len(kept) == len(source.layers):
+            return source
+        keys, values, layers = (
+            tuple(part[n] for n in kept) for part in (source.keys, source.values, source.layers)
+        )
+        return SourceKV(keys, values, layers, source.tokens, source.rotated)
+
     def choose(self, source: SourceKV, context: Context) -> Tensor:
         """(B, T) bool: tokens that are sent."""
         return self.selection.choose(source, context, self.selection.scores(source, context))
@@ -108,7 +123,8 @@ class Channel:
         return [self.payload(source, chosen, item) for item in range(len(chosen))]
 
     def payload(self, source: SourceKV, chosen: Tensor, item: int) -> Payload:
-        """What is sent of one item, of whose tokens (B, T) says which."""
+        """What is sent of one item, of whose tokens (B, T) `chosen` says which."""
+        source = self.kept(source)
         index = chosen[item].nonzero()[:, 0]
         if source.tokens.shape[1] > 256**self.index_dtype_bytes:
             raise BadChannel(
@@ -144,10 +160,12 @@ class Channel:
 
     def deliver(self, source: SourceKV, chosen: Tensor, context: Context) -> Sent:
         """The same, of tokens chosen before."""
+        source = self.kept(source)
         keys = _through(source, source.keys, chosen, self._simulated(self.key_axis))
         values = _through(source, source.values, chosen, self._simulated(self.value_axis))
         sent = SourceKV(keys, values, source.layers, chosen, source.rotated)
-        return Sent(sent, self.estimate(source, chosen, context))
+        lost = source.tokens & ~chosen if self.scatter_fill == "zeros" else None
+        return Sent(sent, self.estimate(source, chosen, context), lost)
 
     def _simulated(self, axis: str) -> Callable[[int, Tensor], Tensor]:
         return lambda layer, x: self.along(layer, axis).simulate(x)
@@ -156,6 +174,7 @@ class Channel:
         """Bytes of each item from the sharer's shape: tokens · 2 · heads · head dimension · bytes
         an element, summed over layers, with scales and indices where they are included; and what
         an oracle is charged."""
+        source = self.kept(source)
         charged = 0
         if not self.selection.all:
             charged = SELECTORS[self.selection.mode].charged(context)
@@ -201,6 +220,52 @@ def receive(
         values.append([_row(part, index, tokens, dtype, device) for part in one.values])
     joined = [tuple(map(torch.stack, zip(*rows, strict=True))) for rows in (keys, values)]
     return SourceKV(*joined, first.layers, there, first.rotated)
+
+
+def channel_of(point: Mapping, fuser: Fuser) -> Channel:
+    """The channel of a point (`ember.c2c.points`); layer schedules are by the fuser's layers."""
+    layers = {}
+    if point["schemes"]:
+        reading = readers(fuser.sources, fuser.open_gates())
+        layers = by_sharer(point["schemes"].split(","), reading)
+    mode = "front" if point["mode"] == ALL else point["mode"]
+    said = (point[name] for name in ("proportion", "scope", "min_tokens", "seed"))
+    return Channel(
+        RAW if point["quantize_target"] == "base" else point["scheme"],
+        point["axis"],
+        point["symmetric"],
+        point["group"],
+        point["eps"],
+        layers,
+        Selection(mode, *said),
+        point["scatter_fill"],
+        point["index_dtype_bytes"],
+        point["include_scale_overhead"],
+    )
+
+
+@contextmanager
+def quantised_base(fuser: Fuser, point: Mapping) -> Iterator[None]:
+    """Inside, the fuser reads the receiver's own KV (B, T, H, D) quantised as the point says, where
+    its `quantize_target` is base or both. Nothing more is sent for it: it is a question of what the
+    fuser bears."""
+    hooks = []
+    if point["quantize_target"] != "source":
+        scheme, *rest = (point[name] for name in ("scheme", "symmetric", "group", "eps"))
+        for layer in fuser:
+            for branch, axis in zip((layer.key, layer.value), axes_of(point["axis"]), strict=True):
+                along = Along(scheme, axis, *rest)
+                hooks.append(branch.register_forward_pre_hook(partial(_with_base, along)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _with_base(along: Along, branch, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    source, own = inputs
+    return source, along.simulate(own).to(own.dtype)
 
 
 def is_run(index: Tensor) -> bool:

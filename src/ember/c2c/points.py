@@ -28,6 +28,7 @@ USUAL = {
     "index_dtype_bytes": 2,
     "include_scale_overhead": True,
     "schedule": "",
+    "schemes": "",
 }
 _QUANT = ("scheme", "axis", "symmetric", "group", "eps", "quantize_target")
 _TRANSFER = {
@@ -59,7 +60,16 @@ def _id(found: Mapping) -> str:
     if found["mode"] != ALL:
         parts += [found["mode"], f"{found['proportion']:g}"]
     for name, usual in USUAL.items():
-        shown = ("scheme", "axis", "group", "symmetric", "mode", "proportion", "schedule")
+        shown = (
+            "scheme",
+            "axis",
+            "group",
+            "symmetric",
+            "mode",
+            "proportion",
+            "schedule",
+            "schemes",
+        )
         if name not in shown and found[name] != usual:
             value = found[name]
             parts.append(value if isinstance(value, str) else f"{name}={value:g}")

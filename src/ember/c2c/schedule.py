@@ -11,6 +11,10 @@ from ember.formats.pairs import RAW, VALID
 from ember.records.errors import EmberError, nearest
 
 
+NONE = "none"
+"""The scheme of layers that are not sent; what would read them stays as the receiver has it."""
+
+
 class BadSchedule(EmberError):
     """A schedule that fits no model or no budget; the message says how to fix it."""
 
@@ -30,7 +34,7 @@ def by_target(schedule: Mapping, layers: int) -> list[str]:
             set_before.add(layer)
             found[layer] = override["scheme"]
     for scheme in found:
-        if scheme not in VALID:
+        if scheme not in (*VALID, NONE):
             raise BadSchedule(f"layer_schedule: unknown scheme {scheme!r}.{nearest(scheme, VALID)}")
     return found
 
@@ -63,8 +67,10 @@ def readers(sources: Sequence[int], gates: Sequence[Sequence[bool]]) -> dict[int
 
 
 def width(scheme: str) -> int:
-    """Bits of a code, which stand in the scheme's name."""
-    return int(scheme[-1]) if scheme[-2:] != "16" else 16
+    """Bits of a code, which stand in the scheme's name; 0 of NONE."""
+    if scheme in (RAW, NONE):
+        return 16 * (scheme == RAW)
+    return int(scheme[-1])
 
 
 def optimum(
