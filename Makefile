@@ -3,7 +3,7 @@
 #   make env                   (the virtual environment in .venv alone, which all others need)
 #   make test
 #   make test-slurm            (as root: starts a one-node SLURM here, installs it where missing)
-#   make peers                 (llama.cpp, compiled for this machine: minutes; docs/peers.md)
+#   make peers                 (kvpress; llama.cpp, compiled for this machine: minutes; docs/peers.md)
 PYTHON ?= python3
 # Where torch's CPU build is on the index or in a folder of wheels, it is taken.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -34,7 +34,15 @@ test-slurm: .venv/installed
 # Compiled once and kept, so that another checkout need not compile again.
 PEER_WHEELS ?= $(HOME)/.cache/ember/wheels
 
-peers: .venv-llama/installed
+peers: .venv-kvpress/installed .venv-llama/installed
+
+# torch's CPU build where it can be had, as in .venv.
+.venv-kvpress/installed: constraints-kvpress.txt | .venv/installed
+	$(PYTHON) -m venv .venv-kvpress
+	$(BIN)/uv pip install --quiet -p .venv-kvpress -c constraints-kvpress.txt torch==2.13.0+cpu 2>/dev/null \
+	  || $(BIN)/uv pip install --quiet -p .venv-kvpress -c constraints-kvpress.txt torch
+	$(BIN)/uv pip install --quiet -p .venv-kvpress -c constraints-kvpress.txt kvpress
+	touch $@
 
 .venv-llama/installed: constraints-llama.txt
 	$(PYTHON) -m venv .venv-llama

@@ -36,7 +36,7 @@ def test_on_the_cpu_compiled_code_runs_every_architecture(model_type):
         ({"dtype": torch.float16}, "no compiled code for torch.float16"),
         ({"dtype": torch.float64}, "no compiled code for torch.float64"),
         ({"device": torch.device("meta")}, "not on the CPU"),
-        ({"formats": frozenset({"dense", "nf4"})}, "no form for nf4 weights"),
+        ({"formats": frozenset({"dense", "mxfp4"})}, "no form for mxfp4 weights"),
     ],
 )
 def test_what_compiled_code_does_not_serve(fields, reason):

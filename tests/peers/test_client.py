@@ -214,7 +214,7 @@ def test_a_probe_only_imports():
     assert json.loads(answered.getvalue())["event"] == "ready"
 
 
-@pytest.mark.parametrize("adapter", ["vllm_offline", "sglang_offline"])
+@pytest.mark.parametrize("adapter", ["vllm_offline", "sglang_offline", "kvpress_stream"])
 def test_what_is_not_installed_says_so(adapter, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, adapter.split("_")[0], None)
     answered = io.StringIO()
@@ -230,11 +230,12 @@ def test_what_is_not_installed_says_so(adapter, monkeypatch, capsys):
 )
 def test_what_runs_elsewhere_imports_nothing_of_this_project(name):
     file = Path(serve.__file__) if name == "serve" else serve.FOLDER / f"{name}.py"
-    allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "llama_cpp", "vllm"}
+    allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "numpy"}
+    allowed |= {"kvpress", "llama_cpp", "sglang", "vllm"}
     for node in ast.walk(ast.parse(file.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0
             names = [node.module]
-        assert {module.split(".")[0] for module in names} <= allowed | {"sglang"}
+        assert {module.split(".")[0] for module in names} <= allowed
     assert not os.path.exists(serve.FOLDER / "llama_cpp.py"), "it would shadow the package"

@@ -74,3 +74,14 @@ class Backend(Protocol):
 
     def receive(self) -> Received:
         """What was sampled since the last call."""
+
+
+class StreamBackend(Backend, Protocol):
+    """One that can also run a stream whose tokens drop out (see `ember.streaming.fast`)."""
+
+    def reseat(self, run: Run, offset: int) -> None:
+        """The only row, which has sampled nothing that has still to run, reads its prompt there
+        from now on, the first of it at position `offset`; its own tokens begin anew.
+
+        No other row may join afterwards.
+        """

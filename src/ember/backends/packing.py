@@ -5,13 +5,17 @@ up weights into another; the decoder's own parameters become views of the blocks
 changes of weights (an optimizer's, a merged adapter's) show in both. Packing twice moves nothing.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ember.model.decoder import Decoder, Layer
-from ember.model.linear import bias_of, dense_weight
+from ember.model.linear import bias_of, dense_weight, packed_matrix, weight_format
+from ember.model.packed import PackedMatrix
+
+Weight = Tensor | PackedMatrix  # (N, K)
 
 
 class Norm(NamedTuple):
@@ -58,18 +62,20 @@ class PackedDecoder:
                 self.qk_norm_biases = _pack_qk_norms(decoder, "bias")
         self.embedding = decoder.embed_tokens.weight.detach()  # (V, H)
         self.norm = Norm.of(decoder.norm)
-        head = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
-        self.head = head.weight.detach()  # (V, H)
+        if decoder.lm_head is None:
+            self.head = self.embedding  # (V, H)
+        else:
+            self.head, _ = _pack_linears([decoder.lm_head])
 
 
 def addresses(decoder: Decoder) -> tuple[int, ...]:
     """Where the parameters lie: others once they have been replaced, moved or packed, the same
     after in-place changes."""
-    return tuple(parameter.data_ptr() for parameter in decoder.parameters())
+    return tuple(t.data_ptr() for each in (decoder.parameters(), decoder.buffers()) for t in each)
 
 
-def pack(parameters: list[nn.Parameter]) -> Tensor:
-    """One tensor that stacks the parameters along their first dimension, and of which they are
+def pack(parameters: list[Tensor]) -> Tensor:
+    """One tensor that stacks the parameters (or buffers) along their first dimension, and of which they are
     views from now on. Nothing moves where they already are."""
     rows = [parameter.shape[0] for parameter in parameters]
     first = parameters[0].detach()
@@ -89,11 +95,27 @@ def pack(parameters: list[nn.Parameter]) -> Tensor:
     return packed
 
 
-def _pack_linears(linears: list[nn.Module]) -> tuple[Tensor, Tensor | None]:
+def _pack_linears(linears: list[nn.Module]) -> tuple[Weight, Tensor | None]:
     """Weights (sum of rows, columns) and biases of linear layers, stacked."""
     biases = [bias_of(linear) for linear in linears]
-    weights = pack([dense_weight(linear) for linear in linears])
+    if weight_format(linears[0]) == "dense":
+        weights = pack([dense_weight(linear) for linear in linears])
+    else:
+        weights = _stack([packed_matrix(linear) for linear in linears])
     return weights, None if biases[0] is None else pack(biases)
+
+
+def _stack(parts: list[PackedMatrix]) -> PackedMatrix:
+    """Matrices of one format over each other. Raises TypeError where formats differ."""
+    if len(formats := {part.format for part in parts}) > 1:
+        raise TypeError(
+            f"weights that are read together are {' and '.join(sorted(formats))}.\n"
+            "Quantise query, key and value alike, and gate and up."
+        )
+    overall = None if parts[0].overall is None else pack([part.overall for part in parts])
+    codes, scales = (pack([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
+    ends = tuple(accumulate(len(part) for part in parts))
+    return PackedMatrix(parts[0].format, codes, scales, overall, ends)
 
 
 def _pack_qk_norms(decoder: Decoder, which: str) -> Tensor:

@@ -33,6 +33,7 @@ class SamplingParams:
     `stop_token_ids` end a completion and belong to it. `stop`: strings that end it as soon as its
     text holds one; the tokens remain, the text ends before it (the engine needs `detokenize`).
     Tokens that end the model's own texts end a completion, too, unless `ignore_eos`.
+    `max_repeats`: the call fails with `Degenerate` where one token stands so many times in a row.
     `logprobs`: alternatives to report for each token. With a `seed` the same call gives the same
     tokens; None draws one, which the completion names. Wrong types and values raise `BadSampling`.
     """
@@ -48,11 +49,12 @@ class SamplingParams:
     seed: int | None = 0
     logprobs: int | None = None
     ignore_eos: bool = False
+    max_repeats: int | None = None
 
     def __post_init__(self):
-        for name in ("n", "max_tokens", "top_k", "seed", "logprobs"):
+        for name in ("n", "max_tokens", "top_k", "seed", "logprobs", "max_repeats"):
             value = getattr(self, name)
-            if value is not None or name not in ("seed", "logprobs"):
+            if value is not None or name not in ("seed", "logprobs", "max_repeats"):
                 self._put(name, _whole(name, value))
         for name in ("temperature", "top_p", "min_p"):
             self._put(name, _real(name, getattr(self, name)))
@@ -69,6 +71,7 @@ class SamplingParams:
             "top_p": 0 < self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
             "logprobs": self.logprobs is None or self.logprobs >= 0,
+            "max_repeats": self.max_repeats is None or self.max_repeats >= 2,
             "stop": all(isinstance(text, str) and text for text in self.stop),
             "stop_token_ids": all(token >= 0 for token in self.stop_token_ids),
             "ignore_eos": isinstance(self.ignore_eos, bool),
@@ -78,7 +81,8 @@ class SamplingParams:
                 raise BadSampling(
                     f"{name} is {getattr(self, name)!r}.\nn and max_tokens are 1 or more, "
                     "temperature, top_k, logprobs and stop_token_ids 0 or more, top_p in (0, 1], "
-                    "min_p in [0, 1], stop strings not empty, ignore_eos True or False."
+                    "min_p in [0, 1], max_repeats 2 or more, stop strings not empty, ignore_eos "
+                    "True or False."
                 )
 
     def _put(self, name: str, value) -> None:

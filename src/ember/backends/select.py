@@ -18,6 +18,7 @@ from ember.cache.slotted import SlottedCache
 from ember.model.architecture import Architecture
 from ember.model.decoder import Decoder
 from ember.model.linear import is_linear, weight_format
+from ember.model.packed import PACKED
 from ember.records.errors import EmberError
 
 FASTEST_FIRST = ("kernels", "compiled", "eager")
@@ -45,7 +46,7 @@ class Case:
         """Of a decoder's architecture and weights; `fields`: the others. Raises TypeError where a
         linear layer is more than its weight."""
         weight = decoder.embed_tokens.weight
-        formats = frozenset(weight_format(m) for m in decoder.layers.modules() if is_linear(m))
+        formats = frozenset(weight_format(m) for m in decoder.modules() if is_linear(m))
         return cls(decoder.arch, weight.device, weight.dtype, formats=formats, **fields)
 
 
@@ -57,8 +58,12 @@ class Selection:
     reasons: dict[str, str]
 
 
-def select(case: Case, only: str | None = None) -> Selection:
-    """The fastest backend that serves the case; with `only` that one, or `Unsupported`."""
+def select(case: Case, only: str | None = None, *, require_native: bool = False) -> Selection:
+    """The fastest backend that serves the case; with `only` that one, or `Unsupported`.
+
+    `require_native`: weights are multiplied as they are stored, or `Unsupported`; the eager backend
+    makes dense ones of packed ones first.
+    """
     if only is not None and only not in FASTEST_FIRST:
         raise Unsupported(f"there is no backend {only!r}.\nChoose from {', '.join(FASTEST_FIRST)}.")
     reasons = {}
@@ -70,6 +75,14 @@ def select(case: Case, only: str | None = None) -> Selection:
                 "Leave backend= out: the fastest that serves is taken."
             )
         if reason is None and only in (None, name):
+            packed = sorted(case.formats - {"dense"})
+            if require_native and packed and name == "eager":
+                said = "; ".join(f"{other}: {why}" for other, why in reasons.items())
+                raise Unsupported(
+                    f"no kernel reads {', '.join(packed)} weights here ({said}).\n"
+                    "Leave require_native out to dequantise before each product, or use dense "
+                    "weights."
+                )
             return Selection(name, reasons)
         reasons[name] = reason or f"the caller asked for {only}"
     raise AssertionError("the eager backend serves every case")
@@ -79,9 +92,9 @@ def unsupported_reason(backend: str, case: Case) -> str | None:
     """Why a backend does not serve a case; None if it does."""
     if backend == "eager":
         return None
-    packed = sorted(case.formats - {"dense"})
-    if packed:
-        return f"it has no form for {', '.join(packed)} weights"
+    missing = sorted(case.formats - {"dense", *(PACKED if backend == "compiled" else ())})
+    if missing:
+        return f"it has no form for {', '.join(missing)} weights"
     return _not_compiled(case) if backend == "compiled" else _not_kernels(case)
 
 

@@ -14,6 +14,9 @@ def add(commands) -> None:
     parser.add_argument("--max-tokens", type=positive, default=64, help="of an answer")
     parser.add_argument("--template", default="plain", help="plain (default) or chatml")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy (default)")
+    parser.add_argument(
+        "--max-repeats", type=positive, help="fail at so many equal tokens in a row"
+    )
     parser.add_argument("--seed", type=count, default=0)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
@@ -44,7 +47,10 @@ def _run(options) -> str:
         kept=not options.replay,
     )
     params = SamplingParams(
-        max_tokens=options.max_tokens, temperature=options.temperature, seed=options.seed
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        max_repeats=options.max_repeats,
     )
     for number, text in enumerate(said, 1):
         turn = conversation.say(text, params)

@@ -34,6 +34,9 @@ def add(commands) -> None:
     parser.add_argument("--min-p", type=float, default=0.0)
     parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT")
     parser.add_argument("--stop-token-ids", nargs="+", type=int, default=[], metavar="ID")
+    parser.add_argument(
+        "--max-repeats", type=positive, help="fail at so many equal tokens in a row"
+    )
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
@@ -48,7 +51,10 @@ def _run(options) -> str:
     from ember.studies.p1.completions.tables import COMPLETIONS
 
     fields = ("n", "max_tokens", "temperature", "top_k", "top_p", "min_p", "stop", "seed")
-    given = {name: getattr(options, name) for name in (*fields, "stop_token_ids", "ignore_eos")}
+    given = {
+        name: getattr(options, name)
+        for name in (*fields, "stop_token_ids", "ignore_eos", "max_repeats")
+    }
     names = ("device", "dtype", "max_rows", "prefix_cache_mb")
     runtime = {name: getattr(options, name) for name in names}
     inputs, seeds = [options.model, options.prompts], {"seed": options.seed}

@@ -65,6 +65,7 @@ class Engine:
         max_rows: int | None = None,
         cache_bytes: int | None = None,
         batch_invariant: bool = False,
+        require_native: bool = False,
     ):
         """`capacity`: the most tokens of a prompt and its completion. `prefill`: how prompts' KV
         comes about, by default `PlainPrefill()`. `detokenize`: text of token ids, for stop strings
@@ -76,13 +77,15 @@ class Engine:
 
         `graphs`: on CUDA record decoding, and prefills of shapes that come back, as graphs.
         `backend`: its name, by default the fastest that serves. The fast ones pack the decoder's
-        weights in place; changing them later needs `set_weights_version`.
+        weights in place; changing them later needs `set_weights_version`. `require_native`: packed
+        weights are decoded with as they are stored, or nothing runs (see `backends.select`).
         """
         self.decoder, self.capacity = decoder, capacity
         self.graphs, self.detokenize = graphs, detokenize
         self.max_rows, self.cache_bytes = max_rows, cache_bytes
         self.batch_invariant = batch_invariant
         self.last_stats: RolloutStats | None = None
+        self.require_native = require_native
         self._only, self._version, self._lock = backend, weights_version, _Lock()
         self.prefill = PlainPrefill() if prefill is None else prefill
         self._addresses: tuple[int, ...] = ()  # of the parameters, when what follows was made
@@ -188,7 +191,7 @@ class Engine:
     def select(self, rows: int) -> Selection:
         """Which backend runs so many rows, and why no faster one does."""
         case = Case.of(self.decoder, rows=rows, batch_invariant=self.batch_invariant)
-        return select(case, self._only)
+        return select(case, self._only, require_native=self.require_native)
 
     def _prepare(self, requests: Sequence[Prompt]) -> tuple[Backend, int]:
         """What the requests run on, and in how many rows: the last backend if its memory is large

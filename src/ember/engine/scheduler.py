@@ -35,6 +35,10 @@ class NotFinite(EmberError):
     """The model gave non-finite logits."""
 
 
+class Degenerate(EmberError):
+    """A completion that repeats one token."""
+
+
 def compact(rows: list, leaving: Sequence[int]) -> list[tuple[int, int]]:
     """Closes the holes of a list whose items at `leaving` end, by items from its end.
 
@@ -47,6 +51,22 @@ def compact(rows: list, leaving: Sequence[int]) -> list[tuple[int, int]]:
             rows[place] = last
             moves.append((len(rows), place))
     return moves
+
+
+def check_repeats(row: Row, new: int) -> None:
+    """Raises Degenerate where one of the new tokens is the last of too many equal ones."""
+    most = row.params.max_repeats
+    if most is None:
+        return
+    seen, run = row.tokens[-(new + most - 1) :], 0
+    for place, token in enumerate(seen):
+        run = run + 1 if place and token == seen[place - 1] else 1
+        if run == most:
+            raise Degenerate(
+                f"candidate {row.candidate} of prompt {row.prompt.number} is token {token} "
+                f"{run} times in a row.\nSomething in the model is broken: compare its layers "
+                "with a reference (ember.lowbit.debug), scales of packed weights first."
+            )
 
 
 class Scheduler:
@@ -262,6 +282,7 @@ class Scheduler:
         self.stats.discarded_tokens += len(tokens) - end
         self.stats.generated_tokens += end
         row.tokens += tokens[:end]
+        check_repeats(row, end)
         row.logprobs += logprobs[:end]
         row.raw += raw[:end]
         row.versions += [version] * end

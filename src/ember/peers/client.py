@@ -2,7 +2,8 @@
 
     with Peer("llama_cpp_decode", python, setup, timeout_s=300) as peer:
         ready = peer.start()                       # what the adapter says of itself
-        run = peer.generate(prompts, new_tokens)   # {"total_s", "tokens"}
+        run = peer.generate(prompts, new_tokens)   # {"total_s", "tokens"}, or
+        run = peer.stream(streams, prefill=…)      # {"nll", "fed", "ms", "visible"}
 
 A setup is plain data: `model` (directory), `weights` ("files", or "random" for a directory that
 only declares them), `gguf` (file or None), `device`, `dtype`, `threads`, `seed`, `capacity` (the
@@ -14,6 +15,7 @@ nothing of this project unless it is the project's own.
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import signal
@@ -30,9 +32,12 @@ from ember.peers import serve
 from ember.peers.adapters import (  # noqa: F401
     ember_engine,
     ember_pipeline,
+    kvpress_stream,
     llama_cpp_decode,
+    llama_cpp_shift,
     sglang_offline,
     transformers_generate,
+    transformers_sliding,
     vllm_offline,
 )
 from ember.records.errors import EmberError
@@ -121,6 +126,16 @@ class Peer:
             )
         return run
 
+    def stream(self, streams: Sequence[Sequence[int]], **how) -> dict:
+        """Streams under the peer's own eviction (see `serve`); raises `PeerFailed` too where losses
+        are missing or not finite."""
+        run = self._ask({"streams": streams, **how}, "stream")
+        if [len(losses) for losses in run["nll"]] != [len(tokens) - 1 for tokens in streams]:
+            raise PeerFailed("gave losses of other than all tokens\nsee docs/peers.md")
+        if not all(math.isfinite(loss) for losses in run["nll"] for loss in losses):
+            raise PeerFailed("gave losses that are not finite\nsee docs/peers.md")
+        return run
+
     def close(self) -> None:
         """Ends the process and what it started."""
         if self._process is None:
@@ -151,7 +166,7 @@ class Peer:
             self._kill()
             raise self._failed(
                 f"no answer within {self.timeout_s:g} s; last line: {self.last_words}\n"
-                "raise p1.frameworks.timeout_s, or choose a smaller point"
+                "raise the comparison's timeout_s, or choose a smaller point"
             ) from None
         if line is None:
             status = self._process.wait()

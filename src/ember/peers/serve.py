@@ -8,6 +8,7 @@ adapter itself imports, and Python 3.9 or newer. Every line is one JSON object.
     to the peer                              from the peer
     the setup (see `ember.peers.client`)     {"event": "ready", "import_s", "load_s", "versions", …}
     a request                                {"event": "run", "total_s", "tokens", …}
+    a stream                                 {"event": "stream", "nll", "fed", "ms", "visible"}
     …                                        …
     end of input                             {"event": "done"}
 
@@ -15,6 +16,13 @@ A request is `prompts` (lists of ids), `candidates` of each, `new_tokens` of eac
 `temperature` (0: greedy; else of all tokens, without cuts). `tokens` are ids by prompt and
 candidate; `total_s` is the wall clock from the call until they are on the host, taken here, the
 same way for all. All go on to `new_tokens` whatever is generated.
+
+A stream is `streams` (lists of ids of equal length), `prefill` (tokens to feed at once; all others
+come one by one), and the budget: `peak` (tokens that a query sees at most, its own included),
+`compression_interval` and `n_sink`, with what the adapter itself takes. `nll` is by stream the loss
+of each token after the first, in nats; `fed`, `ms` and `visible` are by call the tokens that it
+fed to each stream, the wall clock until their losses were on the host, taken here, and what its
+last query saw.
 
 A setup with `probe` ends after the imports: it asks whether the peer is installed. Whatever fails
 is one line {"event": "error", "missing": …, "reason": …} and exit status 1; `missing` says that an
@@ -24,7 +32,9 @@ An adapter has `imports(setup)`, which raises ImportError where the peer is not 
 `load(setup)`, which gives a function (prompts, candidates, new_tokens, temperature) -> tokens, and
 what the "ready" line says of the peer: `versions`, `attention`, `kv_cache`, `prompt_kv`, and what
 is not as usual of `threads` and `kv_dtype`. What that dictionary holds when a run has ended
-goes into the "run" line too, but for what "ready" has said.
+goes into the "run" line too, but for what "ready" has said. An adapter of streams gives instead a
+function of a stream's fields that yields for each call what its last query saw, and the losses by
+stream; its `rows` says how many streams it takes at once, if not any.
 """
 
 import importlib.util
@@ -59,6 +69,9 @@ def main(arguments, stdin, answers) -> int:
         answer("ready", import_s=imported - began, load_s=loaded - imported, **ready)
         for line in stdin:
             request = json.loads(line)
+            if "streams" in request:
+                answer("stream", **streamed(generate(**request), request))
+                continue
             began = time.perf_counter()
             tokens = generate(**request)
             total_s = time.perf_counter() - began
@@ -73,6 +86,21 @@ def main(arguments, stdin, answers) -> int:
         answer("error", missing=isinstance(error, ImportError), reason=reason)
         return 1
     return 0
+
+
+def streamed(calls, request):
+    """What a stream's calls gave, each timed."""
+    nll, fed, ms, seen = [[] for _ in request["streams"]], [], [], []
+    length = len(request["streams"][0])
+    while sum(fed) < length:
+        began = time.perf_counter()
+        visible, found = next(calls)
+        ms.append((time.perf_counter() - began) * 1e3)
+        fed.append(1 if fed else request["prefill"])
+        seen.append(visible)
+        for row, losses in enumerate(found):
+            nll[row].extend(losses)
+    return {"nll": nll, "fed": fed, "ms": ms, "visible": seen}
 
 
 def load_adapter(name):

@@ -30,6 +30,7 @@ class Run:
     visible: np.ndarray
     drops: list[tuple[int, int]] = field(default_factory=list)
     copied_bytes: int = 0
+    path: str = "eager"  # what ran the layers
     calls: int = 0
     token_ms: np.ndarray | None = None  # (T,), of a timed run; 0 for what was prefilled
     prefilled: int = 0  # tokens that a timed run fed at once, and their time
@@ -87,7 +88,7 @@ def run(
         unseen = min(max(0, left - method.observes), count)
         _feed(moment, unseen, "mass" in method.needs, nll, found)
         _feed(moment, count - unseen, True, nll, found)
-        _prune(method, moment, found)
+        prune(method, moment, found)
         if timed:
             synchronize(device)
             took = (time.perf_counter() - began) * 1e3
@@ -119,7 +120,8 @@ def _feed(moment: Moment, count: int, observed: bool, nll: Tensor, found: Run) -
     moment.step = stop
 
 
-def _prune(method: Method, moment: Moment, found: Run) -> None:
+def prune(method: Method, moment: Moment, found: Run) -> None:
+    """Asks the method what goes now, carries it out and notes it."""
     places = method.drop(moment)
     if places is None or moment.step == moment.tokens.shape[1]:
         return

@@ -15,7 +15,7 @@ from ember.backends.forward import Forward
 from ember.backends.packing import PackedDecoder
 from ember.backends.rows import TorchRows
 from ember.backends.threads import fastest_threads
-from ember.cache.slotted import SlottedCache
+from ember.cache.slotted import Run, SlottedCache
 from ember.model.decoder import Decoder
 
 
@@ -30,7 +30,8 @@ class CompiledBackend(TorchRows):
         arch, weights = decoder.arch, PackedDecoder(decoder)
         self._step = NativeStep(arch, weights, cache.rows, capacity, prompts=cache.prompts)
         super().__init__(cache, self._step.logits, forward)
-        self._starts, self._shared, self._own = torch.zeros(3, cache.slots, dtype=torch.long)
+        seats = torch.zeros(4, cache.slots, dtype=torch.long)
+        self._starts, self._shared, self._own, self._offsets = self._seats = seats
         # On memory of its own: nobody's KV must be written to.
         own = torch.zeros_like(cache.rows[:, :, :, :, :1])
         trial = NativeStep(arch, weights, own, capacity, prompts=cache.prompts)
@@ -40,16 +41,23 @@ class CompiledBackend(TorchRows):
         run, first = candidates[0].run, len(self.tokens)
         super().join(candidates, logits)
         new = slice(first, len(self.tokens))
-        self._starts[new], self._shared[new], self._own[new] = run.start, run.length, 0
+        self._seat(new, run, 0)
 
     def leave(self, moves: Sequence[tuple[int, int]], rows: int) -> None:
         for source, target in moves:
             self.cache.move(source, target, int(self._own[source]))
-            for each in (self._starts, self._shared, self._own):
-                each[target] = each[source]
+            self._seats[:, target] = self._seats[:, source]
         super().leave(moves, rows)
 
     def advance(self) -> None:
         rows = slice(len(self.tokens))
-        self._step.run(self.tokens, self._starts[rows], self._shared[rows], self._own[rows])
+        self._step.run(self.tokens, *self._seats[:, rows])
         self._own[rows] += 1
+
+    def reseat(self, run: Run, offset: int) -> None:
+        self._seat(0, run, offset)
+
+    def _seat(self, rows: int | slice, run: Run, offset: int) -> None:
+        """Rows that read a prompt and have nothing of their own yet."""
+        seat = torch.tensor([run.start, run.length, 0, offset])
+        self._seats[:, rows] = seat[:, None] if isinstance(rows, slice) else seat

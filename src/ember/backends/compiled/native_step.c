@@ -43,39 +43,6 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 enum { RMS, RMS_OFFSET, LAYER };         /* norms; see NORMS of the architecture */
 enum { SILU, GELU, GELU_TANH };          /* activations */
 
-typedef struct {
-  const T *weight, *bias;                    /* bias: of a LayerNorm, else null */
-} Norm;
-
-typedef struct {
-  Norm input_norm, post_norm;                /* (H) */
-  Norm attn_out_norm, mlp_out_norm;          /* (H), of what is added; or null */
-  Norm q_norm, k_norm;                       /* (D), or null */
-  const T *qkv, *o, *down;                   /* ((Hq + 2 Hkv) D, H) (H, Hq D) (H, I) */
-  const T *gate_up;                          /* (2 I, H), without a gate (I, H) */
-  const T *qkv_bias, *o_bias, *gate_up_bias, *down_bias; /* or null */
-  const float *cos, *sin;                    /* (positions, R): of x and of x with halves swapped */
-  T *keys, *values;                          /* of row 0, head 0 */
-  const T *prompt_keys, *prompt_values;      /* of head 0, token 0; or null */
-  int64_t window;                            /* tokens seen, the new one included; 0: all */
-} Layer;
-
-typedef struct {
-  int64_t layers, hidden, intermediate, vocabulary, heads, kv_heads, dim;
-  int64_t rotated;                           /* R, of the D dimensions of a head */
-  int64_t norm_kind, activation, gated;
-  int64_t parallel;                          /* the MLP reads what attention reads */
-  int64_t row_stride, head_stride, prompt_stride; /* of the cache, in elements; of a head of prompts */
-  float eps, embedding_scale, score_scale;
-  Norm norm;                                 /* (H) */
-  const T *embedding, *head;                 /* (V, H) (V, H) */
-  const Layer *layer;
-  /* of the most rows there may be: (B, H) (B, H) (B, (Hq + 2 Hkv) D) (B, Hq D) (B, I) (B, V) */
-  float *x, *added, *qkv, *attended, *acted, *logits;
-  float *scratch;                            /* of each thread: `scratch_floats` */
-  int64_t scratch_floats;
-} Step;
-
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static inline float get(const T *p) {
@@ -160,24 +127,6 @@ static inline float expf_(float x) {
   return p * power;
 }
 
-/* values = act(values), in place. */
-static inline void activate(const Step *s, float values[ROWS]) {
-  switch (s->activation) {
-    case SILU:
-      for (int i = 0; i < ROWS; i++) values[i] = values[i] / (1.0f + expf_(-values[i]));
-      break;
-    case GELU:
-      for (int i = 0; i < ROWS; i++)
-        values[i] = 0.5f * values[i] * (1.0f + erff(values[i] * 0.70710678118654752f));
-      break;
-    default: /* x (1 + tanh(u)) / 2 is x / (1 + exp(-2 u)) */
-      for (int i = 0; i < ROWS; i++) {
-        float x = values[i], twice = 1.5957691216057308f * (x + 0.044715f * x * x * x);
-        values[i] = x / (1.0f + expf_(-twice));
-      }
-  }
-}
-
 /* out[i][j] = rows[i] · x[j] over n numbers, for `b` rows of the batch, known to the compiler. What
  * the next call reads lies `ahead` bytes behind, and is requested on the way. */
 static inline __attribute__((always_inline)) void dots(int b, const T *const rows[ROWS],
@@ -219,6 +168,62 @@ static void some_dots(const T *first, int64_t count, const float *x, ptrdiff_t s
   }
 }
 
+#include "packed.c"
+
+typedef struct {
+  const T *weight, *bias;                    /* bias: of a LayerNorm, else null */
+} Norm;
+
+typedef struct {
+  Norm input_norm, post_norm;                /* (H) */
+  Norm attn_out_norm, mlp_out_norm;          /* (H), of what is added; or null */
+  Norm q_norm, k_norm;                       /* (D), or null */
+  Matrix qkv, o, down;                       /* ((Hq + 2 Hkv) D, H) (H, Hq D) (H, I) */
+  Matrix gate_up;                            /* (2 I, H), without a gate (I, H) */
+  const T *qkv_bias, *o_bias, *gate_up_bias, *down_bias; /* or null */
+  const float *cos, *sin;                    /* (positions, R): of x and of x with halves swapped */
+  T *keys, *values;                          /* of row 0, head 0 */
+  const T *prompt_keys, *prompt_values;      /* of head 0, token 0; or null */
+  int64_t window;                            /* tokens seen, the new one included; 0: all */
+} Layer;
+
+typedef struct {
+  int64_t layers, hidden, intermediate, vocabulary, heads, kv_heads, dim;
+  int64_t rotated;                           /* R, of the D dimensions of a head */
+  int64_t norm_kind, activation, gated;
+  int64_t parallel;                          /* the MLP reads what attention reads */
+  int64_t row_stride, head_stride, prompt_stride; /* of the cache, in elements; of a head of prompts */
+  float eps, embedding_scale, score_scale;
+  Norm norm;                                 /* (H) */
+  const T *embedding;                        /* (V, H) */
+  Matrix head;                               /* (V, H) */
+  const Layer *layer;
+  /* of the most rows there may be: (B, H) (B, H) (B, (Hq + 2 Hkv) D) (B, Hq D) (B, I) (B, V) */
+  float *x, *added, *qkv, *attended, *acted, *logits;
+  float *scratch;                            /* of each thread: `scratch_floats` */
+  int64_t scratch_floats;
+  float *planes;                             /* of each thread: `planes_floats`, see packed.c */
+  int64_t planes_floats;
+} Step;
+
+/* values = act(values), in place. */
+static inline void activate(const Step *s, float values[ROWS]) {
+  switch (s->activation) {
+    case SILU:
+      for (int i = 0; i < ROWS; i++) values[i] = values[i] / (1.0f + expf_(-values[i]));
+      break;
+    case GELU:
+      for (int i = 0; i < ROWS; i++)
+        values[i] = 0.5f * values[i] * (1.0f + erff(values[i] * 0.70710678118654752f));
+      break;
+    default: /* x (1 + tanh(u)) / 2 is x / (1 + exp(-2 u)) */
+      for (int i = 0; i < ROWS; i++) {
+        float x = values[i], twice = 1.5957691216057308f * (x + 0.044715f * x * x * x);
+        values[i] = x / (1.0f + expf_(-twice));
+      }
+  }
+}
+
 /* The part of `count` rows, in blocks of ROWS, that is this thread's. */
 static void share(int64_t count, int thread, int threads, int64_t *first, int64_t *last) {
   int64_t blocks = (count + ROWS - 1) / ROWS;
@@ -230,16 +235,18 @@ static void share(int64_t count, int thread, int threads, int64_t *first, int64_
 enum { STORE, ADD };
 
 /* out (B, N) = or += x (B, K) · weightᵀ (N, K) + bias, this thread's part of N. */
-static void product(const float *x, int64_t batch, int64_t k, const T *weight, const T *bias,
-                    int64_t n, float *out, int mode, int thread, int threads) {
+static void product(const float *x, int64_t batch, int64_t k, const Matrix *weight, const T *bias,
+                    int64_t n, float *out, int mode, float *planes, int thread, int threads) {
   int64_t first, last;
+  ptrdiff_t stride;
+  x = arranged(weight, x, batch, k, planes, &stride);
   share(n, thread, threads, &first, &last);
   for (int64_t row = first; row < last; row += ROWS) {
     int64_t count = smaller(last - row, ROWS);
     for (int64_t b = 0; b < batch; b += MEMBERS) {
       int members = smaller(batch - b, MEMBERS);
       float found[MEMBERS][ROWS];
-      some_dots(weight + row * k, count, x + b * k, k, members, k, found);
+      matrix_dots(weight, row, count, x + b * stride, stride, members, k, found);
       for (int j = 0; j < members; j++)
         for (int i = 0; i < count; i++) {
           float *place = out + (b + j) * n + row + i;
@@ -255,15 +262,17 @@ static void feed(const Step *s, const Layer *layer, const float *x, int64_t batc
                  int threads) {
   int64_t first, last, k = s->hidden, n = s->intermediate;
   const T *bias = layer->gate_up_bias;
+  const Matrix *weight = &layer->gate_up;
+  ptrdiff_t stride;
+  x = arranged(weight, x, batch, k, s->planes + thread * s->planes_floats, &stride);
   share(n, thread, threads, &first, &last);
   for (int64_t row = first; row < last; row += ROWS) {
     int64_t count = smaller(last - row, ROWS);
     for (int64_t b = 0; b < batch; b += MEMBERS) {
       int members = smaller(batch - b, MEMBERS);
       float gate[MEMBERS][ROWS], up[MEMBERS][ROWS];
-      some_dots(layer->gate_up + row * k, count, x + b * k, k, members, k, gate);
-      if (s->gated)
-        some_dots(layer->gate_up + (n + row) * k, count, x + b * k, k, members, k, up);
+      matrix_dots(weight, row, count, x + b * stride, stride, members, k, gate);
+      if (s->gated) matrix_dots(weight, n + row, count, x + b * stride, stride, members, k, up);
       for (int j = 0; j < members; j++) {
         float *out = s->acted + (b + j) * n + row;
         if (bias)
@@ -378,11 +387,11 @@ static void weigh(const Step *s, const float *shares, const T *values, int64_t c
 }
 
 /* Attention of one row and KV head: the queries of its group over `shared` tokens of the prompts'
- * memory from `start` on and over the row's `own` tokens and the new one, which joins them. What has
- * left the layer's window is not read. */
+ * memory from `start` on and over the row's `own` tokens and the new one, which joins them at its
+ * position. What has left the layer's window is not read. */
 static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head, int64_t start,
-                   int64_t shared, int64_t own, float *scratch) {
-  int64_t d = s->dim, group = s->heads / s->kv_heads, position = shared + own;
+                   int64_t shared, int64_t own, int64_t position, float *scratch) {
+  int64_t d = s->dim, group = s->heads / s->kv_heads, held = shared + own + 1;
   const float *qkv = s->qkv + row * (s->heads + 2 * s->kv_heads) * d;
   T *keys = layer->keys + row * s->row_stride + head * s->head_stride;
   T *values = layer->values + row * s->row_stride + head * s->head_stride;
@@ -399,7 +408,7 @@ static void attend(const Step *s, const Layer *layer, int64_t row, int64_t head,
     turn(s, layer, qkv + (head * group + g) * d, layer->q_norm, position, s->score_scale,
          q + g * d);
 
-  int64_t tokens = layer->window ? smaller(layer->window, position + 1) : position + 1;
+  int64_t tokens = layer->window ? smaller(layer->window, held) : held;
   int64_t mine = smaller(tokens, own + 1), prompts = tokens - mine; /* the last ones of each */
   int64_t prompt = head * s->prompt_stride + (start + shared - prompts) * d;
   keys += (own + 1 - mine) * d;
@@ -464,14 +473,15 @@ static void meet(Gate *gate, int threads) {
 }
 
 /* x (B, H) += in (B, K) · weightᵀ + bias, normed before it is added where there is a norm. */
-static void add(const Step *s, const float *in, int64_t batch, int64_t k, const T *weight,
+static void add(const Step *s, const float *in, int64_t batch, int64_t k, const Matrix *weight,
                 const T *bias, Norm norm, Gate *gate, int thread, int threads) {
   int64_t h = s->hidden;
+  float *planes = s->planes + thread * s->planes_floats;
   if (!norm.weight) {
-    product(in, batch, k, weight, bias, h, s->x, ADD, thread, threads);
+    product(in, batch, k, weight, bias, h, s->x, ADD, planes, thread, threads);
     return;
   }
-  product(in, batch, k, weight, bias, h, s->added, STORE, thread, threads);
+  product(in, batch, k, weight, bias, h, s->added, STORE, planes, thread, threads);
   meet(gate, threads);
   for (int64_t b = thread; b < batch; b += threads) {
     float *added = s->added + b * h;
@@ -480,30 +490,34 @@ static void add(const Step *s, const float *in, int64_t batch, int64_t k, const 
   }
 }
 
-/* tokens, starts, shared and own are those of `batch` rows, the first ones of the cache. */
+/* tokens, starts, shared, own and offsets are those of `batch` rows, the first ones of the cache. A
+ * row's positions begin at its offset. */
 void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, const int64_t *shared,
-                const int64_t *own, int64_t batch, int asked) {
+                const int64_t *own, const int64_t *offsets, int64_t batch, int asked) {
   int64_t h = s->hidden, width = (s->heads + 2 * s->kv_heads) * s->dim, tasks = batch * s->kv_heads;
   Gate gate = {0};
 #pragma omp parallel num_threads(asked)
   {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     float *normed = s->scratch + thread * s->scratch_floats, *scratch = normed + batch * h;
+    float *planes = s->planes + thread * s->planes_floats;
     for (int64_t b = thread; b < batch; b += threads)
       for (int64_t i = 0; i < h; i++)
         s->x[b * h + i] = get(s->embedding + tokens[b] * h + i) * s->embedding_scale;
     meet(&gate, threads);
     for (const Layer *layer = s->layer; layer < s->layer + s->layers; layer++) {
       norm(s, layer->input_norm, batch, normed);
-      product(normed, batch, h, layer->qkv, layer->qkv_bias, width, s->qkv, STORE, thread, threads);
+      product(normed, batch, h, &layer->qkv, layer->qkv_bias, width, s->qkv, STORE, planes, thread,
+              threads);
       meet(&gate, threads);
       for (int64_t task = thread; task < tasks; task += threads) {
         int64_t row = task / s->kv_heads;
-        attend(s, layer, row, task % s->kv_heads, starts[row], shared[row], own[row], scratch);
+        attend(s, layer, row, task % s->kv_heads, starts[row], shared[row], own[row],
+               offsets[row] + shared[row] + own[row], scratch);
       }
       if (s->parallel) norm(s, layer->post_norm, batch, normed);
       meet(&gate, threads);
-      add(s, s->attended, batch, s->heads * s->dim, layer->o, layer->o_bias, layer->attn_out_norm,
+      add(s, s->attended, batch, s->heads * s->dim, &layer->o, layer->o_bias, layer->attn_out_norm,
           &gate, thread, threads);
       if (!s->parallel) {
         meet(&gate, threads);
@@ -511,12 +525,12 @@ void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, con
       }
       feed(s, layer, normed, batch, thread, threads);
       meet(&gate, threads);
-      add(s, s->acted, batch, s->intermediate, layer->down, layer->down_bias, layer->mlp_out_norm,
+      add(s, s->acted, batch, s->intermediate, &layer->down, layer->down_bias, layer->mlp_out_norm,
           &gate, thread, threads);
       meet(&gate, threads);
     }
     norm(s, s->norm, batch, normed);
-    product(normed, batch, h, s->head, NULL, s->vocabulary, s->logits, STORE, thread, threads);
+    product(normed, batch, h, &s->head, NULL, s->vocabulary, s->logits, STORE, planes, thread, threads);
     meet(&gate, threads); /* not at the end of the region, which is OpenMP's */
   }
 }

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ember.backends.compiled.packed import GROUP, Matrix
 from ember.backends.packing import Norm, PackedDecoder
 from ember.model.architecture import Architecture
 from ember.model.decoder import embedding_scale, rotary_tables
@@ -28,6 +29,7 @@ from ember.model.decoder import embedding_scale, rotary_tables
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".c")
+PARTS = (SOURCE, SOURCE.with_name("packed.c"))  # that it is made of
 FLAGS = (
     *("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"),
     *("-shared", "-fPIC", "-std=gnu11"),
@@ -72,9 +74,11 @@ class NativeStep:
             torch.empty(batch, arch.intermediate_size),  # acted
         ]
         memory = torch.empty(self._threads, scratch)
+        widest = max(arch.hidden_size, arch.num_heads * dim, arch.intermediate_size)
+        planes = torch.empty(self._threads, batch * -(-widest // GROUP) * GROUP)
         self.logits = torch.empty(batch, len(weights.head))
         # Whatever the code reads or writes must live as long as the step.
-        self._kept = [weights, kv, prompts, layers, buffers, memory, tables]
+        self._kept = [weights, kv, prompts, layers, buffers, memory, planes, tables]
         self._step = _Step(
             *(arch.num_layers, arch.hidden_size, arch.intermediate_size, len(weights.head)),
             *(arch.num_heads, arch.num_kv_heads, dim, arch.rotary_dim),
@@ -83,10 +87,9 @@ class NativeStep:
             *(*kv.stride()[2:4], 0 if prompts is None else prompts.stride(2)),
             *(arch.norm_eps, embedding_scale(arch, kv.dtype), arch.score_scale),
             _norm(weights.norm),
-            *(_address(x) for x in (weights.embedding, weights.head)),
-            ctypes.addressof(layers),
+            *(_address(weights.embedding), Matrix.of(weights.head), ctypes.addressof(layers)),
             *(_address(x) for x in (*buffers, self.logits, memory)),
-            scratch,
+            *(scratch, _address(planes), planes.shape[1]),
         )
         self._dtype, self._vocabulary = kv.dtype, len(weights.embedding)
         self._none, self._own = torch.zeros(2, batch, dtype=torch.long)
@@ -96,15 +99,24 @@ class NativeStep:
         self._own.fill_(position)
         return self.run(tokens, self._none, self._none, self._own).to(self._dtype)
 
-    def run(self, tokens: Tensor, starts: Tensor, shared: Tensor, own: Tensor) -> Tensor:
+    def run(
+        self,
+        tokens: Tensor,
+        starts: Tensor,
+        shared: Tensor,
+        own: Tensor,
+        offsets: Tensor | None = None,
+    ) -> Tensor:
         """Runs one token of each of the first B rows; returns logits (B, V). All are int64 (B,).
 
         Row b reads `shared[b]` tokens of the prompts from `starts[b]` on, then `own[b]` of its own,
-        after which the KV of the new one is stored.
+        after which the KV of the new one is stored. Its first token stands at `offsets[b]`, by
+        default 0.
         """
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocabulary:
             raise IndexError(f"a token is not in 0 … {self._vocabulary - 1}: {tokens.tolist()}")
-        arrays = [x.contiguous() for x in (tokens, starts, shared, own)]
+        offsets = self._none[: len(tokens)] if offsets is None else offsets
+        arrays = [x.contiguous() for x in (tokens, starts, shared, own, offsets)]
         rows, threads = len(tokens), min(torch.get_num_threads(), self._threads)
         step = ctypes.byref(self._step)
         self._function(step, *(x.data_ptr() for x in arrays), rows, threads)
@@ -117,14 +129,13 @@ class _Norm(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     NORMS = ("input_norm", "post_norm", "attn_out_norm", "mlp_out_norm")
-    WEIGHTS = (
-        *("qkv", "o", "down", "gate_up"),
-        *("qkv_bias", "o_bias", "gate_up_bias", "down_bias"),
-    )
+    MATRICES = ("qkv", "o", "down", "gate_up")
+    BIASES = ("qkv_bias", "o_bias", "gate_up_bias", "down_bias")
     OTHERS = ("cos", "sin", "keys", "values", "prompt_keys", "prompt_values")
     _fields_ = (
         *((name, _Norm) for name in (*NORMS, "q_norm", "k_norm")),
-        *((name, POINTER) for name in (*WEIGHTS, *OTHERS)),
+        *((name, Matrix) for name in MATRICES),
+        *((name, POINTER) for name in (*BIASES, *OTHERS)),
         ("window", ctypes.c_int64),
     )
 
@@ -134,16 +145,17 @@ class _Step(ctypes.Structure):
     SWITCHES = ("rotated", "norm_kind", "activation", "gated", "parallel")
     STRIDES = ("row_stride", "head_stride", "prompt_stride")
     FACTORS = ("eps", "embedding_scale", "score_scale")
-    POINTERS = (
-        *("embedding", "head", "layer"),
-        *("x", "added", "qkv", "attended", "acted", "logits", "scratch"),
-    )
+    BUFFERS = ("x", "added", "qkv", "attended", "acted", "logits", "scratch")
     _fields_ = (
         *((name, ctypes.c_int64) for name in (*SIZES, *SWITCHES, *STRIDES)),
         *((name, ctypes.c_float) for name in FACTORS),
         ("norm", _Norm),
-        *((name, POINTER) for name in POINTERS),
+        ("embedding", POINTER),
+        ("head", Matrix),
+        *((name, POINTER) for name in ("layer", *BUFFERS)),
         ("scratch_floats", ctypes.c_int64),
+        ("planes", POINTER),
+        ("planes_floats", ctypes.c_int64),
     )
 
 
@@ -163,7 +175,8 @@ def _layer(
     shared = none if prompts is None else prompts[index]
     return _Layer(
         *map(_norm, norms),
-        *(_address(getattr(layer, name)) for name in _Layer.WEIGHTS),
+        *(Matrix.of(getattr(layer, name)) for name in _Layer.MATRICES),
+        *(_address(getattr(layer, name)) for name in _Layer.BIASES),
         *(_address(x) for x in (*tables, *kv[index], *shared)),
         window or 0,
     )
@@ -202,7 +215,7 @@ def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str | None]:
         reason = f"no compiled code: {error}"
         log.info("decoding without compiled code (%s)", reason)
         return None, reason
-    library.ember_step.argtypes = [POINTER] * 5 + [ctypes.c_int64, ctypes.c_int]
+    library.ember_step.argtypes = [POINTER] * 6 + [ctypes.c_int64, ctypes.c_int]
     library.ember_step.restype = None
     return library, None
 
@@ -217,7 +230,8 @@ def build(dtype: torch.dtype) -> Path:
         raise OSError("no C compiler (cc) is installed here")
     command = [*compiler.split(), *FLAGS, *DTYPES[dtype]]
     # The name says for what source, processor and compiler; a shared home may serve several.
-    about = "\0".join([SOURCE.read_text(), *command, _processor(), platform.machine()])
+    texts = [part.read_text() for part in PARTS]
+    about = "\0".join([*texts, *command, _processor(), platform.machine()])
     name = f"native_step-{hashlib.sha256(about.encode()).hexdigest()[:16]}.so"
     target = cache_folder() / name
     if not target.is_file():

@@ -13,7 +13,7 @@ from torch import Tensor
 from ember.backends.base import LOOK_EVERY, Candidate
 from ember.backends.cuda.step import KernelStep, Seat
 from ember.backends.forward import Forward
-from ember.cache.slotted import SlottedCache
+from ember.cache.slotted import Run, SlottedCache
 from ember.model.decoder import Decoder
 
 
@@ -79,6 +79,10 @@ class KernelBackend:
     def advance(self) -> None:
         self._arrange()
         self.step.advance()
+
+    def reseat(self, run: Run, offset: int) -> None:
+        self._arrange()  # how the row samples
+        self.step.arrange([Seat(run.start, run.length, 0, offset)])
 
     def receive(self) -> "DeviceReceived":
         received = DeviceReceived(self.step.sampled(self._ticks, len(self._rows)))

@@ -44,12 +44,13 @@ MULTIPLE = {64: 8, 1024: 32}  # up to so many rows: of what
 
 
 class Seat(NamedTuple):
-    """Where a row stands: its prompt's start in the arena and length, and tokens of its own, of
-    which the last one has still to run."""
+    """Where a row stands: its prompt's start in the arena and length, tokens of its own, of which
+    the last one has still to run, and the position of the prompt's first token."""
 
     start: int
     prompt: int
     own: int
+    offset: int = 0
 
 
 class KernelStep:
@@ -127,8 +128,10 @@ class KernelStep:
         its own or its prompt's, which `sample` counts up."""
         self._rows = self._bucket(len(seats))
         spare = self._rows - len(seats)  # they write into their own memory, which nobody reads
-        upload(self._position, [s.prompt + s.own - 1 for s in seats] + [0] * spare)
-        upload(self._shared, [s.prompt for s in seats] + [0] * spare)
+        before = [s.offset + s.prompt for s in seats]
+        ends = [first + s.own - 1 for first, s in zip(before, seats, strict=True)]
+        upload(self._position, ends + [0] * spare)
+        upload(self._shared, before + [0] * spare)
         found: dict[tuple[int, int], list[int]] = {}
         for row, seat in enumerate(seats):
             found.setdefault((seat.start, seat.prompt), []).append(row)

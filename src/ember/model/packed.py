@@ -1,0 +1,281 @@
+"""Linear layers of 4-bit weights: codes and scales instead of a matrix, weight-only.
+
+Contract. `qdata` (N, K / 2) holds the codes of two neighbours of K in a byte, `scale` (N, K / block)
+what each block of K shares, exactly as `ember.formats` made them. Here they are dequantised and
+multiplied by torch's operators, on any device; that is what kernels are compared with. Kernels read
+the same bytes through `PackedMatrix`.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ember.formats import e2m1, nf4, nvfp4
+from ember.formats.base import FormatError, Packed, Quantised, format_named
+from ember.formats.registry import FORMATS
+from ember.records.errors import nearest
+
+PREFIXES = ("", "weight.")  # of `qdata` and `scale` in a state dict
+
+
+@dataclass(frozen=True)
+class PackedMatrix:
+    """A weight (N, K) as kernels read it, of one layer or of some whose rows are stacked."""
+
+    format: str
+    codes: Tensor  # (N, K / 2) uint8
+    scales: Tensor  # (N, K / block): uint8, the bits of E4M3, or float32
+    overall: Tensor | None  # (parts,) float32, what all of a part's scales are multiplied by
+    ends: tuple[int, ...]  # the row at which each part ends
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)"""
+        return self.codes.shape[0], 2 * self.codes.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def block(self) -> int:
+        """Values that share a scale."""
+        return self.shape[1] // self.scales.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of codes and scales."""
+        overall = 0 if self.overall is None else self.overall.nbytes
+        return self.codes.nbytes + self.scales.nbytes + overall
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight (N, K); in float32 the bits that `ember.formats` gives."""
+        scales = self.scales
+        if scales.dtype == torch.uint8:
+            scales = scales.view(torch.float8_e4m3fn).float()
+        if self.overall is not None:
+            rows = [end - start for start, end in pairwise((0, *self.ends))]
+            each = [one.expand(count) for one, count in zip(self.overall, rows, strict=True)]
+            scales = scales * torch.cat(each)[:, None]
+        pairs = _pairs(self.format, self.codes.device)
+        values = F.embedding(self.codes.int(), pairs)  # (N, K / 2, 2)
+        blocks = values.view(*scales.shape, -1)
+        return blocks.mul_(scales[..., None]).view(self.shape).to(dtype)
+
+
+def values_of(format: str) -> Tensor:
+    """(16,) float32: what the codes of a 4-bit format stand for."""
+    if format == "nvfp4":
+        return e2m1.decode(torch.arange(16))
+    return torch.tensor(nf4.VALUES) if format == "nf4" else torch.arange(16.0) - 8
+
+
+def _pairs(format: str, device: torch.device) -> Tensor:
+    """(256, 2) float32: the two values of a byte of codes, in order."""
+    table, byte = values_of(format).to(device), torch.arange(256, device=device)
+    halves = [table[byte >> 4], table[byte & 15]]
+    return torch.stack(halves if FORMATS[format].high_first else halves[::-1], 1)
+
+
+class PackedLinear(nn.Module):
+    """x · weightᵀ + bias of packed weights; see the module. A subclass says the format."""
+
+    format: ClassVar[str]
+    block: ClassVar[int]
+    options: ClassVar[dict] = {}
+    scale_dtype: ClassVar[torch.dtype] = torch.float32
+    scaled: ClassVar[bool] = False  # has one scale for the whole tensor beside the blocks'
+
+    def __init__(self, in_features: int, out_features: int, bias: Tensor | None = None):
+        """Memory for codes and scales. Raises FormatError where blocks do not divide a row."""
+        super().__init__()
+        if in_features % self.block:
+            raise FormatError(
+                f"{self.format}: rows of {in_features} weights are no multiple of {self.block}, "
+                "those that share a scale; skip the layer, or choose a format of smaller blocks"
+            )
+        self.in_features, self.out_features = in_features, out_features
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        blocks = in_features // self.block
+        empty = torch.zeros(out_features, in_features // 2, dtype=torch.uint8)
+        self.register_buffer("qdata", empty)
+        self.register_buffer("scale", torch.zeros(out_features, blocks, dtype=self.scale_dtype))
+        if self.scaled:
+            self.register_buffer("tensor_scale", torch.ones(1))
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "PackedLinear":
+        """Quantises a weight (N, K), on its device. Raises FormatError for NaN and infinity."""
+        (rows, columns), kind = weight.shape, FORMATS[cls.format]
+        with torch.device("meta"):
+            made = cls(columns, rows)
+        made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        q = kind.quantise(weight.detach(), **cls.options)
+        made.qdata = kind.pack(q).data.view(rows, -1)
+        made.scale = q.parts["scales"].view(rows, -1)
+        if cls.scaled:
+            made.tensor_scale = q.parts["tensor_scale"]
+        return made
+
+    def quantised(self) -> Quantised:
+        """Codes and parts as `ember.formats` has them."""
+        kind, parts = FORMATS[self.format], {"scales": self.scale}
+        if self.format == "nf4":
+            parts["scales"] = self.scale.view(-1)
+        if self.scaled:
+            parts["tensor_scale"] = self.tensor_scale
+        shape = (self.out_features, self.in_features)
+        packed = Packed(self.format, shape, self.qdata.reshape(-1), parts)
+        return kind.unpack(packed)
+
+    @property
+    def matrix(self) -> PackedMatrix:
+        """What kernels read; views of the buffers."""
+        overall = self.tensor_scale if self.scaled else None
+        return PackedMatrix(self.format, self.qdata, self.scale, overall, (self.out_features,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix.dense(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+    def _apply(self, fn, recurse: bool = True):
+        """Scales keep their type: `to(torch.bfloat16)` asks for activations in another one."""
+        own = {id(buffer) for buffer in self.buffers(recurse=False)}
+
+        def kept(tensor: Tensor) -> Tensor:
+            if id(tensor) not in own:
+                return fn(tensor)
+            return fn(tensor.view(torch.uint8)).view(tensor.dtype)
+
+        return super()._apply(kept, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Takes `weight.qdata` for `qdata` and so on, E4M3 for its bits, and where there is no
+        `tensor_scale` 1: blocks alone."""
+        for name in dict(self.named_buffers(recurse=False)):
+            key, other = f"{prefix}{name}", f"{prefix}weight.{name}"
+            if other in state_dict:
+                state_dict[key] = state_dict.pop(other)
+        scale = state_dict.get(f"{prefix}scale")
+        if scale is not None and scale.dtype == torch.float8_e4m3fn:
+            state_dict[f"{prefix}scale"] = scale.view(torch.uint8)
+        elif scale is not None and scale.dtype != self.scale_dtype:
+            raise FormatError(
+                f"{prefix}scale is {scale.dtype}; scales of {self.format} are {self.scale_dtype}. "
+                "They are of another format: load the file into layers of that one"
+            )
+        if self.scaled and f"{prefix}qdata" in state_dict:
+            state_dict.setdefault(f"{prefix}tensor_scale", torch.ones(1))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class LinearNVFP4(PackedLinear):
+    """E2M1 codes, an E4M3 scale for 16 neighbours, a float32 scale for all (4.5 bits a weight)."""
+
+    format, block, scale_dtype, scaled = "nvfp4", nvfp4.BLOCK, torch.uint8, True
+
+
+class LinearNF4(PackedLinear):
+    """Quantiles of the normal distribution, a float32 scale for 64 neighbours (4.5 bits a weight)."""
+
+    format, block = "nf4", nf4.BLOCK
+
+
+class LinearINT4(PackedLinear):
+    """Symmetric integers, a float32 scale for 32 neighbours (5 bits a weight)."""
+
+    format, block = "int4", 32
+    options: ClassVar[dict] = {"group": 32, "scale_dtype": torch.float32}
+
+
+PACKED: dict[str, type[PackedLinear]] = {
+    cls.format: cls for cls in (LinearNVFP4, LinearNF4, LinearINT4)
+}
+
+
+def packed_class(format: str) -> type[PackedLinear]:
+    """The layer of a format. Raises FormatError for one that no layer has."""
+    if format not in PACKED:
+        format_named(format)  # not even a number format
+        raise FormatError(f"no linear layer keeps {format} weights.{nearest(format, PACKED)}")
+    return PACKED[format]
+
+
+@torch.no_grad()
+def quantise_decoder(decoder, format: str, skip: Collection[str] = ("lm_head",)) -> None:
+    """Packs a decoder's linear layers in place, one after another: never two copies of a layer.
+
+    `skip`: names of layers, or of their last part, that stay dense. A head that is the embedding is
+    untied where it is packed: the embedding stays as it is. Raises FormatError before anything is
+    changed where a row is no multiple of the format's block.
+    """
+    cls = packed_class(format)
+    chosen = list(_dense_layers(decoder, skip))
+    for name, _, _, linear in chosen:
+        if linear.in_features % cls.block:
+            raise FormatError(
+                f"{name} has rows of {linear.in_features} weights, no multiple of {cls.block}, the "
+                f"block of {format}; add it to `skip`, or choose a format of smaller blocks"
+            )
+    ties = decoder.lm_head is None and "lm_head" not in skip
+    if ties and decoder.arch.hidden_size % cls.block:
+        raise FormatError(f"the head's rows are no multiple of {cls.block}; skip lm_head")
+    for _, parent, child, linear in chosen:
+        setattr(parent, child, cls.of(linear.weight, linear.bias).train(linear.training))
+    if ties:
+        decoder.lm_head = cls.of(decoder.embed_tokens.weight).train(decoder.training)
+        decoder.arch = replace(decoder.arch, tie_embeddings=False)
+
+
+def _dense_layers(decoder, skip: Collection[str]) -> Iterator[tuple]:
+    for name, module in list(decoder.named_modules()):
+        parent, _, child = name.rpartition(".")
+        if type(module) is nn.Linear and not {name, child} & {*skip}:
+            yield name, decoder.get_submodule(parent), child, module
+
+
+def densified(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A state dict for `module`, in which what is packed in the file but dense in the module is
+    dequantised, in the type of the module's weight. Raises FormatError where shapes do not fit."""
+    found = dict(state)
+    for name, linear in module.named_modules():
+        if type(linear) is not nn.Linear:
+            continue
+        for prefix in (f"{name}.{kind}" for kind in PREFIXES):
+            if f"{prefix}qdata" in found:
+                parts = {
+                    part: found.pop(f"{prefix}{part}", None)
+                    for part in ("qdata", "scale", "tensor_scale")
+                }
+                weight = _matrix_of(name, linear, **parts).dense(linear.weight.dtype)
+                found[f"{name}.weight"] = weight
+    return found
+
+
+def _matrix_of(name: str, linear: nn.Linear, qdata, scale, tensor_scale) -> PackedMatrix:
+    """Of a file's tensors for one layer: which format is told by the scales."""
+    rows, columns = linear.weight.shape
+    if scale is None or tuple(qdata.shape) != (rows, columns // 2) or len(scale) != rows:
+        raise FormatError(
+            f"{name}: packed codes {tuple(qdata.shape)} with scales "
+            f"{None if scale is None else tuple(scale.shape)} are no weight ({rows}, {columns}); "
+            "the file is of another model, or cut off"
+        )
+    if scale.dtype == torch.float8_e4m3fn:
+        scale = scale.view(torch.uint8)
+    for cls in PACKED.values():
+        if scale.dtype == cls.scale_dtype and scale.shape[1] * cls.block == columns:
+            overall = torch.ones(1) if tensor_scale is None else tensor_scale.view(1)
+            overall = overall.to(scale.device) if cls.scaled else None
+            return PackedMatrix(cls.format, qdata, scale, overall, (rows,))
+    raise FormatError(
+        f"{name}: scales {tuple(scale.shape)} of {scale.dtype} belong to no packed format "
+        f"({', '.join(PACKED)}); quantise the model again"
+    )

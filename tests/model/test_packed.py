@@ -1,0 +1,133 @@
+"""4-bit linear layers: what they keep, what they compute, and how files of them are read."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ember.formats.base import FormatError
+from ember.formats.registry import FORMATS
+from ember.model.linear import dense_weight, is_linear, packed_matrix, weight_format
+from ember.model.packed import PACKED, LinearNF4, LinearNVFP4, densified, quantise_decoder
+from tests.tiny import draw, wild
+
+FORMATS_4 = sorted(PACKED)
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "head_dim": 16}
+
+
+def drawn(rows, columns, seed=0, scale=0.02):
+    return scale * torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", FORMATS_4)
+@settings(deadline=None, max_examples=20)
+@given(rows=st.integers(1, 9), blocks=st.integers(1, 3), seed=st.integers(0, 99))
+def test_a_layer_keeps_the_values_of_its_format_bit_for_bit(name, rows, blocks, seed):
+    weight = drawn(rows, 64 * blocks, seed) * 10.0 ** (seed % 20 - 10)
+    layer = PACKED[name].of(weight)
+    expected = FORMATS[name].dequantise(FORMATS[name].quantise(weight, **layer.options))
+    assert torch.equal(layer.matrix.dense(), expected)
+    assert torch.equal(FORMATS[name].dequantise(layer.quantised()), expected)
+
+
+@pytest.mark.parametrize("name", FORMATS_4)
+def test_a_layer_multiplies_by_the_dequantised_weight(name):
+    layer = PACKED[name].of(drawn(24, 128), drawn(1, 24)[0])
+    x = drawn(5, 128, seed=1, scale=1.0)
+    exact = x.double() @ layer.matrix.dense().double().T + layer.bias.double()
+    torch.testing.assert_close(layer(x).double(), exact, atol=1e-6, rtol=1e-5)
+    half = layer.to(torch.bfloat16)(x.bfloat16())
+    torch.testing.assert_close(half.double(), exact, atol=0.02, rtol=0.02)
+    assert weight_format(layer) == name and is_linear(layer)
+    with pytest.raises(TypeError, match=name):
+        dense_weight(layer)
+    with pytest.raises(TypeError, match="not packed"):
+        packed_matrix(torch.nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("name", FORMATS_4)
+def test_another_type_of_activations_changes_no_scale(name):
+    layer = PACKED[name].of(drawn(8, 64))
+    before = layer.matrix.dense()
+    layer.to(torch.bfloat16).to(torch.float16)
+    assert torch.equal(layer.matrix.dense(), before)
+
+
+@pytest.mark.parametrize("name", FORMATS_4)
+@pytest.mark.parametrize("value", [0.0, 1e-40, 3e38])
+def test_zeros_denormals_and_huge_weights_stay_finite(name, value):
+    weight = torch.full((4, 64), value)
+    dense = PACKED[name].of(weight).matrix.dense()
+    assert torch.isfinite(dense).all()
+    if value != 1e-40:
+        torch.testing.assert_close(dense, weight, rtol=0.01, atol=0)
+
+
+def test_codes_and_scales_stand_in_the_state_dict_under_either_name():
+    layer = LinearNVFP4.of(drawn(8, 64))
+    state = layer.state_dict()
+    assert set(state) == {"qdata", "scale", "tensor_scale"}
+    other = LinearNVFP4(64, 8)
+    other.load_state_dict({f"weight.{name}": tensor for name, tensor in state.items()})
+    assert torch.equal(other.matrix.dense(), layer.matrix.dense())
+    as_e4m3 = state | {"scale": state["scale"].view(torch.float8_e4m3fn)}
+    del as_e4m3["tensor_scale"]  # as the earlier system wrote it: blocks alone
+    other.load_state_dict(as_e4m3)
+    assert torch.equal(other.scale, layer.scale) and other.tensor_scale == 1
+
+
+def test_scales_of_another_format_are_refused():
+    with pytest.raises(FormatError, match="scales of nf4 are"):
+        LinearNF4(64, 8).load_state_dict(LinearNVFP4.of(drawn(8, 64)).state_dict())
+
+
+@pytest.mark.parametrize("name", FORMATS_4)
+@pytest.mark.parametrize("prefix", ["", "weight."])
+def test_a_layer_that_runs_dense_takes_a_file_of_packed_ones(name, prefix):
+    packed = PACKED[name].of(drawn(8, 64))
+    model = torch.nn.ModuleDict({"lm_head": torch.nn.Linear(64, 8, bias=False)})
+    state = {f"lm_head.{prefix}{key}": value for key, value in packed.state_dict().items()}
+    model.load_state_dict(densified(state, model))
+    assert torch.equal(model["lm_head"].weight, packed.matrix.dense())
+    torn = {key: value[:, :-1] if value.dim() == 2 else value for key, value in state.items()}
+    with pytest.raises(FormatError, match="lm_head"):
+        densified(torn, model)
+
+
+@pytest.mark.parametrize("name", FORMATS_4)
+@pytest.mark.parametrize("tied", [True, False])
+@torch.inference_mode()
+def test_a_decoder_is_packed_in_place(name, tied):
+    decoder, tokens = wild("qwen3", tie_embeddings=tied, **SIZES), draw(2, 7)
+    dense = {
+        name: PACKED[name_].of(module.weight).matrix.dense()
+        for name_ in (name,)
+        for name, module in decoder.named_modules()
+        if type(module) is torch.nn.Linear and name != "lm_head"
+    }
+    embedding = decoder.embed_tokens.weight.clone()
+    quantise_decoder(decoder, name)
+    assert weight_format(decoder.layers[0].mlp.up_proj) == name
+    assert decoder.lm_head is None or weight_format(decoder.lm_head) == "dense"
+    expected = wild("qwen3", tie_embeddings=tied, **SIZES)
+    expected.load_state_dict(
+        dict(expected.state_dict()) | {f"{k}.weight": v for k, v in dense.items()}
+    )
+    found = decoder.logits(decoder(tokens))
+    torch.testing.assert_close(found, expected.logits(expected(tokens)), atol=1e-5, rtol=1e-5)
+    quantise_decoder(decoder, name, skip=())
+    assert weight_format(decoder.lm_head) == name and not decoder.arch.tie_embeddings
+    assert torch.equal(decoder.embed_tokens.weight, embedding)
+
+
+def test_what_cannot_be_packed_is_refused_before_anything_is_changed():
+    decoder = wild("qwen3", **SIZES | {"intermediate_size": 120})
+    with pytest.raises(FormatError, match=r"down_proj.*no multiple of 16"):
+        quantise_decoder(decoder, "nvfp4")
+    assert weight_format(decoder.layers[0].self_attn.q_proj) == "dense"
+    with pytest.raises(FormatError, match="no linear layer keeps fp8"):
+        quantise_decoder(decoder, "fp8")
+    with pytest.raises(FormatError, match="unknown number format"):
+        quantise_decoder(decoder, "nvfp5")
+    with pytest.raises(FormatError, match="NaN or infinite"):
+        LinearNF4.of(torch.full((2, 64), float("nan")))
