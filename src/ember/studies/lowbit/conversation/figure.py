@@ -19,9 +19,7 @@ def draw(turns: pd.DataFrame, scale: str):
             middle = rows["prefill_ms_median"]
             bars = [middle - rows["prefill_ms_min"], rows["prefill_ms_max"] - middle]
             times.errorbar(rows["turn"], middle, yerr=bars, **looks)
-            lengths.plot(rows["turn"], rows["length"] - rows["answer_tokens"], **looks)
         kept = turns[turns["kind"] == "kept"]
-        lengths.clear()
         lengths.bar(kept["turn"], kept["cached_tokens"], color=COLOURS[0], label="reused")
         new = kept["user_tokens"]
         lengths.bar(
