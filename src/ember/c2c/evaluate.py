@@ -40,9 +40,11 @@ class Item:
     which those with `fused` take KV; the last section never does. `index` and `instruction` are for
     each of the receiver's tokens before the last section: the sharer's token whose KV it takes (-1:
     none), and whether it is of the instruction. `choices`: tokens that may be answered, `right` one
-    of them."""
+    of them. `question`: what the sharer reads after `sharer` where it is to answer by itself, with
+    `theirs` as its tokens of the choices. Items of one `group` are not independent."""
 
     id: int
+    group: int
     stratum: str
     sharer: tuple[int, ...]
     sections: tuple[tuple[int, ...], ...]
@@ -51,6 +53,8 @@ class Item:
     instruction: tuple[bool, ...]
     choices: tuple[int, ...]
     right: int
+    question: tuple[int, ...] = ()
+    theirs: tuple[int, ...] = ()
 
     def __post_init__(self):
         before = sum(map(len, self.sections[:-1]))
@@ -165,6 +169,7 @@ def answer_items(
             rows.append(
                 {
                     "item": item.id,
+                    "group": item.group,
                     "stratum": item.stratum,
                     "answer": item.choices[best],
                     "right": item.right,
