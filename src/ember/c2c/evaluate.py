@@ -133,7 +133,7 @@ def share_items(
         index, _ = padded(_in_frame(batch.prefixes, index), device, -1)
         with torch.inference_mode(), clock.phase("sharer_prefill"):
             made = share(pair.sharer, tokens, index, layers, rotated=pair.fuser.rotated, real=real)
-            yield made.map(torch.zeros_like) if source == "zero" else made
+        yield made.map(torch.zeros_like) if source == "zero" else made
 
 
 def answer_items(
