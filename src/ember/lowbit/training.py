@@ -1,4 +1,4 @@
-"""Training of NVFP4 weights in place: the weight that is stored is the weight that is trained (L-6).
+"""Training of NVFP4 weights in place: what is stored is what is trained (L-6).
 
 Contract. A `TrainedLinear` multiplies by its dequantised weight; going back it gives the input's
 gradient by the same weight, then takes the weight's gradient a few rows at a time, and updates
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ember.formats import e2m1, fp8, nvfp4
+from ember.formats.base import Packed
 from ember.formats.integer import stochastic
 from ember.formats.registry import FORMATS
 from ember.model.decoder import Decoder
@@ -226,7 +227,7 @@ class TrainedLinear(nn.Module):
             made = nvfp4.quantise(target, scale=overall)
             codes, scales = made.codes, made.parts["scales"].view(len(target), -1)
         packed = codes[:, ::2] | codes[:, 1::2] << 4
-        before = layer.qdata[rows]
+        packed, before = _without_sign_of_zero(packed), _without_sign_of_zero(layer.qdata[rows])
         differ = packed ^ before
         changed = (differ & 15).count_nonzero() + (differ >> 4).count_nonzero()
         control.changed = control.changed + changed  # on the device: nobody waits
@@ -261,7 +262,7 @@ def quantise_stochastically(
     """Codes (n, K) and scales' bits (n, K / 16) of x under a tensor scale, both rounded at random.
 
     Scales too: were they rounded to nearest, a block's largest value could never grow by small
-    steps. Clamped at ±6 with the smaller scale, its mean is still its value.
+    steps. It is 6 under either scale, so that its mean is its value; so are those of the others.
     """
     blocks = x.unflatten(-1, (-1, nvfp4.BLOCK))
     wanted = (blocks.abs().amax(-1) / e2m1.MOST / overall).clamp(nvfp4.LEAST_SCALE, fp8.MOST)
@@ -271,14 +272,21 @@ def quantise_stochastically(
     low, high = _e4m3(bits), _e4m3(above)
     share = (wanted - low) / (high - low).clamp(min=1e-30)
     bits = torch.where(_uniform(share, generator) < share, above, bits)
-    steps = (blocks / (_e4m3(bits) * overall)[..., None]).clamp(-e2m1.MOST, e2m1.MOST)
+    steps = blocks / (_e4m3(bits) * overall)[..., None]
     values = torch.tensor(e2m1.VALUES, device=x.device)
-    magnitude = steps.abs()
+    largest = blocks.abs() > (e2m1.MOST * low * overall)[..., None]
+    magnitude = torch.where(largest, e2m1.MOST, steps.abs().clamp(max=e2m1.MOST))
     # Below 2 E2M1 counts in halves, below 4 in ones, and then in twos.
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
     rounded = stochastic(magnitude / step, generator or _default(x)) * step
     codes = torch.searchsorted(values, rounded.contiguous()).to(torch.uint8)
     return (codes | torch.signbit(steps).to(torch.uint8) << 3).flatten(-2), bits
+
+
+def _without_sign_of_zero(packed: Tensor) -> Tensor:
+    """Bytes of codes with 0 for -0: a change between them is none."""
+    low, high = packed & 15, packed & 0xF0
+    return torch.where(low == 8, 0, low) | torch.where(high == 0x80, 0, high)
 
 
 def _e4m3(bits: Tensor) -> Tensor:
@@ -298,8 +306,6 @@ def _group(columns: int) -> int:
 
 
 def _unpacked(states: str, data: Tensor, scales: Tensor) -> Tensor:
-    from ember.formats.base import Packed
-
     kind, rows = FORMATS[states], len(data)
     columns = data.shape[1] * (2 if states == "int4" else 1)
     made = Packed(states, (rows, columns), data.reshape(-1), {"scales": scales})
@@ -332,9 +338,7 @@ def make_trainable(
 
 
 def _packed(linear: nn.Linear, headroom: float) -> LinearNVFP4:
-    overall = nvfp4.tensor_scale(linear.weight, headroom)
-    layer = LinearNVFP4.of(linear.weight, linear.bias, scale=overall)
-    return layer
+    return LinearNVFP4.of(linear.weight, linear.bias, headroom)
 
 
 def bytes_by_kind(decoder: Decoder, layers: list[TrainedLinear]) -> dict[str, int]:
