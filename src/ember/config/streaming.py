@@ -119,6 +119,18 @@ class Peers(Timed):
     timeout_s: Positive = Field(300.0, description="for starting, and for each call")
 
 
+class Speed(Timed):
+    """S-4: streams on the fast path, side by side with others and with parts switched off."""
+
+    model: str | None = Field(None, description="whose layers run; null: the measured model's")
+    peak: Count = Field(description="tokens held when the first token is decoded")
+    compression_interval: Some[Count] = Field(
+        description="periods of lazy pruning; switches are tried at the first"
+    )
+    tokens: Count = Field(description="decoded tokens of a run")
+    skip: Size = Field(64, description="first of them that the steady state leaves out")
+
+
 class Bars(Strict):
     """S-3 and S-6: what counts as success."""
 
@@ -145,6 +157,7 @@ class Streaming(Strict):
     latency: Latency
     ceiling: Ceiling
     peers: Peers
+    speed: Speed
     bars: Bars = Bars()
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         1000, description="resamples of an interval"

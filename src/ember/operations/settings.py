@@ -20,10 +20,11 @@ from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import specs_of
+from ember.streaming.build import specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
+FEWEST_TIMED = 10  # of which there are percentiles
 
 
 def check_names(config: Config) -> Iterator[Problem]:
@@ -140,6 +141,14 @@ def check_streaming(config: Config) -> Iterator[Problem]:
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
             yield ("streaming", "points", place), problem
+    speed = section.speed.model_dump()
+    if problem := _problem(lambda: [*map(build_method, speed_specs(speed))]):
+        yield ("streaming", "speed"), problem
+    if section.speed.tokens < section.speed.skip + FEWEST_TIMED:
+        yield (
+            ("streaming", "speed", "tokens"),
+            f"leave fewer than {FEWEST_TIMED} to time. Raise tokens or lower skip.",
+        )
     widest = section.ceiling.peak - 2 * 4  # sinks, and a window that is larger
     if max(section.ceiling.intervals) >= widest:
         yield (

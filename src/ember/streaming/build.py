@@ -62,6 +62,17 @@ def specs_of(settings: Mapping) -> list[dict]:
     return [spec for place, spec in enumerate(found) if spec not in found[:place]]
 
 
+def speed_specs(speed: Mapping) -> list[dict]:
+    """The points of the section `speed`; the last is the one that its switches are tried on."""
+    budgets = [
+        {"peak": speed["peak"], "compression_interval": r} for r in speed["compression_interval"]
+    ]
+    first, base = budgets[0], {"name": "refresh", "refresh_budget": 16, "selector": "uniform"}
+    plain = [{"name": name, "peak": speed["peak"]} for name in ("full", "streaming_llm")]
+    lazy = [{"name": "lazy_prune"} | budget for budget in budgets]
+    return [*plain, *lazy, base | first | {"max_drop": max(2, first["compression_interval"] // 4)}]
+
+
 def expand(point: Mapping, grid: Sequence[Mapping], longest: int) -> list[dict]:
     """One spec for each combination of the values that a point lists, at each peak and period.
 
