@@ -22,9 +22,9 @@ METHODS = {
     "c2c": "C2C, FP16",
 }
 PANELS = {
-    "sharer_only": "only the sharer knows",
-    "no_context": "the receiver lacks the context",
-    "receiver_only": "only the receiver knows",
+    "sharer_only": "only the\nsharer knows",
+    "no_context": "receiver lacks\nthe context",
+    "receiver_only": "only the\nreceiver knows",
     "shared": "both know",
     "neither": "nobody knows",
 }
@@ -37,7 +37,7 @@ def draw_baselines(baselines: pd.DataFrame, scale: str):
     order = [method for method in METHODS if (baselines["method"] == method).any()]
     with style() as plt:
         figure, panels = plt.subplots(
-            1, len(strata), figsize=(PAGE, 2.6), sharey=True, sharex=True, squeeze=False
+            1, len(strata), figsize=(PAGE, 2.8), sharey=True, sharex=True, squeeze=False
         )
         for axes, stratum in zip(panels[0], strata, strict=True):
             rows = baselines[baselines["stratum"] == stratum].set_index("method")
@@ -60,7 +60,7 @@ def draw_baselines(baselines: pd.DataFrame, scale: str):
         if not rows.empty:
             c2c, alone = rows.loc["c2c"], rows.loc["receiver"]
             caption += (
-                f"Of n = {int(c2c['n'])} questions that only the sharer could answer, the channel "
+                f"Of n = {int(c2c['questions'])} questions that only the sharer could answer, the channel "
                 f"at FP16 answers {_percent(c2c)}, the receiver alone {_percent(alone)}, with "
                 f"another text's source {_percent(rows.loc['shuffled'])}, with a zeroed one "
                 f"{_percent(rows.loc['zero'])}; it sends {c2c['bytes']:,.0f} bytes a question, the "
@@ -86,10 +86,10 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
     layers = min(sharer["num_layers"], receiver["num_layers"])
     each = 2 * 2 * layers * heads * size
     with style() as plt:
-        figure, axes = plt.subplots(figsize=(PAGE, 2.35))
+        figure, axes = plt.subplots(figsize=(PAGE, 2.1))
         axes.set_axis_off()
         axes.set_xlim(0, PAGE)
-        axes.set_ylim(0, 2.3)
+        axes.set_ylim(0.2, 2.3)
         theirs, ours, wire = "#dcebf5", "#fbe3d6", "#eeeeee"
         _box(
             axes,

@@ -44,7 +44,7 @@ def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) ->
     row = dict.fromkeys(C2C_M0.names) | {name: rows[0][name] for name in ABOUT}
     row |= {
         "method": method,
-        "n": len(rows),
+        "questions": len(rows),
         "groups": len(counts),
         "seeds": len(seeds),
         "accuracy": float(draws[0]),

@@ -29,7 +29,7 @@ C2C_M0 = s.Schema(
     (
         s.text("method", "who answers"),
         s.text("stratum", "who knows the answer; all: every question", values=STRATA),
-        s.integer("n", "questions", "that were asked"),
+        s.integer("questions", "", "that were asked"),
         s.integer("groups", "texts", "that they are about"),
         s.integer("seeds", "", "of world, models and fuser"),
         s.number("accuracy", "fraction", "answered right"),
