@@ -1,10 +1,20 @@
 """Streaming, bounded caches for endless streams: a section for each study."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from ember.config.shared import Count, Fraction, Positive, Size, Some, Strict, Timed
+from ember.config.shared import (
+    Count,
+    Fraction,
+    Framework,
+    Named,
+    Positive,
+    Size,
+    Some,
+    Strict,
+    Timed,
+)
 
 Value = bool | Annotated[int, Field(ge=0, le=10**9)] | float | str | None
 
@@ -62,6 +72,43 @@ class Ceiling(Timed):
     intervals: Some[Count] = Field(description="periods of pruning")
 
 
+class PeerMethod(Strict):
+    """An eviction method of another framework."""
+
+    method: str = Field(description="as the framework calls it, such as a class of kvpress")
+    label: Literal["stock", "order-fixed", "re-rotated"] = Field(
+        "stock", description="stock, or with what kvpress lacks (see docs/peers.md)"
+    )
+    period: Literal["each", "budget", "half"] = Field(
+        "budget",
+        description="prunes at each token, by the budget's compression_interval, or half of what "
+        "is not a sink, llama.cpp's default",
+    )
+    arguments: dict[str, Size | Positive | bool | str] = Field(
+        {}, description="what else the method takes, such as window_size"
+    )
+
+
+class PeerFramework(Framework):
+    """A framework that streams: its adapter and Python, and its methods."""
+
+    methods: Some[PeerMethod]
+
+
+class Peers(Timed):
+    """S-1.7: other frameworks on the same model, tokens and peak."""
+
+    frameworks: Named[PeerFramework] = Field(description="by the name that the tables use")
+    budget: Budget
+    n_sink: Size = Field(4, description="sinks of methods that keep some")
+    streams: Annotated[int, Field(ge=2, le=10**6)] = Field(
+        description="first streams of the long corpus that are scored"
+    )
+    tokens: Count = Field(description="first tokens of each, also of the one that is timed")
+    skip: Size = Field(64, description="tokens after the peak that the steady state leaves out")
+    timeout_s: Positive = Field(300.0, description="for starting, and for each call")
+
+
 class Bars(Strict):
     """S-3 and S-6: what counts as success."""
 
@@ -86,6 +133,7 @@ class Streaming(Strict):
     gate: Gate
     latency: Latency
     ceiling: Ceiling
+    peers: Peers
     bars: Bars = Bars()
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         1000, description="resamples of an interval"

@@ -1,9 +1,9 @@
 """Linear layers of 4-bit weights: codes and scales instead of a matrix, weight-only.
 
-Contract. `qdata` (N, K / 2) holds the codes of two neighbours of K in a byte, `scale` (N, K / block)
-what each block of K shares, exactly as `ember.formats` made them. Here they are dequantised and
-multiplied by torch's operators, on any device; that is what kernels are compared with. Kernels read
-the same bytes through `PackedMatrix`.
+Contract. `qdata` (N, K / 2) holds the codes of two neighbours of K in a byte, `scale`
+(N, K / block) what each block of K shares, exactly as `ember.formats` made them. Here they are
+dequantised and multiplied by torch's operators, on any device; that is what kernels are compared
+with. Kernels read the same bytes through `PackedMatrix`.
 """
 
 from collections.abc import Collection, Iterator
@@ -177,19 +177,19 @@ class PackedLinear(nn.Module):
 
 
 class LinearNVFP4(PackedLinear):
-    """E2M1 codes, an E4M3 scale for 16 neighbours, a float32 scale for all (4.5 bits a weight)."""
+    """E2M1 codes, an E4M3 scale for 16 neighbours, a float32 scale for all (4.5 bits)."""
 
     format, block, scale_dtype, scaled = "nvfp4", nvfp4.BLOCK, torch.uint8, True
 
 
 class LinearNF4(PackedLinear):
-    """Quantiles of the normal distribution, a float32 scale for 64 neighbours (4.5 bits a weight)."""
+    """Quantiles of the normal distribution, a float32 scale for 64 neighbours (4.5 bits)."""
 
     format, block = "nf4", nf4.BLOCK
 
 
 class LinearINT4(PackedLinear):
-    """Symmetric integers, a float32 scale for 32 neighbours (5 bits a weight)."""
+    """Symmetric integers, a float32 scale for 32 neighbours (5 bits)."""
 
     format, block = "int4", 32
     options: ClassVar[dict] = {"group": 32, "scale_dtype": torch.float32}

@@ -26,7 +26,7 @@ _DEEP = 1000
 def check_names(config: Config) -> Iterator[Problem]:
     """Presets and adapters that nobody knows."""
     adapters = {file.stem for file in (Path(peers.__file__).parent / "adapters").glob("[a-z]*.py")}
-    p1 = config.p1
+    p1, streaming = config.p1, config.streaming
     named = [
         (("models", name, "preset"), model.preset, PRESETS) for name, model in config.models.items()
     ]
@@ -36,6 +36,9 @@ def check_names(config: Config) -> Iterator[Problem]:
         named.append((("p1", "frameworks", "points", place, "preset"), point.preset, PRESETS))
     for name, framework in p1.frameworks.peers.items():
         named.append((("p1", "frameworks", "peers", name, "adapter"), framework.adapter, adapters))
+    for name, framework in streaming.peers.frameworks.items():
+        path = ("streaming", "peers", "frameworks", name, "adapter")
+        named.append((path, framework.adapter, adapters))
     for path, name, known in named:
         if name is not None and (wrong := unknown(name, known)):
             yield path, wrong
@@ -122,6 +125,7 @@ def check_streaming(config: Config) -> Iterator[Problem]:
         yield (("streaming", "latency", "peak"), "is no peak of the grid. Choose one of them.")
     if section.latency.tokens <= section.latency.prefill + section.latency.skip:
         yield (("streaming", "latency", "tokens"), "leave nothing to time. Raise tokens.")
+    yield from _check_peers(section)
     settings = section.model_dump()
     for place, point in enumerate(settings["points"]):
         alone = settings | {"points": [point]}
@@ -139,6 +143,36 @@ def check_streaming(config: Config) -> Iterator[Problem]:
             ("streaming", "points"),
             f"lack {', '.join(sorted(missing))}, with which the others are compared. Add it.",
         )
+
+
+def _check_peers(section) -> Iterator[Problem]:
+    """Budgets that leave other frameworks no window, or nothing to score."""
+    peers, least = section.peers, min(section.peers.budget.compression_interval)
+    path, peak = ("streaming", "peers"), section.peers.budget.peak
+    if peak not in {one.peak for one in section.grid}:
+        yield (*path, "budget", "peak"), "is no peak of the grid. Choose one of them."
+    for period in peers.budget.compression_interval:
+        spec = {"name": "lazy_prune", "peak": peak, "n_sink": peers.n_sink}
+        spec["compression_interval"] = period
+        if problem := _problem(lambda spec=spec: build_method(spec)):
+            yield (*path, "budget", "compression_interval"), problem
+    if not peak + peers.skip < peers.tokens <= section.long.tokens:
+        yield (
+            (*path, "tokens"),
+            f"{peers.tokens} tokens must be more than peak and skip together ({peak + peers.skip}) "
+            f"and no more than streaming.long.tokens ({section.long.tokens}).",
+        )
+    if peers.streams > section.long.streams:
+        yield (*path, "streams"), f"{peers.streams} are more than streaming.long.streams has."
+    for name, framework in peers.frameworks.items():
+        for place, method in enumerate(framework.methods):
+            looks = method.arguments.get("window_size", 0)
+            if method.period == "budget" and isinstance(looks, int) and looks >= least:
+                yield (
+                    (*path, "frameworks", name, "methods", place, "arguments"),
+                    f"window_size {looks} must be below the least compression_interval ({least}): "
+                    "kvpress holds the queries since the last prune and no others.",
+                )
 
 
 CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming)
