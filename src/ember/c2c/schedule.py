@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from ember.formats.pairs import RAW, VALID
 from ember.records.errors import EmberError, nearest
 
-
 NONE = "none"
 """The scheme of layers that are not sent; what would read them stays as the receiver has it."""
 

@@ -171,7 +171,7 @@ class LayerSchedule(Strict):
     """A scheme for each of the receiver's layers."""
 
     default: LayerScheme
-    overrides: list[Override] = []
+    overrides: list[Override] = Field([], description="layers in other schemes")
 
 
 class Layers(Strict):
