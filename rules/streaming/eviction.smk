@@ -88,6 +88,56 @@ use rule larger as summarise_spikes with:
         "Losses above per-token eviction by steps since a prune (S-2)"
 
 
+use rule held as measure_cause with:
+    input:
+        model=model_dir(conf("streaming", "model")),
+        long=streaming_inputs()["long"],
+    output:
+        runs=inter("streaming/cause/runs.parquet"),
+        parts=inter("streaming/cause/parts.parquet"),
+    pathvars:
+        job="measure_cause",
+    params:
+        **study("streaming.cause.measure.measure_cause"),
+        streams=conf("streaming", "long"),
+        cause=conf("streaming", "cause"),
+    message:
+        "What prunes take from attention, and which part the loss comes from (S-1.6)"
+
+
+use rule larger as summarise_cause with:
+    input:
+        runs=inter("streaming/cause/runs.parquet"),
+        gate="results/streaming_gate.parquet",
+    output:
+        table("streaming_cause", "Diagnose", "Whether a prune costs mass or direction"),
+    pathvars:
+        job="summarise_cause",
+    localrule: True
+    params:
+        **publish("streaming.cause.summary.summarise_cause"),
+        resamples=conf("streaming", "resamples"),
+        seed=conf("seed"),
+    message:
+        "Loss after prunes with attention's output repaired"
+
+
+use rule larger as summarise_parts with:
+    input:
+        parts=inter("streaming/cause/parts.parquet"),
+    output:
+        table("streaming_cause_layers", "Diagnose", "What a prune takes, by layer"),
+    pathvars:
+        job="summarise_parts",
+    localrule: True
+    params:
+        **publish("streaming.cause.summary.summarise_parts"),
+        resamples=conf("streaming", "resamples"),
+        seed=conf("seed"),
+    message:
+        "Mass, norm and direction that prunes take, by layer"
+
+
 use rule held as time_tokens with:
     input:
         **streaming_inputs(),

@@ -143,3 +143,21 @@ def test_template_tokens_are_fused_by_their_switch(folders):
         (row,) = answers(pair, chats, "c2c", questions[:1], budget=SMALL, forced=False)
         sizes[switch] = row["bytes"]
     assert sizes[None] == sizes[False] < sizes[True]
+
+
+def test_ember_c2c_ask_prints_answers_and_bytes(folders, loaded, capsys):
+    from ember.c2c.data import Question
+    from ember.commands.main import main
+
+    sharer, receiver, fuser, _ = folders
+    asked = ["c2c", "ask", str(sharer), str(receiver), "Which metal rusts?", "--max-tokens", "6"]
+    assert main([*asked, "--fuser", str(fuser), "--message-tokens", "8"]) == 0
+    printed = capsys.readouterr().out
+    question = Question("prompt", "Which metal rusts?", (), "")
+    for method in ("receiver", "sharer", "text", "c2c"):
+        (row,) = answers(*loaded, method, [question], budget=SMALL, forced=False)
+        assert f"{method} ({row['bytes']:,} bytes): {row['text'].strip()}" in printed
+    assert main([*asked, "--message-tokens", "8"]) == 0
+    assert "c2c: skipped" in capsys.readouterr().out
+    assert main([*asked, "--fuser", str(fuser), "--alignment", "off"]) == 1
+    assert "trained with alignment 'longest'" in capsys.readouterr().err

@@ -63,6 +63,16 @@ class Latency(Timed):
     skip: Size = Field(64, description="first decoded tokens that the steady state leaves out")
 
 
+class Cause(Strict):
+    """S-1.6: whether a prune's loss is one of mass or of direction, at one budget."""
+
+    peak: Count = Field(description="the most tokens that a query sees before a prune")
+    compression_interval: Count = Field(
+        description="tokens that a prune drops; with the peak within the trained context"
+    )
+    n_sink: Size = 4
+
+
 class Ceiling(Timed):
     """S-5: the cache's own work, in a model's shape."""
 
@@ -131,6 +141,7 @@ class Streaming(Strict):
     sweep: Some[Budget] | None = Field(None, description="further ones of lazy pruning alone")
     points: Some[Point]
     gate: Gate
+    cause: Cause
     latency: Latency
     ceiling: Ceiling
     peers: Peers

@@ -110,6 +110,9 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     budgets = [(("grid", n), one.peak) for n, one in enumerate(section.grid)]
     budgets += [(("sweep", n), one.peak) for n, one in enumerate(section.sweep or [])]
     budgets.append((("gate",), section.gate.peak))
+    cause = section.cause
+    period = cause.peak + cause.compression_interval  # nothing dropped, read for comparison
+    budgets.append((("cause",), period))
     for path, peak in budgets:
         if arch and peak > arch.max_positions:
             yield (
@@ -129,6 +132,9 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     if section.latency.tokens <= section.latency.prefill + section.latency.skip:
         yield (("streaming", "latency", "tokens"), "leave nothing to time. Raise tokens.")
     yield from _check_peers(section)
+    lazy = {"name": "lazy_prune"} | cause.model_dump()
+    if problem := _problem(lambda: build_method(lazy)):
+        yield ("streaming", "cause"), problem
     settings = section.model_dump()
     for place, point in enumerate(settings["points"]):
         alone = settings | {"points": [point]}
