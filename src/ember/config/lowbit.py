@@ -5,6 +5,39 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ember.config.shared import Count, Positive, Repeats, Size, Some, Strict
+from ember.config.shared import (
+    Count,
+    NewTokens,
+    Positive,
+    PromptTokens,
+    Repeats,
+    Some,
+    Strict,
+    Timed,
+)
+
+BLOCKS = {"nvfp4": 16, "nf4": 64, "int4": 32}  # weights of a row that share a scale
+Formats = Some[Literal["nvfp4", "nf4", "int4"]]
+
+
+class Kernels(Timed):
+    """L-2: products with packed weights alone, and decoding with them, beside dense ones."""
+
+    model: str | None = Field(None, description="whose shape; null: the programme's model")
+    formats: Formats = Field(["nvfp4", "nf4", "int4"], description="formats of the products")
+    rows: Some[Count] = Field(description="rows of x of a product")
+    decoded: Formats = Field(["nvfp4", "nf4"], description="formats that are decoded with")
+    candidates: Some[Count] = Field(description="candidates of one prompt that decode together")
+    prompt_tokens: PromptTokens
+    new_tokens: NewTokens
+    mem_mb: Count = Field(4000, description="memory of the job")
+
+
+class Quantise(Strict):
+    """A model of the workflow in 4-bit weights."""
+
+    model: str | None = Field(None, description="which; null: the programme's model")
+    formats: Formats = Field(["nvfp4", "nf4", "int4"], description="its formats")
 
 
 class Conversation(Strict):
@@ -81,6 +114,8 @@ class Lowbit(Strict):
     """NF4 and NVFP4: inference, training in a fraction of the memory, and the guard."""
 
     model: str = Field(description="name of the model the programme measures")
+    kernels: Kernels
+    quantise: Quantise = Quantise()
     conversation: Conversation
     debug: Debug = Debug()
     guard: Guard = Guard()
