@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ember.config.shared import Count, Positive, Repeats, Size, Some, Strict
 from ember.config.shared import (
     Count,
     NewTokens,
     Positive,
     PromptTokens,
     Repeats,
+    Size,
     Some,
     Strict,
     Timed,
