@@ -22,6 +22,7 @@ from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
 from ember.streaming.build import specs_of, speed_specs
+from ember.streaming.build import programme_of, specs_of
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
@@ -138,6 +139,9 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     if problem := _problem(lambda: build_method(lazy)):
         yield ("streaming", "cause"), problem
     settings = section.model_dump()
+    if problem := _problem(lambda: [*map(build_method, programme_of(settings))]):
+        yield ("streaming", "programme"), problem
+        return  # it stands among the points of every other
     for place, point in enumerate(settings["points"]):
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
