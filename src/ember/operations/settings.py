@@ -181,7 +181,20 @@ def _check_peers(section) -> Iterator[Problem]:
                 )
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming)
+def check_real(config: Config) -> Iterator[Problem]:
+    """Real pairs of models that nobody has named, and prompts without a question."""
+    if (real := config.c2c.real) is None:
+        return
+    for name, pair in real.pairs.items():
+        for role in ("sharer", "receiver"):
+            if wrong := unknown(getattr(pair, role), config.models):
+                yield ("c2c", "real", "pairs", name, role), wrong
+    for field in ("{question}", "{choices}"):
+        if real.template is not None and real.template.count(field) != 1:
+            yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."
+
+
+CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_real)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:
