@@ -29,13 +29,13 @@ def source_of(pair, tokens, layers=None):
 @pytest.mark.parametrize("rotated", [True, False])
 @pytest.mark.parametrize("name", tiny.ARCHITECTURES)
 def test_sections_through_the_cache_are_the_decoder_in_one_piece(name, rotated):
-    decoder = random_decoder(tiny.architecture(name), 0)
+    decoder = tiny.wild(name)
     tokens = torch.randint(decoder.arch.vocab_size, (2, 12))
     whole = decoder(tokens)
     cache = SectionCache(decoder.arch, rotated)
     with torch.inference_mode():
         parts = [decoder(part, cache=cache) for part in tokens.split((5, 1, 6), 1)]
-    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rotated", [True, False])
@@ -57,7 +57,7 @@ def test_padding_changes_nothing(rotated):
 
 
 def test_padded_batches_of_sliding_layers_are_refused():
-    cache = SectionCache(tiny.architecture("gemma3_text"), True)
+    cache = SectionCache(tiny.tiny("gemma3_text"), True)
     with pytest.raises(BadCacheUse, match="no padded batches"):
         cache.expect(torch.ones(1, 2, dtype=torch.bool))
 

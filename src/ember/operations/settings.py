@@ -8,19 +8,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ember import peers
+from ember.c2c.points import wrong_pairs
+from ember.c2c.schedule import NONE, by_target
 from ember.config.load import Problem, unknown
+from ember.config.lowbit import BLOCKS
 from ember.config.settings import Config
 from ember.config.shared import Model
+from ember.formats.pairs import problem
 from ember.model.architecture import Architecture
 from ember.model.folder import read_architecture
 from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import specs_of
+from ember.streaming.build import specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
+FEWEST_TIMED = 10  # of which there are percentiles
 
 
 def check_names(config: Config) -> Iterator[Problem]:
@@ -137,6 +142,14 @@ def check_streaming(config: Config) -> Iterator[Problem]:
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
             yield ("streaming", "points", place), problem
+    speed = section.speed.model_dump()
+    if problem := _problem(lambda: [*map(build_method, speed_specs(speed))]):
+        yield ("streaming", "speed"), problem
+    if section.speed.tokens < section.speed.skip + FEWEST_TIMED:
+        yield (
+            ("streaming", "speed", "tokens"),
+            f"leave fewer than {FEWEST_TIMED} to time. Raise tokens or lower skip.",
+        )
     widest = section.ceiling.peak - 2 * 4  # sinks, and a window that is larger
     if max(section.ceiling.intervals) >= widest:
         yield (
@@ -194,7 +207,64 @@ def check_real(config: Config) -> Iterator[Problem]:
             yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_real)
+def check_channel(config: Config) -> Iterator[Problem]:
+    """Schemes on axes that they have not, and layers that the receiver has not."""
+    section = config.c2c
+    quants = [("length", "kv_quant_config", section.length.kv_quant_config)]
+    quants += [("ptq", "grids", place, quant) for place, quant in enumerate(section.ptq.grids)]
+    quants += [
+        ("selection", "grids", place, "kv_quant_config", grid.kv_quant_config)
+        for place, grid in enumerate(section.selection.grids)
+    ]
+    for *path, quant in quants:
+        for wrong in wrong_pairs(quant.model_dump()):
+            yield ("c2c", *path), wrong
+    layers = section.layers
+    for scheme in {layers.wide, layers.narrow, *layers.schemes} - {NONE}:
+        if wrong := problem(scheme, layers.axis):
+            yield ("c2c", "layers", "axis"), wrong
+    depth = section.receiver.architecture.get("num_layers", _DEEP)
+    for place, count in enumerate(layers.last):
+        if count > depth:
+            yield (
+                ("c2c", "layers", "last", place),
+                f"{count} are more than the receiver's {depth} layers. Name fewer.",
+            )
+    for name, schedule in layers.schedules.items():
+        told = schedule.model_dump()
+        schemes = {told["default"], *(one["scheme"] for one in told["overrides"])}
+        for scheme in schemes - {NONE}:
+            if wrong := problem(scheme, layers.axis):
+                yield ("c2c", "layers", "schedules", name), wrong
+        if wrong := _problem(lambda told=told: by_target(told, depth)):
+            yield ("c2c", "layers", "schedules", name), wrong
+
+
+def check_lowbit(config: Config) -> Iterator[Problem]:
+    """Models and formats whose blocks do not divide the model's rows."""
+    section = config.lowbit
+    kernels, quantise = section.kernels, section.quantise
+    asked = [
+        (("quantise", "formats"), quantise.model or section.model, quantise.formats),
+        (("kernels", "formats"), kernels.model or section.model, kernels.formats),
+        (("kernels", "decoded"), kernels.model or section.model, kernels.decoded),
+    ]
+    for path, name, formats in asked:
+        arch = _known_shape(config, name)
+        for place, format in enumerate(formats if arch else ()):
+            widths = (arch.hidden_size, arch.num_heads * arch.head_dim, arch.intermediate_size)
+            if wrong := [width for width in widths if width % BLOCKS[format]]:
+                yield (
+                    ("lowbit", *path, place),
+                    f"rows of {wrong[0]} weights of {name} are no multiple of {BLOCKS[format]}, "
+                    f"which share a scale in {format}. Choose another format or model.",
+                )
+
+
+CHECKS = (
+    *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
+    *(check_channel, check_lowbit, check_real),
+)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:
