@@ -198,6 +198,19 @@ def _check_peers(section) -> Iterator[Problem]:
                 )
 
 
+def check_real(config: Config) -> Iterator[Problem]:
+    """Real pairs of models that nobody has named, and prompts without a question."""
+    if (real := config.c2c.real) is None:
+        return
+    for name, pair in real.pairs.items():
+        for role in ("sharer", "receiver"):
+            if wrong := unknown(getattr(pair, role), config.models):
+                yield ("c2c", "real", "pairs", name, role), wrong
+    for field in ("{question}", "{choices}"):
+        if real.template is not None and real.template.count(field) != 1:
+            yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."
+
+
 def check_channel(config: Config) -> Iterator[Problem]:
     """Schemes on axes that they have not, and layers that the receiver has not."""
     section = config.c2c
@@ -231,9 +244,6 @@ def check_channel(config: Config) -> Iterator[Problem]:
             yield ("c2c", "layers", "schedules", name), wrong
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_channel)
-
-
 def check_lowbit(config: Config) -> Iterator[Problem]:
     """Models and formats whose blocks do not divide the model's rows."""
     section = config.lowbit
@@ -255,7 +265,10 @@ def check_lowbit(config: Config) -> Iterator[Problem]:
                 )
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_lowbit)
+CHECKS = (
+    *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
+    *(check_channel, check_lowbit, check_real),
+)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:
