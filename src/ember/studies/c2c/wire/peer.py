@@ -6,7 +6,7 @@ Standard library only, so that it starts at once.
 import socket
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 TIMEOUT_S = 120.0
