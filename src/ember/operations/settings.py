@@ -21,8 +21,7 @@ from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import specs_of, speed_specs
-from ember.streaming.build import programme_of, specs_of
+from ember.streaming.build import programme_of, specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
