@@ -40,9 +40,11 @@ class Item:
     which those with `fused` take KV; the last section never does. `index` and `instruction` are for
     each of the receiver's tokens before the last section: the sharer's token whose KV it takes (-1:
     none), and whether it is of the instruction. `choices`: tokens that may be answered, `right` one
-    of them."""
+    of them. `question`: what the sharer reads after `sharer` where it is to answer by itself, with
+    `theirs` as its tokens of the choices. Items of one `group` are not independent."""
 
     id: int
+    group: int
     stratum: str
     sharer: tuple[int, ...]
     sections: tuple[tuple[int, ...], ...]
@@ -51,6 +53,8 @@ class Item:
     instruction: tuple[bool, ...]
     choices: tuple[int, ...]
     right: int
+    question: tuple[int, ...] = ()
+    theirs: tuple[int, ...] = ()
 
     def __post_init__(self):
         before = sum(map(len, self.sections[:-1]))
@@ -129,7 +133,9 @@ def share_items(
         index, _ = padded(_in_frame(batch.prefixes, index), device, -1)
         with torch.inference_mode(), clock.phase("sharer_prefill"):
             made = share(pair.sharer, tokens, index, layers, rotated=pair.fuser.rotated, real=real)
-            yield made.map(torch.zeros_like) if source == "zero" else made
+            if source == "zero":
+                made = made.map(torch.zeros_like)
+        yield made
 
 
 def answer_items(
@@ -145,8 +151,8 @@ def answer_items(
     clock: PhaseClock | None = None,
 ) -> list[dict]:
     """The receiver's half: rows with item, stratum, answer and right (tokens), correct, confidence
-    (the answer's probability among the choices), bytes, and `tokens` where `new_tokens` are
-    generated greedily."""
+    and right_odds (the probabilities of the answer and of the right one among the choices), bytes,
+    and `tokens` where `new_tokens` are generated greedily."""
     receiver, rows = pair.receiver, []
     clock = clock or PhaseClock(receiver.device)
     made = batches(items, batch_size, share_prefix)
@@ -165,11 +171,13 @@ def answer_items(
             rows.append(
                 {
                     "item": item.id,
+                    "group": item.group,
                     "stratum": item.stratum,
                     "answer": item.choices[best],
                     "right": item.right,
                     "correct": item.choices[best] == item.right,
                     "confidence": float(odds[best]),
+                    "right_odds": float(odds[item.choices.index(item.right)]),
                     "bytes": int(sent.bytes[batch.rows[place]]) if sent else 0,
                     **({"tokens": generated[place]} if new_tokens else {}),
                 }
@@ -320,7 +328,9 @@ def _answer(
             with clock.phase("fuse"):
                 part = _between(sent.source, start, stop)
                 own = cache.section(start, stop)
-                cache.replace(start, fuse(pair.fuser, own, part, part.tokens, sparse=sparse))
+                lost = None if sent.lost is None else sent.lost[:, start:stop]
+                made = fuse(pair.fuser, own, part, part.tokens, sparse=sparse, lost=lost)
+                cache.replace(start, made)
         start = stop
     with clock.phase("answer"):
         if batch.rows != list(range(len(batch.prefixes))):

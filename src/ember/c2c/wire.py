@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ember.c2c.channel import Part, Payload
 from ember.formats import axes
-from ember.formats.axes import RAW, Along
+from ember.formats.axes import Along
 from ember.formats.base import FormatError
+from ember.formats.pairs import RAW
 from ember.records.errors import EmberError
 
 MAGIC, VERSION = b"C2CW", 1
@@ -156,6 +157,13 @@ class Header:
             placed.append(Section(*one, start))
             start += placed[-1].bytes
         return placed
+
+
+def part_of(x: Tensor, along: Along) -> Part:
+    """KV (n, H, D) of one layer as it is sent."""
+    packed = along.pack(x)
+    kind = (along.scheme, along.axis, along.symmetric, along.group)
+    return Part(*kind, tuple(x.shape), packed.data, packed.parts)
 
 
 def pack(payload: Payload) -> bytes:

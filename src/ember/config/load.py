@@ -70,6 +70,11 @@ def _references(config: Config) -> Iterable[Problem]:
         (("streaming", "long", "corpus"), config.streaming.long.corpus, config.corpora),
         (("streaming", "short", "corpus"), config.streaming.short.corpus, config.corpora),
     ]
+    lowbit = config.lowbit
+    named.append((("lowbit", "model"), lowbit.model, config.models))
+    for key in ("kernels", "quantise"):
+        name = getattr(lowbit, key).model or lowbit.model
+        named.append((("lowbit", key, "model"), name, config.models))
     lists = [(("tokenizer", "corpora"), config.tokenizer.corpora)]
     for name, model in config.models.items():
         if model.training:

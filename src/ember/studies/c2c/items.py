@@ -1,10 +1,9 @@
 """Items as rows of a table, and back."""
 
 import itertools
-from collections.abc import Sequence
 
 from ember.c2c.evaluate import BadEvaluation, Item
-from ember.studies.c2c.models.tables import C2C_ITEMS
+from ember.studies.c2c.tables import C2C_ITEMS
 from ember.studies.rows import records
 
 
@@ -13,6 +12,7 @@ def item_row(item: Item, split: str) -> dict:
     return {
         "split": split,
         "item": item.id,
+        "group": item.group,
         "stratum": item.stratum,
         "sharer": list(item.sharer),
         "receiver": list(itertools.chain(*item.sections)),
@@ -22,6 +22,8 @@ def item_row(item: Item, split: str) -> dict:
         "instruction": [int(x) for x in item.instruction],
         "choices": list(item.choices),
         "right": item.right,
+        "question": list(item.question),
+        "theirs": list(item.theirs),
     }
 
 
@@ -36,6 +38,7 @@ def read_items(table, split: str, limit: int | None = None) -> list[Item]:
         found.append(
             Item(
                 row["item"],
+                row["group"],
                 row["stratum"],
                 tuple(row["sharer"]),
                 sections,
@@ -44,16 +47,10 @@ def read_items(table, split: str, limit: int | None = None) -> list[Item]:
                 tuple(map(bool, row["instruction"])),
                 tuple(row["choices"]),
                 row["right"],
+                tuple(row["question"]),
+                tuple(row["theirs"]),
             )
         )
     if not found:
         raise BadEvaluation(f"there are no items of the split {split!r}.\nMake the items again.")
-    return found
-
-
-def by_stratum(rows: Sequence[dict]) -> dict[str, list[dict]]:
-    """Rows by stratum, and all of them."""
-    found: dict[str, list[dict]] = {"all": list(rows)}
-    for row in rows:
-        found.setdefault(row["stratum"], []).append(row)
     return found

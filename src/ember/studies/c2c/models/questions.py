@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from ember.c2c.evaluate import Item
 from ember.c2c.world import STRATA, World, ask, passages, pick, renamed, split_generator, world_of
 from ember.studies.c2c.items import item_row
-from ember.studies.c2c.models.tables import C2C_ITEMS
+from ember.studies.c2c.tables import C2C_ITEMS
 from ember.studies.steps import makes
 
 
@@ -27,11 +27,13 @@ def world_items(world: World, seed: int, split: str, count: int, questions: int)
     made = passages(world, count, rng)
     picks = pick(made.known.any(-1) | True, questions, rng)
     asked, strata = ask(made.records, picks), made.strata()
-    sharer, choices = renamed(world, seed)[made.sharer], tuple(world.choices())
+    names, choices = renamed(world, seed), tuple(world.choices())
+    sharer = names[made.sharer]
     size = world.passage_tokens
     return [
         Item(
             id=number * questions + place,
+            group=number,
             stratum=STRATA[strata[number, picks[number, place]]],
             sharer=tuple(sharer[number].tolist()),
             sections=(tuple(made.receiver[number].tolist()), tuple(one[:4].tolist())),
@@ -40,6 +42,8 @@ def world_items(world: World, seed: int, split: str, count: int, questions: int)
             instruction=(True,) * size,
             choices=choices,
             right=int(one[4]),
+            question=tuple(names[one[:4]].tolist()),
+            theirs=tuple(names[list(choices)].tolist()),
         )
         for number in range(count)
         for place, one in enumerate(asked[number])
