@@ -40,6 +40,11 @@ def timed_points():
     ]
 
 
+def speed_points():
+    """The points whose speed is measured on the fast path."""
+    return eviction.speed_specs(conf("streaming", "speed"))
+
+
 def quality_runs():
     """Tables of all methods, one each."""
     names = dict.fromkeys(spec["name"] for spec in STREAMING_POINTS)

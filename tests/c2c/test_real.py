@@ -76,6 +76,7 @@ def test_a_closed_fuser_is_exactly_the_receiver(folders, loaded):
         assert mine == wanted  # nothing is sent, either: no gate reads it
 
 
+@torch.inference_mode()
 def test_a_model_alone_writes_what_transformers_writes(folders, loaded):
     from transformers import AutoModelForCausalLM
 
@@ -90,7 +91,7 @@ def test_a_model_alone_writes_what_transformers_writes(folders, loaded):
         logits = model(torch.cat([tokens, torch.tensor([ending])], 1)).logits[0, -1]
         scores = logits[list(chat.choice_tokens[:4])]
         assert row["forced"] == "ABCD"[int(scores.argmax())]
-        assert row["confidence"] == pytest.approx(float(scores.softmax(0).max()), abs=1e-4)
+        assert row["confidence"] == pytest.approx(scores.softmax(0).max().item(), abs=1e-4)
 
 
 def test_bytes_are_of_the_sharers_shape_and_of_fused_tokens_alone(folders, loaded):

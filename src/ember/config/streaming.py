@@ -93,10 +93,8 @@ class PeerMethod(Strict):
     label: Literal["stock", "order-fixed", "re-rotated"] = Field(
         "stock", description="stock, or with what kvpress lacks (see docs/peers.md)"
     )
-    period: Literal["each", "budget", "half"] = Field(
-        "budget",
-        description="prunes at each token, by the budget's compression_interval, or half of what "
-        "is not a sink, llama.cpp's default",
+    period: Literal["each", "budget"] = Field(
+        "budget", description="prunes at each token, or by the budget's compression_interval"
     )
     arguments: dict[str, Size | Positive | bool | str] = Field(
         {}, description="what else the method takes, such as window_size"
@@ -121,6 +119,18 @@ class Peers(Timed):
     tokens: Count = Field(description="first tokens of each, also of the one that is timed")
     skip: Size = Field(64, description="tokens after the peak that the steady state leaves out")
     timeout_s: Positive = Field(300.0, description="for starting, and for each call")
+
+
+class Speed(Timed):
+    """S-4: streams on the fast path, side by side with others and with parts switched off."""
+
+    model: str | None = Field(None, description="whose layers run; null: the measured model's")
+    peak: Count = Field(description="tokens held when the first token is decoded")
+    compression_interval: Some[Count] = Field(
+        description="periods of lazy pruning; switches are tried at the first"
+    )
+    tokens: Count = Field(description="decoded tokens of a run")
+    skip: Size = Field(64, description="first of them that the steady state leaves out")
 
 
 class Programme(Strict):
@@ -162,6 +172,7 @@ class Streaming(Strict):
     latency: Latency
     ceiling: Ceiling
     peers: Peers
+    speed: Speed
     bars: Bars = Bars()
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         1000, description="resamples of an interval"

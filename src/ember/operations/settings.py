@@ -11,6 +11,7 @@ from ember import peers
 from ember.c2c.points import wrong_pairs
 from ember.c2c.schedule import NONE, by_target
 from ember.config.load import Problem, unknown
+from ember.config.lowbit import BLOCKS
 from ember.config.settings import Config
 from ember.config.shared import Model
 from ember.formats.pairs import problem
@@ -20,10 +21,11 @@ from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import programme_of, specs_of
+from ember.streaming.build import programme_of, specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
+FEWEST_TIMED = 10  # of which there are percentiles
 
 
 def check_names(config: Config) -> Iterator[Problem]:
@@ -143,6 +145,14 @@ def check_streaming(config: Config) -> Iterator[Problem]:
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
             yield ("streaming", "points", place), problem
+    speed = section.speed.model_dump()
+    if problem := _problem(lambda: [*map(build_method, speed_specs(speed))]):
+        yield ("streaming", "speed"), problem
+    if section.speed.tokens < section.speed.skip + FEWEST_TIMED:
+        yield (
+            ("streaming", "speed", "tokens"),
+            f"leave fewer than {FEWEST_TIMED} to time. Raise tokens or lower skip.",
+        )
     widest = section.ceiling.peak - 2 * 4  # sinks, and a window that is larger
     if max(section.ceiling.intervals) >= widest:
         yield (
@@ -187,6 +197,19 @@ def _check_peers(section) -> Iterator[Problem]:
                 )
 
 
+def check_real(config: Config) -> Iterator[Problem]:
+    """Real pairs of models that nobody has named, and prompts without a question."""
+    if (real := config.c2c.real) is None:
+        return
+    for name, pair in real.pairs.items():
+        for role in ("sharer", "receiver"):
+            if wrong := unknown(getattr(pair, role), config.models):
+                yield ("c2c", "real", "pairs", name, role), wrong
+    for field in ("{question}", "{choices}"):
+        if real.template is not None and real.template.count(field) != 1:
+            yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."
+
+
 def check_channel(config: Config) -> Iterator[Problem]:
     """Schemes on axes that they have not, and layers that the receiver has not."""
     section = config.c2c
@@ -220,7 +243,31 @@ def check_channel(config: Config) -> Iterator[Problem]:
             yield ("c2c", "layers", "schedules", name), wrong
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_channel)
+def check_lowbit(config: Config) -> Iterator[Problem]:
+    """Models and formats whose blocks do not divide the model's rows."""
+    section = config.lowbit
+    kernels, quantise = section.kernels, section.quantise
+    asked = [
+        (("quantise", "formats"), quantise.model or section.model, quantise.formats),
+        (("kernels", "formats"), kernels.model or section.model, kernels.formats),
+        (("kernels", "decoded"), kernels.model or section.model, kernels.decoded),
+    ]
+    for path, name, formats in asked:
+        arch = _known_shape(config, name)
+        for place, format in enumerate(formats if arch else ()):
+            widths = (arch.hidden_size, arch.num_heads * arch.head_dim, arch.intermediate_size)
+            if wrong := [width for width in widths if width % BLOCKS[format]]:
+                yield (
+                    ("lowbit", *path, place),
+                    f"rows of {wrong[0]} weights of {name} are no multiple of {BLOCKS[format]}, "
+                    f"which share a scale in {format}. Choose another format or model.",
+                )
+
+
+CHECKS = (
+    *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
+    *(check_channel, check_lowbit, check_real),
+)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:

@@ -63,6 +63,17 @@ def specs_of(settings: Mapping) -> list[dict]:
     return [spec for place, spec in enumerate(found) if spec not in found[:place]]
 
 
+def speed_specs(speed: Mapping) -> list[dict]:
+    """The points of the section `speed`; the last is the one that its switches are tried on."""
+    budgets = [
+        {"peak": speed["peak"], "compression_interval": r} for r in speed["compression_interval"]
+    ]
+    first, base = budgets[0], {"name": "refresh", "refresh_budget": 16, "selector": "uniform"}
+    plain = [{"name": name, "peak": speed["peak"]} for name in ("full", "streaming_llm")]
+    lazy = [{"name": "lazy_prune"} | budget for budget in budgets]
+    return [*plain, *lazy, base | first | {"max_drop": max(2, first["compression_interval"] // 4)}]
+
+
 def programme_of(settings: Mapping) -> list[dict]:
     """S-3's eight points: {period} x {max_drop or none} x {refresh or none}, at one peak."""
     given, found = settings["programme"], []
