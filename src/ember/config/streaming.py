@@ -90,10 +90,8 @@ class PeerMethod(Strict):
     label: Literal["stock", "order-fixed", "re-rotated"] = Field(
         "stock", description="stock, or with what kvpress lacks (see docs/peers.md)"
     )
-    period: Literal["each", "budget", "half"] = Field(
-        "budget",
-        description="prunes at each token, by the budget's compression_interval, or half of what "
-        "is not a sink, llama.cpp's default",
+    period: Literal["each", "budget"] = Field(
+        "budget", description="prunes at each token, or by the budget's compression_interval"
     )
     arguments: dict[str, Size | Positive | bool | str] = Field(
         {}, description="what else the method takes, such as window_size"

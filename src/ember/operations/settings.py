@@ -21,7 +21,7 @@ from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import specs_of, speed_specs
+from ember.streaming.build import programme_of, specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
@@ -138,6 +138,9 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     if problem := _problem(lambda: build_method(lazy)):
         yield ("streaming", "cause"), problem
     settings = section.model_dump()
+    if problem := _problem(lambda: [*map(build_method, programme_of(settings))]):
+        yield ("streaming", "programme"), problem
+        return  # it stands among the points of every other
     for place, point in enumerate(settings["points"]):
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
@@ -192,6 +195,19 @@ def _check_peers(section) -> Iterator[Problem]:
                     f"window_size {looks} must be below the least compression_interval ({least}): "
                     "kvpress holds the queries since the last prune and no others.",
                 )
+
+
+def check_real(config: Config) -> Iterator[Problem]:
+    """Real pairs of models that nobody has named, and prompts without a question."""
+    if (real := config.c2c.real) is None:
+        return
+    for name, pair in real.pairs.items():
+        for role in ("sharer", "receiver"):
+            if wrong := unknown(getattr(pair, role), config.models):
+                yield ("c2c", "real", "pairs", name, role), wrong
+    for field in ("{question}", "{choices}"):
+        if real.template is not None and real.template.count(field) != 1:
+            yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."
 
 
 def check_channel(config: Config) -> Iterator[Problem]:
@@ -276,14 +292,8 @@ def check_lowbit(config: Config) -> Iterator[Problem]:
 
 
 CHECKS = (
-    check_names,
-    check_shapes,
-    check_policies,
-    check_lengths,
-    check_streaming,
-    check_c2c,
-    check_channel,
-    check_lowbit,
+    *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
+    *(check_c2c, check_channel, check_lowbit, check_real),
 )
 
 
