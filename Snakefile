@@ -25,6 +25,7 @@ wildcard_constraints:
 include: "rules/p1.smk"
 include: "rules/streaming.smk"
 include: "rules/c2c.smk"
+include: "rules/lowbit.smk"
 include: "rules/bases.smk"
 include: "rules/shared.smk"
 
@@ -67,6 +68,13 @@ rule c2c:
         "C2C: quantised cache-to-cache communication"
 
 
+rule lowbit:
+    input:
+        products("Low-bit"),
+    message:
+        "Low-bit: 4-bit weights, inference and training"
+
+
 rule paper:
     input:
         products("Paper", "Talk"),
@@ -107,6 +115,10 @@ for target, message, *sections in (
     ("c2c_m6", "C-M6: mixed precision by layer", "M6"),
     ("c2c_m8", "C-M8: selective transfer", "M8"),
     ("c2c_m11", "C-M11: wire format", "M11"),
+    ("lowbit_kernels", "L-2: packed layers and kernels", "Kernels"),
+    ("lowbit_debug", "L-4, L-5, L-7: debugging, conversation, guard", "Debug"),
+    ("lowbit_train", "L-6: updates of packed weights", "Train"),
+    ("lowbit_whoami", "L-6.6: identity fine-tuning", "WhoAmI"),
 ):
 
     rule:

@@ -73,3 +73,19 @@ def compared_selectors():
             one["mode"] for one in channel_points("selection") if one["mode"] != "all"
         )
     )
+
+
+def c2c_recipe():
+    """What deviates from the published recipe, for the tables' rows."""
+    fuser = conf("c2c", "fuser")
+    return (
+        "generated world, curriculum and smear for the models, "
+        f"outliers x {conf('c2c', 'sharer', 'outliers'):g}, fuser: keys "
+        f"{'after' if fuser['rotated'] else 'before'} rotation, {fuser['noise']} noise, warm start"
+    )
+
+
+def c2c_passage_tokens():
+    """Tokens of a passage."""
+    world = conf("c2c", "world")
+    return 1 + 3 * world["records"] + world["fillers"]

@@ -122,5 +122,5 @@ def test_native_is_required_or_nothing_runs():
         Engine(decoder, capacity=32, backend="eager", require_native=True).select(1)
     half = Case.of(decoder.half())
     assert select(half).name == "eager"
-    with pytest.raises(Unsupported, match="no compiled code for torch.float16"):
+    with pytest.raises(Unsupported, match=r"no compiled code for torch\.float16"):
         select(half, require_native=True)

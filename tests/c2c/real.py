@@ -97,7 +97,7 @@ def model(folder: Path, kind: str, model_type: str, *, seed: int, **sizes) -> Pa
         eos_token_id=tokenizer.eos_token_id,
         **sizes,
     )
-    save_decoder(decoder_of(arch, seed), folder, "pretrained")
+    save_decoder(decoder_of(arch, seed), folder, weights="pretrained")
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -14,18 +14,12 @@ from hypothesis import strategies as st
 
 from ember.c2c import wire
 from ember.c2c.channel import Part, Payload
-from ember.c2c.wire import WireError, inspect, pack, unpack
+from ember.c2c.wire import WireError, inspect, pack, part_of, unpack
 from ember.formats.axes import Along
 from ember.formats.pairs import VALID
 
 PAIRS = [(scheme, axis) for scheme, axes in VALID.items() for axis in axes]
 GOLDEN = Path(__file__).with_name("golden_v1.json")
-
-
-def part(x: torch.Tensor, along: Along) -> Part:
-    packed = along.pack(x)
-    kind = (along.scheme, along.axis, along.symmetric, along.group)
-    return Part(*kind, tuple(x.shape), packed.data, packed.parts)
 
 
 def payload(
@@ -53,7 +47,7 @@ def payload(
             for number in range(len(kinds))
         ]
         turned = zip(drawn, kinds[::order], strict=True)
-        return tuple(part(x, Along(scheme, axis, group=4)) for x, (scheme, axis) in turned)
+        return tuple(part_of(x, Along(scheme, axis, group=4)) for x, (scheme, axis) in turned)
 
     keys, values = parts(1), parts(-1)
     layers, start = tuple(range(3, 3 + len(kinds))), more.pop("start", 0)
@@ -119,7 +113,7 @@ def test_any_payload_comes_back(seed, kinds, length, data):
 
 def test_asymmetric_scales_and_long_passages():
     x = torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(0)) + 4
-    one = part(x, Along("int4", "channel", symmetric=False))
+    one = part_of(x, Along("int4", "channel", symmetric=False))
     index = torch.tensor([0, 65536, 99_999])
     sent = Payload(100_000, 0, index, (7,), (one,), (one,), False, 4)
     assert_same(unpack(pack(sent)), sent)

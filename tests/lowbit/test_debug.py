@@ -2,15 +2,25 @@
 
 import math
 import re
+from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ember.lowbit.debug import check_scales, compare_layers, first_exploding, first_tokens
+from ember.lowbit.debug import (
+    as_integers,
+    check_scales,
+    compare_layers,
+    first_exploding,
+    first_tokens,
+)
+from ember.model.packed import PACKED, densified, quantise_decoder
 from tests.tiny import wild
 
 BLOCK, TENSOR = 16, 0.25
+SIZE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
 
 
 class Blocks(nn.Module):
@@ -69,8 +79,8 @@ def test_the_layer_that_explodes_is_named_and_those_after_it_are_not_blamed():
     with torch.no_grad():
         got.layers[1].mlp.down_proj.weight.mul_(3.0)
     found = compare_layers(got, reference, torch.tensor([[1, 2, 3, 4]]))
-    assert len(found) == 3 * 7 + 1  # the head too
-    assert [one.call for one in found] == [*range(22)]
+    assert len(found) == 3 * 8 + 1  # seven projections and the attention, and the head
+    assert [one.call for one in found] == [*range(25)]
     worst = first_exploding(found, 0.5)
     assert worst.layer == "layers.1.mlp.down_proj"
     assert worst.rel == pytest.approx(2.0, rel=1e-4)
@@ -112,3 +122,35 @@ def test_first_tokens_tell_paths_apart():
     assert (nan.nan, nan.infinite) == (1, 1)
     assert math.isinf(nan.kl)
     assert 3 not in nan.top
+
+
+def test_a_softmax_scale_passed_for_the_dropout_is_found_in_its_attention():
+    """The earlier system's bug: the scale went to the argument before its own."""
+    reference, got = wild("qwen3", seed=1), wild("qwen3", seed=1)
+    faulty = got.layers[1].self_attn
+
+    def attend(q, k, v):
+        torch.manual_seed(0)
+        scale = q.shape[-1] ** -0.5
+        return F.scaled_dot_product_attention(q, k, v, None, scale, True, enable_gqa=True)
+
+    faulty.attend = attend
+    found = compare_layers(got, reference, torch.tensor([[1, 2, 3, 4, 5]]))
+    assert first_exploding(found, 1e-3).layer == "layers.1.self_attn"
+    assert [one.layer for one in found if one.rel > 1e-3] == ["layers.1.self_attn"]
+
+
+@pytest.mark.parametrize("kind", sorted(PACKED))
+def test_packed_layers_are_right_and_scales_read_as_integers_are_found(kind):
+    dense, got = (wild("qwen3", seed=1, **SIZE) for _ in range(2))
+    quantise_decoder(got, kind, skip=("lm_head",))
+    reference = deepcopy(dense)
+    reference.load_state_dict(densified(got.state_dict(), reference))
+    tokens = torch.tensor([[1, 2, 3, 4, 5]])
+    assert first_exploding(compare_layers(got, reference, tokens), 1e-5) is None
+    if kind != "nvfp4":
+        return
+    layer = got.layers[2].mlp.up_proj
+    layer.forward = lambda x: F.linear(x, as_integers(layer).dense(x.dtype))
+    worst = first_exploding(compare_layers(got, reference, tokens), 0.05)
+    assert worst.layer == "layers.2.mlp.up_proj"

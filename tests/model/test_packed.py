@@ -38,7 +38,8 @@ def test_a_layer_multiplies_by_the_dequantised_weight(name):
     torch.testing.assert_close(layer(x).double(), exact, atol=1e-6, rtol=1e-5)
     half = layer.to(torch.bfloat16)(x.bfloat16())
     torch.testing.assert_close(half.double(), exact, atol=0.02, rtol=0.02)
-    assert weight_format(layer) == name and is_linear(layer)
+    assert weight_format(layer) == name
+    assert is_linear(layer)
     with pytest.raises(TypeError, match=name):
         dense_weight(layer)
     with pytest.raises(TypeError, match="not packed"):
@@ -73,7 +74,8 @@ def test_codes_and_scales_stand_in_the_state_dict_under_either_name():
     as_e4m3 = state | {"scale": state["scale"].view(torch.float8_e4m3fn)}
     del as_e4m3["tensor_scale"]  # as the earlier system wrote it: blocks alone
     other.load_state_dict(as_e4m3)
-    assert torch.equal(other.scale, layer.scale) and other.tensor_scale == 1
+    assert torch.equal(other.scale, layer.scale)
+    assert other.tensor_scale == 1
 
 
 def test_scales_of_another_format_are_refused():
@@ -116,7 +118,8 @@ def test_a_decoder_is_packed_in_place(name, tied):
     found = decoder.logits(decoder(tokens))
     torch.testing.assert_close(found, expected.logits(expected(tokens)), atol=1e-5, rtol=1e-5)
     quantise_decoder(decoder, name, skip=())
-    assert weight_format(decoder.lm_head) == name and not decoder.arch.tie_embeddings
+    assert weight_format(decoder.lm_head) == name
+    assert not decoder.arch.tie_embeddings
     assert torch.equal(decoder.embed_tokens.weight, embedding)
 
 

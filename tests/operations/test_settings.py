@@ -42,6 +42,8 @@ def test_the_committed_scales_pass(scale):
         (("streaming", "long", "corpus"), "lang", "streaming.long.corpus.*mean 'long'"),
         (("streaming", "long", "tokens"), 256, "long.tokens.*never fill a peak of 256"),
         (("streaming", "grid", 1, "peak"), 512, "grid.1.peak.*more than the 256"),
+        (("streaming", "cause", "peak"), 224, "cause.peak.*288 tokens are more than the 256"),
+        (("streaming", "cause", "n_sink"), 40, "streaming.cause.*leaves a window of 24"),
         (("streaming", "latency", "peak"), 64, "latency.peak.*no peak of the grid"),
         (("streaming", "latency", "tokens"), 300, "latency.tokens.*nothing to time"),
         (("streaming", "points", 3, "name"), "lazy_prun", "points.3.*mean 'lazy_prune'"),

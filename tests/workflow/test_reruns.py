@@ -38,6 +38,7 @@ def with_comment(text: str) -> str:
 # At least one file of each layer and of each kind of step.
 EDITED = (
     "src/ember/backends/eager.py",
+    "src/ember/c2c/wire.py",
     "src/ember/measure/statistics.py",
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
@@ -119,6 +120,8 @@ def test_a_study_reruns_alone(finished, graph):
     )
     summary = dependants(graph, finished.path / f"{studies}/rollout/summary.py")
     assert summary == {"summarise_rollout", "plot_rollout"} | LAST
+    wire = dependants(graph, finished.path / "src/ember/studies/c2c/wire/summary.py")
+    assert wire - LAST == {"summarise_c2c_wire", "model_c2c_latency", "plot_c2c_wire"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
     assert {"time_rollouts", "sweep_prefix"} <= wide
     for name, (job, code) in graph.items():

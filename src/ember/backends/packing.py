@@ -75,8 +75,8 @@ def addresses(decoder: Decoder) -> tuple[int, ...]:
 
 
 def pack(parameters: list[Tensor]) -> Tensor:
-    """One tensor that stacks the parameters (or buffers) along their first dimension, and of which they are
-    views from now on. Nothing moves where they already are."""
+    """One tensor that stacks the parameters (or buffers) along their first dimension, and of which
+    they are views from now on. Nothing moves where they already are."""
     rows = [parameter.shape[0] for parameter in parameters]
     first = parameters[0].detach()
     expected = first.data_ptr()

@@ -133,7 +133,9 @@ def share_items(
         index, _ = padded(_in_frame(batch.prefixes, index), device, -1)
         with torch.inference_mode(), clock.phase("sharer_prefill"):
             made = share(pair.sharer, tokens, index, layers, rotated=pair.fuser.rotated, real=real)
-            yield made.map(torch.zeros_like) if source == "zero" else made
+            if source == "zero":
+                made = made.map(torch.zeros_like)
+        yield made
 
 
 def answer_items(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ember.config.shared import Count, Fraction, Inside, Positive, Size, Some, Strict
+from ember.config.shared import Count, Fraction, Inside, Positive, Size, Some, Strict, Timed
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Records = Annotated[int, Field(ge=2, le=10_000)]
@@ -221,6 +221,24 @@ class Points(Strict):
     max_drift: Inside = Field(0.15, description="of estimated from measured bytes")
 
 
+class Wire(Timed):
+    """C-M11: blobs, a local socket, and the time of a message by bandwidth."""
+
+    schemes: Some[Literal["fp16", "int8", "int4", "int2", "fp8", "nf4", "nvfp4", "mxfp4"]] = Field(
+        ["fp16", "int8", "int4", "nf4", "int2"], description="formats, a scale a token"
+    )
+    published_tokens: Annotated[int, Field(ge=1, le=2**16)] = Field(
+        128, description="of the payload in the published pair's shape, 12,288 bytes each at FP16"
+    )
+    big_mb: Annotated[float, Field(gt=0, le=1000)] = Field(
+        description="megabytes at FP16 of the payload that is larger than caches"
+    )
+    text_tokens: Annotated[int, Field(ge=1, le=10**5)] = Field(
+        64, description="tokens of the text that the channel is compared with"
+    )
+    text_bytes: Annotated[int, Field(ge=1, le=10**6)] = Field(300, description="its bytes")
+
+
 class C2C(Strict):
     """Cache-to-cache communication."""
 
@@ -229,6 +247,7 @@ class C2C(Strict):
     sharer: Sharer
     receiver: Reader
     fuser: Fuser
+    wire: Wire
     tuned_steps: Count = Field(description="steps of the receiver that is fine-tuned alone")
     evaluation: Evaluation
     speed: Speed

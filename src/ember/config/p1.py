@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 from ember.config.shared import (
     Count,
     Fraction,
+    Framework,
     Inside,
     Name,
     Named,
@@ -129,22 +130,6 @@ class Roofline(Timed):
     rows: Some[Count] = Field(description="candidates of one prompt: the batch of a step")
     new_tokens: NewTokens = Field(128, description="generated tokens of each")
     samplings: Some[Cut] = Field([Cut()], description="how tokens are chosen")
-
-
-class Framework(Strict):
-    """One framework of the comparison: an adapter, and the Python that it runs in."""
-
-    adapter: str = Field(description="file of src/ember/peers/adapters")
-    python: str | None = Field(
-        None,
-        description="interpreter of its environment, from the checkout on; null: this project's",
-    )
-    arguments: dict[str, Size | Positive | bool | str] = Field(
-        {}, description="what the adapter hands on to the framework"
-    )
-    environment: dict[str, Size | str] = Field(
-        {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
-    )
 
 
 class FrameworkLoop(Strict):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ember.config.c2c import C2C
+from ember.config.lowbit import Lowbit
 from ember.config.p1 import P1
 from ember.config.shared import Corpus, Model, Named, Resources, Strict, Tokenizer, Workflow
 from ember.config.streaming import Streaming
@@ -32,4 +33,5 @@ class Config(Strict):
     models: Named[Model]
     p1: P1
     streaming: Streaming
+    lowbit: Lowbit
     c2c: C2C

@@ -46,6 +46,22 @@ class Timed(Strict):
     repeats: Repeats
 
 
+class Framework(Strict):
+    """One framework of the comparison: an adapter, and the Python that it runs in."""
+
+    adapter: str = Field(description="file of src/ember/peers/adapters")
+    python: str | None = Field(
+        None,
+        description="interpreter of its environment, from the checkout on; null: this project's",
+    )
+    arguments: dict[str, Size | Positive | bool | str] = Field(
+        {}, description="what the adapter hands on to the framework"
+    )
+    environment: dict[str, Size | str] = Field(
+        {}, description="variables of its process, such as PYTHONPATH of packages elsewhere"
+    )
+
+
 class Corpus(Strict):
     """Where a corpus comes from."""
 

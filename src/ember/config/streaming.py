@@ -1,10 +1,20 @@
 """Streaming, bounded caches for endless streams: a section for each study."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from ember.config.shared import Count, Fraction, Positive, Size, Some, Strict, Timed
+from ember.config.shared import (
+    Count,
+    Fraction,
+    Framework,
+    Named,
+    Positive,
+    Size,
+    Some,
+    Strict,
+    Timed,
+)
 
 Value = bool | Annotated[int, Field(ge=0, le=10**9)] | float | str | None
 
@@ -17,6 +27,7 @@ class Point(Strict):
     __pydantic_extra__: dict[str, Value | Some[Value]]
 
     name: str = Field(description="a method known to the library, such as lazy_prune")
+    sweep: bool = Field(False, description="measured at the budgets of the sweep, too")
 
 
 class Budget(Strict):
@@ -53,6 +64,16 @@ class Latency(Timed):
     skip: Size = Field(64, description="first decoded tokens that the steady state leaves out")
 
 
+class Cause(Strict):
+    """S-1.6: whether a prune's loss is one of mass or of direction, at one budget."""
+
+    peak: Count = Field(description="the most tokens that a query sees before a prune")
+    compression_interval: Count = Field(
+        description="tokens that a prune drops; with the peak within the trained context"
+    )
+    n_sink: Size = 4
+
+
 class Ceiling(Timed):
     """S-5: the cache's own work, in a model's shape."""
 
@@ -60,6 +81,64 @@ class Ceiling(Timed):
     peak: Count = Field(description="tokens held")
     tokens: Count = Field(description="tokens of a run")
     intervals: Some[Count] = Field(description="periods of pruning")
+
+
+class PeerMethod(Strict):
+    """An eviction method of another framework."""
+
+    method: str = Field(description="as the framework calls it, such as a class of kvpress")
+    label: Literal["stock", "order-fixed", "re-rotated"] = Field(
+        "stock", description="stock, or with what kvpress lacks (see docs/peers.md)"
+    )
+    period: Literal["each", "budget", "half"] = Field(
+        "budget",
+        description="prunes at each token, by the budget's compression_interval, or half of what "
+        "is not a sink, llama.cpp's default",
+    )
+    arguments: dict[str, Size | Positive | bool | str] = Field(
+        {}, description="what else the method takes, such as window_size"
+    )
+
+
+class PeerFramework(Framework):
+    """A framework that streams: its adapter and Python, and its methods."""
+
+    methods: Some[PeerMethod]
+
+
+class Peers(Timed):
+    """S-1.7: other frameworks on the same model, tokens and peak."""
+
+    frameworks: Named[PeerFramework] = Field(description="by the name that the tables use")
+    budget: Budget
+    n_sink: Size = Field(4, description="sinks of methods that keep some")
+    streams: Annotated[int, Field(ge=2, le=10**6)] = Field(
+        description="first streams of the long corpus that are scored"
+    )
+    tokens: Count = Field(description="first tokens of each, also of the one that is timed")
+    skip: Size = Field(64, description="tokens after the peak that the steady state leaves out")
+    timeout_s: Positive = Field(300.0, description="for starting, and for each call")
+
+
+class Speed(Timed):
+    """S-4: streams on the fast path, side by side with others and with parts switched off."""
+
+    model: str | None = Field(None, description="whose layers run; null: the measured model's")
+    peak: Count = Field(description="tokens held when the first token is decoded")
+    compression_interval: Some[Count] = Field(
+        description="periods of lazy pruning; switches are tried at the first"
+    )
+    tokens: Count = Field(description="decoded tokens of a run")
+    skip: Size = Field(64, description="first of them that the steady state leaves out")
+
+
+class Programme(Strict):
+    """S-3's eight points: every combination of these, with and without, at the latency's peak."""
+
+    compression_interval: Some[Count] = Field([32, 64], description="periods of pruning")
+    max_drop: Count = Field(256, description="most tokens dropped at once")
+    refresh_budget: Count = Field(16, description="old tokens kept")
+    selector: str = Field("structural", description="by which they are chosen")
 
 
 class Bars(Strict):
@@ -70,6 +149,9 @@ class Bars(Strict):
     max_tpot_ratio: Positive = Field(1.02, description="of the best lazy TPOT")
     max_ppl_long: Positive = Field(0.05, description="the programme's bar on the long corpus")
     max_ppl_short: Positive = Field(0.03, description="and on the short one")
+    min_folded: Fraction = Field(0.8, description="share of the spike that folding is to remove")
+    max_fold_ratio: Positive = Field(1.01, description="its TPOT over lazy pruning's")
+    margin: Positive = Field(0.01, description="nats a token that count as no worse than SnapKV")
     noise: Positive = Field(0.01, description="least change that counts, if the CV is no larger")
 
 
@@ -81,11 +163,15 @@ class Streaming(Strict):
     short: Streams = Field(description="the short corpus: Wikitext's part")
     alone: Count = Field(4, description="streams of methods that treat each stream apart")
     grid: Some[Budget] = Field(description="peaks and periods of all methods")
-    sweep: Some[Budget] | None = Field(None, description="further ones of lazy pruning alone")
+    sweep: Some[Budget] | None = Field(None, description="further ones of points that ask for it")
     points: Some[Point]
+    programme: Programme = Programme()
     gate: Gate
+    cause: Cause
     latency: Latency
     ceiling: Ceiling
+    peers: Peers
+    speed: Speed
     bars: Bars = Bars()
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         1000, description="resamples of an interval"

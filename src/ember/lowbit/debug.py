@@ -1,32 +1,33 @@
 """Numerical debugging of packed layers: which layer, which scale, from which token on (L-4).
 
 Contract. Every tool feeds both sides the same numbers, so that what it finds is of one place and
-not of everything before it. `apply(module, x)` is how the path under test runs a linear layer.
+not of everything before it. `apply(module, x)` is how the path under test runs a module.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ember.model.decoder import Decoder
+from ember.model.decoder import Attention, Decoder
 from ember.model.linear import is_linear
+from ember.model.packed import PackedLinear, PackedMatrix
 
-Apply = Callable[[nn.Module, Tensor], Tensor]
+Apply = Callable[..., Tensor]
 
 
-def by_module(module: nn.Module, x: Tensor) -> Tensor:
-    """The layer's own forward."""
-    return module(x)
+def by_module(module: nn.Module, *inputs) -> Tensor:
+    """The module's own forward."""
+    return module(*inputs)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One call of one linear layer. `rel`: the largest difference over the largest reference."""
+    """One call of a linear layer or attention. `rel`: largest difference over largest reference."""
 
     call: int
     layer: str
@@ -44,7 +45,8 @@ def compare_layers(
     apply: Apply = by_module,
     max_calls: int | None = None,
 ) -> list[Difference]:
-    """Each linear layer of `got` on the input that the same layer of `reference` has, in order.
+    """Each linear layer and attention of `got` on the inputs that the same module of `reference`
+    has, in the order in which they end: an attention after its projections.
 
     `tokens` (B, T). Non-finite outputs of `got` make `rel` infinite.
     """
@@ -53,7 +55,7 @@ def compare_layers(
 
     def look(name: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         if max_calls is None or len(found) < max_calls:
-            answer = apply(theirs[name], inputs[0])
+            answer = apply(theirs[name], *inputs)
             found.append(_difference(len(found), name, answer, output))
 
     with _hooked(reference, look):
@@ -79,7 +81,7 @@ def _hooked(decoder: Decoder, look) -> Iterator[None]:
     handles = [
         module.register_forward_hook(partial(look, name))
         for name, module in decoder.named_modules()
-        if is_linear(module)
+        if is_linear(module) or isinstance(module, Attention)
     ]
     try:
         yield
@@ -170,3 +172,9 @@ def first_tokens(
         nan, infinite = int(one.isnan().sum()), int(one.isinf().sum())
         found.append(FirstToken(name, nan, infinite, top, len(ten & set(top)), kl))
     return found
+
+
+def as_integers(layer: PackedLinear) -> PackedMatrix:
+    """The planted fault: a layer's weight with the bits of its E4M3 scales taken for integers."""
+    matrix = layer.matrix
+    return replace(matrix, scales=matrix.scales.float())

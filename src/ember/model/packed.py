@@ -1,9 +1,9 @@
 """Linear layers of 4-bit weights: codes and scales instead of a matrix, weight-only.
 
-Contract. `qdata` (N, K / 2) holds the codes of two neighbours of K in a byte, `scale` (N, K / block)
-what each block of K shares, exactly as `ember.formats` made them. Here they are dequantised and
-multiplied by torch's operators, on any device; that is what kernels are compared with. Kernels read
-the same bytes through `PackedMatrix`.
+Contract. `qdata` (N, K / 2) holds the codes of two neighbours of K in a byte, `scale`
+(N, K / block) what each block of K shares, exactly as `ember.formats` made them. Here they are
+dequantised and multiplied by torch's operators, on any device; that is what kernels are compared
+with. Kernels read the same bytes through `PackedMatrix`.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ember.formats import e2m1, nf4, nvfp4
-from ember.formats.base import FormatError, Packed, Quantised, format_named
+from ember.formats.base import FormatError, Packed, Quantised, finite, format_named
 from ember.formats.registry import FORMATS
 from ember.records.errors import nearest
 
+AT_ONCE = 2**22  # weights: quantising takes some ten times their bytes
 PREFIXES = ("", "weight.")  # of `qdata` and `scale` in a state dict
 
 
@@ -109,17 +110,27 @@ class PackedLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "PackedLinear":
-        """Quantises a weight (N, K), on its device. Raises FormatError for NaN and infinity."""
+    def of(
+        cls, weight: Tensor, bias: Tensor | None = None, headroom: float = 1.0
+    ) -> "PackedLinear":
+        """Quantises a weight (N, K), on its device. Raises FormatError for NaN and infinity.
+
+        `headroom`: of the tensor's scale, for weights that are to grow under it.
+        """
         (rows, columns), kind = weight.shape, FORMATS[cls.format]
         with torch.device("meta"):
             made = cls(columns, rows)
         made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        q = kind.quantise(weight.detach(), **cls.options)
-        made.qdata = kind.pack(q).data.view(rows, -1)
-        made.scale = q.parts["scales"].view(rows, -1)
+        weight, options = weight.detach(), dict(cls.options)
         if cls.scaled:
-            made.tensor_scale = q.parts["tensor_scale"]
+            options["scale"] = nvfp4.tensor_scale(finite(weight, cls.format), headroom)
+            made.tensor_scale = options["scale"].reshape(1)
+        codes, scales = [], []
+        for some in weight.split(max(1, AT_ONCE // columns)):
+            q = kind.quantise(some, **options)
+            codes.append(kind.pack(q).data.view(len(some), -1))
+            scales.append(q.parts["scales"].view(len(some), -1))
+        made.qdata, made.scale = torch.cat(codes), torch.cat(scales)
         return made
 
     def quantised(self) -> Quantised:
@@ -177,19 +188,19 @@ class PackedLinear(nn.Module):
 
 
 class LinearNVFP4(PackedLinear):
-    """E2M1 codes, an E4M3 scale for 16 neighbours, a float32 scale for all (4.5 bits a weight)."""
+    """E2M1 codes, an E4M3 scale for 16 neighbours, a float32 scale for all (4.5 bits)."""
 
     format, block, scale_dtype, scaled = "nvfp4", nvfp4.BLOCK, torch.uint8, True
 
 
 class LinearNF4(PackedLinear):
-    """Quantiles of the normal distribution, a float32 scale for 64 neighbours (4.5 bits a weight)."""
+    """Quantiles of the normal distribution, a float32 scale for 64 neighbours (4.5 bits)."""
 
     format, block = "nf4", nf4.BLOCK
 
 
 class LinearINT4(PackedLinear):
-    """Symmetric integers, a float32 scale for 32 neighbours (5 bits a weight)."""
+    """Symmetric integers, a float32 scale for 32 neighbours (5 bits)."""
 
     format, block = "int4", 32
     options: ClassVar[dict] = {"group": 32, "scale_dtype": torch.float32}

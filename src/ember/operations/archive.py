@@ -1,7 +1,12 @@
-"""`reports/<experiment>_<date>`: what an experiment's products were made of, kept (P1-0.4)."""
+"""`reports/<experiment>_<date>`: what an experiment's products were made of, kept (P1-0.4).
+
+A golden archive (`reports/golden/…`, C-R) holds validated runs only, with their jobs' records and
+logs; `verify` compares any archive with the hashes that it was written with.
+"""
 
 import json
 import shutil
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
@@ -17,12 +22,29 @@ class NothingToArchive(EmberError):
     """No product of that name, or products whose sources have changed since."""
 
 
-def archive(experiment: str, results: Path, reports: Path, *, day: date | None = None) -> Path:
+class NotValid(EmberError):
+    """Runs that no golden archive may hold."""
+
+
+class Changed(EmberError):
+    """An archive that is not what was written, or none at all."""
+
+
+def archive(
+    experiment: str,
+    results: Path,
+    reports: Path,
+    *,
+    day: date | None = None,
+    golden: bool = False,
+) -> Path:
     """Copy the products `results/<experiment>*`, the tables they rest on and their trace.
 
     Tables keep their place below `results`; `MANIFEST.json` lists every file with its hash.
-    Returns the archive's folder. Raises `NothingToArchive` where no product has that name, where
-    one no longer matches its sources, or where the archive exists.
+    `golden`: below `reports/golden`, with the records and logs of the jobs, and only if all code
+    was committed, no row failed and the scale is not smoke. Returns the archive's folder. Raises
+    `NothingToArchive` where no product has that name, where one no longer matches its sources, or
+    where the archive exists, and `NotValid`.
     """
     results, reports = Path(results), Path(reports)
     products = sorted(
@@ -35,17 +57,88 @@ def archive(experiment: str, results: Path, reports: Path, *, day: date | None =
             f"no product {experiment}* in {results}.\nMake it first: "
             f"{remake(results / f'{experiment}.png')}"
         )
-    target = reports / f"{experiment}_{(day or date.today()).isoformat()}"
+    folder = reports / "golden" if golden else reports
+    target = folder / f"{experiment}_{(day or date.today()).isoformat()}"
     if target.exists():
         raise NothingToArchive(f"{target} exists.\nMove it away to archive again.")
     trees = {product: trace(product) for product in products}
     _refuse_changed(trees)
+    jobs = _validated(trees, results.parent) if golden else {}
     with atomic_dir(target) as folder:
-        files = _copy(trees, results, Path(folder))
+        files = _copy(trees, results, Path(folder)) | _copy_jobs(jobs, results, Path(folder))
         (Path(folder) / "MANIFEST.json").write_text(json.dumps(files, indent=2) + "\n")
         text = "\n\n".join(format_trace(tree) for tree in trees.values())
         (Path(folder) / "TRACE.txt").write_text(text + "\n")
     return target
+
+
+def verify(folder: Path) -> int:
+    """How many files an archive holds, each as it was archived. Raises `Changed`."""
+    from ember.records.foreign import inside, read_object
+    from ember.records.provenance import digest
+
+    folder = Path(folder)
+    remedy = "Take the archive from where it was copied from, or archive the runs again."
+    listed = read_object(folder / "MANIFEST.json", Changed, remedy).values_of(str)
+    wrong = []
+    for name, sha256 in listed.items():
+        path = inside(folder, name)
+        if path is None or not path.is_file() or digest(path)[0] != sha256:
+            wrong.append(name)
+    own = {"MANIFEST.json", "TRACE.txt"}
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    wrong += sorted(there - own - listed.keys())
+    if wrong or not listed:
+        what = ", ".join(wrong[:5]) or "nothing is listed"
+        raise Changed(f"{folder} is not what was archived: {what}\n{remedy}")
+    return len(listed)
+
+
+def _validated(trees, root: Path) -> dict[str, str]:
+    """Scale by job of everything in the trees. Raises `NotValid`."""
+    from ember.records.tables import read_rows
+
+    jobs, wrong = {}, []
+    for node in (node for tree in trees.values() for node in nodes(tree)):
+        made = node.provenance or {}
+        scale, path = (made.get("config") or {}).get("scale"), root / node.path
+        if node.problem and node.path.startswith("results/"):
+            wrong.append(f"{node.path}: {node.problem}")
+        elif made and (made.get("source") or {}).get("dirty") is not False:
+            wrong.append(f"{node.path} was made by code that is not committed")
+        elif scale == "smoke":
+            wrong.append(f"{node.path} is of scale smoke, which is a test of the workflow")
+        elif path.suffix == ".parquet" and any(
+            row.get("status") == "failed" for row in read_rows(path)
+        ):
+            wrong.append(f"{node.path} has rows that failed")
+        if name := (made.get("job") or {}).get("name"):
+            jobs[name] = scale
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise NotValid(
+            f"not validated: {'; '.join(dict.fromkeys(wrong[:3]))}{more}.\n"
+            "Commit, run the workflow again, then archive; `ember clean` removes failed runs."
+        )
+    return jobs
+
+
+def _copy_jobs(jobs: Mapping[str, str], results: Path, folder: Path) -> dict[str, str]:
+    """Records and logs of jobs, by their place in the archive."""
+    from ember.measure.overhead import record_file
+    from ember.records.provenance import digest
+
+    files = {}
+    for name, scale in jobs.items():
+        record = record_file(scale, name, results.parent)
+        log = results.parent / "logs" / str(scale) / f"{name}.log"
+        for kind, path in (("records", record), ("logs", log)):
+            if path.is_file():
+                copy = folder / kind / path.name
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy2(path, copy)
+                files[str(copy.relative_to(folder))] = digest(copy)[0]
+    return files
 
 
 def _refuse_changed(trees) -> None:

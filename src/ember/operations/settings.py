@@ -11,6 +11,7 @@ from ember import peers
 from ember.c2c.points import wrong_pairs
 from ember.c2c.schedule import NONE, by_target
 from ember.config.load import Problem, unknown
+from ember.config.lowbit import BLOCKS
 from ember.config.settings import Config
 from ember.config.shared import Model
 from ember.formats.pairs import problem
@@ -20,16 +21,17 @@ from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import specs_of
+from ember.streaming.build import specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
+FEWEST_TIMED = 10  # of which there are percentiles
 
 
 def check_names(config: Config) -> Iterator[Problem]:
     """Presets and adapters that nobody knows."""
     adapters = {file.stem for file in (Path(peers.__file__).parent / "adapters").glob("[a-z]*.py")}
-    p1 = config.p1
+    p1, streaming = config.p1, config.streaming
     named = [
         (("models", name, "preset"), model.preset, PRESETS) for name, model in config.models.items()
     ]
@@ -39,6 +41,9 @@ def check_names(config: Config) -> Iterator[Problem]:
         named.append((("p1", "frameworks", "points", place, "preset"), point.preset, PRESETS))
     for name, framework in p1.frameworks.peers.items():
         named.append((("p1", "frameworks", "peers", name, "adapter"), framework.adapter, adapters))
+    for name, framework in streaming.peers.frameworks.items():
+        path = ("streaming", "peers", "frameworks", name, "adapter")
+        named.append((path, framework.adapter, adapters))
     for path, name, known in named:
         if name is not None and (wrong := unknown(name, known)):
             yield path, wrong
@@ -107,6 +112,9 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     budgets = [(("grid", n), one.peak) for n, one in enumerate(section.grid)]
     budgets += [(("sweep", n), one.peak) for n, one in enumerate(section.sweep or [])]
     budgets.append((("gate",), section.gate.peak))
+    cause = section.cause
+    period = cause.peak + cause.compression_interval  # nothing dropped, read for comparison
+    budgets.append((("cause",), period))
     for path, peak in budgets:
         if arch and peak > arch.max_positions:
             yield (
@@ -125,11 +133,23 @@ def check_streaming(config: Config) -> Iterator[Problem]:
         yield (("streaming", "latency", "peak"), "is no peak of the grid. Choose one of them.")
     if section.latency.tokens <= section.latency.prefill + section.latency.skip:
         yield (("streaming", "latency", "tokens"), "leave nothing to time. Raise tokens.")
+    yield from _check_peers(section)
+    lazy = {"name": "lazy_prune"} | cause.model_dump()
+    if problem := _problem(lambda: build_method(lazy)):
+        yield ("streaming", "cause"), problem
     settings = section.model_dump()
     for place, point in enumerate(settings["points"]):
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
             yield ("streaming", "points", place), problem
+    speed = section.speed.model_dump()
+    if problem := _problem(lambda: [*map(build_method, speed_specs(speed))]):
+        yield ("streaming", "speed"), problem
+    if section.speed.tokens < section.speed.skip + FEWEST_TIMED:
+        yield (
+            ("streaming", "speed", "tokens"),
+            f"leave fewer than {FEWEST_TIMED} to time. Raise tokens or lower skip.",
+        )
     widest = section.ceiling.peak - 2 * 4  # sinks, and a window that is larger
     if max(section.ceiling.intervals) >= widest:
         yield (
@@ -142,6 +162,36 @@ def check_streaming(config: Config) -> Iterator[Problem]:
             ("streaming", "points"),
             f"lack {', '.join(sorted(missing))}, with which the others are compared. Add it.",
         )
+
+
+def _check_peers(section) -> Iterator[Problem]:
+    """Budgets that leave other frameworks no window, or nothing to score."""
+    peers, least = section.peers, min(section.peers.budget.compression_interval)
+    path, peak = ("streaming", "peers"), section.peers.budget.peak
+    if peak not in {one.peak for one in section.grid}:
+        yield (*path, "budget", "peak"), "is no peak of the grid. Choose one of them."
+    for period in peers.budget.compression_interval:
+        spec = {"name": "lazy_prune", "peak": peak, "n_sink": peers.n_sink}
+        spec["compression_interval"] = period
+        if problem := _problem(lambda spec=spec: build_method(spec)):
+            yield (*path, "budget", "compression_interval"), problem
+    if not peak + peers.skip < peers.tokens <= section.long.tokens:
+        yield (
+            (*path, "tokens"),
+            f"{peers.tokens} tokens must be more than peak and skip together ({peak + peers.skip}) "
+            f"and no more than streaming.long.tokens ({section.long.tokens}).",
+        )
+    if peers.streams > section.long.streams:
+        yield (*path, "streams"), f"{peers.streams} are more than streaming.long.streams has."
+    for name, framework in peers.frameworks.items():
+        for place, method in enumerate(framework.methods):
+            looks = method.arguments.get("window_size", 0)
+            if method.period == "budget" and isinstance(looks, int) and looks >= least:
+                yield (
+                    (*path, "frameworks", name, "methods", place, "arguments"),
+                    f"window_size {looks} must be below the least compression_interval ({least}): "
+                    "kvpress holds the queries since the last prune and no others.",
+                )
 
 
 def check_channel(config: Config) -> Iterator[Problem]:
@@ -178,6 +228,30 @@ def check_channel(config: Config) -> Iterator[Problem]:
 
 
 CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_channel)
+
+
+def check_lowbit(config: Config) -> Iterator[Problem]:
+    """Models and formats whose blocks do not divide the model's rows."""
+    section = config.lowbit
+    kernels, quantise = section.kernels, section.quantise
+    asked = [
+        (("quantise", "formats"), quantise.model or section.model, quantise.formats),
+        (("kernels", "formats"), kernels.model or section.model, kernels.formats),
+        (("kernels", "decoded"), kernels.model or section.model, kernels.decoded),
+    ]
+    for path, name, formats in asked:
+        arch = _known_shape(config, name)
+        for place, format in enumerate(formats if arch else ()):
+            widths = (arch.hidden_size, arch.num_heads * arch.head_dim, arch.intermediate_size)
+            if wrong := [width for width in widths if width % BLOCKS[format]]:
+                yield (
+                    ("lowbit", *path, place),
+                    f"rows of {wrong[0]} weights of {name} are no multiple of {BLOCKS[format]}, "
+                    f"which share a scale in {format}. Choose another format or model.",
+                )
+
+
+CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_lowbit)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:

@@ -119,6 +119,17 @@ def test_a_step_in_16_bits_follows_the_eager_decoder():
 PROMPTS = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
 
 
+@pytest.mark.parametrize("shape", ["gpt_neox", "gpt_neox-sequential", "gemma3"])
+@pytest.mark.parametrize("fused", [{"norm"}, {"mlp"}, set()])
+@torch.inference_mode()
+def test_a_step_in_more_kernels_is_the_same(shape, fused):
+    decoder, tokens = make(**SHAPES[shape]), draw(1, 7)
+    made = backend_of("kernels", decoder, rows=1, capacity=16)
+    made.step.fused = frozenset(fused)
+    expected = decoder.logits(decoder(tokens))[:, 4:].transpose(0, 1)
+    torch.testing.assert_close(step_through(made, tokens, 5), expected, atol=2e-4, rtol=1e-4)
+
+
 @torch.inference_mode()
 def log_probabilities(decoder, prompt, tokens, temperature=1.0):
     """Of tokens after a prompt, by one eager forward."""

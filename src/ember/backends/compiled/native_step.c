@@ -534,3 +534,16 @@ void ember_step(const Step *s, const int64_t *tokens, const int64_t *starts, con
     meet(&gate, threads); /* not at the end of the region, which is OpenMP's */
   }
 }
+
+/* out (B, N) = x (B, K) times each of `count` matrices in turn, of which the last one's result stays:
+ * what a product takes by itself. */
+void ember_products(const Matrix *weights, int64_t count, const float *x, int64_t batch, int64_t n,
+                    int64_t k, float *out, float *planes, int64_t planes_floats, int asked) {
+#pragma omp parallel num_threads(asked)
+  {
+    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    for (const Matrix *weight = weights; weight < weights + count; weight++)
+      product(x, batch, k, weight, NULL, n, out, STORE, planes + thread * planes_floats, thread,
+              threads);
+  }
+}

@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ember.backends.compiled.packed import GROUP, Matrix
-from ember.backends.packing import Norm, PackedDecoder
+from ember.backends.packing import Norm, PackedDecoder, Weight
 from ember.model.architecture import Architecture
 from ember.model.decoder import embedding_scale, rotary_tables
 
@@ -123,6 +124,27 @@ class NativeStep:
         return self.logits[:rows]
 
 
+class Products:
+    """x · weightᵀ for weights of one shape, each in turn, by the code of the step."""
+
+    def __init__(self, weights: Sequence[Weight], dtype: torch.dtype = torch.float32):
+        """`dtype`: of dense weights."""
+        self._function = _library(dtype)[0].ember_products
+        self._weights, self._shape = weights, tuple(weights[0].shape)
+        self._matrices = (Matrix * len(weights))(*map(Matrix.of, weights))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The last one's product (B, N) with x (B, K), both float32."""
+        (n, k), threads = self._shape, torch.get_num_threads()
+        out, x = torch.empty(len(x), n), x.contiguous()
+        planes = torch.empty(threads, len(x) * -(-k // GROUP) * GROUP)
+        self._function(
+            *(ctypes.addressof(self._matrices), len(self._matrices), x.data_ptr(), len(x), n, k),
+            *(out.data_ptr(), planes.data_ptr(), planes.shape[1], threads),
+        )
+        return out
+
+
 class _Norm(ctypes.Structure):
     _fields_ = (("weight", POINTER), ("bias", POINTER))
 
@@ -216,7 +238,11 @@ def _library(dtype: torch.dtype) -> tuple[ctypes.CDLL | None, str | None]:
         log.info("decoding without compiled code (%s)", reason)
         return None, reason
     library.ember_step.argtypes = [POINTER] * 6 + [ctypes.c_int64, ctypes.c_int]
-    library.ember_step.restype = None
+    library.ember_products.argtypes = [
+        *(POINTER, ctypes.c_int64, POINTER, *[ctypes.c_int64] * 3, POINTER, POINTER),
+        *(ctypes.c_int64, ctypes.c_int),
+    ]
+    library.ember_step.restype = library.ember_products.restype = None
     return library, None
 
 

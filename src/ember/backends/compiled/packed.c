@@ -53,13 +53,25 @@ static inline vec look_up(vec table, ints at) {
 #endif
 }
 
+/* `count` bytes at p as whole numbers, zeros behind. */
 static inline ints widened(const uint8_t *p, ptrdiff_t count) {
   bytes some = {0};
   if (count >= LANES)
     memcpy(&some, p, sizeof some);
   else
     memcpy(&some, p, count);
+  /* Compilers make single bytes of a conversion of vectors. */
+#if defined(__AVX512F__)
+  return (ints)_mm512_cvtepu8_epi32((__m128i)some);
+#elif defined(__AVX2__)
+  __m256i half[2] = {_mm256_cvtepu8_epi32((__m128i)some),
+                     _mm256_cvtepu8_epi32(_mm_srli_si128((__m128i)some, 8))};
+  ints out;
+  memcpy(&out, half, sizeof out);
+  return out;
+#else
   return __builtin_convertvector(some, ints);
+#endif
 }
 
 /* Up to 16 numbers from E4M3. Their exponents, shifted into a float, are 120 too small. */

@@ -39,6 +39,10 @@ from ember.backends.sampling import SamplingParams
 from ember.model.architecture import Architecture
 from ember.model.decoder import embedding_scale
 
+FUSED = frozenset({"norm", "mlp"})
+"""What a step does in one kernel and may be told not to, to measure what that saves where norms are
+kernels: `norm`, the sum, residual and norms of `add_normed`; `mlp`, activation and bias in the
+product before it."""
 EXACT = 16  # up to so many rows a graph each; above, of the next multiple
 MULTIPLE = {64: 8, 1024: 32}  # up to so many rows: of what
 
@@ -97,6 +101,7 @@ class KernelStep:
         self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
         self._attention = Attention(arch, rows, positions, prompts)
         self._rows, self._sharing = slots, Sharing(0, 1)
+        self.fused = FUSED  # before the first step
         self._use_graphs = False
         self._graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._pool = None
@@ -291,7 +296,7 @@ class KernelStep:
             if arch.scaled_embedding:
                 x.mul_(embedding_scale(arch, x.dtype))
             if apart:
-                add_normed(x, norms_of(0), eps=eps, kind=arch.norm)
+                self._add_normed(x, norms_of(0))
 
         def qkv(index: int) -> None:
             layer = layers[index]
@@ -367,6 +372,11 @@ class KernelStep:
         there is `post` through that norm, leaves it normed by those it feeds. It has `tall_rows`,
         of which those that are too many are nobody's."""
         rows, arch, pdl, parts = self._rows, self._arch, self._pdl, None
+        if act and "mlp" not in self.fused:
+            product = torch.empty(rows, len(weight), dtype=x.dtype, device=x.device)
+            self._apart(x, weight, product, bias=bias)
+            activate(product, arch, out, pdl=pdl)
+            return
         adds, few = residual is not None, rows <= FEW_ROWS
         alone = few and post is None and not feeds  # nobody has to add but the product itself
         summed = adds and not alone
@@ -390,15 +400,11 @@ class KernelStep:
             self._library(x, weight, out, bias=bias, residual=residual, acts=bool(act))
             bias = None
         if feeds or parts is not None:
-            add_normed(
-                *(out[:rows], feeds),
-                eps=arch.norm_eps,
-                kind=arch.norm,
-                parts=parts,
-                bias=bias,
-                post=post,
-                pdl=pdl,
-            )
+            self._add_normed(out[:rows], feeds, parts=parts, bias=bias, post=post, pdl=pdl)
+
+    def _add_normed(self, x: Tensor, feeds: Sequence[tuple[Norm, Tensor]], **added) -> None:
+        call = add_normed if "norm" in self.fused else plain_add_normed
+        call(x, feeds, eps=self._arch.norm_eps, kind=self._arch.norm, **added)
 
     def _library(
         self,
@@ -432,6 +438,35 @@ class KernelStep:
             for part in parts.values():
                 part(index)
         head(0)
+
+
+def plain_add_normed(
+    x: Tensor,
+    norms: Sequence[tuple[Norm, Tensor]],
+    *,
+    eps: float,
+    kind: str,
+    parts: Tensor | None = None,
+    bias: Tensor | None = None,
+    post: Norm | None = None,
+    pdl: bool = False,
+) -> None:
+    """`add_normed` by torch's operators."""
+
+    def normed(x: Tensor, norm: Norm) -> Tensor:
+        size, weight = x.shape[-1:], norm.weight.to(x.dtype)
+        if kind == "layer":
+            bias = None if norm.bias is None else norm.bias.to(x.dtype)
+            return F.layer_norm(x, size, weight, bias, eps)
+        return F.rms_norm(x, size, weight + (kind == "rms_offset"), eps)
+
+    if parts is not None:
+        added = parts.sum(0)
+        if bias is not None:
+            added += bias
+        x += added if post is None else normed(added, post)
+    for norm, out in norms:
+        out.copy_(normed(x, norm))
 
 
 MANY_ROWS = 128  # above, the library's products read the weights as fast

@@ -1,0 +1,219 @@
+"""Products with packed weights alone, and decoding with them, beside dense ones in turns (L-2).
+
+A product runs over so many copies of its weight that the last cache does not hold them. Every path
+gets the same codes, and its result is compared with those codes' product in float64, so that an
+error of the kernel is told apart from that of the format.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from ember.measure.clock import PhaseClock, repeat
+from ember.measure.cost import step_tokens
+from ember.measure.device import device_name
+from ember.measure.progress import Progress
+from ember.measure.turns import rounds
+from ember.studies.lowbit.kernels.tables import DECODE_RUNS, PRODUCT_RUNS
+from ember.studies.measured import blank, on_device
+from ember.studies.steps import makes
+
+log = logging.getLogger(__name__)
+
+CHECKED = 1024  # rows of a weight whose products are also computed in float64
+FEW_COPIES = 4  # of paths that write a dense weight first: that is what fills the cache
+MOST_COPIES = 4096
+
+
+@makes(PRODUCT_RUNS, DECODE_RUNS)
+def time_kernels(
+    *,
+    model: str | Path,
+    formats: Sequence[str],
+    rows: Sequence[int],
+    decoded: Sequence[str],
+    candidates: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    warmup: int,
+    repeats: int,
+    runtime: Mapping,
+    threads: int,
+) -> tuple[list[dict], list[dict]]:
+    """Rows of PRODUCT_RUNS and DECODE_RUNS."""
+    import torch
+
+    from ember.measure.roofline import last_cache_bytes, matmul_tflops, read_bandwidth_gb_s
+
+    torch.manual_seed(runtime["seed"])
+    torch.set_num_threads(threads)
+    device, decoder, about = on_device(model, runtime["device"], runtime["dtype"])
+    about["read_gb_s"] = read_bandwidth_gb_s(device, repeats=20)
+    about["device_name"] = device_name(device)
+    peak = matmul_tflops(device, runtime["dtype"])
+    here = {"cache_bytes": last_cache_bytes(device), "tflops": peak} | about
+    with torch.inference_mode():
+        products = _products(decoder, formats, rows, warmup, repeats, here)
+        decoding = _decoding(
+            *(decoder, decoded, candidates, prompt_tokens, new_tokens),
+            *(warmup, repeats, runtime["seed"], about),
+        )
+    return products, decoding
+
+
+def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) -> list[dict]:
+    import torch
+
+    from ember.backends.packing import PackedDecoder
+    from ember.model.packed import PACKED
+
+    weights = PackedDecoder(decoder)
+    layer = weights.layers[0]
+    shapes = {name: getattr(layer, name) for name in ("qkv", "o", "gate_up", "down")}
+    shapes["head"] = weights.head
+    progress, found = Progress(log, len(shapes) * (1 + len(formats))), []
+    for product, dense in shapes.items():
+        for format in ("dense", *formats):
+            if format == "dense":
+                weight = dense
+            else:
+                weight = PACKED[format].of(dense).matrix
+            shown = weight[:CHECKED] if format == "dense" else _head_of(weight)
+            exact = shown.double() if format == "dense" else shown.dense().double()
+            reference = dense[:CHECKED].double()
+            what = {
+                "format": format,
+                "product": product,
+                "out": len(dense),
+                "inner": dense.shape[1],
+                "weight_bytes": weight.nbytes,
+                "quantisation_error": None
+                if format == "dense"
+                else ((exact - reference).norm() / reference.norm()).item(),
+            } | about
+            for batch in rows:
+                x = torch.randn(batch, dense.shape[1], device=dense.device).to(dense.dtype)
+                found += _paths(weight, x, exact, what | {"rows": batch}, warmup, repeats)
+            progress.step(f"{product}, {format}")
+    return found
+
+
+def _head_of(weight):
+    """The first rows of a packed weight of one part."""
+    from dataclasses import replace
+
+    rows = min(CHECKED, len(weight))
+    codes, scales = weight.codes[:rows], weight.scales[:rows]
+    return replace(weight, codes=codes, scales=scales, ends=(rows,))
+
+
+def _paths(weight, x, exact, what: dict, warmup: int, repeats: int) -> list[dict]:
+    """Rows of every path for one weight and one x; the paths take turns."""
+    from ember.studies.lowbit.kernels.paths import paths_of
+
+    expected = x.double() @ exact.T
+    ready, rows = {}, []
+    for name, path in paths_of(what["format"], x.device.type).items():
+        row = what | {"path": name}
+        if isinstance(path, str):
+            rows.append(blank(PRODUCT_RUNS, **row | {"status": "skipped", "reason": path}))
+            continue
+        copies = _copies(weight, what, few=name not in ("kernels", "torch"))
+        call = path(copies)
+        out = call(x)[:, :CHECKED].double()
+        row["kernel_error"] = ((out - expected).norm() / expected.norm()).item()
+        row["rotated_bytes"] = len(copies) * weight.nbytes
+        ready[name] = call, len(copies), row
+    for number, order in rounds(ready, range(-warmup, repeats)):
+        for name in order:
+            call, count, row = ready[name]
+            [ms] = repeat(lambda call=call: call(x), warmup=0, repeats=1, device=what["device"])
+            if number >= 0:
+                each = ms / count
+                timed = {"repeat": number, "ms": each, "gb_s": weight.nbytes / each / 1e6}
+                rows.append(blank(PRODUCT_RUNS, **row | timed))
+    return rows
+
+
+def _copies(weight, what: dict, *, few: bool) -> list:
+    """Equal weights that together are larger than the last cache."""
+    from dataclasses import replace
+
+    count = 1 + int(1.25 * (what["cache_bytes"] or 0)) // weight.nbytes
+    count = min(count, FEW_COPIES if few else MOST_COPIES)
+    if what["format"] == "dense":
+        return list(weight.repeat(count, 1, 1))
+    codes, scales = weight.codes.repeat(count, 1, 1), weight.scales.repeat(count, 1, 1)
+    pairs = zip(codes, scales, strict=True)
+    return [replace(weight, codes=codes, scales=scales) for codes, scales in pairs]
+
+
+def _decoding(
+    decoder,
+    formats: Sequence[str],
+    candidates: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    warmup: int,
+    repeats: int,
+    seed: int,
+    about: dict,
+) -> list[dict]:
+    """Generations by dense and packed decoders of the same weights, in turns."""
+    import torch
+
+    from ember.backends.sampling import SamplingParams
+    from ember.engine.engine import Engine
+    from ember.model.packed import quantise_decoder
+
+    kinds: dict[tuple[str, str], object] = {("dense", "dense"): decoder}
+    for format in formats:
+        for head in ("dense", "packed"):
+            # Shares what is not packed: no second dense copy.
+            other = deepcopy(decoder, {id(p): p for p in decoder.parameters()})
+            quantise_decoder(other, format, skip=("lm_head",) if head == "dense" else ())
+            kinds[format, head] = other
+    capacity = prompt_tokens + new_tokens
+    engines = {
+        kind: Engine(each, capacity=capacity, require_native=True) for kind, each in kinds.items()
+    }
+    prompt = torch.randint(decoder.arch.vocab_size, (prompt_tokens,)).tolist()
+    sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, seed=seed)
+    progress, rows = Progress(log, len(candidates) * (warmup + repeats) * len(engines)), []
+    for count in candidates:
+        tokens = step_tokens(prompt_tokens, count, new_tokens)
+        kv = tokens * decoder.arch.kv_bytes_per_token(decoder.embed_tokens.weight.element_size())
+        for number, order in rounds(engines, range(-warmup, repeats)):
+            for format, head in order:
+                engine, clock = engines[format, head], PhaseClock(about["device"])
+                engine.generate([prompt], sampling, num_candidates=count, clock=clock)
+                times = clock.times_ms()
+                step = times["decode"] / (new_tokens - 1) + times["sampling"] / new_tokens
+                if number >= 0:
+                    rows.append(
+                        {
+                            "format": format,
+                            "head": head,
+                            "rows": count,
+                            "repeat": number,
+                            "prompt_tokens": prompt_tokens,
+                            "new_tokens": new_tokens,
+                            "backend": engine.backend.name,
+                            "weight_bytes": step_weight_bytes(engine.decoder),
+                            "kv_bytes": kv,
+                            "prefill_ms": times["prefill"],
+                            "step_ms": step,
+                            "tokens_per_s": count / step * 1e3,
+                            **about,
+                        }
+                    )
+                progress.step(f"{count} candidates, {format}, {head} head")
+    return rows
+
+
+def step_weight_bytes(decoder) -> int:
+    """Bytes of weights that a step reads: layers, norm and head, packed or not."""
+    head = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
+    parts = (decoder.layers, decoder.norm, head)
+    return sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))
