@@ -227,9 +227,6 @@ def check_channel(config: Config) -> Iterator[Problem]:
             yield ("c2c", "layers", "schedules", name), wrong
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_channel)
-
-
 def check_lowbit(config: Config) -> Iterator[Problem]:
     """Models and formats whose blocks do not divide the model's rows."""
     section = config.lowbit
@@ -251,7 +248,15 @@ def check_lowbit(config: Config) -> Iterator[Problem]:
                 )
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_lowbit)
+CHECKS = (
+    check_names,
+    check_shapes,
+    check_policies,
+    check_lengths,
+    check_streaming,
+    check_channel,
+    check_lowbit,
+)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:

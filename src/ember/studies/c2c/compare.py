@@ -130,7 +130,7 @@ class Comparison:
             **{column.name: first[column.name] for column in POINT},
             "schemes": first["schemes"] if len(schemes) == 1 else "other ones in each world",
             "stratum": stratum,
-            "n": len(ours.correct),
+            "questions": len(ours.correct),
             "seeds": len(worlds),
             "limited": any(row["limited"] for row in ours.rows),
             "accuracy": accuracy,

@@ -58,7 +58,7 @@ COMPARED = (
     FAMILY,
     *POINT,
     s.text("stratum", "questions that accuracies are of"),
-    s.integer("n", "questions", "over all worlds"),
+    s.integer("questions", "", "answered, over all worlds"),
     s.integer("seeds", "", "worlds, with models and fuser of their own"),
     s.flag("limited", "whether a limit cut the evaluation"),
     s.number("accuracy", "fraction", "of the questions answered right"),

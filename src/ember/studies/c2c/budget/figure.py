@@ -47,7 +47,9 @@ def draw(points: pd.DataFrame, scale: str):
             )
             axes.set_xscale("log")
             axes.set_xlabel("measured bytes a question")
-            panel(axes, f"{letter}  {stratum.replace('_', ' ')}, n = {int(some['n'].max())}")
+            panel(
+                axes, f"{letter}  {stratum.replace('_', ' ')}, n = {int(some['questions'].max())}"
+            )
         panels[0][0].set_ylabel("accuracy")
         legend_below(figure, panels[0][0])
         main = points[(points["stratum"] == strata[0])]

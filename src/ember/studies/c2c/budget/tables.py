@@ -19,7 +19,7 @@ C2C_DECISIONS = s.Schema(
         s.text("kind", "expectation of the programme, goal, or tripwire"),
         s.text("point", "point that answers it", nullable=True),
         s.text("other", "what it is compared with", nullable=True),
-        s.integer("n", "questions", "on which", nullable=True),
+        s.integer("questions", "", "on which", nullable=True),
         s.integer("seeds", "", "worlds", nullable=True),
         s.maybe("value", "", "difference of accuracy, or what is named in the note"),
         s.maybe("low", "", "lower end of its interval"),

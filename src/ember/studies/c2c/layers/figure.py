@@ -28,8 +28,8 @@ def draw(sensitivity: pd.DataFrame, schedules: pd.DataFrame, points: pd.DataFram
             f"there are several. The most: layer {worst['layer']} as {worst['scheme']}, "
             f"{worst['loss']:.2f} nats. (b) Schedules with the least sum of these under a byte "
             f"budget, world {schedules['world'].iloc[0]}. (c) What schedules answer on the test "
-            f"split (n = {int(main['n'].max())}), with 95 % intervals by bootstrap over passages; "
-            f"all layers alike: squares. {basis(main, scale)}"
+            f"split (n = {int(main['questions'].max())}), with 95 % intervals by bootstrap over "
+            f"passages; all layers alike: squares. {basis(main, scale)}"
         )
         return figure, caption
 
@@ -41,7 +41,8 @@ def _losses(axes, sensitivity: pd.DataFrame) -> None:
         mean = of.mean()
         bars = (mean - of.min(), of.max() - mean)
         axes.errorbar(mean.index, mean, bars, label=scheme, **look(index))
-    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_ylim(bottom=-0.02)
     axes.set_xticks(sorted(set(sensitivity["layer"])))
     axes.set_xlabel("sharer's layer")
     axes.set_ylabel("loss above FP16 (nats)")
@@ -64,6 +65,7 @@ def _chosen(axes, schedules: pd.DataFrame) -> None:
     axes.set_ylim(-0.5, max(len(rows), 1) - 0.5)
     axes.set_yticks(range(len(rows)), [f"{100 * share:.0f} %" for share in best["budget"]])
     axes.set_ylabel("budget, share of FP16's bytes")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("receiver's layer")
     axes.grid(False)
     panel(axes, "b")
@@ -91,7 +93,7 @@ def _answers(axes, main: pd.DataFrame) -> None:
         bars = error(of, "accuracy", "accuracy_low", "accuracy_high")
         shown = look(index) | {"linestyle": "none", "elinewidth": 0.6}
         axes.errorbar(of["bytes_share"], of["accuracy"], bars, label=kind, **shown, capsize=0)
-    axes.set_xscale("log")
+    axes.set_xlim(left=0)
     axes.set_xlabel("measured bytes over FP16's")
     axes.set_ylabel("accuracy")
     axes.legend(fontsize=6)

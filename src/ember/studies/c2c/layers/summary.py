@@ -76,7 +76,7 @@ def summarise_sensitivity(runs: Sequence, *, stratum: str, seed: int, resamples:
                     "layer": int(layer),
                     "targets": ",".join(str(n) for n, one in enumerate(schemes) if one == scheme),
                     "scheme": scheme,
-                    "n": len(ours.correct),
+                    "questions": len(ours.correct),
                     "loss": loss["difference"],
                     "loss_low": loss["low"],
                     "loss_high": loss["high"],

@@ -32,7 +32,7 @@ C2C_SENSITIVITY = s.Schema(
         s.integer("layer", "", "of the sharer"),
         s.text("targets", "the receiver's layers that read it through an open gate"),
         s.text("scheme", "of this layer; none: not sent"),
-        s.integer("n", "questions", "of the first stratum"),
+        s.integer("questions", "", "of the first stratum"),
         s.number("loss", "nats", "above the FP16 channel's, of the right answer"),
         s.number("loss_low", "nats", "lower end, paired bootstrap over passages"),
         s.number("loss_high", "nats", "upper end"),

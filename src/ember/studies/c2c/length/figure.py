@@ -33,8 +33,8 @@ def draw(points: pd.DataFrame, scale: str):
         scheme = main[main["mode"] != "all"].iloc[0]["scheme"] if modes else ""
         caption = (
             f"**Cache length** ({scheme}; questions: {main['stratum'].iloc[0].replace('_', ' ')}, "
-            f"n = {int(full['n'])}, {int(full['seeds'])} world(s)). Accuracy by the share of "
-            f"tokens that is sent; bars are 95 % intervals by bootstrap over passages. With half "
-            f"of them: {said}. {basis(main, scale)}"
+            f"n = {int(full['questions'])}, {int(full['seeds'])} world(s)). Accuracy by the share "
+            f"of tokens that is sent; bars are 95 % intervals by bootstrap over passages. With "
+            f"half of them: {said}. {basis(main, scale)}"
         )
         return figure, caption

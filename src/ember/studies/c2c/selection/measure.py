@@ -60,7 +60,7 @@ def measure_selectors(
                 if SELECTORS[mode].oracle:
                     continue
                 for share in sorted({1.0, *stages}):
-                    for sparse in (True, False):
+                    for sparse in (True, False) if share == 1 else (True,):
                         row = _timed(bench, source, context, own, mode, share, sparse)
                         said = {"mode": mode, "proportion": share, "sparse_fuse": sparse}
                         times += [{**said, "repeat": repeat, **row, **about}] * (repeat >= 0)
