@@ -9,3 +9,19 @@ def lowbit_model():
         "model": model_dir(name),
         "tokenizer": model_dir(name) if own else inter("tokenizer"),
     }
+
+
+def arms_inputs():
+    """The model that the arms go on training, and what it learns."""
+    name = conf("lowbit", "arms", "model") or conf("lowbit", "model")
+    return {
+        "model": model_dir(name),
+        "corpus": inter(f"corpora/{conf('lowbit', 'arms', 'corpus')}.parquet"),
+    }
+
+
+def arms_settings():
+    """The settings of the arms but for what is an input."""
+    return {
+        k: v for k, v in conf("lowbit", "arms").items() if k not in ("model", "corpus")
+    }

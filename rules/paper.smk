@@ -11,6 +11,7 @@ use rule job as decide with:
         weights=inter("p1/lora_alignment/weights.parquet"),
         latency="results/p1_lora_latency.parquet",
         exact=inter("p1/lora_latency/exact.parquet"),
+        streaming="results/streaming_decisions.parquet",
     output:
         table("decisions", "Paper", "Gates and go/no-go rules"),
     pathvars:

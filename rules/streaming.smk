@@ -18,6 +18,12 @@ def streaming_points(method):
     return [spec for spec in STREAMING_POINTS if spec["name"] == method]
 
 
+def programme_points():
+    """Ids of S-3's eight points."""
+    specs = eviction.programme_of(conf("streaming"))
+    return [eviction.point_id(eviction.build(spec)) for spec in specs]
+
+
 def timed_points():
     """The points whose tokens are timed: those of some periods at one peak, and full attention."""
     latency = conf("streaming", "latency")
@@ -32,6 +38,11 @@ def timed_points():
             and not spec.get("absolute")
         )
     ]
+
+
+def speed_points():
+    """The points whose speed is measured on the fast path."""
+    return eviction.speed_specs(conf("streaming", "speed"))
 
 
 def quality_runs():

@@ -1,4 +1,5 @@
-# C2C: the pair, its world's questions, and its fuser (C-0.5).
+# C2C: the pair, its world's questions, and its fuser (C-0.5). Models this small train on one thread
+# each, side by side.
 
 
 use rule held as train_c2c_model with:
@@ -9,6 +10,7 @@ use rule held as train_c2c_model with:
         job="train_c2c_model_{role}_{seed}",
     wildcard_constraints:
         role="sharer|receiver",
+    threads: 1
     params:
         **study("c2c.models.make.train_reader"),
         role=lambda w: w.role,
@@ -29,6 +31,7 @@ use rule held as tune_c2c_receiver with:
         training=inter("c2c/models/{seed}/tuned.parquet"),
     pathvars:
         job="tune_c2c_receiver_{seed}",
+    threads: 1
     params:
         **study("c2c.models.make.tune_receiver"),
         world=conf("c2c", "world"),
@@ -66,6 +69,7 @@ use rule held as train_c2c_fuser with:
         job="train_c2c_fuser_{kind}_{seed}",
     wildcard_constraints:
         kind="own|self",
+    threads: 1
     params:
         **study("c2c.fuser.make.train_fuser"),
         kind=lambda w: w.kind,

@@ -46,6 +46,7 @@ use rule held as measure_eviction with:
         runs=inter("streaming/quality/runs/{method}.parquet"),
     pathvars:
         job="measure_eviction_{method}",
+    threads: 1
     params:
         **study("streaming.quality.measure.measure_quality"),
         specs=lambda w: streaming_points(w.method),
@@ -86,6 +87,56 @@ use rule larger as summarise_spikes with:
         seed=conf("seed"),
     message:
         "Losses above per-token eviction by steps since a prune (S-2)"
+
+
+use rule held as measure_cause with:
+    input:
+        model=model_dir(conf("streaming", "model")),
+        long=streaming_inputs()["long"],
+    output:
+        runs=inter("streaming/cause/runs.parquet"),
+        parts=inter("streaming/cause/parts.parquet"),
+    pathvars:
+        job="measure_cause",
+    params:
+        **study("streaming.cause.measure.measure_cause"),
+        streams=conf("streaming", "long"),
+        cause=conf("streaming", "cause"),
+    message:
+        "What prunes take from attention, and which part the loss comes from (S-1.6)"
+
+
+use rule larger as summarise_cause with:
+    input:
+        runs=inter("streaming/cause/runs.parquet"),
+        gate="results/streaming_gate.parquet",
+    output:
+        table("streaming_cause", "Diagnose", "Whether a prune costs mass or direction"),
+    pathvars:
+        job="summarise_cause",
+    localrule: True
+    params:
+        **publish("streaming.cause.summary.summarise_cause"),
+        resamples=conf("streaming", "resamples"),
+        seed=conf("seed"),
+    message:
+        "Loss after prunes with attention's output repaired"
+
+
+use rule larger as summarise_parts with:
+    input:
+        parts=inter("streaming/cause/parts.parquet"),
+    output:
+        table("streaming_cause_layers", "Diagnose", "What a prune takes, by layer"),
+    pathvars:
+        job="summarise_parts",
+    localrule: True
+    params:
+        **publish("streaming.cause.summary.summarise_parts"),
+        resamples=conf("streaming", "resamples"),
+        seed=conf("seed"),
+    message:
+        "Mass, norm and direction that prunes take, by layer"
 
 
 use rule held as time_tokens with:
@@ -176,6 +227,24 @@ use rule larger as judge_matrix with:
         "What each change saves against lazy pruning, and the success rule (S-3)"
 
 
+use rule job as list_programme with:
+    input:
+        quality="results/streaming_quality.parquet",
+        latency="results/streaming_latency.parquet",
+    output:
+        table("streaming_programme", "Matrix", "The programme's eight points"),
+    pathvars:
+        job="list_programme",
+    localrule: True
+    params:
+        **publish("streaming.matrix.summary.list_programme"),
+        points=programme_points(),
+        programme=conf("streaming", "programme"),
+        bars=conf("streaming", "bars"),
+    message:
+        "Period x max_drop x refresh, and where max_drop could not bind (S-3)"
+
+
 use rule job as keep_ledger with:
     input:
         matrix="results/streaming_matrix.parquet",
@@ -204,6 +273,58 @@ use rule drawn as plot_matrix with:
         **plot("streaming.matrix.figure.draw"),
     message:
         "Loss saved against lazy pruning"
+
+
+use rule larger as decide_streaming with:
+    input:
+        runs=quality_runs(),
+        gate="results/streaming_gate.parquet",
+        quality="results/streaming_quality.parquet",
+        matrix="results/streaming_matrix.parquet",
+        programme="results/streaming_programme.parquet",
+        cause="results/streaming_cause.parquet",
+        ledger="results/streaming_ledger.parquet",
+    output:
+        table("streaming_decisions", "Matrix", "Gates, goals and go/no-go rules"),
+    pathvars:
+        job="decide_streaming",
+    localrule: True
+    params:
+        **publish("streaming.decisions.summary.decide_streaming"),
+        bars=conf("streaming", "bars"),
+        resamples=conf("streaming", "resamples"),
+        seed=conf("seed"),
+        scale=conf("scale"),
+    message:
+        "The programme's rules, applied to its tables"
+
+
+use rule drawn as plot_sweep with:
+    input:
+        quality="results/streaming_quality.parquet",
+    output:
+        figure("streaming_sweep", "Pareto", "Windows and periods of lazy pruning"),
+    pathvars:
+        job="plot_sweep",
+    localrule: True
+    params:
+        **plot("streaming.matrix.figure.draw_sweep"),
+    message:
+        "Window sweep and lazy pruning (S-7)"
+
+
+use rule drawn as plot_control with:
+    input:
+        spikes="results/streaming_spikes.parquet",
+    output:
+        figure("streaming_control", "Pareto", "Spikes before and after control"),
+    pathvars:
+        job="plot_control",
+    localrule: True
+    params:
+        **plot("streaming.diagnose.figure.draw_control"),
+    message:
+        "Loss by steps since a prune, before and after control (S-7)"
 
 
 use rule job as find_front with:

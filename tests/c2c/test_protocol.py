@@ -83,6 +83,7 @@ def test_five_choices_have_five_letters():
     assert answer_letter("E", 5) == "E"
     assert answer_letter("E") is None
     assert answer_letter("D", 3) is None
+    assert answer_letter("A", 0) is None
 
 
 @given(st.text(max_size=60))

@@ -76,6 +76,7 @@ def test_a_closed_fuser_is_exactly_the_receiver(folders, loaded):
         assert mine == wanted  # nothing is sent, either: no gate reads it
 
 
+@torch.inference_mode()
 def test_a_model_alone_writes_what_transformers_writes(folders, loaded):
     from transformers import AutoModelForCausalLM
 
@@ -90,7 +91,7 @@ def test_a_model_alone_writes_what_transformers_writes(folders, loaded):
         logits = model(torch.cat([tokens, torch.tensor([ending])], 1)).logits[0, -1]
         scores = logits[list(chat.choice_tokens[:4])]
         assert row["forced"] == "ABCD"[int(scores.argmax())]
-        assert row["confidence"] == pytest.approx(float(scores.softmax(0).max()), abs=1e-4)
+        assert row["confidence"] == pytest.approx(scores.softmax(0).max().item(), abs=1e-4)
 
 
 def test_bytes_are_of_the_sharers_shape_and_of_fused_tokens_alone(folders, loaded):
@@ -143,3 +144,21 @@ def test_template_tokens_are_fused_by_their_switch(folders):
         (row,) = answers(pair, chats, "c2c", questions[:1], budget=SMALL, forced=False)
         sizes[switch] = row["bytes"]
     assert sizes[None] == sizes[False] < sizes[True]
+
+
+def test_ember_c2c_ask_prints_answers_and_bytes(folders, loaded, capsys):
+    from ember.c2c.data import Question
+    from ember.commands.main import main
+
+    sharer, receiver, fuser, _ = folders
+    asked = ["c2c", "ask", str(sharer), str(receiver), "Which metal rusts?", "--max-tokens", "6"]
+    assert main([*asked, "--fuser", str(fuser), "--message-tokens", "8"]) == 0
+    printed = capsys.readouterr().out
+    question = Question("prompt", "Which metal rusts?", (), "")
+    for method in ("receiver", "sharer", "text", "c2c"):
+        (row,) = answers(*loaded, method, [question], budget=SMALL, forced=False)
+        assert f"{method} ({row['bytes']:,} bytes): {row['text'].strip()}" in printed
+    assert main([*asked, "--message-tokens", "8"]) == 0
+    assert "c2c: skipped" in capsys.readouterr().out
+    assert main([*asked, "--fuser", str(fuser), "--alignment", "off"]) == 1
+    assert "trained with alignment 'longest'" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from ember.measure.statistics import (
     bootstrap,
     ends,
     ends_in_words,
+    few,
     holm,
     interval,
     leading_equal,
@@ -186,3 +187,15 @@ def test_leading_equal_counts_up_to_the_first_difference():
     assert leading_equal([1, 2, 3, 4], [1, 2]) == 0.5
     assert leading_equal([1, 2], [1, 2, 3]) == 1.0
     assert leading_equal([5], [6]) == 0.0
+
+
+def test_the_mean_of_a_few_has_an_interval_that_holds_it_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    for count in (3, 5, 12):
+        drawn = rng.normal(2.0, 3.0, (4000, count))
+        held = [low <= 2.0 <= high for _, low, high in map(few, drawn)]
+        assert np.mean(held) == pytest.approx(0.95, abs=0.015)
+    assert few([1.0, 1.0, 1.0]) == (1.0, 1.0, 1.0)
+    assert few([4.0]) == (4.0, -math.inf, math.inf)
+    with pytest.raises(BadSamples):
+        few([])

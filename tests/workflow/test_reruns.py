@@ -38,10 +38,12 @@ def with_comment(text: str) -> str:
 # At least one file of each layer and of each kind of step.
 EDITED = (
     "src/ember/backends/eager.py",
+    "src/ember/c2c/wire.py",
     "src/ember/measure/statistics.py",
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
     "src/ember/policies/cost.py",
+    "src/ember/studies/c2c/real/summary.py",
     "src/ember/studies/p1/architectures/measure.py",
     "src/ember/studies/p1/lora_latency/measure.py",
     "src/ember/studies/p1/pipeline/schedule.py",
@@ -119,6 +121,8 @@ def test_a_study_reruns_alone(finished, graph):
     )
     summary = dependants(graph, finished.path / f"{studies}/rollout/summary.py")
     assert summary == {"summarise_rollout", "plot_rollout"} | LAST
+    wire = dependants(graph, finished.path / "src/ember/studies/c2c/wire/summary.py")
+    assert wire - LAST == {"summarise_c2c_wire", "model_c2c_latency", "plot_c2c_wire"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
     assert {"time_rollouts", "sweep_prefix"} <= wide
     for name, (job, code) in graph.items():

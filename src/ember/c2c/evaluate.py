@@ -133,7 +133,9 @@ def share_items(
         index, _ = padded(_in_frame(batch.prefixes, index), device, -1)
         with torch.inference_mode(), clock.phase("sharer_prefill"):
             made = share(pair.sharer, tokens, index, layers, rotated=pair.fuser.rotated, real=real)
-            yield made.map(torch.zeros_like) if source == "zero" else made
+            if source == "zero":
+                made = made.map(torch.zeros_like)
+        yield made
 
 
 def answer_items(
@@ -149,8 +151,8 @@ def answer_items(
     clock: PhaseClock | None = None,
 ) -> list[dict]:
     """The receiver's half: rows with item, stratum, answer and right (tokens), correct, confidence
-    (the answer's probability among the choices), bytes, and `tokens` where `new_tokens` are
-    generated greedily."""
+    and right_odds (the probabilities of the answer and of the right one among the choices), bytes,
+    and `tokens` where `new_tokens` are generated greedily."""
     receiver, rows = pair.receiver, []
     clock = clock or PhaseClock(receiver.device)
     made = batches(items, batch_size, share_prefix)
@@ -175,6 +177,7 @@ def answer_items(
                     "right": item.right,
                     "correct": item.choices[best] == item.right,
                     "confidence": float(odds[best]),
+                    "right_odds": float(odds[item.choices.index(item.right)]),
                     "bytes": int(sent.bytes[batch.rows[place]]) if sent else 0,
                     **({"tokens": generated[place]} if new_tokens else {}),
                 }
@@ -325,7 +328,9 @@ def _answer(
             with clock.phase("fuse"):
                 part = _between(sent.source, start, stop)
                 own = cache.section(start, stop)
-                cache.replace(start, fuse(pair.fuser, own, part, part.tokens, sparse=sparse))
+                lost = None if sent.lost is None else sent.lost[:, start:stop]
+                made = fuse(pair.fuser, own, part, part.tokens, sparse=sparse, lost=lost)
+                cache.replace(start, made)
         start = stop
     with clock.phase("answer"):
         if batch.rows != list(range(len(batch.prefixes))):

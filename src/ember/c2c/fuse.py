@@ -123,12 +123,14 @@ def fuse(
     *,
     gates: Sequence[Sequence[Tensor]] | None = None,
     sparse: bool = False,
+    lost: Tensor | None = None,
 ) -> list[LayerKV]:
     """Own keys and values (B, T, Ht, Dt) of every layer plus what the fuser adds to them.
 
     It adds where `mask` (B, T) and `source.tokens` hold, and nothing elsewhere. Without `gates` (of
     a training step, see `Fuser.soft_gates`) they are hard, and closed branches are not computed.
-    `sparse`: only the tokens that change are projected; the result is the same.
+    `sparse`: only the tokens that change are projected; the result is the same. `lost`
+    (B, T): tokens whose own keys and values are put to 0 instead of kept (`scatter_fill`: zeros).
     """
     chosen = mask & source.tokens
     if gates is None:
@@ -139,7 +141,7 @@ def fuse(
         made = []
         for place, branch in enumerate((layer.key, layer.value)):
             mine, gate = kv[place], opened[place]
-            if gate is False:
+            if gate is False or number not in source.layers:
                 made.append(mine)
                 continue
             theirs = source.of(number)[place]
@@ -150,5 +152,7 @@ def fuse(
             else:
                 added = branch(theirs, mine) * factor
                 made.append(torch.where(chosen[..., None, None], mine + added, mine))
+        if lost is not None:
+            made = [x.masked_fill(lost[..., None, None], 0) for x in made]
         fused.append(tuple(made))
     return fused

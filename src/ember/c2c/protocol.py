@@ -30,6 +30,8 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 def answer_letter(text: str, choices: int = 4) -> str | None:
     """The letter that a completion answers with, or None (see the module's rule)."""
+    if not choices:
+        return None
     text = _THOUGHT.sub("", text).strip()
     if said := _SAID.search(text):
         return _leading(text[said.end() :], choices)

@@ -188,6 +188,7 @@ def _item(
         ]
     return Item(
         number,
+        number,
         "all",
         tuple(aligned.sharer) if aligned else (),
         (tuple(tokens[:-1]), (*tokens[-1:], *ending)),

@@ -70,10 +70,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Sent:
-    """What a channel delivers, and the bytes that each of the batch's items took."""
+    """What a channel delivers, and the bytes that each of the batch's items took. `lost` (B, T):
+    tokens whose own keys and values the receiver puts to 0, if any."""
 
     source: SourceKV
     bytes: Sequence[int]
+    lost: Tensor | None = None
 
 
 Transmit = Callable[[SourceKV, Context], Sent]

@@ -26,6 +26,7 @@ from ember.commands import (
     profile_rollout,
     rebuild,
     show,
+    train_step,
     why,
 )
 from ember.records.errors import EmberError
@@ -46,6 +47,7 @@ COMMANDS = (
         bench_workflow,
         guard,
         converse,
+        train_step,
     ),
     *(profile_rollout, cache_sweep, memory_budget),
 )

@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ember.config.shared import Count, Fraction, Inside, Positive, Size, Some, Strict, Timed
+from ember.config.shared import (
+    Count,
+    Fraction,
+    Inside,
+    Named,
+    Positive,
+    Size,
+    Some,
+    Strict,
+    Timed,
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Records = Annotated[int, Field(ge=2, le=10_000)]
@@ -93,6 +103,134 @@ class Evaluation(Strict):
     batch_size: Count = Field(description="items at once")
 
 
+class Speed(Strict):
+    """What batches and compilation save."""
+
+    items: Count = Field(description="items that are timed")
+    batch_sizes: Some[Count] = Field(description="items at once; 1 is the reference")
+    compile: Some[bool] = Field(description="whether the fuser is compiled")
+    warmup: Size = 1
+    repeats: Count
+
+
+Scheme = Literal["fp16", "int8", "int4", "int2", "fp8", "nf4", "nvfp4", "mxfp4"]
+Axis = Literal["layer", "head", "token", "channel", "group", "k_channel_v_token"]
+RunMode = Literal["front", "back", "middle", "random"]
+TopMode = Literal["vnorm_topk", "knorm_topk", "proj_vnorm_topk", "proj_vnorm_own_topk"]
+
+
+LayerScheme = Scheme | Literal["none"]
+
+
+class QuantConfig(Strict):
+    """How what is sent is quantised (ember.formats.pairs); every combination is a point."""
+
+    scheme: Some[Scheme] = Field(description="number format")
+    axis: Some[Axis] = Field(["token"], description="which values share a scale")
+    symmetric: Some[bool] = Field([True], description="asymmetric ones also send an offset")
+    group: Count = Field(8, description="neighbouring values of a scale, of axis group")
+    eps: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="smaller magnitudes are taken for 0"
+    )
+    collect_stats: bool = Field(False, description="tabulate the scales")
+    quantize_target: Some[Literal["source", "base", "both"]] = Field(
+        ["source"], description="what the sharer sends, what the fuser reads of the receiver, both"
+    )
+
+
+class TransferConfig(Strict):
+    """Which tokens are sent (ember.c2c.select); every combination is a point."""
+
+    token_select_mode: Some[RunMode | TopMode] = Field(description="how tokens are ranked")
+    token_select_proportion: Some[Fraction] = Field(description="share of the tokens in scope")
+    token_select_scope: Literal["prompt", "instruction_only", "all_context"] = "prompt"
+    token_select_min_tokens: Size = Field(0, description="tokens that are sent at least")
+    token_select_seed: Seed = Field(0, description="of mode random")
+    sparse_fuse: bool = Field(True, description="only tokens that were sent are projected")
+    scatter_fill: Literal["receiver_only", "zeros"] = Field(
+        "receiver_only", description="what stands where nothing was sent"
+    )
+    index_dtype_bytes: Literal[2, 4] = Field(2, description="bytes of a token's place")
+    include_scale_overhead: bool = Field(
+        True, description="whether estimated bytes count scales and places"
+    )
+
+
+class Ptq(Strict):
+    """C-M1, C-M2: schemes on axes."""
+
+    grids: Some[QuantConfig] = Field(description="each a kv_quant_config")
+
+
+class Length(Strict):
+    """C-M3: how much of the instruction's cache."""
+
+    kv_quant_config: QuantConfig
+    kv_cache_proportion: Some[Fraction]
+    kv_cache_order_mode: Some[RunMode]
+
+
+class Override(Strict):
+    """Layers in a scheme of their own."""
+
+    layers: Some[Size] = Field(description="of the receiver, from 0")
+    scheme: LayerScheme = Field(description="its scheme; none: not sent")
+
+
+class LayerSchedule(Strict):
+    """A scheme for each of the receiver's layers."""
+
+    default: LayerScheme
+    overrides: list[Override] = Field([], description="layers in other schemes")
+
+
+class Layers(Strict):
+    """C-M6: mixed precision by layer."""
+
+    axis: Axis = Field("token", description="which values share a scale")
+    last: Some[Count] = Field(description="so many last layers in the wide scheme")
+    wide: Scheme = "fp16"
+    narrow: Scheme = "int8"
+    schemes: Some[LayerScheme] = Field(
+        ["none", "int2", "int4", "int8", "fp16"], description="what the optimum may choose from"
+    )
+    budgets: Some[Inside] = Field(description="bytes of the optimum, as shares of FP16's")
+    shuffles: Count = Field(description="random schedules beside each optimum")
+    schedules: dict[str, LayerSchedule] = Field(
+        {}, description="further ones, each a layer_schedule by its name"
+    )
+
+
+class Grid(Strict):
+    """Points of every combination of both."""
+
+    kv_quant_config: QuantConfig
+    kv_transfer_config: TransferConfig
+
+
+class Selective(Strict):
+    """C-M8: selective transfer."""
+
+    grids: Some[Grid]
+    overlap: Inside = Field(0.25, description="proportion at which selectors are compared")
+    stages: Some[Fraction] = Field(description="proportions at which stages are timed")
+    warmup: Size = 1
+    repeats: Count = Field(description="recorded runs of each stage")
+
+
+class Points(Strict):
+    """How points of the channel are measured and judged (C-M4, C-R)."""
+
+    batch_size: Count = Field(description="items at once; those of one passage share a prefill")
+    limit: Count | None = Field(None, description="items of a split at most; rows say it")
+    strata: Some[str] = Field(
+        ["sharer_only", "no_context", "all"],
+        description="questions that accuracies are of; claims are about the first",
+    )
+    margin: Inside = Field(0.02, description="loss of accuracy that counts as none (non-inferior)")
+    max_drift: Inside = Field(0.15, description="of estimated from measured bytes")
+
+
 class Wire(Timed):
     """C-M11: blobs, a local socket, and the time of a message by bandwidth."""
 
@@ -111,14 +249,52 @@ class Wire(Timed):
     text_bytes: Annotated[int, Field(ge=1, le=10**6)] = Field(300, description="its bytes")
 
 
-class Speed(Strict):
-    """What batches and compilation save."""
+class PublishedFuser(Strict):
+    """A fuser as its authors publish it (ember.c2c.published)."""
 
-    items: Count = Field(description="items that are timed")
-    batch_sizes: Some[Count] = Field(description="items at once; 1 is the reference")
-    compile: Some[bool] = Field(description="whether the fuser is compiled")
-    warmup: Size = 1
-    repeats: Count
+    source: str = Field("nics-efc/C2C_Fuser", description="hub id, or the path of a local copy")
+    folder: str = Field(
+        "qwen3_0.6b+qwen2.5_0.5b_Fuser/final", description="folder in it that holds the fuser"
+    )
+    revision: str = Field("main", description="revision on the hub")
+
+
+class RealPair(Strict):
+    """Two named models and the fuser between them."""
+
+    sharer: str = Field(description="name of a model (models)")
+    receiver: str = Field(description="name of a model (models)")
+    fuser: PublishedFuser | None = Field(None, description="null: only methods without a fuser")
+    alignment: Literal["off", "first", "longest", "span_end"] | None = Field(
+        None, description="of tokens; null: the one that the fuser was trained with"
+    )
+    fuse_template: bool | None = Field(
+        None, description="whether template tokens are fused; null: with alignment off"
+    )
+
+
+class Benchmark(Strict):
+    """Multiple-choice questions (ember.c2c.data)."""
+
+    source: str = Field(description="hub id, or the path of a .parquet or .jsonl file")
+    name: str | None = Field(None, description="configuration on the hub")
+    split: str = Field("test", description="split on the hub")
+    revision: str | None = Field(None, description="revision on the hub")
+    items: Count | None = Field(None, description="questions with keys from A to D there must be")
+    limit: Count | None = Field(None, description="only the first so many are asked")
+
+
+class Real(Strict):
+    """C-M0 on real models: named pairs and published questions."""
+
+    pairs: Named[RealPair]
+    benchmarks: Named[Benchmark]
+    new_tokens: Count = Field(64, description="tokens of an answer, at most")
+    message_tokens: Count = Field(256, description="tokens of a sharer's message, at most")
+    batch_size: Count = Field(16, description="questions at once")
+    template: str | None = Field(
+        None, description="prompt with {question} and {choices}; null: ember.c2c.prompt's"
+    )
 
 
 class C2C(Strict):
@@ -133,6 +309,12 @@ class C2C(Strict):
     tuned_steps: Count = Field(description="steps of the receiver that is fine-tuned alone")
     evaluation: Evaluation
     speed: Speed
+    points: Points
+    ptq: Ptq
+    length: Length
+    layers: Layers
+    selection: Selective
+    real: Real | None = Field(None, description="real models; null: none at this scale")
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         2000, description="resamples of an interval"
     )

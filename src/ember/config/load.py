@@ -59,17 +59,21 @@ def _references(config: Config) -> Iterable[Problem]:
         (("p1", "model"), config.p1.model, config.models),
         (("p1", "corpus"), config.p1.corpus, config.corpora),
         (("streaming", "model"), config.streaming.model, config.models),
-        (
-            ("streaming", "ceiling", "model"),
-            config.streaming.ceiling.model or config.streaming.model,
-            config.models,
+        *(
+            (
+                ("streaming", study, "model"),
+                getattr(config.streaming, study).model or config.streaming.model,
+                config.models,
+            )
+            for study in ("ceiling", "speed")
         ),
         (("streaming", "long", "corpus"), config.streaming.long.corpus, config.corpora),
         (("streaming", "short", "corpus"), config.streaming.short.corpus, config.corpora),
     ]
     lowbit = config.lowbit
     named.append((("lowbit", "model"), lowbit.model, config.models))
-    for key in ("kernels", "quantise"):
+    named.append((("lowbit", "arms", "corpus"), lowbit.arms.corpus, config.corpora))
+    for key in ("kernels", "quantise", "arms", "memory"):
         name = getattr(lowbit, key).model or lowbit.model
         named.append((("lowbit", key, "model"), name, config.models))
     lists = [(("tokenizer", "corpora"), config.tokenizer.corpora)]

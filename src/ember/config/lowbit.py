@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ember.config.shared import (
     Count,
@@ -10,6 +10,7 @@ from ember.config.shared import (
     Positive,
     PromptTokens,
     Repeats,
+    Size,
     Some,
     Strict,
     Timed,
@@ -69,6 +70,63 @@ class Guard(Strict):
     repeats: Repeats = 3
 
 
+class Variant(Strict):
+    """A way of updating packed weights, and what its optimizer keeps."""
+
+    arm: Literal["master_float32", "master_bfloat16", "stochastic", "nearest", "feedback"] = Field(
+        description="how an update reaches the weights (ember.lowbit.training)"
+    )
+    states: Literal["float32", "int8", "int4", "none"] = Field(
+        "float32",
+        description="number format of the momentum; but for float32 the second moment is factored",
+    )
+
+    @model_validator(mode="after")
+    def _has_momentum(self):
+        if self.arm == "feedback" and self.states == "none":
+            raise ValueError("feedback needs a momentum: set states to another format")
+        return self
+
+
+class Arms(Strict):
+    """L-6.2: ways of updating packed weights, from the same trained model."""
+
+    model: str | None = Field(None, description="a trained model; null: lowbit.model")
+    corpus: str = Field(description="what is learned: a corpus of the configuration")
+    variants: Some[Variant] = Field(description="compared with each other")
+    steps: Annotated[int, Field(ge=2, le=10**9)] = Field(description="optimizer steps")
+    batch_size: Count = Field(description="sequences a step")
+    sequence_length: Annotated[int, Field(ge=8, le=10**9)] = Field(description="tokens a sequence")
+    learning_rate: Positive = Field(description="peak rate, which falls linearly")
+    weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    chunk_rows: Count = Field(32, description="rows of a weight that are updated at once")
+    headroom: Annotated[float, Field(ge=1, le=100)] = Field(
+        1.2, description="of the tensors' scales, which stay"
+    )
+    seeds: Annotated[Some[Size], Field(min_length=2)] = Field(
+        [1, 2, 3], description="of data order and rounding; the interval is over them"
+    )
+    validation_tokens: Count = Field(description="held-out tokens of each validation")
+    validations: Count = Field(4, description="of a run, evenly over its steps")
+
+
+class StepVariant(Variant):
+    """A training step whose memory is measured."""
+
+    checkpoint: bool = Field(True, description="layers run again for their gradient")
+    head: bool = Field(False, description="the head trains too, untied from the embedding")
+    last_layers: Count | None = Field(None, description="only these train; null: all")
+    chunk_rows: Count = Field(1024, description="rows of a weight that are updated at once")
+
+
+class Memory(Strict):
+    """L-6.4: memory of one training step, by phase and by what holds it."""
+
+    model: str | None = Field(None, description="whose shape; null: lowbit.model")
+    tokens: Count = Field(512, description="tokens of the sequence")
+    variants: Some[StepVariant] = Field(description="beside AdamW on dense weights")
+
+
 class Lowbit(Strict):
     """NF4 and NVFP4: inference, training in a fraction of the memory, and the guard."""
 
@@ -78,3 +136,5 @@ class Lowbit(Strict):
     conversation: Conversation
     debug: Debug = Debug()
     guard: Guard = Guard()
+    arms: Arms
+    memory: Memory

@@ -27,6 +27,7 @@ class Point(Strict):
     __pydantic_extra__: dict[str, Value | Some[Value]]
 
     name: str = Field(description="a method known to the library, such as lazy_prune")
+    sweep: bool = Field(False, description="measured at the budgets of the sweep, too")
 
 
 class Budget(Strict):
@@ -63,6 +64,16 @@ class Latency(Timed):
     skip: Size = Field(64, description="first decoded tokens that the steady state leaves out")
 
 
+class Cause(Strict):
+    """S-1.6: whether a prune's loss is one of mass or of direction, at one budget."""
+
+    peak: Count = Field(description="the most tokens that a query sees before a prune")
+    compression_interval: Count = Field(
+        description="tokens that a prune drops; with the peak within the trained context"
+    )
+    n_sink: Size = 4
+
+
 class Ceiling(Timed):
     """S-5: the cache's own work, in a model's shape."""
 
@@ -79,10 +90,8 @@ class PeerMethod(Strict):
     label: Literal["stock", "order-fixed", "re-rotated"] = Field(
         "stock", description="stock, or with what kvpress lacks (see docs/peers.md)"
     )
-    period: Literal["each", "budget", "half"] = Field(
-        "budget",
-        description="prunes at each token, by the budget's compression_interval, or half of what "
-        "is not a sink, llama.cpp's default",
+    period: Literal["each", "budget"] = Field(
+        "budget", description="prunes at each token, or by the budget's compression_interval"
     )
     arguments: dict[str, Size | Positive | bool | str] = Field(
         {}, description="what else the method takes, such as window_size"
@@ -109,6 +118,27 @@ class Peers(Timed):
     timeout_s: Positive = Field(300.0, description="for starting, and for each call")
 
 
+class Speed(Timed):
+    """S-4: streams on the fast path, side by side with others and with parts switched off."""
+
+    model: str | None = Field(None, description="whose layers run; null: the measured model's")
+    peak: Count = Field(description="tokens held when the first token is decoded")
+    compression_interval: Some[Count] = Field(
+        description="periods of lazy pruning; switches are tried at the first"
+    )
+    tokens: Count = Field(description="decoded tokens of a run")
+    skip: Size = Field(64, description="first of them that the steady state leaves out")
+
+
+class Programme(Strict):
+    """S-3's eight points: every combination of these, with and without, at the latency's peak."""
+
+    compression_interval: Some[Count] = Field([32, 64], description="periods of pruning")
+    max_drop: Count = Field(256, description="most tokens dropped at once")
+    refresh_budget: Count = Field(16, description="old tokens kept")
+    selector: str = Field("structural", description="by which they are chosen")
+
+
 class Bars(Strict):
     """S-3 and S-6: what counts as success."""
 
@@ -117,6 +147,9 @@ class Bars(Strict):
     max_tpot_ratio: Positive = Field(1.02, description="of the best lazy TPOT")
     max_ppl_long: Positive = Field(0.05, description="the programme's bar on the long corpus")
     max_ppl_short: Positive = Field(0.03, description="and on the short one")
+    min_folded: Fraction = Field(0.8, description="share of the spike that folding is to remove")
+    max_fold_ratio: Positive = Field(1.01, description="its TPOT over lazy pruning's")
+    margin: Positive = Field(0.01, description="nats a token that count as no worse than SnapKV")
     noise: Positive = Field(0.01, description="least change that counts, if the CV is no larger")
 
 
@@ -128,12 +161,15 @@ class Streaming(Strict):
     short: Streams = Field(description="the short corpus: Wikitext's part")
     alone: Count = Field(4, description="streams of methods that treat each stream apart")
     grid: Some[Budget] = Field(description="peaks and periods of all methods")
-    sweep: Some[Budget] | None = Field(None, description="further ones of lazy pruning alone")
+    sweep: Some[Budget] | None = Field(None, description="further ones of points that ask for it")
     points: Some[Point]
+    programme: Programme = Programme()
     gate: Gate
+    cause: Cause
     latency: Latency
     ceiling: Ceiling
     peers: Peers
+    speed: Speed
     bars: Bars = Bars()
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         1000, description="resamples of an interval"

@@ -10,8 +10,9 @@ host wait; `times_ms` waits once, at the end. On the CPU it is `time.perf_counte
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TypeVar
 
 from ember.measure.device import synchronize
@@ -77,13 +78,27 @@ class PhaseClock:
         return dict(self._calls)
 
     def _mark(self):
-        if not self._cuda:
-            return time.perf_counter()
-        import torch
+        return mark(self.device)
 
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self.device))
-        return event
+
+def mark(device):
+    """This moment in the device's work, for `between_ms`; the host does not wait."""
+    if not str(device).startswith("cuda"):
+        return time.perf_counter()
+    import torch
+
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def between_ms(marks: Sequence) -> list[float]:
+    """Milliseconds from each mark to the next; waits for the last."""
+    pairs = list(pairwise(marks))
+    if isinstance(marks[0], float):
+        return [(after - before) * 1e3 for before, after in pairs]
+    marks[-1].synchronize()
+    return [before.elapsed_time(after) for before, after in pairs]
 
 
 def timed(call: Callable[[], T], device: str = "cpu") -> tuple[float, T]:

@@ -106,6 +106,26 @@ def interval(draws: np.ndarray) -> tuple[float, float]:
     return float(min(low, draws[0])), float(max(high, draws[0]))
 
 
+def few(samples: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of a few independent samples, such as one a seed, and its 95 % interval by Student's t:
+    resampling three values says too little. One sample has an infinite interval."""
+    values = np.asarray(samples, float)
+    if not len(values):
+        raise BadSamples("no samples to take the mean of\nrecord at least one")
+    if len(values) == 1:
+        return float(values[0]), -math.inf, math.inf
+    quantile = _T_QUANTILES[min(len(values) - 1, len(_T_QUANTILES)) - 1]
+    half = quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
+
+
+# 97.5 % points of Student's t with 1, 2, … degrees of freedom.
+_T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+
+
 def paired(ours, theirs, rng: np.random.Generator, resamples: int = 10_000) -> dict:
     """Two subjects on the same items: n, difference (mean of ours - theirs), low, high and p.
 

@@ -115,15 +115,20 @@ class PackedLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, weight: Tensor, bias: Tensor | None = None) -> "PackedLinear":
-        """Quantises a weight (N, K), on its device. Raises FormatError for NaN and infinity."""
+    def of(
+        cls, weight: Tensor, bias: Tensor | None = None, headroom: float = 1.0
+    ) -> "PackedLinear":
+        """Quantises a weight (N, K), on its device. Raises FormatError for NaN and infinity.
+
+        `headroom`: of the tensor's scale, for weights that are to grow under it.
+        """
         (rows, columns), kind = weight.shape, FORMATS[cls.format]
         with torch.device("meta"):
             made = cls(columns, rows)
         made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         weight, options = weight.detach(), dict(cls.options)
         if cls.scaled:
-            options["scale"] = nvfp4.tensor_scale(finite(weight, cls.format))
+            options["scale"] = nvfp4.tensor_scale(finite(weight, cls.format), headroom)
             made.tensor_scale = options["scale"].reshape(1)
         codes, scales = [], []
         for some in weight.split(max(1, AT_ONCE // columns)):

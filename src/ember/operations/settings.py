@@ -8,20 +8,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ember import peers
+from ember.c2c.points import wrong_pairs
+from ember.c2c.schedule import NONE, by_target
 from ember.config.load import Problem, unknown
 from ember.config.lowbit import BLOCKS
 from ember.config.settings import Config
 from ember.config.shared import Model
+from ember.formats.pairs import problem
 from ember.model.architecture import Architecture
 from ember.model.folder import read_architecture
 from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import specs_of
+from ember.streaming.build import programme_of, specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
+FEWEST_TIMED = 10  # of which there are percentiles
 
 
 def check_names(config: Config) -> Iterator[Problem]:
@@ -108,6 +112,9 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     budgets = [(("grid", n), one.peak) for n, one in enumerate(section.grid)]
     budgets += [(("sweep", n), one.peak) for n, one in enumerate(section.sweep or [])]
     budgets.append((("gate",), section.gate.peak))
+    cause = section.cause
+    period = cause.peak + cause.compression_interval  # nothing dropped, read for comparison
+    budgets.append((("cause",), period))
     for path, peak in budgets:
         if arch and peak > arch.max_positions:
             yield (
@@ -127,11 +134,25 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     if section.latency.tokens <= section.latency.prefill + section.latency.skip:
         yield (("streaming", "latency", "tokens"), "leave nothing to time. Raise tokens.")
     yield from _check_peers(section)
+    lazy = {"name": "lazy_prune"} | cause.model_dump()
+    if problem := _problem(lambda: build_method(lazy)):
+        yield ("streaming", "cause"), problem
     settings = section.model_dump()
+    if problem := _problem(lambda: [*map(build_method, programme_of(settings))]):
+        yield ("streaming", "programme"), problem
+        return  # it stands among the points of every other
     for place, point in enumerate(settings["points"]):
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
             yield ("streaming", "points", place), problem
+    speed = section.speed.model_dump()
+    if problem := _problem(lambda: [*map(build_method, speed_specs(speed))]):
+        yield ("streaming", "speed"), problem
+    if section.speed.tokens < section.speed.skip + FEWEST_TIMED:
+        yield (
+            ("streaming", "speed", "tokens"),
+            f"leave fewer than {FEWEST_TIMED} to time. Raise tokens or lower skip.",
+        )
     widest = section.ceiling.peak - 2 * 4  # sinks, and a window that is larger
     if max(section.ceiling.intervals) >= widest:
         yield (
@@ -176,6 +197,52 @@ def _check_peers(section) -> Iterator[Problem]:
                 )
 
 
+def check_real(config: Config) -> Iterator[Problem]:
+    """Real pairs of models that nobody has named, and prompts without a question."""
+    if (real := config.c2c.real) is None:
+        return
+    for name, pair in real.pairs.items():
+        for role in ("sharer", "receiver"):
+            if wrong := unknown(getattr(pair, role), config.models):
+                yield ("c2c", "real", "pairs", name, role), wrong
+    for field in ("{question}", "{choices}"):
+        if real.template is not None and real.template.count(field) != 1:
+            yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."
+
+
+def check_channel(config: Config) -> Iterator[Problem]:
+    """Schemes on axes that they have not, and layers that the receiver has not."""
+    section = config.c2c
+    quants = [("length", "kv_quant_config", section.length.kv_quant_config)]
+    quants += [("ptq", "grids", place, quant) for place, quant in enumerate(section.ptq.grids)]
+    quants += [
+        ("selection", "grids", place, "kv_quant_config", grid.kv_quant_config)
+        for place, grid in enumerate(section.selection.grids)
+    ]
+    for *path, quant in quants:
+        for wrong in wrong_pairs(quant.model_dump()):
+            yield ("c2c", *path), wrong
+    layers = section.layers
+    for scheme in {layers.wide, layers.narrow, *layers.schemes} - {NONE}:
+        if wrong := problem(scheme, layers.axis):
+            yield ("c2c", "layers", "axis"), wrong
+    depth = section.receiver.architecture.get("num_layers", _DEEP)
+    for place, count in enumerate(layers.last):
+        if count > depth:
+            yield (
+                ("c2c", "layers", "last", place),
+                f"{count} are more than the receiver's {depth} layers. Name fewer.",
+            )
+    for name, schedule in layers.schedules.items():
+        told = schedule.model_dump()
+        schemes = {told["default"], *(one["scheme"] for one in told["overrides"])}
+        for scheme in schemes - {NONE}:
+            if wrong := problem(scheme, layers.axis):
+                yield ("c2c", "layers", "schedules", name), wrong
+        if wrong := _problem(lambda told=told: by_target(told, depth)):
+            yield ("c2c", "layers", "schedules", name), wrong
+
+
 def check_lowbit(config: Config) -> Iterator[Problem]:
     """Models and formats whose blocks do not divide the model's rows."""
     section = config.lowbit
@@ -197,7 +264,10 @@ def check_lowbit(config: Config) -> Iterator[Problem]:
                 )
 
 
-CHECKS = (check_names, check_shapes, check_policies, check_lengths, check_streaming, check_lowbit)
+CHECKS = (
+    *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
+    *(check_channel, check_lowbit, check_real),
+)
 
 
 def shape(model: Model, config: Config) -> Architecture | None:

@@ -54,12 +54,40 @@ def specs_of(settings: Mapping) -> list[dict]:
 
     Full attention takes streams as long as the largest peak.
     """
-    longest = max(budget["peak"] for budget in settings["grid"])
-    grids = {None: settings["grid"], "lazy_prune": [*settings["grid"], *(settings["sweep"] or [])]}
-    found = []
+    grid = settings["grid"]
+    longest, found = max(budget["peak"] for budget in grid), programme_of(settings)
     for point in settings["points"]:
-        found += expand(point, grids.get(point["name"], grids[None]), longest)
+        point = dict(point)
+        further = settings["sweep"] or [] if point.pop("sweep", False) else []
+        found += expand(point, [*grid, *further], longest)
     return [spec for place, spec in enumerate(found) if spec not in found[:place]]
+
+
+def speed_specs(speed: Mapping) -> list[dict]:
+    """The points of the section `speed`; the last is the one that its switches are tried on."""
+    budgets = [
+        {"peak": speed["peak"], "compression_interval": r} for r in speed["compression_interval"]
+    ]
+    first, base = budgets[0], {"name": "refresh", "refresh_budget": 16, "selector": "uniform"}
+    plain = [{"name": name, "peak": speed["peak"]} for name in ("full", "streaming_llm")]
+    lazy = [{"name": "lazy_prune"} | budget for budget in budgets]
+    return [*plain, *lazy, base | first | {"max_drop": max(2, first["compression_interval"] // 4)}]
+
+
+def programme_of(settings: Mapping) -> list[dict]:
+    """S-3's eight points: {period} x {max_drop or none} x {refresh or none}, at one peak."""
+    given, found = settings["programme"], []
+    for period in given["compression_interval"]:
+        at = {"peak": settings["latency"]["peak"], "compression_interval": period}
+        portions = {"max_drop": given["max_drop"]}
+        kept = {"refresh_budget": given["refresh_budget"], "selector": given["selector"]}
+        found += [
+            {"name": "lazy_prune", **at},
+            {"name": "max_drop", **at, **portions},
+            {"name": "refresh", **at, **kept},
+            {"name": "refresh", **at, **kept, **portions},
+        ]
+    return found
 
 
 def expand(point: Mapping, grid: Sequence[Mapping], longest: int) -> list[dict]:

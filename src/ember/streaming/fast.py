@@ -13,9 +13,7 @@ do not add up. What the host decides by (lengths, numbers of tokens) it keeps it
 nothing. Methods that ask the model more run on the eager path: `unsupported_reason` says why.
 """
 
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -26,10 +24,12 @@ from ember.backends.forward import Forward, sent
 from ember.backends.packing import PackedDecoder
 from ember.backends.sampling import SamplingParams
 from ember.backends.select import Case, Unsupported, make_backend, select
+from ember.backends.threads import restored_threads, use_threads
 from ember.cache.base import BadCacheUse
 from ember.cache.copying import copy_kv
 from ember.cache.slotted import BLOCK, SlottedCache
 from ember.cache.slotted import Run as Place
+from ember.measure.clock import between_ms, mark
 from ember.model.decoder import Decoder, rotary_tables, rotate
 from ember.model.rope import UnsupportedModel
 from ember.streaming.cache import FAR
@@ -265,6 +265,7 @@ class RingCache:
         return sent(torch.tensor(numbers, dtype=torch.long), self._kv.device)
 
 
+@restored_threads()
 @torch.inference_mode()
 def run(
     decoder: Decoder,
@@ -291,6 +292,7 @@ def run(
         raise BadMethod(f"{method.name}: needs to know which tokens end a line; hand them in")
     device = decoder.embed_tokens.weight.device
     cache = RingCache(decoder, method, total, **options)
+    use_threads(cache.backend.threads or torch.get_num_threads())
     here = sent(tokens.cpu(), device)
     # Methods look at numbers of tokens only: all that is theirs stays with the host.
     moment = Moment(decoder, cache, tokens.cpu())
@@ -303,40 +305,24 @@ def run(
             losses = -logits.float().log_softmax(-1)
             nll[:, moment.step - 1] = losses.gather(-1, here[:, moment.step, None])[:, 0]
 
-    marks = [_mark(device)]
+    marks = [mark(device)]
     first = min(prefill, cache.capacity)
     logits = cache.prefill(here[:, :first])
     found.visible[:first] = np.arange(1, first + 1)
     moment.step = found.prefilled = first
     score(logits)
     prune(method, moment, found)
-    marks.append(_mark(device))
+    marks.append(mark(device))
     while moment.step < total:
         logits = cache.step(here[:, moment.step])
         found.visible[moment.step] = cache.slots
         moment.step += 1
         score(logits)
         prune(method, moment, found)
-        marks.append(_mark(device))
+        marks.append(mark(device))
     found.calls, found.copied_bytes = 1 + total - first, cache.copied_bytes
     found.nll = nll[:, :-1].cpu().numpy()
     if timed:
-        found.prefill_ms, *times = _between(marks)
+        found.prefill_ms, *times = between_ms(marks)
         found.token_ms = np.r_[np.zeros(first), times]
     return found
-
-
-def _mark(device: torch.device):
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _between(marks: Sequence) -> list[float]:
-    """Milliseconds from one mark to the next."""
-    if isinstance(marks[0], float):
-        return [(after - before) * 1e3 for before, after in pairwise(marks)]
-    marks[-1].synchronize()
-    return [before.elapsed_time(after) for before, after in pairwise(marks)]

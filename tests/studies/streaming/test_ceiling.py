@@ -49,3 +49,23 @@ def test_a_gain_must_be_stable():
     found = {one["kind"]: one["verdict"] for one in summarise_caches(rows, noise=0.01)}
     assert found["ring"] == "stable gain"
     assert found["roll"].startswith("negative result")
+
+
+def test_floors_are_those_of_pythia():
+    """The numbers of S-5: 2.8 billion weights in half precision, 2048 tokens, 4.39 TB/s."""
+    token = 2 * 32 * 2560 * 2
+    about = {"kv_bytes": token, "peak": 2048, "weight_bytes": 5_290_000_000, "cache_ms": 1.0}
+    about |= {"read_gb_s": 4390.0, "copy_gb_s": 4300.0, "last_cache": 60_000_000}
+    copies = {"append_cat": 2047, "slice_cat": 2 * 2047, "ring": 9}
+    rows = [
+        example(CEILING_RUNS, kind=kind, copied_bytes=float(tokens * token), **about)
+        for kind, tokens in copies.items()
+    ]
+    found = {one["kind"]: one for one in summarise_caches(rows, noise=0.01)}
+    floors = {kind: one["token_floor_ms"] for kind, one in found.items()}
+    assert floors["ring"] == pytest.approx(1.36, abs=0.01)
+    assert floors["append_cat"] == pytest.approx(1.66, abs=0.01)
+    assert floors["slice_cat"] == pytest.approx(1.97, abs=0.01)
+    assert found["slice_cat"]["share"] == pytest.approx(4 * 2047 * token / 4300e6)
+    small = [dict(row, last_cache=10**10) for row in rows]
+    assert {one["token_floor_ms"] for one in summarise_caches(small, noise=0.01)} == {None}

@@ -15,6 +15,7 @@ from ember.studies.p1.speed.tables import ENGINE_SPEED
 from ember.studies.paper.decisions.tables import DECISIONS
 from ember.studies.rows import records
 from ember.studies.steps import makes
+from ember.studies.streaming.decisions.tables import STREAMING_DECISIONS
 
 Rows = Sequence[Mapping]
 _NAMES = ("decision", "subject", "value", "low", "high", "threshold", "verdict", "detail")
@@ -30,13 +31,14 @@ def decide(
     weights,
     latency,
     exact,
+    streaming=(),
     *,
     thresholds: Mapping,
     operating: Mapping,
     scale: str,
 ) -> list[dict]:
     """Rows of `DECISIONS` from P1's tables, the thresholds of `p1.decisions` and the operating
-    point, the first of `p1.rollout`."""
+    point, the first of `p1.rollout`; after them the programmes' own decisions."""
     limit = thresholds["max_lora_ratio_to_limit"]
     rows = [
         _gates(records(gates, GATES)),
@@ -49,7 +51,8 @@ def decide(
         *_lora_exact(records(exact, LORA_EXACT)),
     ]
     about = {"programme": "p1", "evidence": "measured", "scale": scale}
-    return [dict(zip(_NAMES, row, strict=True)) | about for row in rows]
+    own = [dict(zip(_NAMES, row, strict=True)) | about for row in rows]
+    return own + records(streaming, STREAMING_DECISIONS)
 
 
 def _gates(gates: Rows) -> tuple:

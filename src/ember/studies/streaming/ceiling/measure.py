@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ember.measure.clock import timed
+from ember.measure.cost import parameters_read
 from ember.measure.device import device_name, resolve
 from ember.studies.measured import in_order, in_turns, measured_on
 from ember.studies.steps import makes
@@ -35,11 +36,22 @@ def time_caches(
     """Rows of CEILING_RUNS: kinds and periods take turns, one row of the batch."""
     import torch
 
+    from ember.measure.roofline import (
+        copy_bandwidth_gb_s,
+        last_cache_bytes,
+        read_bandwidth_gb_s,
+    )
     from ember.model.folder import read_architecture
 
     arch, device = read_architecture(model), resolve(device)
     number = getattr(torch, dtype)
-    about = measured_on(model, device, dtype) | {"device_name": device_name(device)}
+    about = measured_on(model, device, dtype) | {
+        "device_name": device_name(device),
+        "read_gb_s": read_bandwidth_gb_s(device, repeats=50),
+        "copy_gb_s": copy_bandwidth_gb_s(device, repeats=50),
+        "weight_bytes": parameters_read(arch) * number.itemsize,
+        "last_cache": last_cache_bytes(device),
+    }
     pairs = [(kind, 1) for kind in KINDS if kind not in ("shift", "ring")]
     pairs += [(kind, period) for kind in ("shift", "ring") for period in intervals]
     rows = []

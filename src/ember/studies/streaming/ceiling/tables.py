@@ -17,6 +17,14 @@ _SHAPE = (
     s.integer("kv_bytes", "B/token", "keys and values of a token in all layers"),
 )
 
+_MACHINE = (
+    s.number("read_gb_s", "GB/s", "read bandwidth of the device, measured in the same run"),
+    s.number("copy_gb_s", "GB/s", "of a copy, bytes read and written, measured in the same run"),
+    s.integer("weight_bytes", "bytes", "weights that a step of the model reads"),
+    s.integer("last_cache", "bytes", "of the device's last cache; null: unknown", nullable=True),
+    *s.MACHINE,
+)
+
 CEILING_RUNS = s.Schema(
     "streaming_ceiling_runs",
     "Time and copies of the cache alone, without a model around it",
@@ -27,7 +35,7 @@ CEILING_RUNS = s.Schema(
         s.integer("repeat", "", "number of the run"),
         s.number("cache_ms", "ms/token", "time of storing a token and of dropping others"),
         s.number("copied_bytes", "B/token", "written besides the token itself"),
-        *s.MACHINE,
+        *_MACHINE,
     ),
     key=("kind", "compression_interval", "repeat"),
 )
@@ -45,7 +53,19 @@ STREAMING_CEILING = s.Schema(
         s.number("copied_tokens", "tokens/token", "the same in tokens of the cache"),
         s.number("gain", "fraction", "time saved against slice_cat at each token"),
         s.text("verdict", "gain beyond noise, or the negative result"),
-        *s.MACHINE,
+        s.maybe(
+            "floor_ms",
+            "ms/token",
+            "copied_bytes, read and written, at copy_gb_s; null where the last cache holds the KV",
+        ),
+        s.maybe("share", "fraction", "floor_ms / cache_ms_median: of the bandwidth measured"),
+        s.maybe(
+            "token_floor_ms",
+            "ms/token",
+            "of a whole token of the model: weights, visible KV and copies (read and written) at "
+            "read_gb_s; null where the last cache holds weights and KV",
+        ),
+        *_MACHINE,
     ),
     key=("kind", "compression_interval"),
 )

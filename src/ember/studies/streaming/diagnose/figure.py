@@ -6,14 +6,29 @@ import pandas as pd
 from ember.studies.steps import reads
 from ember.studies.streaming.diagnose.tables import LATENCY_RUNS
 from ember.studies.streaming.quality.tables import QUALITY_RUNS, STREAMING_SPIKES
-from ember.studies.style import PAGE, basis, device_time, label, legend_below, look, panel, style
+from ember.studies.style import (
+    PAGE,
+    basis,
+    device_time,
+    error,
+    label,
+    legend_below,
+    look,
+    panel,
+    style,
+)
 
-SHOWN = ("lazy_prune", "max_drop", "fold", "refresh")
+# What a point's id begins with, and what it is called: lazy pruning before control, and after it.
+CONTROLS = {
+    "lazy_prune-": "lazy pruning",
+    "overlap-": "overlap = R/4",
+    "max_drop-": "max_drop = R/4",
+    "refresh-.*attention$": "refresh (attention)",
+    "fold-P[0-9]+-R[0-9]+$": "folding",
+}
 LABELS = {
     "lazy_prune": "lazy pruning",
     "max_drop": "max_drop = R/4",
-    "fold": "folding",
-    "refresh": "refresh (attention)",
     "streaming_llm": "StreamingLLM (R = 1)",
 }
 
@@ -44,40 +59,69 @@ def draw_losses(
         left.set_xlim(peak - period, above.shape[1])
         x = "token index"
         label(left, "a", x, "loss above R = 1 (nats)", loc="upper right")
-        _profiles(right, spikes, peak, period)
+        rows = spikes[(spikes["corpus"] == "long") & (spikes["peak"] == peak)]
+        rows = rows[~rows["point"].str.contains("absolute")]
+        periods = sorted(rows[rows["method"] == "lazy_prune"]["compression_interval"].unique())
+        _profiles(right, rows, {f"lazy_prune-P{peak}-R{r}$": f"R = {r}" for r in periods[-4:]})
+        right.set_ylabel("loss above R = 1 (nats)")
+        panel(right, "b")
         if right.get_legend_handles_labels()[1]:
-            legend_below(figure, right)
+            right.legend(loc="upper right")
         rows = spikes[(spikes["corpus"] == "long") & (spikes["point"] == point["point"])]
         return figure, _losses_caption(rows, point, width, scale, chosen)
 
 
-def _profiles(axes, spikes, peak, period) -> None:
-    rows = spikes[
-        (spikes["corpus"] == "long")
-        & (spikes["peak"] == peak)
-        & (spikes["compression_interval"] == period)
-        & (spikes["status"] == "ok")
-    ]
-    index = 0
-    for method in SHOWN:
-        of_method = rows[rows["method"] == method]
-        if method == "refresh":
-            of_method = of_method[of_method["point"].str.contains("attention")]
-        if of_method.empty:
+def _profiles(axes, rows: pd.DataFrame, names: dict[str, str]) -> None:
+    """Loss by steps since the prune, of the points whose ids match."""
+    for index, (pattern, name) in enumerate(names.items()):
+        one = rows[rows["point"].str.match(pattern)]
+        if one.empty or (one["status"] != "ok").any():
             continue
-        one = of_method[of_method["point"] == of_method["point"].iloc[0]]
-        middle = (one["since"] + one["until"]) / 2 * (1 + 0.04 * index)
-        bars = (one["delta"] - one["delta_low"], one["delta_high"] - one["delta"])
-        axes.errorbar(middle, one["delta"], bars, **look(index), label=LABELS[method])
-        index += 1
+        one = one[one["point"] == one["point"].iloc[0]]
+        middle = (one["since"] + one["until"]) / 2 * (1 + 0.05 * (index - len(names) / 2))
+        bars = error(one, "delta", "delta_low", "delta_high")
+        axes.errorbar(middle, one["delta"], bars, **look(index), label=name)
     axes.axhline(0, color="#444444", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if not index:
+    if not axes.get_legend_handles_labels()[1]:
         axes.text(0.5, 0.5, "skipped: no sinks", transform=axes.transAxes, ha="center")
     axes.set_xlabel("steps since the prune")
-    axes.set_ylabel("loss above R = 1 (nats)")
-    panel(axes, "b")
+
+
+@reads(spikes=STREAMING_SPIKES)
+def draw_control(spikes: pd.DataFrame, scale: str):
+    """Loss by steps since a prune under lazy pruning and under what is to control it."""
+    rows = spikes[(spikes["corpus"] == "long") & ~spikes["point"].str.contains("absolute")]
+    # Where most methods were measured: the grid's budgets, three at most.
+    counts = rows.groupby(["peak", "compression_interval"])["method"].nunique()
+    budgets = list(counts[counts > 0.6 * counts.max()].index)[-3:]
+    with style() as plt:
+        figure, panels = plt.subplots(
+            1, len(budgets), figsize=(PAGE, 2.6), sharey=True, squeeze=False
+        )
+        said = []
+        for axes, (peak, period), letter in zip(panels[0], budgets, "abc", strict=False):
+            some = rows[(rows["peak"] == peak) & (rows["compression_interval"] == period)]
+            _profiles(axes, some, CONTROLS)
+            panel(axes, f"{letter}  P = {peak}, R = {period}")
+            first = some[(some["since"] == 0) & (some["status"] == "ok")]
+            for pattern, name in CONTROLS.items():
+                for row in first[first["point"].str.match(pattern)].to_dict("records")[:1]:
+                    said.append(
+                        f"{name} at P = {peak}, R = {period} {row['delta']:+.3f} "
+                        f"[{row['delta_low']:+.3f}, {row['delta_high']:+.3f}]"
+                    )
+        panels[0][0].set_ylabel("loss above R = 1 (nats)")
+        if panels[0][0].get_legend_handles_labels()[1]:
+            legend_below(figure, panels[0][0])
+        found = "; ".join(said) or f"none is claimed: {rows['reason'].iloc[0]}"
+        caption = (
+            "**Spikes before and after control.** Loss above StreamingLLM's (R = 1) at equal peak "
+            "by steps since the last prune, paired by token, 95 % bootstrap intervals over n = "
+            f"{rows['streams'].max()} streams. In the first steps: {found}. {basis(rows, scale)}"
+        )
+        return figure, caption
 
 
 def _chosen(lazy, peak: int):
@@ -103,7 +147,8 @@ def _losses_caption(rows, point, width: int, scale: str, chosen) -> str:
     return (
         f"**Loss at prunes.** (a) Loss of {point['point']} above StreamingLLM's at equal peak by "
         f"token index, mean over n = {len(chosen)} streams and {width} tokens; grey: prunes. (b) "
-        "By steps since the last prune, paired by token, 95 % bootstrap intervals over streams. "
+        "By steps since the last prune and period, paired by token, 95 % bootstrap intervals over "
+        "streams. "
         f"{found}. {basis(chosen, scale)}"
     )
 

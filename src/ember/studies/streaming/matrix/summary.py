@@ -8,7 +8,11 @@ import numpy as np
 from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 from ember.studies.streaming.diagnose.tables import STREAMING_LATENCY
-from ember.studies.streaming.matrix.tables import STREAMING_LEDGER, STREAMING_MATRIX
+from ember.studies.streaming.matrix.tables import (
+    STREAMING_LEDGER,
+    STREAMING_MATRIX,
+    STREAMING_PROGRAMME,
+)
 from ember.studies.streaming.quality.summary import Points
 from ember.studies.streaming.quality.tables import STREAMING_QUALITY
 
@@ -75,6 +79,35 @@ def verdict(row: Mapping, bars: Mapping) -> str:
     if row["tpot_ratio"] > bars["max_tpot_ratio"]:
         return f"removes enough at {row['tpot_ratio']:.2f} × the best lazy TPOT"
     return "success"
+
+
+@makes(STREAMING_PROGRAMME)
+def list_programme(
+    quality, latency, *, points: Sequence[str], programme: Mapping, bars: Mapping
+) -> list[dict]:
+    """Rows of STREAMING_PROGRAMME, for the points of these ids."""
+    times, found = _times(latency), []
+    for row in records(quality, STREAMING_QUALITY):
+        if row["point"] not in points:
+            continue
+        bar = bars[f"max_ppl_{row['corpus']}"]
+        low, high = (float(np.expm1(row[f"delta_{end}"])) for end in ("low", "high"))
+        held = "held" if high <= bar else "not held" if low > bar else "undecided"
+        portions = "max_drop=" in row["point"]
+        found.append(
+            {name: row[name] for name in STREAMING_PROGRAMME.names if name in row}
+            | {
+                "max_drop": programme["max_drop"] if portions else None,
+                "refresh_budget": programme["refresh_budget"] if row["method"] == "refresh" else 0,
+                "max_drop_binds": portions and programme["max_drop"] < row["compression_interval"],
+                "ppl_change_low": low,
+                "ppl_change_high": high,
+                "bar": bar,
+                "verdict": held,
+                "steady_tpot_ms": times.get(row["point"]),
+            }
+        )
+    return found
 
 
 @makes(STREAMING_LEDGER)

@@ -30,6 +30,29 @@ STREAMING_MATRIX = s.Schema(
     key=("corpus", "point"),
 )
 
+STREAMING_PROGRAMME = s.Schema(
+    "streaming_programme",
+    "The programme's points: period x max_drop x refresh (S-3)",
+    (
+        *POINT,
+        *METHOD,
+        s.integer("max_drop", "tokens", "most tokens dropped at once", nullable=True),
+        s.integer("refresh_budget", "tokens", "old tokens kept"),
+        s.flag("max_drop_binds", "whether a steady prune drops more than max_drop without it"),
+        s.integer("streams", "streams", "that were measured"),
+        s.number("ppl", "", "perplexity"),
+        s.number("ppl_change", "fraction", "above StreamingLLM's (R = 1) at the same peak"),
+        s.number("ppl_change_low", "fraction", "95 % interval by bootstrap over streams, low end"),
+        s.number("ppl_change_high", "fraction", "upper end"),
+        s.number("bar", "fraction", "the programme's own bar"),
+        s.text("verdict", "whether the bar is held, by the interval"),
+        s.maybe("steady_tpot_ms", "ms", "time per token; null where not timed"),
+        *s.MEASURED_ON,
+        *s.OUTCOME,
+    ),
+    key=("corpus", "point"),
+)
+
 STREAMING_LEDGER = s.Schema(
     "streaming_ledger",
     "Directions tried, and those that are stopped (S-6)",

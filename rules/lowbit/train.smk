@@ -1,0 +1,74 @@
+# Low-bit: updates of packed weights (L-6).
+
+
+use rule held as train_arms with:
+    input:
+        **arms_inputs(),
+    output:
+        runs=inter("lowbit/arms/runs.parquet"),
+    pathvars:
+        job="train_arms",
+    params:
+        **study("lowbit.arms.measure.train_arms"),
+        settings=arms_settings(),
+        runtime=runtime_settings(),
+    message:
+        "Packed weights trained in place, by every way of updating them"
+
+
+use rule job as summarise_arms with:
+    input:
+        runs=inter("lowbit/arms/runs.parquet"),
+    output:
+        table("lowbit_arms", "Train", "Ways of updating packed weights"),
+    pathvars:
+        job="summarise_arms",
+    localrule: True
+    params:
+        **publish("lowbit.arms.summary.summarise_arms"),
+    message:
+        "What each way of updating learns and changes (L-6.2)"
+
+
+use rule drawn as plot_arms with:
+    input:
+        runs=inter("lowbit/arms/runs.parquet"),
+        arms="results/lowbit_arms.parquet",
+    output:
+        figure("lowbit_arms", "Train", "Learning with packed weights"),
+    pathvars:
+        job="plot_arms",
+    localrule: True
+    params:
+        **plot("lowbit.arms.figure.draw"),
+    message:
+        "Learning curves of packed weights"
+
+
+use rule held as measure_step with:
+    input:
+        model=model_dir(conf("lowbit", "memory", "model") or conf("lowbit", "model")),
+    output:
+        table("lowbit_memory", "Train", "Memory of a training step"),
+    pathvars:
+        job="measure_step",
+    params:
+        **publish("lowbit.memory.measure.measure_steps"),
+        settings=conf_of(["lowbit", "memory"], "tokens", "variants"),
+        runtime=runtime_settings(),
+    message:
+        "Memory of one step, by phase and by what holds it (L-6.4)"
+
+
+use rule drawn as plot_memory with:
+    input:
+        memory="results/lowbit_memory.parquet",
+    output:
+        figure("lowbit_memory", "Train", "Memory of a training step"),
+    pathvars:
+        job="plot_memory",
+    localrule: True
+    params:
+        **plot("lowbit.memory.figure.draw"),
+    message:
+        "What holds the memory of a training step"

@@ -1,0 +1,44 @@
+"""Learning curves of packed weights, by the way of updating them."""
+
+import pandas as pd
+
+from ember.studies.lowbit.arms.tables import ARM_RUNS, LOWBIT_ARMS
+from ember.studies.steps import reads
+from ember.studies.style import COLOURS, LINES, PAGE, basis, label, legend_below, style
+
+
+@reads(runs=ARM_RUNS, arms=LOWBIT_ARMS)
+def draw(runs: pd.DataFrame, arms: pd.DataFrame, scale: str):
+    """Figure and caption from the tables of the arms."""
+    with style() as plt:
+        figure, (losses, codes) = plt.subplots(1, 2, figsize=(PAGE, 2.9))
+        for index, (arm, states) in enumerate(arms[["arm", "states"]].itertuples(index=False)):
+            some = runs[(runs["arm"] == arm) & (runs["states"] == states)]
+            name = arm.replace("_", " ") + ("" if states == "float32" else f", {states} states")
+            looks = {"color": COLOURS[index % 7], "linestyle": LINES[index % 7], "label": name}
+            by_step = some.groupby("step")
+            middle = by_step["val_loss"].mean()
+            losses.plot(middle.index, middle, **looks)
+            low, high = by_step["val_loss"].min(), by_step["val_loss"].max()
+            losses.fill_between(middle.index, low, high, color=looks["color"], alpha=0.12, lw=0)
+            changed = by_step["changed"].mean().dropna()
+            codes.plot(changed.index, 100 * changed, marker="o", **looks)
+        label(losses, "a  held-out loss", "step", "nats per token")
+        label(codes, "b  codes changed by a step", "step", "%")
+        codes.set_yscale("symlog", linthresh=0.01)
+        codes.set_ylim(bottom=0)
+        for axes in (losses, codes):
+            if axes.get_legend():
+                axes.get_legend().remove()
+        legend_below(figure, losses, columns=4)
+        said = "; ".join(
+            f"{row['arm'].replace('_', ' ')} ({row['states']}) {row['verdict']}"
+            for row in arms.to_dict("records")
+            if row["above"] == row["above"]
+        )
+        caption = (
+            "**Training packed weights in place.** Mean and range over seeds; every arm starts "
+            f"from the same quantised model. b: share of 4-bit codes. {said}. "
+            f"{basis(arms, scale)}"
+        )
+        return figure, caption

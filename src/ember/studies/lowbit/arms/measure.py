@@ -1,0 +1,107 @@
+"""Packed weights of one trained model, trained on by every arm from the same start."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+from ember.measure.device import device_name
+from ember.measure.progress import Progress
+from ember.studies.lowbit.arms.tables import ARM_RUNS
+from ember.studies.measured import on_device
+from ember.studies.steps import makes
+
+log = logging.getLogger(__name__)
+
+
+@makes(ARM_RUNS)
+def train_arms(
+    *,
+    model: str | Path,
+    corpus,
+    variants: Sequence[Mapping],
+    steps: int,
+    batch_size: int,
+    sequence_length: int,
+    learning_rate: float,
+    weight_decay: float,
+    chunk_rows: int,
+    headroom: float,
+    seeds: Sequence[int],
+    validation_tokens: int,
+    validations: int,
+    device: str,
+    dtype: str,
+    seed: int,
+) -> list[dict]:
+    """Rows of ARM_RUNS. Arms of one seed see the same batches. Norms, embedding and head stay."""
+    import torch
+
+    from ember.lowbit.training import ARMS, Control, bytes_by_kind, make_trainable
+    from ember.optim.lm import BITS_PER_NAT, Windows, evaluate
+    from ember.optim.loss import next_token_loss
+    from ember.optim.optimizers import linear_rate
+    from ember.studies.shared.corpora.make import join_corpora
+    from ember.studies.shared.models.train import token_stream
+    from ember.text.tokenizer import load_tokenizer
+
+    documents, words = join_corpora([corpus]), load_tokenizer(model)
+    streams = {split: token_stream(documents, words, split) for split in ("train", "validation")}
+    device, dense, about = on_device(model, device, dtype)
+    about |= {"device_name": device_name(device)}
+    every = max(1, steps // validations)
+    progress, rows = Progress(log, len(seeds) * len(variants)), []
+    for number in seeds:
+        windows = Windows(streams["train"], sequence_length, number)
+        for variant in variants:
+            decoder = deepcopy(dense)
+            control = Control(
+                ARMS[variant["arm"]],
+                states=variant["states"],
+                weight_decay=weight_decay,
+                chunk_rows=chunk_rows,
+                generator=torch.Generator(device).manual_seed(number),
+            )
+            layers = make_trainable(decoder, control, headroom=headroom)
+            losses, changed = [], []
+            for step in range(steps + 1):
+                if step % every == 0 or step == steps:
+                    decoder.eval()
+                    score = evaluate(
+                        decoder,
+                        streams["validation"],
+                        tokens=validation_tokens,
+                        length=sequence_length,
+                        batch_size=batch_size,
+                    )
+                    size = bytes_by_kind(decoder, layers)
+                    weights = sum(one.in_features * one.out_features for one in layers)
+                    rows.append(
+                        {
+                            **variant,
+                            "seed": number,
+                            "step": step,
+                            "train_loss": _mean(losses),
+                            "val_loss": -float(score.log2_probs.mean()) / BITS_PER_NAT,
+                            "changed": _mean(changed),
+                            "weight_bytes": (size["packed"] + size["master"]) / weights,
+                            "state_bytes": size["states"] / weights,
+                            "val_tokens": score.log2_probs.size,
+                            **about,
+                        }
+                    )
+                    losses, changed = [], []
+                if step < steps:
+                    batch = torch.from_numpy(windows.batch(step * batch_size, batch_size))
+                    rate = linear_rate(step, steps, learning_rate, 0, 0.05)
+                    with control.update(rate):
+                        loss = next_token_loss(decoder, batch.to(device))
+                        loss.backward()
+                    losses.append(loss.detach())
+                    changed.append(control.changed / control.codes)
+            progress.step(f"{variant['arm']}, {variant['states']}, seed {number}")
+    return rows
+
+
+def _mean(values: list) -> float | None:
+    return float(sum(values) / len(values)) if values else None

@@ -1,0 +1,45 @@
+"""Final losses by arm, paired by seed with those of a float32 master copy."""
+
+import numpy as np
+
+from ember.measure.statistics import few
+from ember.studies.lowbit.arms.tables import ARM_RUNS, LOWBIT_ARMS
+from ember.studies.rows import grouped, records, summary_row
+from ember.studies.steps import makes
+
+MASTER = ("master_float32", "float32")
+
+
+@makes(LOWBIT_ARMS)
+def summarise_arms(runs) -> list[dict]:
+    """Rows of LOWBIT_ARMS."""
+    groups = grouped(records(runs, ARM_RUNS), "arm", "states")
+    last = max(run["step"] for some in groups.values() for run in some)
+    master = {run["seed"]: run["val_loss"] for run in groups.get(MASTER, ()) if run["step"] == last}
+    rows = []
+    for variant, some in groups.items():
+        ended = [run for run in some if run["step"] == last]
+        row, _ = summary_row(LOWBIT_ARMS, ended)
+        began = [run["val_loss"] for run in some if run["step"] == 0]
+        steps = [run["changed"] for run in some if run["changed"] is not None]
+        row |= {"steps": last, "changed": float(np.mean(steps))}
+        row["learned"] = float(np.mean(began)) - row["val_loss_mean"]
+        if variant != MASTER and master:
+            apart = [run["val_loss"] - master[run["seed"]] for run in ended]
+            above, low, high = few(apart)
+            share = above / float(np.mean(list(master.values())))
+            row |= {"above": above, "above_low": low, "above_high": high, "above_share": share}
+        rows.append(row | {"verdict": _verdict(row)})
+    return rows
+
+
+def _verdict(row: dict) -> str:
+    if row["changed"] == 0:
+        return "no code ever changes: the training is none"
+    if row["above"] is None:
+        return "the reference"
+    if row["above_low"] <= 0 <= row["above_high"]:
+        return "no difference to the float32 master"
+    worse = "worse" if row["above"] > 0 else "better"
+    near = "within 2 %" if abs(row["above_share"]) <= 0.02 else "beyond 2 %"
+    return f"{worse} than the float32 master, {near} of its loss"

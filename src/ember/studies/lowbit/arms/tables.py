@@ -1,0 +1,52 @@
+"""Tables of ways of updating packed weights (L-6.2)."""
+
+from ember.records import schema as s
+
+_VARIANT = (
+    s.text(
+        "arm",
+        "master_float32, master_bfloat16: a copy takes the updates; stochastic, nearest: none, and "
+        "how it rounds; feedback: none, and what rounding lost goes into the momentum (ECO)",
+    ),
+    s.text("states", "number format of the momentum; the second moment is factored but in float32"),
+)
+
+ARM_RUNS = s.Schema(
+    "lowbit_arm_runs",
+    "Training of the same model's packed weights, by arm and seed",
+    (
+        *_VARIANT,
+        s.integer("seed", "", "of data order and rounding"),
+        s.integer("step", "", "steps done; 0: the quantised model as it was"),
+        s.maybe("train_loss", "nats/token", "mean since the row before"),
+        s.number("val_loss", "nats/token", "on held-out tokens"),
+        s.maybe("changed", "fraction", "of codes that a step changed, mean since the row before"),
+        s.number("weight_bytes", "B/weight", "packed weights and master copy"),
+        s.number("state_bytes", "B/weight", "optimizer states"),
+        s.integer("val_tokens", "tokens", "held-out tokens"),
+        *s.MACHINE,
+    ),
+    key=("arm", "states", "seed", "step"),
+)
+
+LOWBIT_ARMS = s.Schema(
+    "lowbit_arms",
+    "What each way of updating packed weights learns, against a float32 master copy (L-6.2)",
+    (
+        *_VARIANT,
+        s.integer("n", "", "seeds"),
+        s.integer("steps", "", "optimizer steps"),
+        s.number("weight_bytes", "B/weight", "packed weights and master copy"),
+        s.number("state_bytes", "B/weight", "optimizer states"),
+        s.number("changed", "fraction", "of codes that a step changes, mean"),
+        s.number("learned", "nats/token", "fall of the held-out loss"),
+        *s.spread("val_loss", "nats/token", "held-out loss at the end", ("mean", "min", "max")),
+        s.maybe("above", "nats/token", "loss above the float32 master's, paired by seed"),
+        s.maybe("above_low", "nats/token", "lower end of its 95 % interval"),
+        s.maybe("above_high", "nats/token", "upper end"),
+        s.maybe("above_share", "fraction", "of the float32 master's loss"),
+        s.text("verdict", "whether anything is learned, and whether as well as with the master"),
+        *s.MACHINE,
+    ),
+    key=("arm", "states"),
+)
