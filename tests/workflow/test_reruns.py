@@ -39,6 +39,7 @@ def with_comment(text: str) -> str:
 EDITED = (
     "src/ember/backends/eager.py",
     "src/ember/c2c/wire.py",
+    "src/ember/lowbit/training.py",
     "src/ember/measure/statistics.py",
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
@@ -125,6 +126,11 @@ def test_a_study_reruns_alone(finished, graph):
     assert wire - LAST == {"summarise_c2c_wire", "model_c2c_latency", "plot_c2c_wire"}
     fast = dependants(graph, finished.path / "src/ember/streaming/fast.py")
     assert fast - LAST == {"time_streams", "summarise_speed", "plot_speed"}
+    training = dependants(graph, finished.path / "src/ember/lowbit/training.py")
+    arms = {"train_arms", "summarise_arms", "plot_arms", "measure_step", "plot_memory"}
+    assert training - LAST == arms
+    guard = dependants(graph, finished.path / "src/ember/measure/guard.py")
+    assert guard - LAST == {"measure_overshoot"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
     assert {"time_rollouts", "sweep_prefix"} <= wide
     for name, (job, code) in graph.items():
