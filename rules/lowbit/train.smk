@@ -79,6 +79,7 @@ use rule held as tune_identities with:
         runs=inter("lowbit/whoami/runs.parquet"),
     pathvars:
         job="tune_identities",
+    threads: 1  # of a model this small a second thread costs more than it gives
     params:
         **study("lowbit.whoami.measure.tune_identities"),
         settings=conf("lowbit", "whoami"),
