@@ -46,6 +46,9 @@ def test_the_committed_scales_pass(scale):
         (("streaming", "cause", "n_sink"), 40, "streaming.cause.*leaves a window of 24"),
         (("streaming", "latency", "peak"), 64, "latency.peak.*no peak of the grid"),
         (("streaming", "latency", "tokens"), 300, "latency.tokens.*nothing to time"),
+        (("streaming", "speed", "tokens"), 70, "speed.tokens.*leave fewer than 10 to time"),
+        (("streaming", "speed", "peak"), 40, "streaming.speed.*leaves a window of"),
+        (("streaming", "speed", "model"), "sink", "streaming.speed.model.*mean 'sinks'"),
         (("streaming", "points", 3, "name"), "lazy_prun", "points.3.*mean 'lazy_prune'"),
         (("streaming", "points", 3, "n_sink"), 64, "points.3.*leaves a window"),
         (
