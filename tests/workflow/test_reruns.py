@@ -43,6 +43,7 @@ EDITED = (
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
     "src/ember/policies/cost.py",
+    "src/ember/studies/c2c/real/summary.py",
     "src/ember/studies/p1/architectures/measure.py",
     "src/ember/studies/p1/lora_latency/measure.py",
     "src/ember/studies/p1/pipeline/schedule.py",
