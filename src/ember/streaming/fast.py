@@ -185,7 +185,6 @@ class RingCache:
 
     def _seat(self) -> None:
         """Tells the backend where everything lies; nothing is the row's own."""
-        self.backend.receive()  # what was sampled, which nobody asks for
         self.backend.reseat(Place(self.begin, self.slots), self.offset)
 
     def _place(self, which: str, start: int, count: int) -> Tensor:
