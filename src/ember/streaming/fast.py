@@ -176,9 +176,10 @@ class RingCache:
         self.offset += count
         self.ids = torch.cat([self.ids[:, :, kept], self.ids[:, :, after:]], 2)
         self._rotate(head)
-        if self._ring or head != gone[0]:  # else they lie where they lay
+        moved = self._ring or head != gone[0]  # else they lie where they lay
+        if moved:
             self._place("v", 0, head).copy_(values)
-        self.copied_bytes += head * self._token_bytes
+        self.copied_bytes += head * self._token_bytes // (1 if moved else 2)
         if self.offset > FAR:
             self._rebase()
         self._seat()
