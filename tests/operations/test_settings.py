@@ -66,6 +66,7 @@ def test_the_committed_scales_pass(scale):
             "unifrom",
             "points.8.*unknown selector 'unifrom'.*mean 'uniform'",
         ),
+        (("streaming", "points", 7, "overlap"), 120, "points.7.*set overlap below it"),
         (("streaming", "programme", "selector"), "unifrom", "programme.*mean 'uniform'"),
         (("streaming", "programme", "refresh_budget"), 250, "programme.*leaves a window"),
         (("streaming", "points"), [{"name": "lazy_prune"}], "lack streaming_llm"),
