@@ -73,6 +73,13 @@ def _caption(peers: pd.DataFrame, shown: pd.DataFrame, scale: str) -> str:
             f" Where a method is one of Ember's by definition, no token's loss differs by more "
             f"than {same['largest_difference'].max():.2g} nats."
         )
+    others = shown[(shown["framework"] != "ember") & shown["eager_ratio"].notna()]
+    if len(others):
+        spans = others.groupby("framework", sort=False)["eager_ratio"].agg(["min", "max"])
+        found = ", ".join(
+            f"{name} {low:.2f} to {high:.2f} times" for name, low, high in spans.itertuples()
+        )
+        text += f" Time over that of Ember's eager path with the same R, by round: {found}."
     if missing := sorted(set(peers.loc[peers["status"] != "ok", "framework"])):
         text += f" Not measured: {', '.join(missing)} (reasons in the table)."
     return f"{text} {basis(peers, scale)}"
