@@ -135,7 +135,7 @@ def test_a_fuser_of_another_pair_is_refused(kept):
 def test_a_closed_fuser_is_refused(tmp_path):
     made = small.pair(opened=False)
     save_fuser(made.fuser, tmp_path / "fuser")
-    with pytest.raises(BadFuser, match=r"no gate of .* is open"):
+    with pytest.raises(BadFuser, match="is open: it changes nothing"):
         load_fuser(tmp_path / "fuser", made.sharer.arch, made.receiver.arch)
 
 
