@@ -94,7 +94,15 @@ def test_the_workflow_knows_what_it_cost(finished):
     assert set(jobs["wall_from"]) == {"benchmark"}
     assert set(jobs["stage"]) == {
         *("shared", "p1_gates", "p1_profile", "p1_engine", "p1_pipeline", "p1_frameworks"),
-        *("p1_prefix", "p1_policies", "p1_rollout", "p1_lora", "streaming_eviction", "paper"),
+        *(
+            "p1_prefix",
+            "p1_policies",
+            "p1_rollout",
+            "p1_lora",
+            "streaming_eviction",
+            "streaming_peers",
+            "paper",
+        ),
     }
     assert jobs["timing"].sum() >= 5
     cost = read_table(results / "workflow_cost.parquet")

@@ -116,6 +116,16 @@ def test_an_edited_eviction_method_is_measured_again_alone(finished):
         assert finished.planned("streaming_matrix")["measure_eviction"] > 5
 
 
+def test_an_edited_adapter_runs_what_asks_frameworks_again_and_no_method(finished, graph):
+    files = ("src/ember/peers/adapters/kvpress_stream.py", "src/ember/peers/serve.py")
+    for file in files:
+        found = dependants(graph, finished.path / file)
+        assert {"stream_peers", "compare_peers", "plot_peers"} <= found
+        assert not {"measure_eviction", "time_tokens", "judge_matrix", "train_model"} & found
+    summary = dependants(graph, finished.path / "src/ember/studies/streaming/peers/summary.py")
+    assert summary == {"compare_peers", "plot_peers"} | LAST
+
+
 def test_a_study_reruns_alone(finished, graph):
     """Narrowness: what the hashes must not cover."""
     studies = "src/ember/studies/p1"
