@@ -89,3 +89,48 @@ def c2c_passage_tokens():
     """Tokens of a passage."""
     world = conf("c2c", "world")
     return 1 + 3 * world["records"] + world["fillers"]
+
+
+def c2c_real(*keys):
+    """A value of the real pairs' section, which only some scales have."""
+    return conf("c2c", "real", *keys)
+
+
+def c2c_names(kind):
+    """Names of real pairs or benchmarks, as a wildcard constraint."""
+    named = c2c_real()[kind] if c2c_real() else {}
+    return "|".join(name.replace(".", r"\.") for name in named) or "(?!)"
+
+
+def c2c_protocol():
+    """What all methods of real pairs share."""
+    names = ("new_tokens", "message_tokens", "batch_size", "template")
+    return conf_of(["c2c", "real"], *names) if c2c_real() else None
+
+
+def c2c_real_inputs(w):
+    """Models of a real pair, and its fuser if it has one."""
+    pair = c2c_real("pairs", w.pair)
+    models = {role: inter(f"models/{pair[role]}") for role in ("sharer", "receiver")}
+    if pair["fuser"] is None:
+        return models
+    return models | {"fuser": inter(f"c2c/real/fusers/{w.pair}")}
+
+
+def c2c_real_tables(kind):
+    """Tables of every real pair on every benchmark; none where the scale has no pairs."""
+    if c2c_real() is None:
+        return []
+    pairs, benchmarks = c2c_real("pairs"), c2c_real("benchmarks")
+    path = inter(f"c2c/real/{kind}/{{pair}}.{{benchmark}}.parquet")
+    return expand(path, pair=pairs, benchmark=benchmarks)
+
+
+def c2c_copy(settings):
+    """Hash of the local files that a fuser or benchmark is read from; None if it is the hub's."""
+    place = Path(settings["source"]).expanduser()
+    if place.is_dir():
+        return sources.content_sha256(
+            {"source": "local", "path": place / settings["folder"]}
+        )
+    return sources.content_sha256({"source": "hub", "hub_id": place})

@@ -74,6 +74,7 @@ def before_planning(settings):
     try:
         preflight.check_place(Path("results"))
         preflight.check_models(settings, Path.cwd())
+        preflight.check_real(settings, Path.cwd())
         preflight.check_anchor(settings, Path.cwd())
     except EmberError as error:
         raise WorkflowError(str(error)) from None

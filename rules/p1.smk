@@ -46,9 +46,8 @@ def cost_contexts():
     return sorted({point["context"] for point in SETTINGS["p1"]["rounds"]["points"]})
 
 
-def peer_environments():
+def peer_environments(peers):
     """Peers whose own Python is there: the comparison runs again when one is installed."""
-    peers = SETTINGS["p1"]["frameworks"]["peers"]
     own = {name: peer["python"] for name, peer in peers.items() if peer["python"]}
     return [name for name, python in own.items() if (ROOT / python).is_file()]
 

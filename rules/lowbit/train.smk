@@ -43,3 +43,32 @@ use rule drawn as plot_arms with:
         **plot("lowbit.arms.figure.draw"),
     message:
         "Learning curves of packed weights"
+
+
+use rule held as measure_step with:
+    input:
+        model=model_dir(conf("lowbit", "memory", "model") or conf("lowbit", "model")),
+    output:
+        table("lowbit_memory", "Train", "Memory of a training step"),
+    pathvars:
+        job="measure_step",
+    params:
+        **publish("lowbit.memory.measure.measure_steps"),
+        settings=conf_of(["lowbit", "memory"], "tokens", "variants"),
+        runtime=runtime_settings(),
+    message:
+        "Memory of one step, by phase and by what holds it (L-6.4)"
+
+
+use rule drawn as plot_memory with:
+    input:
+        memory="results/lowbit_memory.parquet",
+    output:
+        figure("lowbit_memory", "Train", "Memory of a training step"),
+    pathvars:
+        job="plot_memory",
+    localrule: True
+    params:
+        **plot("lowbit.memory.figure.draw"),
+    message:
+        "What holds the memory of a training step"

@@ -20,7 +20,7 @@ use rule timed as compare_frameworks with:
             ["p1", "frameworks"],
             *("peers", "points", "repeats", "warmup", "timeout_s"),
         ),
-        installed=peer_environments(),
+        installed=peer_environments(conf("p1", "frameworks", "peers")),
     message:
         "This engine and other frameworks in turns, each in its own process (P1-1.3)"
 

@@ -40,3 +40,9 @@ def test_refuses_what_is_no_number(bad):
     x[2, 3] = bad
     with pytest.raises(FormatError, match="1 of 32 values are NaN or infinite"):
         quantise_rows(x, 4)
+    assert quantise_rows(x, 4, check=False).parts["scales"].isnan().tolist() == [
+        [False],
+        [False],
+        [True],
+        [False],
+    ]

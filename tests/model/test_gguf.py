@@ -149,7 +149,7 @@ def test_packed_and_paired_elements_lie_as_llama_cpp_reads_them(tmp_path):
     from gguf import GGUFReader
 
     def read(model_type):
-        folder = save(tmp_path / model_type, model_type=model_type)
+        folder = save(tmp_path / model_type, model_type=model_type, tie_embeddings=True)
         path = export_gguf(folder, folder, tmp_path / f"{model_type}.gguf")
         return load_decoder(folder), {
             t.name: torch.tensor(t.data) for t in GGUFReader(path).tensors
@@ -160,6 +160,7 @@ def test_packed_and_paired_elements_lie_as_llama_cpp_reads_them(tmp_path):
     for kind in ("weight", "bias"):
         rows = [getattr(p, kind) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
         assert torch.equal(found[f"blk.1.attn_qkv.{kind}"], torch.cat(rows))
+    assert torch.equal(found["output.weight"], found["token_embd.weight"]), "it ties none of these"
     decoder, found = read("llama")
     weight = decoder.layers[1].self_attn.k_proj.weight  # (2 heads of 16, 32)
     paired = found["blk.1.attn_k.weight"]

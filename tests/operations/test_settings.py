@@ -45,14 +45,26 @@ def test_the_committed_scales_pass(scale):
         (("streaming", "cause", "peak"), 224, "cause.peak.*288 tokens are more than the 256"),
         (("streaming", "cause", "n_sink"), 40, "streaming.cause.*leaves a window of 24"),
         (("streaming", "latency", "peak"), 64, "latency.peak.*no peak of the grid"),
+        (("streaming", "peers", "budget", "peak"), 64, "budget.peak.*no peak of the grid"),
+        (("streaming", "peers", "budget", "compression_interval"), [128], "leaves a window of -4"),
+        (("streaming", "peers", "tokens"), 192, "peers.tokens.*more than peak and skip.*192"),
+        (("streaming", "peers", "tokens"), 4096, "peers.tokens.*no more than streaming.long"),
+        (("streaming", "peers", "streams"), 4096, "peers.streams.*more than streaming.long"),
+        (
+            ("streaming", "peers", "frameworks", "kvpress", "methods"),
+            [{"method": "SnapKVPress", "arguments": {"window_size": 64}}],
+            "methods.0.arguments.*below the least compression_interval .64",
+        ),
         (("streaming", "latency", "tokens"), 300, "latency.tokens.*nothing to time"),
         (("streaming", "points", 3, "name"), "lazy_prun", "points.3.*mean 'lazy_prune'"),
         (("streaming", "points", 3, "n_sink"), 64, "points.3.*leaves a window"),
         (
-            ("streaming", "points", 7, "selector"),
+            ("streaming", "points", 8, "selector"),
             "unifrom",
-            "points.7.*unknown selector 'unifrom'.*mean 'uniform'",
+            "points.8.*unknown selector 'unifrom'.*mean 'uniform'",
         ),
+        (("streaming", "programme", "selector"), "unifrom", "programme.*mean 'uniform'"),
+        (("streaming", "programme", "refresh_budget"), 250, "programme.*leaves a window"),
         (("streaming", "points"), [{"name": "lazy_prune"}], "lack streaming_llm"),
         (("p1", "model"), "polcy", "p1.model.*Did you mean 'policy'"),
         (("p1", "policies"), [{"name": "naif"}], "policies.0.*naif.*Did you mean 'naive'"),
@@ -77,7 +89,17 @@ def test_the_committed_scales_pass(scale):
             "points.1.*qwen3-0.6b has 40960",
         ),
         (("p1", "frameworks", "peers", "vllm", "adapter"), "vllm", "mean 'vllm_offline'"),
+        (
+            ("streaming", "peers", "frameworks", "kvpress", "adapter"),
+            "kvpress",
+            "kvpress.adapter.*mean 'kvpress_stream'",
+        ),
         (("p1", "rounds", "rounds"), 10**9, "rounds.*10000"),
+        (("c2c", "world"), {"records": 41}, "c2c.world.*as many keys"),
+        (("c2c", "world"), {"shares": [0.5] * 4}, "do not add up to 1"),
+        (("c2c", "sharer", "architecture", "num_heads"), 0, "sharer.architecture"),
+        (("c2c", "receiver", "architecture", "max_positions"), 100, "has 100 positions"),
+        (("c2c", "sharer", "architecture", "model_type"), "qwen3", "outliers.*cannot be injected"),
     ],
 )
 def test_what_the_library_does_not_know_is_refused_with_the_nearest(path, value, said):
@@ -177,10 +199,14 @@ def test_a_local_models_own_positions_count(tmp_path):
 
 
 def test_an_adapter_is_a_file_of_the_adapters():
-    frameworks = merged("tiny")["p1"]["frameworks"]["peers"]
+    config = merged("tiny")
+    frameworks = [
+        *config["p1"]["frameworks"]["peers"].values(),
+        *config["streaming"]["peers"]["frameworks"].values(),
+    ]
     for name in ADAPTERS:
         checked(changed(merged("tiny"), ("p1", "frameworks", "peers", "vllm", "adapter"), name))
-    assert {framework["adapter"] for framework in frameworks.values()} == set(ADAPTERS)
+    assert {framework["adapter"] for framework in frameworks} == set(ADAPTERS)
 
 
 def test_planning_needs_no_torch():

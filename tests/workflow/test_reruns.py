@@ -43,6 +43,7 @@ EDITED = (
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
     "src/ember/policies/cost.py",
+    "src/ember/studies/c2c/real/summary.py",
     "src/ember/studies/p1/architectures/measure.py",
     "src/ember/studies/p1/lora_latency/measure.py",
     "src/ember/studies/p1/pipeline/schedule.py",
@@ -122,6 +123,8 @@ def test_a_study_reruns_alone(finished, graph):
     assert summary == {"summarise_rollout", "plot_rollout"} | LAST
     wire = dependants(graph, finished.path / "src/ember/studies/c2c/wire/summary.py")
     assert wire - LAST == {"summarise_c2c_wire", "model_c2c_latency", "plot_c2c_wire"}
+    fast = dependants(graph, finished.path / "src/ember/streaming/fast.py")
+    assert fast - LAST == {"time_streams", "summarise_speed", "plot_speed"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
     assert {"time_rollouts", "sweep_prefix"} <= wide
     for name, (job, code) in graph.items():

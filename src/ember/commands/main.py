@@ -24,8 +24,10 @@ from ember.commands import (
     guard,
     memory_budget,
     profile_rollout,
+    quantise,
     rebuild,
     show,
+    train_step,
     why,
 )
 from ember.records.errors import EmberError
@@ -46,6 +48,8 @@ COMMANDS = (
         bench_workflow,
         guard,
         converse,
+        train_step,
+        quantise,
     ),
     *(profile_rollout, cache_sweep, memory_budget),
 )

@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ember.config.shared import Count, Fraction, Inside, Positive, Size, Some, Strict, Timed
+from ember.config.shared import (
+    Count,
+    Fraction,
+    Inside,
+    Named,
+    Positive,
+    Size,
+    Some,
+    Strict,
+    Timed,
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Records = Annotated[int, Field(ge=2, le=10_000)]
@@ -239,6 +249,54 @@ class Wire(Timed):
     text_bytes: Annotated[int, Field(ge=1, le=10**6)] = Field(300, description="its bytes")
 
 
+class PublishedFuser(Strict):
+    """A fuser as its authors publish it (ember.c2c.published)."""
+
+    source: str = Field("nics-efc/C2C_Fuser", description="hub id, or the path of a local copy")
+    folder: str = Field(
+        "qwen3_0.6b+qwen2.5_0.5b_Fuser/final", description="folder in it that holds the fuser"
+    )
+    revision: str = Field("main", description="revision on the hub")
+
+
+class RealPair(Strict):
+    """Two named models and the fuser between them."""
+
+    sharer: str = Field(description="name of a model (models)")
+    receiver: str = Field(description="name of a model (models)")
+    fuser: PublishedFuser | None = Field(None, description="null: only methods without a fuser")
+    alignment: Literal["off", "first", "longest", "span_end"] | None = Field(
+        None, description="of tokens; null: the one that the fuser was trained with"
+    )
+    fuse_template: bool | None = Field(
+        None, description="whether template tokens are fused; null: with alignment off"
+    )
+
+
+class Benchmark(Strict):
+    """Multiple-choice questions (ember.c2c.data)."""
+
+    source: str = Field(description="hub id, or the path of a .parquet or .jsonl file")
+    name: str | None = Field(None, description="configuration on the hub")
+    split: str = Field("test", description="split on the hub")
+    revision: str | None = Field(None, description="revision on the hub")
+    items: Count | None = Field(None, description="questions with keys from A to D there must be")
+    limit: Count | None = Field(None, description="only the first so many are asked")
+
+
+class Real(Strict):
+    """C-M0 on real models: named pairs and published questions."""
+
+    pairs: Named[RealPair]
+    benchmarks: Named[Benchmark]
+    new_tokens: Count = Field(64, description="tokens of an answer, at most")
+    message_tokens: Count = Field(256, description="tokens of a sharer's message, at most")
+    batch_size: Count = Field(16, description="questions at once")
+    template: str | None = Field(
+        None, description="prompt with {question} and {choices}; null: ember.c2c.prompt's"
+    )
+
+
 class C2C(Strict):
     """Cache-to-cache communication."""
 
@@ -256,6 +314,7 @@ class C2C(Strict):
     length: Length
     layers: Layers
     selection: Selective
+    real: Real | None = Field(None, description="real models; null: none at this scale")
     resamples: Annotated[int, Field(ge=100, le=10**6)] = Field(
         2000, description="resamples of an interval"
     )

@@ -72,7 +72,8 @@ def _references(config: Config) -> Iterable[Problem]:
     ]
     lowbit = config.lowbit
     named.append((("lowbit", "model"), lowbit.model, config.models))
-    for key in ("kernels", "quantise"):
+    named.append((("lowbit", "arms", "corpus"), lowbit.arms.corpus, config.corpora))
+    for key in ("kernels", "quantise", "arms", "memory"):
         name = getattr(lowbit, key).model or lowbit.model
         named.append((("lowbit", key, "model"), name, config.models))
     lists = [(("tokenizer", "corpora"), config.tokenizer.corpora)]

@@ -110,6 +110,23 @@ class Arms(Strict):
     validations: Count = Field(4, description="of a run, evenly over its steps")
 
 
+class StepVariant(Variant):
+    """A training step whose memory is measured."""
+
+    checkpoint: bool = Field(True, description="layers run again for their gradient")
+    head: bool = Field(False, description="the head trains too, untied from the embedding")
+    last_layers: Count | None = Field(None, description="only these train; null: all")
+    chunk_rows: Count = Field(1024, description="rows of a weight that are updated at once")
+
+
+class Memory(Strict):
+    """L-6.4: memory of one training step, by phase and by what holds it."""
+
+    model: str | None = Field(None, description="whose shape; null: lowbit.model")
+    tokens: Count = Field(512, description="tokens of the sequence")
+    variants: Some[StepVariant] = Field(description="beside AdamW on dense weights")
+
+
 class Lowbit(Strict):
     """NF4 and NVFP4: inference, training in a fraction of the memory, and the guard."""
 
@@ -120,3 +137,4 @@ class Lowbit(Strict):
     debug: Debug = Debug()
     guard: Guard = Guard()
     arms: Arms
+    memory: Memory

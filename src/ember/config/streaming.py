@@ -38,11 +38,14 @@ class Budget(Strict):
 
 
 class Streams(Strict):
-    """What is cut from a corpus's held-out documents."""
+    """What is cut from a corpus."""
 
     corpus: str = Field(description="name of the corpus")
     streams: Annotated[int, Field(ge=2, le=10**6)] = Field(description="streams, side by side")
     tokens: Count = Field(description="tokens of each, the start token first")
+    whole: bool = Field(
+        False, description="from all documents: a test set; else from those held out of training"
+    )
 
 
 class Gate(Strict):
@@ -90,10 +93,8 @@ class PeerMethod(Strict):
     label: Literal["stock", "order-fixed", "re-rotated"] = Field(
         "stock", description="stock, or with what kvpress lacks (see docs/peers.md)"
     )
-    period: Literal["each", "budget", "half"] = Field(
-        "budget",
-        description="prunes at each token, by the budget's compression_interval, or half of what "
-        "is not a sink, llama.cpp's default",
+    period: Literal["each", "budget"] = Field(
+        "budget", description="prunes at each token, or by the budget's compression_interval"
     )
     arguments: dict[str, Size | Positive | bool | str] = Field(
         {}, description="what else the method takes, such as window_size"

@@ -29,6 +29,7 @@ from ember.optim.loop import BadTraining, Diverged
 
 STATES = ("float32", "int8", "int4", "none")
 GROUP = 128  # values of a momentum that share a scale
+AT_ONCE = 1 << 22  # weights that are dense at once in a product
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,11 @@ class TrainedLinear(nn.Module):
         if self.kept is None or self.kept.dtype != x.dtype:
             self.kept = self._dense().to(x.dtype)
         return nn.functional.linear(x, self.kept, self.layer.bias)
+
+    def pieces(self) -> Iterator[slice]:
+        """Rows of which the dense weight is made at once."""
+        step = max(1, AT_ONCE // self.in_features)
+        return (slice(start, start + step) for start in range(0, self.out_features, step))
 
     def _dense(self, rows: slice = slice(None)) -> Tensor:
         """Rows of the weight (n, K), float32."""
@@ -242,14 +248,20 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x: Tensor, anchor: Tensor, linear: TrainedLinear) -> Tensor:
         ctx.save_for_backward(x)
         ctx.linear = linear
-        return nn.functional.linear(x, linear._dense().to(x.dtype), linear.layer.bias)
+        out = x.new_empty(*x.shape[:-1], linear.out_features)
+        for rows in linear.pieces():
+            bias = None if linear.layer.bias is None else linear.layer.bias[rows].to(x.dtype)
+            out[..., rows] = nn.functional.linear(x, linear._dense(rows).to(x.dtype), bias)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         (x,), linear = ctx.saved_tensors, ctx.linear
         # First the input's gradient, by the weight that made the output.
-        back = gradient @ linear._dense().to(gradient.dtype) if ctx.needs_input_grad[0] else None
+        back = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for rows in linear.pieces() if back is not None else ():
+            back += gradient[..., rows] @ linear._dense(rows).to(gradient.dtype)
         if linear.control.updating:
             linear.learn(x.flatten(0, -2), gradient.flatten(0, -2))
         return back, torch.zeros_like(linear.anchor), None
@@ -327,18 +339,31 @@ def make_trainable(
     if not 1 <= count <= depth:
         raise BadTraining(f"{count} layers of {depth} are to be trained.\nSet 1 to {depth}.")
     decoder.requires_grad_(False)
+    return [
+        one for part in decoder.layers[depth - count :] for one in pack(part, control, headroom)
+    ]
+
+
+@torch.no_grad()
+def pack(part: nn.Module, control: Control, headroom: float = 1.2) -> list[TrainedLinear]:
+    """Packs the linear layers inside a module in place, and lets them train."""
     found = []
-    for parent in decoder.layers[depth - count :].modules():
+    for parent in list(part.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                layer = TrainedLinear(_packed(child, headroom), control)
-                setattr(parent, name, layer)
-                found.append(layer)
+                packed = LinearNVFP4.of(child.weight, child.bias, headroom)
+                setattr(parent, name, TrainedLinear(packed, control))
+                found.append(getattr(parent, name))
     return found
 
 
-def _packed(linear: nn.Linear, headroom: float) -> LinearNVFP4:
-    return LinearNVFP4.of(linear.weight, linear.bias, headroom)
+def finish(decoder: Decoder) -> None:
+    """Puts the packed layers in the place of those that trained them, the head's too; masters and
+    optimizer states go."""
+    for parent in list(decoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, TrainedLinear):
+                setattr(parent, name, child.layer)
 
 
 def bytes_by_kind(decoder: Decoder, layers: list[TrainedLinear]) -> dict[str, int]:

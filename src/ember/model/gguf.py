@@ -208,6 +208,8 @@ def _tensors(decoder: Decoder, dtype: str) -> dict[str, np.ndarray]:
             if not np.isfinite(array).all():
                 raise BadGguf(f"{name} is too large for F16.\nExport it as F32.")
         arrays[known.get_name(name, (".weight", ".bias"))] = array
+    if arch.model_type == "gpt_neox" and arch.tie_embeddings:  # llama.cpp does not tie these
+        arrays["output.weight"] = arrays["token_embd.weight"]
     if arch.model_type == "llama" and arch.rope_scaling is not None:
         unscaled = rotary_frequencies(replace(arch, rope_scaling=None), torch.device("cpu"))
         factors = unscaled / rotary_frequencies(arch, torch.device("cpu"))

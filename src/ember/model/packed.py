@@ -48,6 +48,11 @@ class PackedMatrix:
         return self.shape[1] // self.scales.shape[1]
 
     @property
+    def high_first(self) -> bool:
+        """Whether the first of a byte's two weights is its high nibble."""
+        return FORMATS[self.format].high_first
+
+    @property
     def nbytes(self) -> int:
         """Of codes and scales."""
         overall = 0 if self.overall is None else self.overall.nbytes

@@ -48,6 +48,22 @@ def check_models(settings: Mapping, root: Path) -> None:
                 )
 
 
+def check_real(settings: Mapping, root: Path) -> None:
+    """Local copies of published fusers and benchmarks are there. Raises `Unready`."""
+    real = settings["c2c"]["real"] or {"pairs": {}, "benchmarks": {}}
+    fusers = {f"pairs.{name}.fuser": pair["fuser"] for name, pair in real["pairs"].items()}
+    asked = {f"benchmarks.{name}": one for name, one in real["benchmarks"].items()}
+    for name, one in (fusers | asked).items():
+        source = one and one["source"]
+        # What is no path is an id on the hub.
+        if source and (source[0] in "/.~" or Path(source).suffix in (".parquet", ".jsonl")):
+            place = (root / Path(source).expanduser() / one.get("folder", "")).resolve()
+            if not place.exists():
+                raise Unready(
+                    f"c2c.real.{name}.source: there is no {place}. Correct it, or give a hub id."
+                )
+
+
 def check_anchor(settings: Mapping, root: Path) -> None:
     """The earlier pipeline table to compare with, where one is set, is there. Raises `Unready`."""
     anchor = settings["p1"]["pipeline"]["anchor"]

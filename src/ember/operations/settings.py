@@ -21,7 +21,7 @@ from ember.model.presets import PRESETS
 from ember.policies.build import build_policies
 from ember.records.errors import EmberError
 from ember.streaming.build import build as build_method
-from ember.streaming.build import specs_of, speed_specs
+from ember.streaming.build import programme_of, specs_of, speed_specs
 
 # Depth to check policies against where the model's is not known before it is fetched.
 _DEEP = 1000
@@ -138,6 +138,9 @@ def check_streaming(config: Config) -> Iterator[Problem]:
     if problem := _problem(lambda: build_method(lazy)):
         yield ("streaming", "cause"), problem
     settings = section.model_dump()
+    if problem := _problem(lambda: [*map(build_method, programme_of(settings))]):
+        yield ("streaming", "programme"), problem
+        return  # it stands among the points of every other
     for place, point in enumerate(settings["points"]):
         alone = settings | {"points": [point]}
         if problem := _problem(lambda alone=alone: [*map(build_method, specs_of(alone))]):
@@ -194,6 +197,19 @@ def _check_peers(section) -> Iterator[Problem]:
                 )
 
 
+def check_real(config: Config) -> Iterator[Problem]:
+    """Real pairs of models that nobody has named, and prompts without a question."""
+    if (real := config.c2c.real) is None:
+        return
+    for name, pair in real.pairs.items():
+        for role in ("sharer", "receiver"):
+            if wrong := unknown(getattr(pair, role), config.models):
+                yield ("c2c", "real", "pairs", name, role), wrong
+    for field in ("{question}", "{choices}"):
+        if real.template is not None and real.template.count(field) != 1:
+            yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."
+
+
 def check_channel(config: Config) -> Iterator[Problem]:
     """Schemes on axes that they have not, and layers that the receiver has not."""
     section = config.c2c
@@ -227,6 +243,33 @@ def check_channel(config: Config) -> Iterator[Problem]:
             yield ("c2c", "layers", "schedules", name), wrong
 
 
+def check_c2c(config: Config) -> Iterator[Problem]:
+    """Models of the generated pair that are no shape, or too short for what they are to read."""
+    section, world = config.c2c, config.c2c.world
+    passage = 1 + 3 * world.records + world.fillers
+    for role in ("sharer", "receiver"):
+        reader = getattr(section, role)
+        path, asked = ("c2c", role, "architecture"), reader.training.questions
+        fields = reader.architecture | {"vocab_size": 4 + world.values + world.entities}
+        if problem := _problem(lambda fields=fields: Architecture.make(**fields)):
+            yield path, problem
+            continue
+        arch = Architecture.make(**fields)
+        longest = passage + max(5 * asked, 5 * section.fuser.training.questions, 3 * world.records)
+        if longest + 4 > arch.max_positions:
+            yield (
+                path,
+                f"has {arch.max_positions} positions, and a passage with what follows it has up to "
+                f"{longest + 4}. Raise max_positions, or lower records, fillers or questions.",
+            )
+        if role == "sharer" and section.sharer.outliers != 1 and (arch.qk_norm or arch.qkv_bias):
+            yield (
+                ("c2c", "sharer", "outliers"),
+                f"cannot be injected into a {arch.model_type}, whose keys are normed or biased. "
+                "Set it to 1, or choose a llama.",
+            )
+
+
 def check_lowbit(config: Config) -> Iterator[Problem]:
     """Models and formats whose blocks do not divide the model's rows."""
     section = config.lowbit
@@ -249,13 +292,8 @@ def check_lowbit(config: Config) -> Iterator[Problem]:
 
 
 CHECKS = (
-    check_names,
-    check_shapes,
-    check_policies,
-    check_lengths,
-    check_streaming,
-    check_channel,
-    check_lowbit,
+    *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
+    *(check_c2c, check_channel, check_lowbit, check_real),
 )
 
 

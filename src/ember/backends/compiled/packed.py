@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ember.backends.packing import Weight
-from ember.formats.registry import FORMATS
 from ember.model.packed import values_of
 
 GROUP = 32  # the planes of x are filled up to a multiple of it
@@ -38,7 +37,7 @@ class Matrix(ctypes.Structure):
         ends = (*weight.ends, *[len(weight)] * (3 - len(weight.ends)))
         return cls(
             *(None, *addresses, (ctypes.c_int64 * 3)(*ends), weight.block.bit_length() - 1),
-            *(weight.scales.dtype == torch.uint8, FORMATS[weight.format].high_first),
+            *(weight.scales.dtype == torch.uint8, weight.high_first),
         )
 
 

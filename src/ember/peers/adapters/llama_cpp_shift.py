@@ -24,7 +24,14 @@ def load(setup):
     on_gpu = setup["device"].startswith("cuda")
     if on_gpu and not c.llama_supports_gpu_offload():
         raise ImportError("this llama-cpp-python is built without CUDA: rebuild with GGML_CUDA=on")
-    log = c.llama_log_callback(lambda level, text, data: None)
+
+    def only_warnings(level, text, user_data):
+        if level in (3, 4):
+            import sys
+
+            print(text.decode("utf-8", "replace"), end="", file=sys.stderr)
+
+    log = c.llama_log_callback(only_warnings)
     c.llama_log_set(log, ctypes.c_void_p(0))
     c.llama_backend_init()
     wanted = c.llama_model_default_params()

@@ -16,7 +16,7 @@ from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "tokenizer*", "LICENSE*"]
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "tokenizer*", "*.jinja", "LICENSE*"]
 
 
 class NoModel(EmberError):

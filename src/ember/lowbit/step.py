@@ -1,0 +1,116 @@
+"""One training step of a large decoder in little memory: loaded, run and updated by layers (L-6.3).
+
+Contract. A decoder is packed layer by layer as it is loaded, so that the device never holds a dense
+layer beside more than itself. In the step every layer is run again for its gradient (checkpointing)
+and updates its weights as its gradient passes; no gradient of a weight outlives that.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ember.lowbit.training import Control, TrainedLinear, pack
+from ember.model.checkpoint import load_decoder, random_decoder
+from ember.model.decoder import Decoder
+from ember.model.folder import read_architecture, read_contents
+from ember.optim.loop import BadTraining
+from ember.optim.loss import next_token_loss
+
+
+def load_trainable(
+    folder: str | Path,
+    control: Control,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    *,
+    last_layers: int | None = None,
+    head: bool = False,
+    headroom: float = 1.2,
+) -> tuple[Decoder, list[TrainedLinear]]:
+    """A model directory's decoder whose last layers (all by default) are packed and train.
+
+    `head`: also the head, untied from the embedding where it is tied. What does not train is dense,
+    in `dtype`. Random weights are drawn layer by layer on the device.
+    """
+    arch = read_architecture(folder)
+    count = arch.num_layers if last_layers is None else last_layers
+    if not 1 <= count <= arch.num_layers:
+        raise BadTraining(f"{count} layers are to be trained.\nSet 1 to {arch.num_layers}.")
+    outer, layers = _by_layer(folder, device, dtype)
+    found: list[TrainedLinear] = []
+    for index, layer in enumerate(layers):
+        layer.to(device).requires_grad_(False)
+        if index >= arch.num_layers - count:
+            found += pack(layer, control, headroom)
+        outer.layers.append(layer)
+    outer.arch = arch
+    outer.to(device).requires_grad_(False)
+    for one in found:
+        one.anchor.requires_grad_(True)
+    if head:
+        found.append(_train_head(outer, control, headroom))
+    return outer.eval(), found
+
+
+def _by_layer(folder, device, dtype: torch.dtype) -> tuple[Decoder, Iterator[nn.Module]]:
+    """The decoder without its layers, and these one by one."""
+    contents = read_contents(folder)
+    if contents.tensors:
+        decoder = load_decoder(folder, "cpu", dtype)
+        layers, decoder.layers = decoder.layers, nn.ModuleList()
+        return decoder, iter(layers)
+    seed = contents.kind.get("seed", int, 0, low=0)
+    one = replace(contents.arch, num_layers=1, sliding_layers=())
+    outer = random_decoder(one, seed, device, dtype)
+    outer.layers = nn.ModuleList()
+
+    def drawn() -> Iterator[nn.Module]:
+        small = replace(one, vocab_size=1)  # a layer alone
+        for index in range(contents.arch.num_layers):
+            yield random_decoder(small, seed + 1 + index, device, dtype).layers[0]
+
+    return outer, drawn()
+
+
+def _train_head(decoder: Decoder, control: Control, headroom: float) -> TrainedLinear:
+    weight = decoder.embed_tokens.weight if decoder.lm_head is None else decoder.lm_head.weight
+    holder = nn.Module()
+    holder.head = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    holder.head.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    decoder.lm_head = None
+    [trained] = pack(holder, control, headroom)
+    decoder.lm_head = trained
+    decoder.arch = replace(decoder.arch, tie_embeddings=False)
+    return trained
+
+
+def checkpoint_layers(decoder: Decoder) -> None:
+    """Layers keep their input alone and run again for the gradient. Refuses a KV cache: it would
+    be written to twice."""
+    for layer in decoder.layers:
+        layer.forward = partial(_again, layer.forward)
+
+
+def _again(forward, x: Tensor, rotary, index: int, cache, tap, last: int) -> Tensor:
+    if cache is not None:
+        raise BadTraining(
+            "checkpointing and a KV cache do not go together: a layer that runs again would store "
+            "its tokens twice.\nGenerate with a decoder of its own, or without checkpointing."
+        )
+    if not torch.is_grad_enabled():
+        return forward(x, rotary, index, None, tap, last)
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    return checkpoint(forward, x, rotary, index, None, tap, last, **options)
+
+
+def train_step(decoder: Decoder, control: Control, tokens: Tensor, rate: float) -> float:
+    """One update of all that trains by tokens (B, T + 1); the loss before it, in nats a token."""
+    with control.update(rate):
+        loss = next_token_loss(decoder, tokens)
+        loss.backward()
+    return float(loss.detach())

@@ -1,0 +1,202 @@
+"""Products with packed weights against the dequantised weight, under Triton's interpreter."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ember.backends.cuda import packed
+from ember.backends.packing import PackedDecoder, _stack
+from ember.model.decoder import ACTIVATION_FUNCTIONS
+from ember.model.packed import PACKED, quantise_decoder
+from tests.backends.steps import backend_of, step_through
+from tests.tiny import draw as draw_tokens
+from tests.tiny import wild
+
+EPS = 1e-5
+CUT = 8e-3  # the interpreter cuts numbers off where the device rounds them
+FORMATS = sorted(PACKED)
+SMALL = packed.Plan(rows=4, words=8, ahead=2, warps=1)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def weight_of(name, *rows, columns=192, scale=0.02):
+    """Parts of different size over each other, each with its own scale."""
+    parts = [
+        PACKED[name].of(scale * 3**n * draw(count, columns, seed=n)).matrix
+        for n, count in enumerate(rows)
+    ]
+    return _stack(parts)
+
+
+def relative(found, exact):
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("variant", ["plain", "norm", "all", "gated"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_row(name, variant, dtype):
+    gated = variant == "gated"
+    weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 13)
+    n = 24 if gated else len(weight)
+    x = draw(1, weight.shape[1]).to(dtype)
+    norm = None if variant == "plain" else (1 + 0.1 * draw(weight.shape[1])).to(dtype)
+    bias = draw(len(weight)).to(dtype) if variant == "all" else None
+    residual = draw(1, n).to(dtype) if variant == "all" else None
+    wide = x.double()
+    if norm is not None:
+        wide = F.rms_norm(wide, wide.shape[1:], norm.double(), EPS)
+    exact = F.linear(wide, weight.dense().double(), None if bias is None else bias.double())
+    if gated:
+        gate, up = exact.chunk(2, 1)
+        exact = F.silu(gate) * up
+    if residual is not None:
+        exact = exact + residual.double()
+    out = torch.empty(1, n, dtype=dtype)
+    options = {"norm": norm, "eps": EPS, "bias": bias, "residual": residual}
+    options |= {"gated": True, "act": "silu"} if gated else {}
+    packed.matvec(x, weight, out, plan=SMALL, **options)
+    assert relative(out, exact) < (1e-6 if dtype == torch.float32 else CUT)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_some_rows(name, variant, dtype):
+    gated, rows = variant == "gated", 5
+    weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 13)
+    n, k = (24 if gated else len(weight)), weight.shape[1]
+    splits = 2 if variant == "split" else 1
+    tiling = packed.Tiling(batch=16, rows=16, bytes=32, ahead=2, warps=1, splits=splits)
+    x = draw(rows, k).to(dtype)
+    bias = draw(len(weight)).to(dtype) if variant == "bias" else None
+    exact = F.linear(x.double(), weight.dense().double(), None if bias is None else bias.double())
+    if gated:
+        gate, up = exact.chunk(2, 1)
+        exact = ACTIVATION_FUNCTIONS["gelu"](gate) * up
+    if splits > 1:
+        out = torch.empty(splits, rows, n)
+    else:
+        out = torch.empty(rows, n, dtype=dtype)
+    options = {"gated": True, "act": "gelu"} if gated else {}
+    packed.wide(x, weight, out, tiling=tiling, bias=bias, **options)
+    found = out.sum(0) if splits > 1 else out
+    assert relative(found, exact) < (1e-6 if dtype == torch.float32 else CUT)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_weight_itself(name):
+    weight = weight_of(name, 22, 7, 13)
+    assert torch.equal(packed.dense(weight, torch.float32), weight.dense())
+    half = packed.dense(weight, torch.bfloat16)
+    assert relative(half, weight.dense().double()) < CUT
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e4])
+def test_small_and_large_weights_lose_nothing_on_the_way(scale):
+    """Exponents are re-biased before the product, the overall scale comes before rounding."""
+    weight, x = weight_of("nvfp4", 16, scale=scale), draw(1, 192)
+    exact = x.double() @ weight.dense().double().T
+    for rows in (1, 3):
+        found = packed.product(x.expand(rows, -1).contiguous(), weight)
+        assert relative(found[:1], exact) < 1e-6
+
+
+def test_a_half_result_overflows_only_where_it_must():
+    """Codes times block scales are beyond float16; with the overall scale they are not."""
+    weight = PACKED["nvfp4"].of(torch.full((16, 256), 0.01)).matrix
+    x = torch.full((2, 256), 100.0, dtype=torch.float16)
+    found = packed.product(x, weight)
+    torch.testing.assert_close(found.float(), torch.full((2, 16), 256.0), rtol=0.01, atol=0)
+
+
+def test_bytes_are_decoded_by_the_instructions_that_the_device_runs():
+    """The assembly, carried out here on all bytes, gives what the plain form gives."""
+    codes = np.arange(256, dtype=np.uint32).reshape(-1, 4)
+    word = (codes << (8 * np.arange(4, dtype=np.uint32))).sum(1, dtype=np.uint32)
+    found = ptx(packed.DECODE.value, word)
+    low, high = (np.concatenate([halves(found[i]) for i in pair], 1) for pair in ((0, 1), (2, 3)))
+    values = np.array([*e2m1_values()])
+    np.testing.assert_array_equal(bfloat16(low) * 2.0**126, values[codes & 15])
+    np.testing.assert_array_equal(bfloat16(high) * 2.0**126, values[codes >> 4])
+
+
+def e2m1_values():
+    from ember.model.packed import values_of
+
+    return values_of("nvfp4").double().tolist()
+
+
+def halves(register):
+    return np.stack([register & 0xFFFF, register >> 16], 1)
+
+
+def bfloat16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def ptx(text: str, given):
+    """Outputs $0 … of a few instructions on 32-bit registers, `given` as $4."""
+    held = {"$4": given}
+
+    def value(name):
+        return held[name] if name in held else np.uint32(int(name, 0))
+
+    for line in text.split(";"):
+        words = line.replace("{", "").replace("}", "").replace(",", " ").split()
+        if not words or words[0] == ".reg":
+            continue
+        operation, target, *sources = words
+        x = [value(name) for name in sources]
+        if operation == "shr.b32":
+            out = x[0] >> x[1]
+        elif operation == "shl.b32":
+            out = x[0] << x[1]
+        elif operation == "and.b32":
+            out = x[0] & x[1]
+        elif operation == "lop3.b32" and sources[3] == "0xEA":
+            out = (x[0] & x[1]) | x[2]
+        elif operation == "prmt.b32":
+            parts = [x[n // 4] >> np.uint32(8 * (n % 4)) for n in range(8)]
+            both = np.stack(parts) & np.uint32(255)
+            picks = [int(x[2]) >> (4 * n) & 15 for n in range(4)]
+            assert max(picks) < 8  # no sign is spread
+            out = sum(both[pick] << np.uint32(8 * n) for n, pick in enumerate(picks))
+        else:
+            raise AssertionError(f"unknown instruction {line}")
+        held[target] = out.astype(np.uint32)
+    return [held[f"${n}"] for n in range(4)]
+
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 67,
+    "max_positions": 64,
+}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text"])
+@torch.inference_mode()
+def test_the_whole_step_decodes_with_packed_weights(architecture, rows):
+    def made():
+        decoder = wild(architecture, scale=0.1, tie_embeddings=False, **SIZES)
+        quantise_decoder(decoder, "nvfp4", skip=())
+        return decoder
+
+    tokens = draw_tokens(rows, 7, vocabulary=67)
+    decoder = made()
+    assert PackedDecoder(decoder).layers[0].qkv.format == "nvfp4"
+    exact = decoder.double()
+    expected = exact.logits(exact(tokens))[:, 4:].transpose(0, 1)
+    found = step_through(backend_of("kernels", made(), rows=rows), tokens, 5)
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
