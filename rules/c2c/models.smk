@@ -74,7 +74,7 @@ use rule held as train_c2c_fuser with:
         **study("c2c.fuser.make.train_fuser"),
         kind=lambda w: w.kind,
         world=conf("c2c", "world"),
-        settings=conf("c2c", "fuser"),
+        settings=lambda w: c2c_fuser(w.kind),
         world_seed=lambda w: int(w.seed),
         state=lambda w: c2c_state(w, f"{w.kind}_fuser"),
         runtime=runtime_settings(),
