@@ -14,7 +14,8 @@ from ember.studies.c2c.points import Bench, measure_point
 from tests.c2c import small
 
 ITEMS = world_items(small.WORLD, 1, "test", 8, 3)
-ABOUT = dict.fromkeys(("device", "dtype", "model", "weights", "evidence"), "x")
+ABOUT = {"device": "cpu", "dtype": "float32", "model": "small"}
+ABOUT |= {"weights": "random", "evidence": "measured"}
 
 
 def bench(items=ITEMS, **options) -> Bench:
@@ -176,3 +177,46 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     ]
     assert untimed[0] == untimed[1]
     assert not (tmp_path / "b").exists()
+
+
+def test_schedules_are_planned_and_each_order_is_measured_once(tmp_path, monkeypatch):
+    """Sensitivities on the development split; the step's tables fit their schemas."""
+    from ember.records.tables import write_table
+    from ember.studies.c2c.layers import measure
+    from ember.studies.c2c.layers.tables import C2C_SCHEDULES
+    from ember.studies.c2c.point_tables import C2C_POINTS
+
+    made, seen = bench(), []
+
+    def counted(self, some, shards, code):
+        seen.append([one["point"] for one in some])
+        return [row for one in some for row in measure_point(self, one)]
+
+    monkeypatch.setattr(Bench, "of", classmethod(lambda cls, *given: made))
+    monkeypatch.setattr(Bench, "measure", counted)
+    settings = {
+        "axis": "token",
+        "wide": "fp16",
+        "narrow": "int8",
+        "schemes": ["none", "int8", "fp16"],
+        "last": [1],
+        "budgets": [0.5],
+        "shuffles": 2,
+        "schedules": {},
+    }
+    given = dict.fromkeys(("sharer", "receiver", "fuser", "questions", "shards", "runtime"), "")
+    given |= {"world_seed": 1, "batch_size": 9, "limit": None, "settings": settings}
+    rows, schedules = measure.plan_schedules(**given, stratum="all")
+    assert seen[0] == ["fp16", *(f"only{n}-{s}-token" for n in (0, 1, 2) for s in ("none", "int8"))]
+    write_table(tmp_path / "runs.parquet", rows, C2C_POINTS, {})
+    write_table(tmp_path / "schedules.parquet", schedules, C2C_SCHEDULES, {})
+    optimum = next(one for one in schedules if one["schedule"] == "optimum@0.5")
+    assert optimum["bytes_share"] <= 0.5
+    found = measure.measure_schedules(**given, schedules=schedules)
+    orders = {one["schemes"] for one in schedules}
+    assert len(seen[1]) == 2 + len(orders)
+    assert {row["schedule"] for row in found} == {"", *(one["schedule"] for one in schedules)}
+    by_order = {}
+    for row in found:
+        by_order.setdefault((row["schemes"], row["stratum"]), set()).add(tuple(row["nll"]))
+    assert all(len(answers) == 1 for (order, _), answers in by_order.items() if order)
