@@ -38,12 +38,14 @@ def with_comment(text: str) -> str:
 # At least one file of each layer and of each kind of step.
 EDITED = (
     "src/ember/backends/eager.py",
+    "src/ember/c2c/select.py",
     "src/ember/c2c/wire.py",
     "src/ember/lowbit/training.py",
     "src/ember/measure/statistics.py",
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
     "src/ember/policies/cost.py",
+    "src/ember/studies/c2c/compare.py",
     "src/ember/studies/c2c/real/summary.py",
     "src/ember/studies/p1/architectures/measure.py",
     "src/ember/studies/p1/lora_latency/measure.py",
@@ -124,6 +126,16 @@ def test_an_edited_adapter_runs_what_asks_frameworks_again_and_no_method(finishe
         assert not {"measure_eviction", "time_tokens", "judge_matrix", "train_model"} & found
     summary = dependants(graph, finished.path / "src/ember/studies/streaming/peers/summary.py")
     assert summary == {"compare_peers", "plot_peers"} | LAST
+
+
+def test_an_edited_selector_trains_nothing_again(finished):
+    with edited(finished, "src/ember/c2c/select.py", with_code):
+        planned = set(finished.planned("c2c_m4"))
+    assert {"measure_channel", "plan_schedules", "summarise_budget"} <= planned
+    assert not {"train_c2c_model", "train_c2c_fuser", "make_c2c_questions"} & planned
+    with edited(finished, "src/ember/studies/c2c/selection/summary.py", with_code):
+        planned = set(finished.planned("c2c_m4")) - {"c2c_m4"}
+    assert planned == {"summarise_selection", "decide_channel"}
 
 
 def test_an_edited_evaluation_asks_again_and_trains_nothing(finished):
