@@ -113,6 +113,17 @@ def test_an_edited_eviction_method_is_measured_again_alone(finished):
         assert finished.planned("streaming_matrix")["measure_eviction"] > 5
 
 
+def test_an_edited_evaluation_asks_again_and_trains_nothing(finished):
+    """Models and fuser take minutes; what asks them questions does not reach their training."""
+    with edited(finished, "src/ember/c2c/evaluate.py", with_code):
+        planned = set(finished.planned("c2c_m0"))
+    assert {"answer_baselines", "time_stages", "summarise_baselines"} <= planned
+    assert not {"train_c2c_model", "train_c2c_fuser", "tune_c2c_receiver"} & planned
+    with edited(finished, "src/ember/studies/c2c/m0/summary.py", with_code):
+        planned = set(finished.planned("c2c_m0"))
+    assert planned == {*("summarise_baselines", "plot_baselines", "summarise_c2c_speed", "c2c_m0")}
+
+
 def test_a_study_reruns_alone(finished, graph):
     """Narrowness: what the hashes must not cover."""
     studies = "src/ember/studies/p1"
