@@ -294,13 +294,6 @@ def check_lowbit(config: Config) -> Iterator[Problem]:
 CHECKS = (
     *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
     *(check_c2c, check_channel, check_lowbit, check_real),
-    check_names,
-    check_shapes,
-    check_policies,
-    check_lengths,
-    check_streaming,
-    check_channel,
-    check_lowbit,
 )
 
 
