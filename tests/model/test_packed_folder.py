@@ -44,13 +44,8 @@ def test_the_command_packs_writes_dat_and_comes_back(tmp_path, capsys):
     packed = load_decoder(out)
     assert isinstance(packed.lm_head, PackedLinear)
     # HF -> NVFP4 -> HF: dense again, its values are those of the codes.
-    assert (
-        main(
-            ["quantise", str(out), "--format", "dense", "--dtype", "float32", "--out"]
-            + [str(tmp_path / "back")]
-        )
-        == 0
-    )
+    dense = ["quantise", str(out), "--format", "dense", "--dtype", "float32"]
+    assert main([*dense, "--out", str(tmp_path / "back")]) == 0
     back = load_decoder(tmp_path / "back")
     torch.testing.assert_close(logits(back), logits(packed))
     # And again: codes of what codes stand for are the same codes.
