@@ -175,7 +175,7 @@ def ptx(text: str, given):
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_layers": 2,
+    "num_layers": 3,
     "num_heads": 2,
     "num_kv_heads": 1,
     "head_dim": 32,
@@ -184,13 +184,15 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("rows", [1, 3, 10])
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text"])
+@pytest.mark.parametrize(
+    ("architecture", "rows", "skip"),
+    [("qwen3", 1, ()), ("qwen3", 3, ("lm_head",)), ("qwen3", 10, ()), ("gemma3_text", 3, ())],
+)
 @torch.inference_mode()
-def test_the_whole_step_decodes_with_packed_weights(architecture, rows):
+def test_the_whole_step_decodes_with_packed_weights(architecture, rows, skip):
     def made():
         decoder = wild(architecture, scale=0.1, tie_embeddings=False, **SIZES)
-        quantise_decoder(decoder, "nvfp4", skip=())
+        quantise_decoder(decoder, "nvfp4", skip=skip)
         return decoder
 
     tokens = draw_tokens(rows, 7, vocabulary=67)

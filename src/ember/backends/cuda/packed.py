@@ -421,6 +421,7 @@ PLANS = {
 TILES = {"gated": (64, 64, 3, 4), "summed": (64, 64, 4, 4), "plain": (64, 64, 4, 4)}
 PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 MOST_BATCH = 64  # rows of x of one program
+MOST_ROWS = 128
 
 
 def plan_of(*, gated: bool, summed: bool) -> Plan:
@@ -428,13 +429,26 @@ def plan_of(*, gated: bool, summed: bool) -> Plan:
     return PLANS["gated" if gated else "summed" if summed else "plain"]
 
 
-def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling:
-    """How a product of more rows is cut; `summed`: someone adds up split columns."""
+def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling | None:
+    """How a product of more rows is cut; `summed`: someone adds up split columns. None: so many
+    that the weight is better written dense."""
+    if rows > MOST_ROWS:
+        return None
     tall, size, ahead, warps = TILES["gated" if gated else "summed" if summed else "plain"]
     batch = min(MOST_BATCH, max(16, triton.next_power_of_2(rows)))
     programs = -(-out // tall) * -(-rows // batch)
     splits = min(-(-columns // (2 * size)), max(1, PROGRAMS // programs)) if summed else 1
     return Tiling(batch, tall, size, ahead, warps, splits)
+
+
+def most_sums(rows: int, layer) -> int:
+    """Sums of split columns that a layer's products of up to `rows` rows leave, a row's each."""
+    shapes = [weight.shape for weight in (layer.o, layer.down)]
+    return max(
+        some * tiling_of(some, *shape, gated=False, summed=True).splits
+        for some in {min(rows, MOST_BATCH), rows}
+        for shape in shapes
+    )
 
 
 def matvec(
