@@ -13,6 +13,7 @@ import itertools
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,9 @@ def time_products(bandwidth: float, until: float) -> None:
     for name, (n, k, kind) in SHAPES.items():
         out_rows = n // 2 if kind.get("gated") else n
         weights = copies(n, k)
-        size, options = weights[0].nbytes, {"gated": True, "act": "silu"} if "gated" in kind else {}
+        size, options = weights[0].nbytes, {}
+        if "gated" in kind:
+            options = {"gated": True, "act": "silu"}
         asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
         best = {}
         for plan in [packed.plan_of(**asked), *plans]:
@@ -145,7 +148,7 @@ def time_products(bandwidth: float, until: float) -> None:
             note(
                 best,
                 (1, plan),
-                lambda w, x=x, out=out, plan=plan: packed.matvec(x, w, out, plan=plan, **options),
+                partial(packed.matvec, x, out=out, plan=plan, **options),
                 weights,
                 until,
             )
@@ -159,9 +162,7 @@ def time_products(bandwidth: float, until: float) -> None:
                 note(
                     best,
                     (rows, tiling),
-                    lambda w, x=x, out=out, tiling=tiling: packed.wide(
-                        x, w, out, tiling=tiling, **options
-                    ),
+                    partial(packed.wide, x, out=out, tiling=tiling, **options),
                     weights,
                     until,
                 )
@@ -188,7 +189,7 @@ def rows_of(rows: int, k: int) -> torch.Tensor:
 
 
 def note(best: dict, key, call, weights: list, until: float) -> None:
-    """Microseconds of one product over all copies, in a graph; cuts that do not fit are left out."""
+    """Microseconds of a product over all copies, in a graph; cuts that do not fit are left out."""
     if time.monotonic() > until:
         return
     try:

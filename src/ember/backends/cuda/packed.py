@@ -14,6 +14,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -430,6 +431,7 @@ PLANS = {
     "plain": Plan(rows=8, words=128, ahead=4, warps=4),
 }
 TILES = {"gated": (64, 64, 3, 4), "summed": (64, 64, 4, 4), "plain": (64, 64, 4, 4)}
+FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
 PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 MOST_BATCH = 64  # rows of x of one program
 MOST_ROWS = 128
@@ -542,11 +544,14 @@ def wide(
 
 
 def product(x: Tensor, weight: PackedMatrix, bias: Tensor | None = None) -> Tensor:
-    """(M, N) = x (M, K) · weightᵀ (+ bias), for few rows: the codes are decoded in registers."""
+    """(M, N) = x (M, K) · weightᵀ (+ bias): few rows with codes decoded in registers, more by the
+    library with a dense weight."""
     out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-    if len(x) == 1:
+    if len(x) < FROM_ROWS:
         return matvec(x, weight, out, bias=bias)
     tiling = tiling_of(len(x), *weight.shape, gated=False, summed=False)
+    if tiling is None:
+        return F.linear(x, dense(weight, x.dtype), bias)
     return wide(x.contiguous(), weight, out, tiling=tiling, bias=bias)
 
 

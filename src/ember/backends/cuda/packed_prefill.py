@@ -5,6 +5,8 @@ registers; above, the weight is written dense and multiplied ("dequantise"), or 
 converted to E4M3 first ("fp8"), which rounds both.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,8 +41,9 @@ def by_fp8(x: Tensor, weight: PackedMatrix) -> Tensor:
     """
     if weight.format != "nvfp4":
         raise FormatError(f"{weight.format} is not converted to FP8; dequantise it")
-    ends = torch.tensor([0, *weight.ends])
-    rows = weight.overall.repeat_interleave(ends.diff().to(weight.overall.device))
+    counts = [end - start for start, end in pairwise((0, *weight.ends))]
+    each = [one.expand(count) for one, count in zip(weight.overall, counts, strict=True)]
+    rows = torch.cat(each)
     codes = dense(_unscaled(weight), torch.float8_e4m3fn, EIGHTH)
     wide = x.float()
     scale = (wide.abs().amax(1, keepdim=True) / fp8.MOST).clamp(min=1e-30)

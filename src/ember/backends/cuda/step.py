@@ -249,7 +249,7 @@ class KernelStep:
         Before them `embed`, after them `head`, which take no heed of the layer.
         """
         rows = self._rows
-        apart = rows > FEW_ROWS or self._norms_apart or (self._packed and rows > 1)
+        apart = rows > FEW_ROWS or self._norms_apart or (self._packed and rows >= packed.FROM_ROWS)
         arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
         layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
         few = rows > 1 and not apart
@@ -383,7 +383,7 @@ class KernelStep:
             activate(product, arch, out, pdl=pdl)
             return
         is_packed = isinstance(weight, PackedMatrix)
-        adds, few = residual is not None, rows <= (1 if is_packed else FEW_ROWS)
+        adds, few = residual is not None, rows < (packed.FROM_ROWS if is_packed else FEW_ROWS + 1)
         alone = few and post is None and not feeds  # nobody has to add but the product itself
         summed = adds and not alone
         options = {} if summed else {"bias": bias, "gated": gated, "act": act}
