@@ -115,6 +115,7 @@ for target, message, *sections in (
     ("c2c_m6", "C-M6: mixed precision by layer", "M6"),
     ("c2c_m8", "C-M8: selective transfer", "M8"),
     ("c2c_m11", "C-M11: wire format", "M11"),
+    ("c2c_registry", "C-R: the runs of the channel", "Registry"),
     ("lowbit_kernels", "L-2: packed layers and kernels", "Kernels"),
     ("lowbit_debug", "L-4, L-5, L-7: debugging, conversation, guard", "Debug"),
     ("lowbit_train", "L-6: updates of packed weights", "Train"),

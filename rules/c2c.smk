@@ -1,4 +1,5 @@
 # C2C: what the rules of pairs and channels share.
+from ember.c2c import points as channel
 
 
 def c2c_pair(seed="{seed}", fuser="own"):
@@ -19,6 +20,59 @@ def c2c_seeds(path):
 def c2c_state(w, name):
     """Where a training keeps its state; the job removes it with its last table."""
     return inter(f"states/c2c_{name}_{w.seed}.pt")
+
+
+def channel_points(family):
+    """Points of a study of the channel."""
+    return getattr(channel, family)(conf("c2c", family))
+
+
+def channel_job(name):
+    """Parameters that measurements of the channel share; `name` is that of the rule."""
+    return {
+        "batch_size": conf("c2c", "points", "batch_size"),
+        "limit": conf("c2c", "points", "limit"),
+        "world_seed": lambda w: int(w.seed),
+        "shards": lambda w: inter(f"states/c2c_{name}_{w.seed}"),
+    }
+
+
+def channel_judged():
+    """What summaries of the channel share."""
+    return {
+        "judged": conf_of(["c2c", "points"], "strata", "margin", "max_drift"),
+        "resamples": conf("c2c", "resamples"),
+        "seed": conf("seed"),
+    }
+
+
+def channel_runs():
+    """Every study's points on the test split."""
+    families = ("ptq", "length", "layers", "selection")
+    return [
+        path
+        for name in families
+        for path in c2c_seeds(f"c2c/{name}/runs/{{seed}}.parquet")
+    ]
+
+
+def channel_oracles():
+    """Selectors that need the receiver's own KV."""
+    return list(channel.ORACLES)
+
+
+def scaled_points():
+    """Points whose scales are tabulated."""
+    return channel.with_stats(conf("c2c", "ptq"))
+
+
+def compared_selectors():
+    """Selectors of the configured grids, and back."""
+    return list(
+        dict.fromkeys(
+            one["mode"] for one in channel_points("selection") if one["mode"] != "all"
+        )
+    )
 
 
 def c2c_recipe():

@@ -55,7 +55,6 @@ use rule job as model_c2c_latency with:
 use rule drawn as plot_c2c_wire with:
     input:
         latency=inter("c2c/wire/latency.parquet"),
-        wire="results/c2c_m11.parquet",
     output:
         figure("c2c_m11", "M11", "Latency against bandwidth, text and KV"),
     pathvars:

@@ -383,7 +383,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(folder, name, kind):
 
 def test_sizes_beyond_the_files_are_refused_before_anything_is_allocated(folder, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
-    monkeypatch.setattr(checkpoint, "_empty_decoder", lambda *_: pytest.fail("allocated"))
+    monkeypatch.setattr(checkpoint, "empty_decoder", lambda *_: pytest.fail("allocated"))
     for change, message in (
         ({"num_hidden_layers": 10**9}, r"num_layers is 1000000000(.|\n)*8,192"),
         ({"num_hidden_layers": 8000}, r"have [\d,]+ parameters, but config\.json describes"),

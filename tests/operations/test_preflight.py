@@ -13,6 +13,7 @@ from ember.operations.preflight import (
     check_local,
     check_models,
     check_place,
+    check_real,
     check_writable,
     prepare_environment,
 )
@@ -51,6 +52,24 @@ def test_an_anchor_that_is_not_there_or_is_the_product_itself_is_refused(tmp_pat
     check_anchor(settings("old.parquet"), tmp_path)
     with pytest.raises(Unready, match="the table that this run makes"):
         check_anchor(settings("results/p1_pipeline.parquet"), tmp_path)
+
+
+def test_copies_of_fusers_and_questions_that_are_not_there_are_refused(tmp_path):
+    def settings(fuser="nics-efc/C2C_Fuser", questions="allenai/openbookqa"):
+        pairs = {"mine": {"fuser": {"source": fuser, "folder": "final"}}, "bare": {"fuser": None}}
+        real = {"pairs": pairs, "benchmarks": {"obqa": {"source": questions}}}
+        return {"c2c": {"real": real}}
+
+    check_real({"c2c": {"real": None}}, tmp_path)
+    check_real(settings(), tmp_path)  # ids on the hub
+    with pytest.raises(Unready, match=r"pairs\.mine\.fuser\.source: there is no .*copy/final"):
+        check_real(settings(fuser="./copy"), tmp_path)
+    with pytest.raises(Unready, match=r"benchmarks\.obqa\.source: there is no .*obqa\.jsonl"):
+        check_real(settings(questions="obqa.jsonl"), tmp_path)
+    (tmp_path / "copy" / "final").mkdir(parents=True)
+    (tmp_path / "obqa.jsonl").touch()
+    check_real(settings("./copy", "obqa.jsonl"), tmp_path)
+    check_real(settings(str(tmp_path / "copy"), str(tmp_path / "obqa.jsonl")), tmp_path)
 
 
 def test_a_gpu_is_needed_only_where_jobs_run_here(tmp_path, monkeypatch):

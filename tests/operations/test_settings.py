@@ -95,6 +95,11 @@ def test_the_committed_scales_pass(scale):
             "kvpress.adapter.*mean 'kvpress_stream'",
         ),
         (("p1", "rounds", "rounds"), 10**9, "rounds.*10000"),
+        (("c2c", "world"), {"records": 41}, "c2c.world.*as many keys"),
+        (("c2c", "world"), {"shares": [0.5] * 4}, "do not add up to 1"),
+        (("c2c", "sharer", "architecture", "num_heads"), 0, "sharer.architecture"),
+        (("c2c", "receiver", "architecture", "max_positions"), 100, "has 100 positions"),
+        (("c2c", "sharer", "architecture", "model_type"), "qwen3", "outliers.*cannot be injected"),
     ],
 )
 def test_what_the_library_does_not_know_is_refused_with_the_nearest(path, value, said):

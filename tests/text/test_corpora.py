@@ -200,6 +200,30 @@ class TestHub:
         assert documents[0].doc_id == "hub/prose/train/0000000"
         assert documents == hub_dataset(str(local_copy))
 
+    def test_lines_of_wikitext_become_articles(self, tmp_path):
+        lines = []
+        for name in ("Boulter", "Du Fu", "Kiss You", "Gold"):
+            lines += ["", f" = {name} = \n", "", f" {name} was {'long ' * 9}\n", " = = Life = = \n"]
+        (tmp_path / "test.jsonl").write_text("\n".join(json.dumps({"text": x}) for x in lines))
+        found = hub_dataset(str(tmp_path), split="test", begins="^ = [^=]+ = $")
+        assert len(found) == 4
+        assert found[1].text.startswith(" = Du Fu = \n Du Fu was long")
+        assert found[1].text.endswith(" = = Life = = \n")
+
+    def test_books_of_pg19_are_documents(self, tmp_path):
+        rows = [
+            {
+                "short_book_title": f"Book {n} by A. Author",
+                "publication_date": 1900 + n,
+                "url": f"http://www.gutenberg.org/ebooks/{n}",
+                "text": f"CHAPTER {n}\n\n" + f"Word {n} of it.\n" * 9,
+            }
+            for n in range(5)
+        ]
+        (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found = hub_dataset(str(tmp_path), split="test")
+        assert [doc.text for doc in found] == [row["text"] for row in rows]
+
     def test_only_as_much_as_asked_is_read(self, local_copy):
         documents = hub_dataset(str(local_copy), max_bytes=200)
         assert 3 <= len(documents) < 20

@@ -123,6 +123,8 @@ def test_a_study_reruns_alone(finished, graph):
     assert summary == {"summarise_rollout", "plot_rollout"} | LAST
     wire = dependants(graph, finished.path / "src/ember/studies/c2c/wire/summary.py")
     assert wire - LAST == {"summarise_c2c_wire", "model_c2c_latency", "plot_c2c_wire"}
+    fast = dependants(graph, finished.path / "src/ember/streaming/fast.py")
+    assert fast - LAST == {"time_streams", "summarise_speed", "plot_speed"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
     assert {"time_rollouts", "sweep_prefix"} <= wide
     for name, (job, code) in graph.items():

@@ -159,7 +159,7 @@ def answer_items(
     for batch, source in zip(made, sources, strict=True):
         sent = None
         if source is not None:
-            context = _context(pair, batch.prefixes)
+            context = context_of(pair, batch.prefixes)
             with torch.inference_mode(), clock.phase("transmit"):
                 sent = transmit(source.to(receiver.device), context)
         with torch.inference_mode():
@@ -275,7 +275,8 @@ def _next_texts(items: Sequence[Item]) -> dict:
     return dict(zip(texts, texts[1:] + texts[:1], strict=True))
 
 
-def _context(pair: Pair, items: Sequence[Item]) -> Context:
+def context_of(pair: Pair, items: Sequence[Item]) -> Context:
+    """What a selector may look at beside the source, of items in a batch."""
     device = pair.receiver.device
     flags = _in_frame(items, [[int(x) for x in item.instruction] for item in items], 0)
 

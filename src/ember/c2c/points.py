@@ -11,6 +11,8 @@ from ember.formats.pairs import RAW, problem
 
 ALL = "all"
 """The mode of points that send every token in scope, whatever selector was named."""
+ORACLES = ("proj_vnorm_own_topk",)
+"""Modes that need the receiver's own KV (`ember.c2c.select`)."""
 USUAL = {
     "scheme": RAW,
     "axis": "token",
@@ -94,6 +96,17 @@ def distinct(points: Sequence[Mapping]) -> list[dict]:
 def ptq(settings: Mapping) -> list[dict]:
     """Points of the section `ptq` (C-M1, C-M2)."""
     return distinct([one for quant in settings["grids"] for one in expand(quant)])
+
+
+def with_stats(settings: Mapping) -> list[dict]:
+    """Points of the section `ptq` whose scales are tabulated."""
+    return [
+        one
+        for quant in settings["grids"]
+        if quant["collect_stats"]
+        for one in expand(quant)
+        if one["scheme"] != RAW and one["quantize_target"] != "base"
+    ]
 
 
 def length(settings: Mapping) -> list[dict]:

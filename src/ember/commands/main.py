@@ -24,6 +24,7 @@ from ember.commands import (
     guard,
     memory_budget,
     profile_rollout,
+    quantise,
     rebuild,
     show,
     train_step,
@@ -48,6 +49,7 @@ COMMANDS = (
         guard,
         converse,
         train_step,
+        quantise,
     ),
     *(profile_rollout, cache_sweep, memory_budget),
 )

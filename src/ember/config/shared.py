@@ -1,5 +1,6 @@
 """What every programme's configuration is made of, and the sections that all of them share."""
 
+import re
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -76,9 +77,16 @@ class Corpus(Strict):
     split: str = Field("train", description="split of the hub data set")
     column: str = Field("text", description="text column of the hub data set")
     revision: str | None = Field(None, description="revision of the hub data set")
+    begins: str | None = Field(
+        None, description="regular expression of the rows that begin a document; null: each does"
+    )
 
     @model_validator(mode="after")
     def _complete(self):
+        try:
+            re.compile(self.begins or "")
+        except re.error as error:
+            raise ValueError(f"begins is no regular expression: {error}") from None
         if self.source == "files" and not self.paths:
             raise ValueError("source files needs paths: set it to the text files to read")
         if self.source == "hub" and not self.hub_id:

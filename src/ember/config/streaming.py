@@ -38,11 +38,14 @@ class Budget(Strict):
 
 
 class Streams(Strict):
-    """What is cut from a corpus's held-out documents."""
+    """What is cut from a corpus."""
 
     corpus: str = Field(description="name of the corpus")
     streams: Annotated[int, Field(ge=2, le=10**6)] = Field(description="streams, side by side")
     tokens: Count = Field(description="tokens of each, the start token first")
+    whole: bool = Field(
+        False, description="from all documents: a test set; else from those held out of training"
+    )
 
 
 class Gate(Strict):

@@ -357,6 +357,15 @@ def pack(part: nn.Module, control: Control, headroom: float = 1.2) -> list[Train
     return found
 
 
+def finish(decoder: Decoder) -> None:
+    """Puts the packed layers in the place of those that trained them, the head's too; masters and
+    optimizer states go."""
+    for parent in list(decoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, TrainedLinear):
+                setattr(parent, name, child.layer)
+
+
 def bytes_by_kind(decoder: Decoder, layers: list[TrainedLinear]) -> dict[str, int]:
     """Bytes of a trained decoder: packed weights, masters, optimizer states, all else."""
     packed = sum(b.nbytes for one in layers for b in one.layer.buffers())

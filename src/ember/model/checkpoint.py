@@ -58,6 +58,10 @@ def load_decoder(
     `NotEnoughMemory` before anything large is allocated where that is possible.
     """
     folder = Path(folder)
+    if (folder / "packed.safetensors").exists():
+        from ember.model.packed_folder import load_packed  # which imports this module
+
+        return load_packed(folder, device, dtype)
     contents = read_contents(folder)
     arch = contents.arch
     if not contents.tensors:
@@ -71,7 +75,7 @@ def load_decoder(
             "Give a complete model directory in safetensors format, or make it again."
         )
     check_unchanged(folder)
-    decoder = _empty_decoder(arch, device, dtype)
+    decoder = empty_decoder(arch, device, dtype)
     decoder.eos_token_ids = eos_token_ids(folder)
     wanted = dict(decoder.named_parameters())
     with torch.no_grad():
@@ -145,7 +149,7 @@ def random_decoder(
     sqrt(2 · layers) (GPT-2), norms multiply by 1, biases are 0. CPU and CUDA draw
     different numbers.
     """
-    decoder = _empty_decoder(arch, device, dtype)
+    decoder = empty_decoder(arch, device, dtype)
     generator = torch.Generator(device=device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in decoder.named_parameters():
@@ -173,7 +177,7 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
+def empty_decoder(arch: Architecture, device, dtype: torch.dtype) -> Decoder:
     """A decoder whose parameters are allocated but not filled."""
     needed = arch.parameter_count() * dtype.itemsize
     require(needed, str(device), f"a {arch.model_type} of {arch.parameter_count():,} parameters")

@@ -243,6 +243,33 @@ def check_channel(config: Config) -> Iterator[Problem]:
             yield ("c2c", "layers", "schedules", name), wrong
 
 
+def check_c2c(config: Config) -> Iterator[Problem]:
+    """Models of the generated pair that are no shape, or too short for what they are to read."""
+    section, world = config.c2c, config.c2c.world
+    passage = 1 + 3 * world.records + world.fillers
+    for role in ("sharer", "receiver"):
+        reader = getattr(section, role)
+        path, asked = ("c2c", role, "architecture"), reader.training.questions
+        fields = reader.architecture | {"vocab_size": 4 + world.values + world.entities}
+        if problem := _problem(lambda fields=fields: Architecture.make(**fields)):
+            yield path, problem
+            continue
+        arch = Architecture.make(**fields)
+        longest = passage + max(5 * asked, 5 * section.fuser.training.questions, 3 * world.records)
+        if longest + 4 > arch.max_positions:
+            yield (
+                path,
+                f"has {arch.max_positions} positions, and a passage with what follows it has up to "
+                f"{longest + 4}. Raise max_positions, or lower records, fillers or questions.",
+            )
+        if role == "sharer" and section.sharer.outliers != 1 and (arch.qk_norm or arch.qkv_bias):
+            yield (
+                ("c2c", "sharer", "outliers"),
+                f"cannot be injected into a {arch.model_type}, whose keys are normed or biased. "
+                "Set it to 1, or choose a llama.",
+            )
+
+
 def check_lowbit(config: Config) -> Iterator[Problem]:
     """Models and formats whose blocks do not divide the model's rows."""
     section = config.lowbit
@@ -266,7 +293,7 @@ def check_lowbit(config: Config) -> Iterator[Problem]:
 
 CHECKS = (
     *(check_names, check_shapes, check_policies, check_lengths, check_streaming),
-    *(check_channel, check_lowbit, check_real),
+    *(check_c2c, check_channel, check_lowbit, check_real),
 )
 
 

@@ -106,7 +106,10 @@ def small_print(tables: Collection, scale: str) -> str:
 
     said = [" and ".join(found("evidence"))]
     said += [f"{' and '.join(kinds)} weights" for kinds in [found("weights")] if kinds]
-    for name, items in (("n", "runs"), ("documents", "documents"), ("streams", "streams")):
+    for name, items in (
+        ("n", "runs"),
+        *((kind, kind) for kind in ("documents", "streams", "questions")),
+    ):
         counts = [f"{int(count)}" for count in found(name) if count > 0]
         if counts:
             said.append(f"n = {' to '.join(dict.fromkeys((counts[0], counts[-1])))} {items}")

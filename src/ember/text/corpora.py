@@ -9,6 +9,7 @@ so that nothing held out was trained on. For one build of Python the result is a
 import glob
 import hashlib
 import logging
+import re
 import sys
 import sysconfig
 from collections.abc import Iterable
@@ -100,10 +101,12 @@ def hub_dataset(
     split: str = "train",
     column: str = "text",
     revision: str | None = None,
+    begins: str | None = None,
     max_bytes: int | None = None,
     seed: int = 0,
 ) -> list[Document]:
-    """A text column of a data set, by hub id or local path; one document a row.
+    """A text column of a data set, by hub id or local path; one document a row, or, where `begins`
+    is a regular expression, all rows from one that it matches up to the next (Wikitext's lines).
 
     The data set is streamed and only as many rows are read as `max_bytes` needs.
     Raises `BadCorpus` if `datasets` is not installed, or the data set, its split or the column
@@ -127,7 +130,9 @@ def hub_dataset(
                     f"the data set {hub_id!r} has no text in a column {column!r}.\n"
                     f"Set column to one of: {', '.join(map(str, row))}."
                 )
-            texts[f"hub/{_hub_name(hub_id)}/{split}/{index:07d}"] = row[column]
+            if begins is None or not texts or re.match(begins, row[column]):
+                current = f"hub/{_hub_name(hub_id)}/{split}/{index:07d}"
+            texts[current] = texts.get(current, "") + row[column]
             size += len(row[column].encode())
             if max_bytes is not None and size >= max_bytes:
                 break

@@ -87,6 +87,27 @@ def test_a_model_without_a_start_token_is_an_error(model, tmp_path):
         cut_streams(tmp_path, corpus(), STREAMS)
 
 
+def test_a_test_set_is_taken_whole(model):
+    long = {"corpus": "long", "streams": 3, "tokens": 1100}
+    with pytest.raises(BadStreams, match="lower streams"):
+        cut_streams(model, corpus(), long)
+    assert cut_streams(model, corpus(), long | {"whole": True}).shape == (3, 1100)
+
+
+def test_a_peak_beyond_the_trained_context_is_an_error(model):
+    spec = {"name": "overlap", "peak": 80, "compression_interval": 8, "overlap": 4}
+    with pytest.raises(BadStreams, match="more than the 64 that sink was trained with"):
+        measure_quality(
+            model=model,
+            long=corpus(),
+            short=corpus(),
+            evaluated=EVALUATED,
+            specs=[spec],
+            alone=2,
+            runtime=RUNTIME,
+        )
+
+
 def test_ends_of_lines_are_structural(model):
     found, tokenizer = structural_tokens(model), load_tokenizer(model)
     assert found[tokenizer.encode(".")[0]]

@@ -3,9 +3,15 @@
 import numpy as np
 import pytest
 
+from ember.studies.streaming.decisions.summary import decide_streaming
 from ember.studies.streaming.diagnose.summary import summarise_latency
 from ember.studies.streaming.diagnose.tables import LATENCY_RUNS, STREAMING_LATENCY
-from ember.studies.streaming.matrix.summary import judge_matrix, keep_ledger, verdict
+from ember.studies.streaming.matrix.summary import (
+    judge_matrix,
+    keep_ledger,
+    list_programme,
+    verdict,
+)
 from ember.studies.streaming.matrix.tables import STREAMING_MATRIX
 from ember.studies.streaming.pareto.summary import find_front
 from ember.studies.streaming.quality.summary import (
@@ -29,6 +35,9 @@ BARS = {
     "max_ppl_long": 0.05,
     "max_ppl_short": 0.03,
     "noise": 0.01,
+    "min_folded": 0.8,
+    "max_fold_ratio": 1.01,
+    "margin": 0.01,
 }
 SETTINGS = {"seed": 1, "resamples": 200}
 
@@ -224,3 +233,69 @@ def test_the_gate_needs_mass_and_a_gap(gap, mass, passes):
     assert row["passes"] == passes
     assert (row["reason"] is None) == passes
     assert row["gap"] == pytest.approx(gap)
+
+
+PROGRAMME = {"max_drop": 4, "refresh_budget": 2}
+
+
+def programme(points, **bars):
+    quality = summarise_quality([REFERENCE, LAZY, HALF], gate(), **SETTINGS)
+    return list_programme(quality, TIMES, points=points, programme=PROGRAMME, bars=BARS | bars)
+
+
+def test_the_programmes_points_say_whether_the_bar_is_held():
+    [row] = programme(["lazy_prune-P16-R8"])
+    assert row["verdict"] == "not held"
+    assert row["ppl_change"] == pytest.approx(np.expm1(0.2), abs=0.02)
+    assert row["ppl_change_low"] > row["bar"] == 0.05
+    assert (row["max_drop"], row["max_drop_binds"], row["steady_tpot_ms"]) == (None, False, 1.0)
+    [row] = programme(["lazy_prune-P16-R8"], max_ppl_long=0.5)
+    assert row["verdict"] == "held"
+
+
+def decided(rival_above=0.4, times=TIMES):
+    """Decisions where the SnapKV-like method loses so much after each prune."""
+    rival = runs("snapkv-P16-R8", rival_above, "snapkv")
+    tables = [REFERENCE, LAZY, HALF, rival]
+    quality = summarise_quality(tables, gate(), **SETTINGS)
+    judged = judge_matrix(tables, quality, times, bars=BARS, **SETTINGS)
+    rows = decide_streaming(
+        tables,
+        gate(),
+        quality,
+        judged,
+        programme(["lazy_prune-P16-R8"]),
+        [],
+        keep_ledger(judged, times, noise=0.01),
+        bars=BARS,
+        scale="smoke",
+        **SETTINGS,
+    )
+    keys = [(row["decision"], row["subject"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    return {row["decision"]: row for row in rows}
+
+
+def test_decisions_follow_from_the_tables():
+    found = decided()
+    assert found["streaming_prune"]["verdict"] == "go: prunes cost a spike"
+    assert found["streaming_control"]["verdict"] == "success"
+    assert found["streaming_fold"]["verdict"].startswith(("falls short", "undecided"))
+    assert found["streaming_programme"]["verdict"] == "held by 0 of 1 points"
+    assert found["streaming_snapkv"]["verdict"] == "no worse"
+    assert found["streaming_snapkv"]["value"] == pytest.approx(-0.15, abs=0.02)
+
+
+@pytest.mark.parametrize(("above", "said"), [(0.0, "worse"), (0.1, "no worse"), (0.4, "no worse")])
+def test_the_rival_decides(above, said):
+    assert decided(above)["streaming_snapkv"]["verdict"] == said
+
+
+def test_what_is_slower_than_the_rival_does_not_count():
+    times = latency(
+        lazy_prune_P16_R8=1.0, fold_P16_R8=1.3, snapkv_P16_R8=1.0, streaming_llm_P16_R1=1.5
+    )
+    row = decided(0.2, times)["streaming_snapkv"]
+    assert row["subject"].startswith("lazy_prune")
+    assert row["verdict"] == "worse"
+    assert "the best of 1" in row["detail"]

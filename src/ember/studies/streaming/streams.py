@@ -20,8 +20,8 @@ class BadStreams(EmberError):
 def cut_streams(model: str | Path, corpus, settings: Mapping) -> np.ndarray:
     """Tokens (streams, tokens) int64 of a corpus's held-out documents, spread evenly over them.
 
-    Each begins with the model's start token. `settings` has streams and tokens. Raises
-    `BadStreams`.
+    Each begins with the model's start token. `settings` has streams and tokens, and may say that
+    the whole corpus is held out. Raises `BadStreams`.
     """
     arch, tokenizer = read_architecture(model), load_tokenizer(model)
     start = arch.bos_token_id
@@ -30,7 +30,8 @@ def cut_streams(model: str | Path, corpus, settings: Mapping) -> np.ndarray:
             f"{Path(model).name} names no start token (bos_token_id in config.json): it has no "
             "sink to keep.\nChoose a model that was trained with one as streaming.model."
         )
-    texts = [doc.text for doc in join_corpora([corpus]) if doc.split != "train"]
+    documents = join_corpora([corpus])
+    texts = [doc.text for doc in documents if settings.get("whole") or doc.split != "train"]
     held_out = [
         token
         for tokens in tokenizer.encode_batch(texts, parse_special=False)
@@ -46,6 +47,20 @@ def cut_streams(model: str | Path, corpus, settings: Mapping) -> np.ndarray:
     starts = np.linspace(0, len(held_out) - length, count).astype(int)
     text = np.array(held_out, np.int64)
     return np.stack([np.r_[start, text[first : first + length]] for first in starts])
+
+
+def check_peaks(model: str | Path, *peaks: int) -> None:
+    """That a model was trained with as many tokens as a query is to see. Raises `BadStreams`.
+
+    A model of the hub is not known while planning.
+    """
+    trained = read_architecture(model).max_positions
+    if max(peaks) > trained:
+        raise BadStreams(
+            f"a peak of {max(peaks)} tokens is more than the {trained} that {Path(model).name} was "
+            "trained with: sinks, window, new tokens and overlap must fit in.\n"
+            "Lower the peaks in the configuration's section streaming."
+        )
 
 
 def structural_tokens(model: str | Path) -> np.ndarray:

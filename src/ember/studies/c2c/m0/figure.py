@@ -60,9 +60,9 @@ def draw_baselines(baselines: pd.DataFrame, scale: str):
         if not rows.empty:
             c2c, alone = rows.loc["c2c"], rows.loc["receiver"]
             caption += (
-                f"Of n = {int(c2c['questions'])} questions that only the sharer could answer, the "
-                f"channel at FP16 answers {_percent(c2c)}, the receiver alone {_percent(alone)}, with "
-                f"another text's source {_percent(rows.loc['shuffled'])}, with a zeroed one "
+                f"Of {int(c2c['questions'])} questions that only the sharer could answer, the "
+                f"channel at FP16 answers {_percent(c2c)}, the receiver alone {_percent(alone)}, "
+                f"with another text's source {_percent(rows.loc['shuffled'])}, with a zeroed one "
                 f"{_percent(rows.loc['zero'])}; it sends {c2c['bytes']:,.0f} bytes a question, the "
                 f"sharer's answer as text {rows.loc['text']['bytes']:.0f}. "
             )

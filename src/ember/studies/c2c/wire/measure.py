@@ -85,7 +85,8 @@ def measure_wire(
 ) -> tuple[list[dict], list[dict]]:
     """Rows of WIRE_BLOBS and WIRE_STAGES. Every scheme has a scale for each token."""
     device, kind = resolve(device), getattr(torch, dtype)
-    about = measured_on(receiver, device, dtype) | {"device_name": device_name(device)}
+    about = measured_on(receiver, device, dtype) | {"model": "c2c pair"}
+    about["device_name"] = device_name(device)
     copy_gb_s = copy_bandwidth_gb_s(device)
     pair = load_pair(sharer, receiver, fuser, device, kind)
     with torch.inference_mode(), linked() as link:

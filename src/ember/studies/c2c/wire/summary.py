@@ -31,12 +31,15 @@ def summarise_wire(blobs, stages) -> list[dict]:
 def model_latency(blobs, stages) -> list[dict]:
     """Rows of WIRE_LATENCY from the same tables."""
     bandwidths = [10 ** (n / PER_DECADE) for n in range(DECADES * PER_DECADE + 1)]
+    text, *sent = messages(blobs, stages)
     rows = []
-    for message in messages(blobs, stages):
+    for message in (text, *sent):
+        even = None if message is text else breakeven(message, text)
         for bandwidth in bandwidths:
             transfer = 8 * message["message_bytes"] / bandwidth / 1e3
             total = message["before_ms"] + transfer + message["after_ms"]
             found = {"bandwidth_mbit_s": bandwidth, "transfer_ms": transfer, "total_ms": total}
+            found["breakeven_mbit_s"] = even
             rows.append(message | found)
     return rows
 

@@ -41,6 +41,12 @@ _LIMIT = (
     ),
 )
 
+_BREAKEVEN = s.maybe(
+    "breakeven_mbit_s",
+    "Mbit/s",
+    "bandwidth from which the trained pair's channel is faster than text; 0: at any; null: at none",
+)
+
 WIRE_BLOBS = s.Schema(
     "wire_blobs",
     "Blobs of the channel: bytes by purpose, and the times of making, sending and reading them",
@@ -90,12 +96,7 @@ C2C_M11 = s.Schema(
         *_LIMIT,
         s.maybe("share", "fraction", "limit_ms / quantise_ms_median"),
         s.number("socket_mb_s", "MB/s", "blob_bytes / socket_ms_median, 1e6 bytes"),
-        s.maybe(
-            "breakeven_mbit_s",
-            "Mbit/s",
-            "bandwidth from which the channel is faster than text; 0: at any; null: at none, or "
-            "not the trained pair's",
-        ),
+        _BREAKEVEN,
         *s.MACHINE,
     ),
     key=("payload", "scheme"),
@@ -113,6 +114,7 @@ WIRE_LATENCY = s.Schema(
         s.number("after_ms", "ms", "until the receiver goes on: read, or unpack … fuse"),
         s.number("total_ms", "ms", "the sum; prefills that both media need are left out"),
         s.integer("n", "", "recorded runs of each stage"),
+        _BREAKEVEN,
         *s.MACHINE,
     ),
     key=("medium", "bandwidth_mbit_s"),

@@ -33,7 +33,7 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
         case "files":
             documents = local_files(settings["paths"], **limits)
         case "hub":
-            keys = ("hub_id", "name", "split", "column", "revision")
+            keys = ("hub_id", "name", "split", "column", "revision", "begins")
             chosen = {key: settings[key] for key in keys if settings.get(key) is not None}
             documents = hub_dataset(**chosen, **limits)
         case other:

@@ -8,7 +8,7 @@ from ember.measure.progress import Progress
 from ember.studies.measured import on_device
 from ember.studies.steps import makes
 from ember.studies.streaming.cause.tables import CAUSE_PARTS, CAUSE_RUNS, PARTS
-from ember.studies.streaming.streams import cut_streams
+from ember.studies.streaming.streams import check_peaks, cut_streams
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ def measure_cause(
 
     from ember.streaming.cause import prunes
 
+    check_peaks(model, cause["peak"] + cause["compression_interval"])
     device, decoder, about = on_device(model, runtime["device"], runtime["dtype"])
     tokens = torch.from_numpy(cut_streams(model, long, streams)).to(device)
     peak, interval = cause["peak"], cause["compression_interval"]

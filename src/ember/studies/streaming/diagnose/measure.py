@@ -7,7 +7,7 @@ from pathlib import Path
 from ember.studies.measured import in_order, in_turns, on_device
 from ember.studies.steps import makes
 from ember.studies.streaming.diagnose.tables import LATENCY_RUNS
-from ember.studies.streaming.streams import cut_streams, structural_tokens
+from ember.studies.streaming.streams import check_peaks, cut_streams, structural_tokens
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ def time_tokens(
     from ember.streaming.build import build, point_id
     from ember.streaming.stream import run
 
+    check_peaks(model, *(spec["peak"] for spec in specs))
     device, decoder, about = on_device(model, runtime["device"], runtime["dtype"])
     wanted = {"streams": 1, "tokens": latency["tokens"], "corpus": corpus}
     tokens = torch.from_numpy(cut_streams(model, long, wanted)).to(device)

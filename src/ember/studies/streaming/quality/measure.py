@@ -8,7 +8,7 @@ from ember.measure.progress import Progress
 from ember.studies.measured import on_device
 from ember.studies.steps import makes
 from ember.studies.streaming.quality.tables import QUALITY_RUNS
-from ember.studies.streaming.streams import cut_streams, structural_tokens
+from ember.studies.streaming.streams import check_peaks, cut_streams, structural_tokens
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def measure_quality(
 
     from ember.streaming.build import build
 
+    check_peaks(model, *(spec["peak"] for spec in specs))
     device, decoder, about = on_device(model, runtime["device"], runtime["dtype"])
     methods = [build(spec) for spec in specs]
     structural = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from ember.studies.measured import on_device
 from ember.studies.steps import makes
 from ember.studies.streaming.sinks.tables import SINK_GAP, SINK_MASS
-from ember.studies.streaming.streams import cut_streams
+from ember.studies.streaming.streams import check_peaks, cut_streams
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ def measure_sinks(
     from ember.streaming.build import build
     from ember.streaming.stream import run
 
+    check_peaks(model, peak)
     device, decoder, about = on_device(model, runtime["device"], runtime["dtype"])
     masses, gaps, corpora = [], [], {"long": long, "short": short}
     for role, settings in evaluated.items():

@@ -46,6 +46,7 @@ def time_streams(
     """
     import torch
 
+    from ember.backends.threads import fastest_threads, restored_threads, use_threads
     from ember.measure.roofline import last_cache_bytes, read_bandwidth_gb_s
     from ember.streaming.build import build, point_id
 
@@ -62,6 +63,7 @@ def time_streams(
     generator = torch.Generator().manual_seed(seed)
     # A full cache, whose first drop comes with the first token.
     stream = torch.randint(arch.vocab_size, (1, peak - 1 + tokens), generator=generator).to(device)
+    threads = None if device != "cpu" else fastest_threads(lambda: decoder(stream[:, :1]))
     rows, runs = [], {}  # by name: what is called, and what its rows say
     for subject in _subjects(specs):
         method = build(subject.spec)
@@ -84,7 +86,9 @@ def time_streams(
             runs[name + (f" without {subject.off}" if subject.off else "")] = call, what
     for turn, name in in_turns(runs, warmup, repeats, seed, str, log):
         call, what = runs[name]
-        row = _timed(call, stream, peak - 1, arch.kv_bytes_per_token(size))
+        with restored_threads():
+            use_threads(threads or torch.get_num_threads())
+            row = _timed(call, stream, peak - 1, arch.kv_bytes_per_token(size))
         if turn >= 0:
             rows.append(blank(SPEED_RUNS, **what, **row, repeat=turn))
     return sorted(rows, key=lambda row: [str(row[name]) for name in SPEED_RUNS.key])

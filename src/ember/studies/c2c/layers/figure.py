@@ -1,0 +1,100 @@
+"""What each layer bears, which schedules follow from it, and what they answer (C-M6)."""
+
+import pandas as pd
+
+from ember.studies.c2c.layers.tables import C2C_M6, C2C_SCHEDULES, C2C_SENSITIVITY
+from ember.studies.steps import reads
+from ember.studies.style import COLOURS, PAGE, basis, error, look, panel, style
+
+ORDER = ("none", "int2", "int4", "nf4", "nvfp4", "mxfp4", "int8", "fp8", "fp16")
+KINDS = ("optimum", "backwards", "random", "last", "named")
+
+
+@reads(sensitivity=C2C_SENSITIVITY, schedules=C2C_SCHEDULES, points=C2C_M6)
+def draw(sensitivity: pd.DataFrame, schedules: pd.DataFrame, points: pd.DataFrame, scale: str):
+    """Figure and caption from `c2c_sensitivity`, one world's schedules, and `c2c_m6`."""
+    main = points[points["stratum"] == points["stratum"].iloc[0]]
+    with style() as plt:
+        figure, (left, middle, right) = plt.subplots(
+            1, 3, figsize=(PAGE, 2.7), width_ratios=(1, 1.1, 1.2)
+        )
+        _losses(left, sensitivity)
+        _chosen(middle, schedules)
+        _answers(right, main)
+        worst = sensitivity.loc[sensitivity["loss"].idxmax()]
+        caption = (
+            "**Mixed precision by layer.** (a) Nats that one of the sharer's layers costs in "
+            "another scheme, all others in FP16, on the development split; range over worlds where "
+            f"there are several. The most: layer {worst['layer']} as {worst['scheme']}, "
+            f"{worst['loss']:.2f} nats. (b) Schedules with the least sum of these under a byte "
+            f"budget, world {schedules['world'].iloc[0]}. (c) What schedules answer on the test "
+            f"split (n = {int(main['questions'].max())}), with 95 % intervals by bootstrap over "
+            f"passages; all layers alike: squares. {basis(main, scale)}"
+        )
+        return figure, caption
+
+
+def _losses(axes, sensitivity: pd.DataFrame) -> None:
+    schemes = [one for one in ORDER if one in set(sensitivity["scheme"])]
+    for index, scheme in enumerate(schemes):
+        of = sensitivity[sensitivity["scheme"] == scheme].groupby("layer")["loss"]
+        mean = of.mean()
+        bars = (mean - of.min(), of.max() - mean)
+        axes.errorbar(mean.index, mean, bars, label=scheme, **look(index))
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_ylim(bottom=-0.02)
+    axes.set_xticks(sorted(set(sensitivity["layer"])))
+    axes.set_xlabel("sharer's layer")
+    axes.set_ylabel("loss above FP16 (nats)")
+    axes.legend(ncols=2, fontsize=6, handlelength=1.4)
+    panel(axes, "a")
+
+
+def _chosen(axes, schedules: pd.DataFrame) -> None:
+    best = schedules[schedules["kind"] == "optimum"].sort_values("budget")
+    rows = [row["schemes"].split(",") for _, row in best.iterrows()]
+    for height, schemes in enumerate(rows):
+        for layer, scheme in enumerate(schemes):
+            shade = ORDER.index(scheme) / (len(ORDER) - 1)
+            axes.add_patch(
+                _square(layer, height, COLOURS[0], 0.08 + 0.72 * shade),
+            )
+            if len(schemes) <= 10:
+                axes.text(layer, height, scheme, ha="center", va="center", fontsize=5.5)
+    axes.set_xlim(-0.5, max(map(len, rows), default=1) - 0.5)
+    axes.set_ylim(-0.5, max(len(rows), 1) - 0.5)
+    axes.set_yticks(range(len(rows)), [f"{100 * share:.0f} %" for share in best["budget"]])
+    axes.set_ylabel("budget, share of FP16's bytes")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("receiver's layer")
+    axes.grid(False)
+    panel(axes, "b")
+
+
+def _square(x: float, y: float, colour: str, alpha: float):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, color=colour, alpha=alpha, lw=0)
+
+
+def _answers(axes, main: pd.DataFrame) -> None:
+    plain = main[main["kind"].isna()]
+    axes.plot(plain["bytes_share"], plain["accuracy"], "s", color="k", ms=4, mfc="none")
+    for _, row in plain.iterrows():
+        axes.annotate(
+            row["scheme"],
+            (row["bytes_share"], row["accuracy"]),
+            xytext=(3, -8),
+            textcoords="offset points",
+            fontsize=6,
+        )
+    for index, kind in enumerate(one for one in KINDS if one in set(main["kind"].dropna())):
+        of = main[main["kind"] == kind]
+        bars = error(of, "accuracy", "accuracy_low", "accuracy_high")
+        shown = look(index) | {"linestyle": "none", "elinewidth": 0.6}
+        axes.errorbar(of["bytes_share"], of["accuracy"], bars, label=kind, **shown, capsize=0)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("measured bytes over FP16's")
+    axes.set_ylabel("accuracy")
+    axes.legend(fontsize=6)
+    panel(axes, "c")
