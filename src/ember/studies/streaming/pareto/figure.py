@@ -36,7 +36,10 @@ def draw(pareto: pd.DataFrame, scale: str):
                 axes.set_xscale("symlog", linthresh=1)
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
+            # All minor labels would run into each other where times span decades.
+            axes.yaxis.set_minor_formatter(
+                lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""
+            )
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.minorticks_off()
             label(axes, f"{letter}  {corpus}", "perplexity above R = 1 (%)", "")
