@@ -106,7 +106,7 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
             1.45,
             1.35,
             "keys, values",
-            f"layers {layers}, KV heads {heads}, size {size}\n{each:,} B a token at FP16",
+            f"{layers} layers of {heads} × {size}\n{each:,} B a token at FP16",
             theirs,
         )
         _box(
@@ -161,6 +161,10 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
             f"of the receiver's {receiver['num_layers']} layers and adds it to the receiver's own "
             "cache of the same text; the question, which is never fused, attends to the sum. With "
             f"closed gates nothing is added and the receiver answers alone. Scale {scale}."
+            f"{heads}, their size {size}). A fuser (width {fuser['hidden']}) projects it for "
+            f"each of the receiver's {receiver['num_layers']} layers and adds it to the receiver's "
+            "own cache of the same text; the question, which is never fused, attends to the sum. "
+            f"With closed gates nothing is added and the receiver answers alone. Scale {scale}."
         )
         return figure, caption
 
