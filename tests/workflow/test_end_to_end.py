@@ -28,7 +28,7 @@ def test_every_rule_that_exists_has_run(finished):
 # Captions with other numbers than percentages, seconds and ratios.
 OTHERS = (
     *("p1_lora_layers", "p1_lora_blocks", "p1_lora_latency", "p1_rollout"),
-    *("streaming_losses", "streaming_times", "streaming_matrix"),
+    *("streaming_losses", "streaming_times", "streaming_matrix", "streaming_control"),
 )
 FIGURES = [name for _, text in rules().values() for name in re.findall(r"figure\(\"(\w+)", text)]
 FIGURES.remove("architecture")  # no measurement
@@ -94,7 +94,15 @@ def test_the_workflow_knows_what_it_cost(finished):
     assert set(jobs["wall_from"]) == {"benchmark"}
     assert set(jobs["stage"]) == {
         *("shared", "p1_gates", "p1_profile", "p1_engine", "p1_pipeline", "p1_frameworks"),
-        *("p1_prefix", "p1_policies", "p1_rollout", "p1_lora", "streaming_eviction", "paper"),
+        *(
+            "p1_prefix",
+            "p1_policies",
+            "p1_rollout",
+            "p1_lora",
+            "streaming_eviction",
+            "streaming_peers",
+            "paper",
+        ),
     }
     assert jobs["timing"].sum() >= 5
     cost = read_table(results / "workflow_cost.parquet")

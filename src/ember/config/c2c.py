@@ -308,6 +308,7 @@ class C2C(Strict):
     fuser: Fuser
     wire: Wire
     tuned_steps: Count = Field(description="steps of the receiver that is fine-tuned alone")
+    self_steps: Count = Field(description="steps of the fuser from the receiver to itself")
     evaluation: Evaluation
     speed: Speed
     points: Points
