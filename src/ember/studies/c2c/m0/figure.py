@@ -106,7 +106,7 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
             1.45,
             1.35,
             "keys, values",
-            f"layers {layers}, KV heads {heads}, size {size}\n{each:,} B a token at FP16",
+            f"{layers} layers of {heads} × {size}\n{each:,} B a token at FP16",
             theirs,
         )
         _box(
@@ -157,8 +157,8 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
         caption = (
             "**The channel.** A sharer reads a text; what its cache holds of it crosses the wire, "
             f"{each:,} bytes a token at FP16 by the sharer's shape (layers {layers}, KV heads "
-            f"{heads}, their size {size}). A fuser (hidden width {fuser['hidden']}) projects it for each of "
-            f"the receiver's {receiver['num_layers']} layers and adds it to the receiver's own "
+            f"{heads}, their size {size}). A fuser (hidden width {fuser['hidden']}) projects it for "
+            f"each of the receiver's {receiver['num_layers']} layers and adds it to the receiver's own "
             "cache of the same text; the question, which is never fused, attends to the sum. With "
             f"closed gates nothing is added and the receiver answers alone. Scale {scale}."
         )
