@@ -121,8 +121,8 @@ def _expectations(made: Comparison, stratum: str, rows: Sequence[Mapping]) -> It
         for share in (0.5, 0.25, 0.1)
     ]
     if lasts:
-        few = ("a few last layers in FP16 help", lasts[0]["point"], "int8-token", "better")
-        asked.append(few)
+        narrow = f"{lasts[0]['scheme']}-{lasts[0]['axis']}"
+        asked.append(("a few last layers in FP16 help", lasts[0]["point"], narrow, "better"))
     if len(lasts) > 1:
         asked.append(
             (
