@@ -114,7 +114,7 @@ def c2c_names(kind):
 
 def c2c_protocol():
     """What all methods of real pairs share."""
-    names = ("new_tokens", "message_tokens", "batch_size", "template")
+    names = ("new_tokens", "message_tokens", "batch_size", "template", "grids")
     return conf_of(["c2c", "real"], *names) if c2c_real() else None
 
 

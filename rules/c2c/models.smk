@@ -7,7 +7,7 @@ use rule held as train_c2c_model with:
         model=directory(inter("c2c/models/{seed}/{role}")),
         training=inter("c2c/models/{seed}/{role}.parquet"),
     pathvars:
-        job="train_c2c_model_{role}_{seed}",
+        job="train_c2c_model_{seed}_{role}",
     wildcard_constraints:
         role="sharer|receiver",
     threads: 1
@@ -66,7 +66,7 @@ use rule held as train_c2c_fuser with:
         fuser=directory(inter("c2c/fuser/{seed}/{kind}")),
         training=inter("c2c/fuser/{seed}/{kind}.parquet"),
     pathvars:
-        job="train_c2c_fuser_{kind}_{seed}",
+        job="train_c2c_fuser_{seed}_{kind}",
     wildcard_constraints:
         kind="own|self",
     threads: 1

@@ -58,7 +58,7 @@ def test_what_compiled_code_does_not_serve(fields, reason):
         ({"head_dim": 32, "num_heads": 64, "num_kv_heads": 2}, "32 query heads share"),
         ({"head_dim": 32, "dtype": torch.float64}, "no kernels for torch.float64"),
         ({"head_dim": 32, "batch_invariant": True}, "depends on the batch"),
-        ({"head_dim": 32, "formats": frozenset({"int4"})}, "no form for int4 weights"),
+        ({"head_dim": 32, "formats": frozenset({"int8"})}, "no form for int8 weights"),
     ],
 )
 def test_which_cases_the_kernels_serve(fields, reason, monkeypatch):

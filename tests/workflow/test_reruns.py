@@ -40,6 +40,7 @@ EDITED = (
     "src/ember/backends/eager.py",
     "src/ember/c2c/select.py",
     "src/ember/c2c/wire.py",
+    "src/ember/lowbit/training.py",
     "src/ember/measure/statistics.py",
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
@@ -52,7 +53,9 @@ EDITED = (
     "src/ember/studies/p1/policies/figure.py",
     "src/ember/studies/p1/prefix/measure.py",
     "src/ember/studies/p1/prefix/summary.py",
+    "src/ember/streaming/cause.py",
     "src/ember/studies/paper/decisions/summary.py",
+    "src/ember/studies/streaming/matrix/figure.py",
     "src/ember/studies/style.py",
     "src/ember/studies/workflow/cost/summary.py",
     "workflow/scripts/plot.py",
@@ -115,6 +118,16 @@ def test_an_edited_eviction_method_is_measured_again_alone(finished):
         assert finished.planned("streaming_matrix")["measure_eviction"] > 5
 
 
+def test_an_edited_adapter_runs_what_asks_frameworks_again_and_no_method(finished, graph):
+    files = ("src/ember/peers/adapters/kvpress_stream.py", "src/ember/peers/serve.py")
+    for file in files:
+        found = dependants(graph, finished.path / file)
+        assert {"stream_peers", "compare_peers", "plot_peers"} <= found
+        assert not {"measure_eviction", "time_tokens", "judge_matrix", "train_model"} & found
+    summary = dependants(graph, finished.path / "src/ember/studies/streaming/peers/summary.py")
+    assert summary == {"compare_peers", "plot_peers"} | LAST
+
+
 def test_an_edited_selector_trains_nothing_again(finished):
     with edited(finished, "src/ember/c2c/select.py", with_code):
         planned = set(finished.planned("c2c_m4"))
@@ -148,6 +161,12 @@ def test_a_study_reruns_alone(finished, graph):
     assert wire - LAST == {"summarise_c2c_wire", "model_c2c_latency", "plot_c2c_wire"}
     fast = dependants(graph, finished.path / "src/ember/streaming/fast.py")
     assert fast - LAST == {"time_streams", "summarise_speed", "plot_speed"}
+    training = dependants(graph, finished.path / "src/ember/lowbit/training.py")
+    arms = {"train_arms", "summarise_arms", "plot_arms", "measure_step", "plot_memory"}
+    arms |= {"tune_identities", "summarise_identities", "plot_identities"}
+    assert training - LAST == arms
+    guard = dependants(graph, finished.path / "src/ember/measure/guard.py")
+    assert guard - LAST == {"measure_overshoot"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
     assert {"time_rollouts", "sweep_prefix"} <= wide
     for name, (job, code) in graph.items():

@@ -51,9 +51,11 @@ class PackedLayer:
 
 
 class PackedDecoder:
-    """All weights of a decoder, packed."""
+    """All weights of a decoder, packed. `prefill_by`: how 4-bit ones are multiplied in prefills on
+    CUDA, "dequantise" or "fp8"."""
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder, prefill_by: str = "dequantise"):
+        self.prefill_by = prefill_by
         self.layers = [PackedLayer(layer) for layer in decoder.layers]
         self.qk_norms = self.qk_norm_biases = None  # (L, 2, D)
         if decoder.arch.qk_norm:

@@ -92,7 +92,7 @@ def unsupported_reason(backend: str, case: Case) -> str | None:
     """Why a backend does not serve a case; None if it does."""
     if backend == "eager":
         return None
-    missing = sorted(case.formats - {"dense", *(PACKED if backend == "compiled" else ())})
+    missing = sorted(case.formats - {"dense", *PACKED})
     if missing:
         return f"it has no form for {', '.join(missing)} weights"
     return _not_compiled(case) if backend == "compiled" else _not_kernels(case)

@@ -33,6 +33,7 @@ from ember.records.errors import EmberError
 log = logging.getLogger(__name__)
 
 MAX_ROWS = {"cpu": 32, "cuda": 128}  # candidates that decode together, unless told otherwise
+PREFILLS = ("dequantise", "fp8")
 MEMORY_SHARE = 0.8  # of the free memory, for the KV of a rollout
 
 
@@ -66,6 +67,7 @@ class Engine:
         cache_bytes: int | None = None,
         batch_invariant: bool = False,
         require_native: bool = False,
+        prefill_by: str = "dequantise",
     ):
         """`capacity`: the most tokens of a prompt and its completion. `prefill`: how prompts' KV
         comes about, by default `PlainPrefill()`. `detokenize`: text of token ids, for stop strings
@@ -79,13 +81,19 @@ class Engine:
         `backend`: its name, by default the fastest that serves. The fast ones pack the decoder's
         weights in place; changing them later needs `set_weights_version`. `require_native`: packed
         weights are decoded with as they are stored, or nothing runs (see `backends.select`).
+        `prefill_by`: how NVFP4 weights are multiplied in prefills on CUDA: "dequantise" to dense
+        ones, or "fp8", which rounds them and their input to E4M3.
         """
         self.decoder, self.capacity = decoder, capacity
         self.graphs, self.detokenize = graphs, detokenize
         self.max_rows, self.cache_bytes = max_rows, cache_bytes
         self.batch_invariant = batch_invariant
         self.last_stats: RolloutStats | None = None
-        self.require_native = require_native
+        if prefill_by not in PREFILLS:
+            raise EmberError(
+                f"there is no prefill by {prefill_by!r}.\nChoose from {', '.join(PREFILLS)}."
+            )
+        self.require_native, self.prefill_by = require_native, prefill_by
         self._only, self._version, self._lock = backend, weights_version, _Lock()
         self.prefill = PlainPrefill() if prefill is None else prefill
         self._addresses: tuple[int, ...] = ()  # of the parameters, when what follows was made
@@ -245,7 +253,7 @@ class Engine:
             require(needed, str(weight.device), f"a KV cache of {self.capacity} tokens")
             self._staging = ContiguousCache(arch, 1, self.capacity, weight.device, weight.dtype)
         if self._forward is None or (self._forward.weights is not None) != packed:
-            weights = PackedDecoder(self.decoder) if packed else None
+            weights = PackedDecoder(self.decoder, self.prefill_by) if packed else None
             self._forward = Forward(
                 self.decoder, graphs=self.graphs, weights=weights, memory=self._staging
             )

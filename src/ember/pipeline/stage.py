@@ -104,7 +104,7 @@ class Stage:
             arch, weights.embedding = replace(arch, scaled_embedding=False), self.inbox
         if not self.last:
             arch = replace(arch, vocab_size=UNREAD)
-            weights.head = weights.head.new_zeros(UNREAD, weights.head.shape[1])
+            weights.head = weights.embedding.new_zeros(UNREAD, weights.head.shape[1])
         return arch, weights
 
 

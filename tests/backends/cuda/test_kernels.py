@@ -7,7 +7,16 @@ import pytest
     "interpreted",
     [
         f"interpreted_{part}.py"
-        for part in ("products", "attention", "causal", "correction", "plans", "sampling", "step")
+        for part in (
+            "products",
+            "packed",
+            "attention",
+            "causal",
+            "correction",
+            "plans",
+            "sampling",
+            "step",
+        )
     ],
     indirect=True,
 )

@@ -14,6 +14,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,29 +30,41 @@ SIGN_AND_VALUE = tl.constexpr(
 LARGE = tl.constexpr(2.0**64)  # of x, against E2M1's 2**-126
 REST = tl.constexpr(2.0**62)
 E4M3 = tl.constexpr(2.0**120)
-HALF_LARGE = tl.constexpr(2.0**119)  # of scales in bfloat16: 448 times this is still finite
-HALF_REST = tl.constexpr(2.0**7)
-# Four bytes of codes as bfloat16: two registers of low nibbles, two of high ones. A byte stands
-# twice in 16 bits, so that each nibble's sign and value need one shift and one mask.
+HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see DECODE
+# Four bytes of codes ($4) times the scale that they share ($5, four times the same E4M3), as
+# bfloat16 2**7 too small: two registers of low nibbles, two of high ones. A byte stands twice in 16
+# bits, so that each nibble's sign and value need one shift and one mask. A scale is brought to
+# 2**119 of itself in two steps: no constant is that large.
 DECODE = tl.constexpr("""
 {
-.reg .b32 a, b, t;
+.reg .b32 a, b, t, s, z;
+mov.b32 z, 0x80008000;
+prmt.b32 s, $5, 0, 0x4040;
+shl.b32 s, s, 4;
+mov.b32 t, 0x7F007F00;
+fma.rn.bf16x2 s, s, t, z;
+mov.b32 t, 0x77807780;
+fma.rn.bf16x2 s, s, t, z;
 prmt.b32 a, $4, $4, 0x1100;
 prmt.b32 b, $4, $4, 0x3322;
 shr.b32 t, a, 2;
 and.b32 t, t, 0x01C001C0;
 shl.b32 $0, a, 4;
 lop3.b32 $0, $0, 0x80008000, t, 0xEA;
+fma.rn.bf16x2 $0, $0, s, z;
 shr.b32 t, b, 2;
 and.b32 t, t, 0x01C001C0;
 shl.b32 $1, b, 4;
 lop3.b32 $1, $1, 0x80008000, t, 0xEA;
+fma.rn.bf16x2 $1, $1, s, z;
 shr.b32 t, a, 6;
 and.b32 t, t, 0x01C001C0;
 lop3.b32 $2, a, 0x80008000, t, 0xEA;
+fma.rn.bf16x2 $2, $2, s, z;
 shr.b32 t, b, 6;
 and.b32 t, t, 0x01C001C0;
 lop3.b32 $3, b, 0x80008000, t, 0xEA;
+fma.rn.bf16x2 $3, $3, s, z;
 }
 """)
 
@@ -246,21 +259,18 @@ def _decoded(
 ):  # fmt: skip
     """The first and the second weight of each byte (BN, BYTES), in the type KIND; where FAST
     bfloat16, 2**7 too small. `raw`: scales (BN, BYTES / GROUP)."""
-    scale = _scale(raw, FORMAT)
-    if FAST:
-        scale = (scale * HALF_LARGE).to(tl.bfloat16)
+    scale = raw if FAST else _scale(raw, FORMAT)
     wide = tl.broadcast_to(scale[:, :, None], (BN, BYTES // GROUP, GROUP))
     wide = tl.reshape(wide, (BN, BYTES))
     if FAST:
-        low, high = tl.inline_asm_elementwise(
+        return tl.inline_asm_elementwise(
             DECODE,
-            "=r,=r,=r,=r,r",
-            [codes],
+            "=&r,=&r,=&r,=&r,r,r",
+            [codes, wide],
             dtype=(tl.bfloat16, tl.bfloat16),
             is_pure=True,
             pack=4,
         )
-        return low * wide, high * wide  # exact: no more than six bits
     else:
         c = codes.to(tl.int32)
         low = (_value(c & 15, table_ptr, FORMAT) * wide).to(KIND)
@@ -316,7 +326,8 @@ def _packed_wide(
     codes, ups = codes_ptr + place * HALF + columns, codes_ptr + (place + N) * HALF + columns
     scales = scales_ptr + place * BLOCKS + shared
     up_scales = scales_ptr + (place + N) * BLOCKS + shared
-    inputs = x_ptr + batch[:, None] * K + 2 * columns
+    pairs = tl.arange(0, 2 * BYTES)[None, :]
+    inputs = x_ptr + batch[:, None] * K + pairs
     if PDL:
         gdc_wait()
     acc = tl.zeros((BN, BM), tl.float32)
@@ -325,8 +336,9 @@ def _packed_wide(
     for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
         left = columns < HALF - step * BYTES
         held = shared < BLOCKS - step * (BYTES // GROUP)
-        first = tl.load(inputs + 2 * step * BYTES, mask=present & left, other=0.0)
-        second = tl.load(inputs + 2 * step * BYTES + 1, mask=present & left, other=0.0)
+        within = present & (pairs < K - 2 * step * BYTES)
+        x = tl.load(inputs + 2 * step * BYTES, mask=within, other=0.0)
+        first, second = tl.split(tl.reshape(x, (BM, BYTES, 2)))
         some = _read_once(codes + step * BYTES, inside & left)
         raw = _read_once(scales + step * (BYTES // GROUP), inside & held)
         w, v = _decoded(some, raw, table_ptr, KIND, BN, BYTES, GROUP, FORMAT, HIGH_FIRST, FAST)
@@ -419,8 +431,10 @@ PLANS = {
     "plain": Plan(rows=8, words=128, ahead=4, warps=4),
 }
 TILES = {"gated": (64, 64, 3, 4), "summed": (64, 64, 4, 4), "plain": (64, 64, 4, 4)}
+FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
 PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 MOST_BATCH = 64  # rows of x of one program
+MOST_ROWS = 128
 
 
 def plan_of(*, gated: bool, summed: bool) -> Plan:
@@ -428,13 +442,26 @@ def plan_of(*, gated: bool, summed: bool) -> Plan:
     return PLANS["gated" if gated else "summed" if summed else "plain"]
 
 
-def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling:
-    """How a product of more rows is cut; `summed`: someone adds up split columns."""
+def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling | None:
+    """How a product of more rows is cut; `summed`: someone adds up split columns. None: so many
+    that the weight is better written dense."""
+    if rows > MOST_ROWS:
+        return None
     tall, size, ahead, warps = TILES["gated" if gated else "summed" if summed else "plain"]
     batch = min(MOST_BATCH, max(16, triton.next_power_of_2(rows)))
     programs = -(-out // tall) * -(-rows // batch)
     splits = min(-(-columns // (2 * size)), max(1, PROGRAMS // programs)) if summed else 1
     return Tiling(batch, tall, size, ahead, warps, splits)
+
+
+def most_sums(rows: int, layer) -> int:
+    """Sums of split columns that a layer's products of up to `rows` rows leave, a row's each."""
+    shapes = [weight.shape for weight in (layer.o, layer.down)]
+    return max(
+        some * tiling_of(some, *shape, gated=False, summed=True).splits
+        for some in {min(rows, MOST_BATCH), rows}
+        for shape in shapes
+    )
 
 
 def matvec(
@@ -517,11 +544,14 @@ def wide(
 
 
 def product(x: Tensor, weight: PackedMatrix, bias: Tensor | None = None) -> Tensor:
-    """(M, N) = x (M, K) · weightᵀ (+ bias), for few rows: the codes are decoded in registers."""
+    """(M, N) = x (M, K) · weightᵀ (+ bias): few rows with codes decoded in registers, more by the
+    library with a dense weight."""
     out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-    if len(x) == 1:
+    if len(x) < FROM_ROWS:
         return matvec(x, weight, out, bias=bias)
     tiling = tiling_of(len(x), *weight.shape, gated=False, summed=False)
+    if tiling is None:
+        return F.linear(x, dense(weight, x.dtype), bias)
     return wide(x.contiguous(), weight, out, tiling=tiling, bias=bias)
 
 

@@ -16,9 +16,10 @@ from triton.language.extra.cuda import gdc_wait
 from ember.backends.cuda.attention import head_pairs, kinds_of_tables
 from ember.backends.cuda.causal_attention import attend_causal
 from ember.backends.cuda.group_attention import load_within, pairs, within
+from ember.backends.cuda.packed_prefill import linear
 from ember.backends.cuda.products import activated, add_normed
 from ember.backends.forward import Layers, Passage, count
-from ember.backends.packing import Norm, PackedDecoder
+from ember.backends.packing import Norm, PackedDecoder, Weight
 from ember.cache.contiguous import ContiguousCache
 from ember.model.architecture import Architecture
 from ember.model.decoder import Tap, attend, attend_near, embedding_scale
@@ -183,7 +184,7 @@ def run_packed(
     positions = torch.arange(past, past + length, device=given.device)
     tables = kinds_of_tables(arch, positions)
     count(cache, length, layers)
-    hidden = {}
+    hidden, by = {}, weights.prefill_by
     # Kernels of our own wait for the one before themselves, and start while it ends.
     pdl = given.is_cuda and torch.cuda.get_device_capability(given.device) >= (9, 0)
 
@@ -192,13 +193,16 @@ def run_packed(
         add_normed(x, [(by, out)], eps=arch.norm_eps, kind=arch.norm, pdl=pdl)
         return out
 
-    def add(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, post: Norm | None) -> None:
+    def add(x: Tensor, y: Tensor, weight: Weight, bias: Tensor | None, post: Norm | None) -> None:
         """x += y · weightᵀ (+ bias), in place: a result elsewhere would begin with a copy of x."""
         if post is not None:
-            parts = F.linear(y, weight, bias)[None]
+            parts = linear(y, weight, bias, by)[None]
             add_normed(x, [], parts=parts, post=post, eps=arch.norm_eps, kind=arch.norm, pdl=pdl)
             return
-        x.addmm_(y, weight.t())
+        if isinstance(weight, Tensor):
+            x.addmm_(y, weight.t())
+        else:
+            x += linear(y, weight, by=by)
         if bias is not None:
             x += bias
 
@@ -217,7 +221,7 @@ def run_packed(
             tables = {kind: tuple(x[-1:] for x in both) for kind, both in tables.items()}
             length = 1
         normed = norm(x, layer.input_norm)
-        qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(batch, length, -1)
+        qkv = linear(normed, layer.qkv, layer.qkv_bias, by).view(batch, length, -1)
         if tap is not None:
             heads = qkv.unflatten(-1, (-1, arch.head_dim))
             tap(index, "attn_in", normed.view(batch, length, -1))
@@ -235,9 +239,9 @@ def run_packed(
         normed = norm(x, layer.post_norm) if arch.parallel_residual else None
         add(x, attended, layer.o, layer.o_bias, layer.attn_out_norm)
         normed = norm(x, layer.post_norm) if normed is None else normed
-        acted = activate(F.linear(normed, layer.gate_up, layer.gate_up_bias), arch, pdl=pdl)
+        acted = activate(linear(normed, layer.gate_up, layer.gate_up_bias, by), arch, pdl=pdl)
         add(x, acted, layer.down, layer.down_bias, layer.mlp_out_norm)
-    logits = F.linear(norm(x, weights.norm), weights.head)
+    logits = linear(norm(x, weights.norm), weights.head, by=by)
     return Passage(logits, x.view(batch, 1, -1), hidden)
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ember.backends.cuda import packed
 from ember.backends.cuda.attention import FEW_ROWS, Attention, Sharing, shared_memory, upload
 from ember.backends.cuda.prefill import activate
 from ember.backends.cuda.products import (
@@ -34,10 +35,11 @@ from ember.backends.cuda.products import (
     wide,
 )
 from ember.backends.cuda.sampling import Sampler
-from ember.backends.packing import Norm, PackedDecoder
+from ember.backends.packing import Norm, PackedDecoder, Weight
 from ember.backends.sampling import SamplingParams
 from ember.model.architecture import Architecture
 from ember.model.decoder import embedding_scale
+from ember.model.packed import PackedMatrix
 
 FUSED = frozenset({"norm", "mlp"})
 """What a step does in one kernel and may be told not to, to measure what that saves where norms are
@@ -96,6 +98,9 @@ class KernelStep:
             for k in (heads * d, arch.intermediate_size)
         ]
         most = max(tiling.splits for tiling in tilings) * min(slots, MANY_ROWS)
+        self._packed = isinstance(weights.layers[0].qkv, PackedMatrix)
+        if self._packed:
+            most = max(most, packed.most_sums(min(slots, MANY_ROWS), weights.layers[0]))
         self._sums = torch.zeros(most * arch.hidden_size, device=device)
         self._sampler = Sampler(self.logits, self._tokens, self._position, rows.shape[4])
         self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
@@ -244,7 +249,7 @@ class KernelStep:
         Before them `embed`, after them `head`, which take no heed of the layer.
         """
         rows = self._rows
-        apart = rows > FEW_ROWS or self._norms_apart
+        apart = rows > FEW_ROWS or self._norms_apart or (self._packed and rows >= packed.FROM_ROWS)
         arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
         layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
         few = rows > 1 and not apart
@@ -377,11 +382,13 @@ class KernelStep:
             self._apart(x, weight, product, bias=bias)
             activate(product, arch, out, pdl=pdl)
             return
-        adds, few = residual is not None, rows <= FEW_ROWS
+        is_packed = isinstance(weight, PackedMatrix)
+        adds, few = residual is not None, rows < (packed.FROM_ROWS if is_packed else FEW_ROWS + 1)
         alone = few and post is None and not feeds  # nobody has to add but the product itself
         summed = adds and not alone
         options = {} if summed else {"bias": bias, "gated": gated, "act": act}
-        tiling = self._tiling(rows, *weight.shape, gated=gated, summed=adds)
+        cut = packed.tiling_of if is_packed else self._tiling
+        tiling = cut(rows, *weight.shape, gated=gated, summed=adds)
         if summed and tiling is not None:
             splits = 1 if few else tiling.splits
             parts = self._sums[: splits * rows * len(weight)].view(splits, rows, -1)
@@ -393,8 +400,10 @@ class KernelStep:
             else:
                 _skinny(x, weight, target, **options)
         elif tiling is not None:
-            wide(x, weight, parts if summed else out, tiling=tiling, pdl=pdl, **options)
+            by = packed.wide if is_packed else wide
+            by(x, weight, parts if summed else out, tiling=tiling, pdl=pdl, **options)
         elif post is not None:
+            weight = packed.dense(weight, x.dtype) if is_packed else weight
             parts = torch.mm(x[:rows], weight.t())[None]
         else:
             self._library(x, weight, out, bias=bias, residual=residual, acts=bool(act))
@@ -417,6 +426,8 @@ class KernelStep:
         acts: bool,
     ) -> None:
         """A product by torch's operators."""
+        if isinstance(weight, PackedMatrix):
+            weight = packed.dense(weight, x.dtype)
         if acts:
             activate(F.linear(x, weight, bias), self._arch, out, pdl=self._pdl)
             return
@@ -527,8 +538,11 @@ def _power(number: int) -> int:
 
 
 def _matvec(
-    x: Tensor, weight: Tensor, out: Tensor, *, summed: bool, gated: bool = False, **options
+    x: Tensor, weight: Weight, out: Tensor, *, summed: bool, gated: bool = False, **options
 ) -> None:
+    if isinstance(weight, PackedMatrix):
+        packed.matvec(x, weight, out, summed=summed, gated=gated, **options)
+        return
     plan = matvec_plan(weight.shape[1], gated=gated, summed=summed)
     matvec(x, weight, out, plan=plan, gated=gated, **options)
 

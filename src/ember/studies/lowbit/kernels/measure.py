@@ -6,8 +6,9 @@ error of the kernel is told apart from that of the format.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 from ember.measure.clock import PhaseClock, repeat
@@ -22,6 +23,7 @@ from ember.studies.steps import makes
 log = logging.getLogger(__name__)
 
 CHECKED = 1024  # rows of a weight whose products are also computed in float64
+OWN = ("kernels", "torch")  # paths that read the weight once
 FEW_COPIES = 4  # of paths that write a dense weight first: that is what fills the cache
 MOST_COPIES = 4096
 
@@ -92,9 +94,10 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
                 if format == "dense"
                 else ((exact - reference).norm() / reference.norm()).item(),
             } | about
+            copies = _copies(weight, what)
             for batch in rows:
                 x = torch.randn(batch, dense.shape[1], device=dense.device).to(dense.dtype)
-                found += _paths(weight, x, exact, what | {"rows": batch}, warmup, repeats)
+                found += _paths(copies, x, exact, what | {"rows": batch}, warmup, repeats)
             progress.step(f"{product}, {format}")
     return found
 
@@ -108,40 +111,56 @@ def _head_of(weight):
     return replace(weight, codes=codes, scales=scales, ends=(rows,))
 
 
-def _paths(weight, x, exact, what: dict, warmup: int, repeats: int) -> list[dict]:
+def _paths(copies: list, x, exact, what: dict, warmup: int, repeats: int) -> list[dict]:
     """Rows of every path for one weight and one x; the paths take turns."""
     from ember.studies.lowbit.kernels.paths import paths_of
 
     expected = x.double() @ exact.T
     ready, rows = {}, []
     for name, path in paths_of(what["format"], x.device.type).items():
+        if what["product"] == "head" and name not in OWN:
+            continue  # it takes them seconds, and says nothing that the layers' products do not
         row = what | {"path": name}
         if isinstance(path, str):
             rows.append(blank(PRODUCT_RUNS, **row | {"status": "skipped", "reason": path}))
             continue
-        copies = _copies(weight, what, few=name not in ("kernels", "torch"))
-        call = path(copies)
+        some = copies if name in OWN else copies[:FEW_COPIES]
+        call = path(some)
         out = call(x)[:, :CHECKED].double()
         row["kernel_error"] = ((out - expected).norm() / expected.norm()).item()
-        row["rotated_bytes"] = len(copies) * weight.nbytes
-        ready[name] = call, len(copies), row
+        row["rotated_bytes"] = len(some) * what["weight_bytes"]
+        ready[name] = _recorded(call, x), len(some), row
     for number, order in rounds(ready, range(-warmup, repeats)):
         for name in order:
             call, count, row = ready[name]
-            [ms] = repeat(lambda call=call: call(x), warmup=0, repeats=1, device=what["device"])
+            [ms] = repeat(call, warmup=0, repeats=1, device=what["device"])
             if number >= 0:
                 each = ms / count
-                timed = {"repeat": number, "ms": each, "gb_s": weight.nbytes / each / 1e6}
+                timed = {"repeat": number, "ms": each, "gb_s": what["weight_bytes"] / each / 1e6}
                 rows.append(blank(PRODUCT_RUNS, **row | timed))
     return rows
 
 
-def _copies(weight, what: dict, *, few: bool) -> list:
+def _recorded(call: Callable, x) -> Callable[[], object]:
+    """The call with x; on CUDA as a graph, or the host's launches would be timed."""
+    import torch
+
+    if not x.is_cuda:
+        return partial(call, x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(x)
+    return graph.replay
+
+
+def _copies(weight, what: dict) -> list:
     """Equal weights that together are larger than the last cache."""
     from dataclasses import replace
 
     count = 1 + int(1.25 * (what["cache_bytes"] or 0)) // weight.nbytes
-    count = min(count, FEW_COPIES if few else MOST_COPIES)
+    count = max(FEW_COPIES, min(count, MOST_COPIES))
+    if what["product"] == "head":  # copies would take as much memory as all layers
+        count = 1
     if what["format"] == "dense":
         return list(weight.repeat(count, 1, 1))
     codes, scales = weight.codes.repeat(count, 1, 1), weight.scales.repeat(count, 1, 1)

@@ -15,7 +15,8 @@ def paths_of(format: str, device: str) -> dict[str, Path | str]:
     if format == "dense":
         return {"torch": _torch} | ({"kernels": _compiled} if device == "cpu" else {})
     kernels = _compiled if device == "cpu" else _triton
-    found: dict[str, Path | str] = {"kernels": kernels, "dequantise": _dequantise}
+    dense = _dequantise if device == "cpu" else _dequantise_by_kernel
+    found: dict[str, Path | str] = {"kernels": kernels, "dequantise": dense}
     if device == "cuda":
         found["fp8"] = _fp8() if format == "nvfp4" else "NVFP4 alone is converted to FP8"
     if format == "nvfp4":
@@ -55,6 +56,14 @@ def _dequantise(copies: Sequence) -> Callable:
     import torch.nn.functional as F
 
     return _each(lambda x, weight: F.linear(x, weight.dense(x.dtype)))(copies)
+
+
+def _dequantise_by_kernel(copies: Sequence) -> Callable:
+    import torch.nn.functional as F
+
+    from ember.backends.cuda.packed import dense
+
+    return _each(lambda x, weight: F.linear(x, dense(weight, x.dtype)))(copies)
 
 
 def _triton(copies: Sequence) -> Callable:

@@ -1,0 +1,216 @@
+"""Check on a CUDA device that kernels with packed weights are right, and time them as they are cut.
+
+    PYTHONPATH=src python tests/gpu/check_packed.py [--seconds 80]
+
+Parity is with the dequantised weight in float64; times are over more copies than the L2 holds, in
+graphs, at Qwen3-4B's shapes, and stop when the seconds are over. The best cuts belong in PLANS,
+TILES and FROM_ROWS of `ember.backends.cuda.packed`. Prints one line a check. Not collected by
+pytest: machines with a GPU may have nothing but torch.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from ember.backends.cuda import packed, packed_prefill
+from ember.backends.packing import _stack
+from ember.backends.sampling import SamplingParams
+from ember.engine.engine import Engine
+from ember.measure.roofline import read_bandwidth_gb_s
+from ember.model.architecture import Architecture
+from ember.model.checkpoint import random_decoder
+from ember.model.packed import PACKED, quantise_decoder
+
+DEVICE = "cuda"
+SHAPES = {  # (N, K), and what stands around the product
+    "qkv": (6144, 2560, {}),
+    "o": (2560, 4096, {"summed": True}),
+    "gate_up": (2 * 9728, 2560, {"gated": True}),
+    "down": (2560, 9728, {"summed": True}),
+    "head": (151936, 2560, {}),
+}
+ROTATED = 256 * 2**20  # bytes; an H200's L2 has 60 MB
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+ARCH = Architecture.make(
+    model_type="qwen3",
+    hidden_size=256,
+    intermediate_size=512,
+    num_layers=3,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=64,
+    vocab_size=1000,
+    max_positions=1024,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=80.0)
+    until = time.monotonic() + parser.parse_args().seconds
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
+    with torch.inference_mode():
+        for name, dtype in itertools.product(PACKED, TOLERANCE):
+            check_products(name, dtype)
+        check_prefills()
+    for name in PACKED:
+        check_engine(name)
+    bandwidth = read_bandwidth_gb_s(DEVICE, repeats=20)
+    print(f"read bandwidth {bandwidth:.0f} GB/s")
+    with torch.inference_mode():
+        time_products(bandwidth, until)
+
+
+def relative(found, exact) -> float:
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+def say(ok: bool, text: str) -> None:
+    print("ok  " if ok else "FAIL", text, flush=True)
+
+
+def check_products(name: str, dtype) -> None:
+    """One row, some rows, gated, split columns and the weight itself."""
+    torch.manual_seed(0)
+    parts = [PACKED[name].of(torch.randn(n, 1088, device=DEVICE)).matrix for n in (200, 40, 60)]
+    pair = [PACKED[name].of(torch.randn(160, 1088, device=DEVICE)).matrix for _ in range(2)]
+    weight, gates, worst = _stack(parts), _stack(pair), 0.0
+    for rows in (1, 2, 8, 16, 33, 128):
+        x = torch.randn(rows, 1088, device=DEVICE).to(dtype)
+        exact = x.double() @ weight.dense().double().T
+        worst = max(worst, relative(packed.product(x, weight), exact))
+        both = (x.double() @ gates.dense().double().T).chunk(2, 1)
+        out, fed = torch.empty(rows, 160, device=DEVICE, dtype=dtype), F.silu(both[0]) * both[1]
+        options = {"gated": True, "act": "silu"}
+        if rows == 1:
+            packed.matvec(x, gates, out, **options)
+        else:
+            tiling = packed.tiling_of(rows, *gates.shape, gated=True, summed=False)
+            packed.wide(x, gates, out, tiling=tiling, **options)
+            tiling = replace(packed.tiling_of(rows, 300, 1088, gated=False, summed=True), splits=4)
+            sums = torch.empty(4, rows, 300, device=DEVICE)
+            worst = max(worst, relative(packed.wide(x, weight, sums, tiling=tiling).sum(0), exact))
+        worst = max(worst, relative(out, fed))
+    dense = packed.dense(weight, dtype)
+    same = torch.equal(dense, weight.dense(dtype))
+    say(worst < TOLERANCE[dtype] and same, f"{name}, {dtype}: {worst:.1e}, dense equal: {same}")
+
+
+def check_prefills() -> None:
+    """Many rows by both ways; FP8 rounds weights and x."""
+    weight = PACKED["nvfp4"].of(torch.randn(512, 1024, device=DEVICE)).matrix
+    x = torch.randn(300, 1024, device=DEVICE, dtype=torch.bfloat16)
+    exact = x.double() @ weight.dense().double().T
+    for by, limit in (("dequantise", 4e-3), ("fp8", 6e-2)):
+        error = relative(packed_prefill.linear(x, weight, by=by), exact)
+        say(error < limit, f"prefill by {by}: {error:.1e}")
+
+
+def check_engine(name: str) -> None:
+    """Greedy tokens of the engine's kernels are the eager decoder's, in float32."""
+    decoder = random_decoder(ARCH, 0, DEVICE)
+    quantise_decoder(decoder, name, skip=())
+    prompt, params = list(range(40)), SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    found = []
+    for backend in ("kernels", "eager"):
+        engine = Engine(decoder, capacity=128, backend=backend)
+        one = engine.generate([prompt], params)[0][0].tokens
+        found.append((one, engine.generate([prompt], params, num_candidates=5)[0][4].tokens))
+    say(found[0] == found[1], f"{name}: greedy tokens of 1 and 5 rows")
+
+
+def time_products(bandwidth: float, until: float) -> None:
+    """The cuts in turns for each product, the present ones first."""
+    plans = [
+        packed.Plan(rows, words, ahead, warps)
+        for rows, words, ahead, warps in itertools.product(
+            (2, 4, 8, 16), (64, 128, 256), (2, 4), (1, 2, 4)
+        )
+        if rows * words <= 512 * warps
+    ]
+    tiles = list(itertools.product((64, 128), (64, 128), (3, 4, 5), (4, 8)))
+    for name, (n, k, kind) in SHAPES.items():
+        out_rows = n // 2 if kind.get("gated") else n
+        weights = copies(n, k)
+        size, options = weights[0].nbytes, {}
+        if "gated" in kind:
+            options = {"gated": True, "act": "silu"}
+        asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
+        best = {}
+        for plan in [packed.plan_of(**asked), *plans]:
+            x, out = rows_of(1, k), torch.empty(1, out_rows, device=DEVICE, dtype=torch.bfloat16)
+            note(
+                best,
+                (1, plan),
+                partial(packed.matvec, x, out=out, plan=plan, **options),
+                weights,
+                until,
+            )
+        for rows in (1, 8, 16, 64):
+            first = packed.tiling_of(rows, n, k, **asked)
+            cuts = [replace(first, rows=a, bytes=b, ahead=c, warps=d) for a, b, c, d in tiles]
+            for tiling in [first, *cuts]:
+                shape = (tiling.splits, rows, out_rows) if tiling.splits > 1 else (rows, out_rows)
+                dtype = torch.float32 if tiling.splits > 1 else torch.bfloat16
+                x, out = rows_of(rows, k), torch.empty(shape, device=DEVICE, dtype=dtype)
+                note(
+                    best,
+                    (rows, tiling),
+                    partial(packed.wide, x, out=out, tiling=tiling, **options),
+                    weights,
+                    until,
+                )
+        for rows in (1, 8, 16, 64):
+            of = {key: us for key, us in best.items() if key[0] == rows}
+            present = {type(cut): us for (_, cut), us in reversed(of.items())}
+            for cut, us in sorted(of.items(), key=lambda item: item[1])[:2]:
+                share = size / us / 1e3 / bandwidth
+                now = present[type(cut[1])]
+                print(f"{name}, {rows} rows: {us:.1f} us ({share:.2f}), now {now:.1f}: {cut[1]}")
+
+
+def copies(n: int, k: int) -> list:
+    weight = PACKED["nvfp4"].of(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16)).matrix
+    count = max(1, ROTATED // weight.nbytes)
+    return [
+        replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone())
+        for _ in range(count)
+    ]
+
+
+def rows_of(rows: int, k: int) -> torch.Tensor:
+    return torch.randn(rows, k, device=DEVICE, dtype=torch.bfloat16)
+
+
+def note(best: dict, key, call, weights: list, until: float) -> None:
+    """Microseconds of a product over all copies, in a graph; cuts that do not fit are left out."""
+    if time.monotonic() > until:
+        return
+    try:
+        call(weights[0])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for weight in weights:
+                call(weight)
+    except Exception as error:  # of a cut that takes more memory than a program has
+        print(f"     left out {key}: {str(error).splitlines()[0][:80]}")
+        return
+    times = []
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / len(weights))
+    best[key] = statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
