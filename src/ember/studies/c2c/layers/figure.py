@@ -42,7 +42,7 @@ def _losses(axes, sensitivity: pd.DataFrame) -> None:
         bars = (mean - of.min(), of.max() - mean)
         axes.errorbar(mean.index, mean, bars, label=scheme, **look(index))
     axes.set_yscale("symlog", linthresh=0.1)
-    axes.set_ylim(bottom=-0.02)
+    axes.set_ylim(bottom=min(-0.02, 1.5 * sensitivity["loss"].min()))
     axes.set_xticks(sorted(set(sensitivity["layer"])))
     axes.set_xlabel("sharer's layer")
     axes.set_ylabel("loss above FP16 (nats)")
