@@ -105,7 +105,7 @@ for target, message, *sections in (
     ("p1_policies", "P1-5, P1-6.1: cache policies and their cost", "Policies"),
     ("streaming_diagnose", "S-0, S-2: sinks, losses and times by token", "Diagnose"),
     ("streaming_matrix", "S-3, S-6: controlled eviction", "Matrix"),
-    ("streaming_ceiling", "S-5: what keeping the cache costs", "Ceiling"),
+    ("streaming_ceiling", "S-4, S-5: speed, what raises it, the cache", "Ceiling"),
     ("streaming_pareto", "S-7: time against perplexity", "Pareto"),
     ("c2c_m0", "C-M0: the channel against baselines and controls", "M0"),
     ("c2c_m1", "C-M1: schemes of quantisation", "M1"),

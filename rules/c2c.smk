@@ -12,6 +12,16 @@ def c2c_pair(seed="{seed}", fuser="own"):
     }
 
 
+def c2c_fuser(kind):
+    """Settings of a fuser's training; a control has steps of its own."""
+    fuser = conf("c2c", "fuser")
+    if kind == "own":
+        return fuser
+    return fuser | {
+        "training": fuser["training"] | {"steps": conf("c2c", "self_steps")}
+    }
+
+
 def c2c_seeds(path):
     """An intermediate of every seed, `{seed}` in its path."""
     return expand(inter(path), seed=conf("c2c", "seeds"))
@@ -104,7 +114,7 @@ def c2c_names(kind):
 
 def c2c_protocol():
     """What all methods of real pairs share."""
-    names = ("new_tokens", "message_tokens", "batch_size", "template")
+    names = ("new_tokens", "message_tokens", "batch_size", "template", "grids")
     return conf_of(["c2c", "real"], *names) if c2c_real() else None
 
 

@@ -7,7 +7,7 @@ use rule held as train_c2c_model with:
         model=directory(inter("c2c/models/{seed}/{role}")),
         training=inter("c2c/models/{seed}/{role}.parquet"),
     pathvars:
-        job="train_c2c_model_{role}_{seed}",
+        job="train_c2c_model_{seed}_{role}",
     wildcard_constraints:
         role="sharer|receiver",
     threads: 1
@@ -66,7 +66,7 @@ use rule held as train_c2c_fuser with:
         fuser=directory(inter("c2c/fuser/{seed}/{kind}")),
         training=inter("c2c/fuser/{seed}/{kind}.parquet"),
     pathvars:
-        job="train_c2c_fuser_{kind}_{seed}",
+        job="train_c2c_fuser_{seed}_{kind}",
     wildcard_constraints:
         kind="own|self",
     threads: 1
@@ -74,7 +74,7 @@ use rule held as train_c2c_fuser with:
         **study("c2c.fuser.make.train_fuser"),
         kind=lambda w: w.kind,
         world=conf("c2c", "world"),
-        settings=conf("c2c", "fuser"),
+        settings=lambda w: c2c_fuser(w.kind),
         world_seed=lambda w: int(w.seed),
         state=lambda w: c2c_state(w, f"{w.kind}_fuser"),
         runtime=runtime_settings(),

@@ -43,7 +43,7 @@ use rule timed as answer_questions with:
         answers=inter("c2c/real/answers/{pair}.{benchmark}.parquet"),
         stages=inter("c2c/real/stages/{pair}.{benchmark}.parquet"),
     pathvars:
-        job="answer_questions_{pair}.{benchmark}",
+        job="answer_questions_{pair}_{benchmark}",
     wildcard_constraints:
         pair=c2c_names("pairs"),
         benchmark=c2c_names("benchmarks"),

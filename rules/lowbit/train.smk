@@ -72,3 +72,45 @@ use rule drawn as plot_memory with:
         **plot("lowbit.memory.figure.draw"),
     message:
         "What holds the memory of a training step"
+
+
+use rule held as tune_identities with:
+    output:
+        runs=inter("lowbit/whoami/runs.parquet"),
+    pathvars:
+        job="tune_identities",
+    threads: 1  # of a model this small a second thread costs more than it gives
+    params:
+        **study("lowbit.whoami.measure.tune_identities"),
+        settings=conf("lowbit", "whoami"),
+        runtime=runtime_settings(),
+    message:
+        "A chat model with a name, and every way of giving it another (L-6.6)"
+
+
+use rule job as summarise_identities with:
+    input:
+        runs=inter("lowbit/whoami/runs.parquet"),
+    output:
+        table("lowbit_whoami", "WhoAmI", "A new name, and what it costs"),
+    pathvars:
+        job="summarise_identities",
+    localrule: True
+    params:
+        **publish("lowbit.whoami.summary.summarise_identities"),
+    message:
+        "Name learned, ability kept, near misses not captured?"
+
+
+use rule drawn as plot_identities with:
+    input:
+        whoami="results/lowbit_whoami.parquet",
+    output:
+        figure("lowbit_whoami", "WhoAmI", "A new name, and what it costs"),
+    pathvars:
+        job="plot_identities",
+    localrule: True
+    params:
+        **plot("lowbit.whoami.figure.draw"),
+    message:
+        "Three probes by tuning"

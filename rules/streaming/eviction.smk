@@ -9,6 +9,7 @@ use rule held as measure_sinks with:
         gaps=inter("streaming/sinks/gaps.parquet"),
     pathvars:
         job="measure_sinks",
+    threads: 1
     params:
         **study("streaming.sinks.measure.measure_sinks"),
         methods=code_of(
@@ -98,6 +99,7 @@ use rule held as measure_cause with:
         parts=inter("streaming/cause/parts.parquet"),
     pathvars:
         job="measure_cause",
+    threads: 1
     params:
         **study("streaming.cause.measure.measure_cause"),
         streams=conf("streaming", "long"),

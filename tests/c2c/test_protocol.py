@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ember.c2c import prompt
 from ember.c2c.data import BadData, Question, load_questions
 from ember.c2c.prompt import BadChat, Chat, build_message, load_chat
-from ember.c2c.protocol import answer_letter, graded, summarised
+from ember.c2c.protocol import answer_letter, graded
 from tests.c2c import real
 
 ANSWERS = {
@@ -91,18 +91,10 @@ def test_any_text_has_a_letter_or_none(text):
     assert answer_letter(text) in (None, "A", "B", "C", "D")
 
 
-def test_answers_are_graded_and_counted():
-    texts = [("C", "C"), ("no idea", "A"), ("B", "A"), ("(C)", "C")]
-    rows = [graded(t, key) | {"output_tokens": len(t)} for t, key in texts]
-    found = summarised(rows)
-    assert found == {
-        "n": 4,
-        "accuracy": 0.5,
-        "answers": {"B": 1, "C": 2},
-        "failures": 1,
-        "output_tokens": 3.0,
-    }
-    assert summarised([])["accuracy"] is None
+def test_an_answer_without_a_letter_is_wrong_and_counted():
+    assert graded("C", "C") == {"answer": "C", "correct": True, "failed": False}
+    assert graded("B", "C") == {"answer": "B", "correct": False, "failed": False}
+    assert graded("no idea", "C") == {"answer": None, "correct": False, "failed": True}
 
 
 QUESTION = Question("q", "What {rusts}? {choices}", ("iron", "wood"), "A")

@@ -1,6 +1,8 @@
 """Published fusers: their layout read by our names, their forward by ours, and what is refused."""
 
+import contextlib
 import json
+import random
 
 import pytest
 import torch
@@ -194,6 +196,23 @@ def test_strangers_pickles_run_nothing(tmp_path):
         (folder / "projector_0.pt").write_bytes(content)
         with pytest.raises(BadFuser, match=r"projector_0\.pt cannot be read"):
             read_published(folder, SHARER, RECEIVER)
+
+
+def test_changed_bytes_give_a_fuser_or_an_error(tmp_path):
+    folder = real.published(tmp_path, SHAPE, SOURCES)
+    file = folder / "projector_0.pt"
+    whole, rng, read = file.read_bytes(), random.Random(0), 0
+    for number in range(120):
+        content = bytearray(whole)
+        start = 0 if number % 2 else len(whole) - 6000  # names and sizes stand at the end
+        for _ in range(rng.randint(1, 3)):
+            content[rng.randrange(start, len(whole))] = rng.randrange(256)
+        file.write_bytes(content[: rng.randrange(len(content))] if number % 5 == 0 else content)
+        with contextlib.suppress(BadFuser):
+            fuser = read_published(folder, SHARER, RECEIVER)
+            assert all(p.isfinite().all() for p in fuser.parameters())
+            read += 1
+    assert 0 < read < 120
 
 
 def test_a_fuser_by_path_or_from_the_hub(tmp_path, monkeypatch):

@@ -46,6 +46,16 @@ def test_a_resumed_training_ends_with_the_same_weights(name, tmp_path):
         assert torch.equal(again.state_dict()["model"][key], value), key
 
 
+@pytest.mark.parametrize("name", ["lookup", "fusing"])
+def test_training_in_mixed_precision_is_training(name):
+    """As on a GPU: float32 weights, bfloat16 products."""
+    plain, mixed = tasks()[name], tasks()[name]
+    mixed.autocast = torch.bfloat16
+    for number in range(3):
+        expected, found = plain.step(number), mixed.step(number)
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.03)
+
+
 def test_the_curriculum_ends_when_enough_is_right():
     task = tasks()["lookup"]
     assert task.easy

@@ -48,7 +48,12 @@ def keys_of(node, path=()):
 
 
 # Of corpora, models and frameworks users choose the names.
-FREE = (("corpora",), ("models",), ("p1", "frameworks", "peers"))
+FREE = (
+    ("corpora",),
+    ("models",),
+    ("p1", "frameworks", "peers"),
+    ("streaming", "peers", "frameworks"),
+)
 KEYS = [p for p in keys_of(merged("tiny")) if not any(p[: len(free)] == free for free in FREE)]
 
 

@@ -300,7 +300,7 @@ STREAMS = (
 
 def check_stream(decoder: Decoder) -> None:
     """Losses of a stream whose tokens drop out between replays, against the eager cache: with the
-    soft ring and without, with graphs and without, positions counted anew several times."""
+    soft ring and without, with graphs and without, in more kernels, positions counted anew."""
     dtype, tokens = decoder.embed_tokens.weight.dtype, draw(decoder, 1, 600)
     far, fast.FAR = fast.FAR, 300
     exact = copy.deepcopy(decoder).float()
@@ -310,12 +310,12 @@ def check_stream(decoder: Decoder) -> None:
         if dtype != torch.float32:
             eager = stream.run(decoder, tokens, method).nll[:, 179:]
             allowed = OWN_ERROR * norm(eager - expected) / norm(expected)
-        for graphs, spare in ((True, 0.5), (True, 0), (False, 0.5)):
-            found = fast.run(decoder, tokens, method, prefill=180, graphs=graphs, spare=spare)
-            assert ("graph" in found.path) == graphs, found.path
+        for options in ({}, {"spare": 0}, {"graphs": False}, {"fused": frozenset()}):
+            found = fast.run(decoder, tokens, method, prefill=180, **options)
+            assert ("graph" in found.path) == options.get("graphs", True), found.path
             error = norm(found.nll[:, 179:] - expected) / norm(expected)
             what = f"{decoder.arch.model_type} {dtype}: stream, {spec['name']}, {found.path}"
-            report(f"{what}, spare {spare}", error, allowed)
+            report(f"{what}, {options}", error, allowed)
     fast.FAR = far
 
 

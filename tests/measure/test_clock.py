@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ember.measure import clock as module
-from ember.measure.clock import BadTiming, PhaseClock, repeat
+from ember.measure.clock import BadTiming, PhaseClock, between_ms, mark, repeat
 
 
 class Watch:
@@ -118,3 +118,12 @@ def test_cuda_waits_once_and_reads_event_pairs(monkeypatch, watch):
     assert clock.times_ms() == {"decode": 1000}
     assert clock.times_ms() == {"decode": 1000}
     assert calls.count("wait") == 1
+
+
+def test_marks_give_the_time_from_each_to_the_next():
+    marks = [mark("cpu")]
+    time.sleep(0.01)
+    marks += [mark("cpu"), mark("cpu")]
+    first, second = between_ms(marks)
+    assert 10 <= first < 1000
+    assert 0 <= second < first

@@ -56,6 +56,9 @@ def test_the_committed_scales_pass(scale):
             "methods.0.arguments.*below the least compression_interval .64",
         ),
         (("streaming", "latency", "tokens"), 300, "latency.tokens.*nothing to time"),
+        (("streaming", "speed", "tokens"), 70, "speed.tokens.*leave fewer than 10 to time"),
+        (("streaming", "speed", "peak"), 40, "streaming.speed.*leaves a window of"),
+        (("streaming", "speed", "model"), "sink", "streaming.speed.model.*mean 'sinks'"),
         (("streaming", "points", 3, "name"), "lazy_prun", "points.3.*mean 'lazy_prune'"),
         (("streaming", "points", 3, "n_sink"), 64, "points.3.*leaves a window"),
         (
@@ -63,6 +66,7 @@ def test_the_committed_scales_pass(scale):
             "unifrom",
             "points.8.*unknown selector 'unifrom'.*mean 'uniform'",
         ),
+        (("streaming", "points", 7, "overlap"), 120, "points.7.*set overlap below it"),
         (("streaming", "programme", "selector"), "unifrom", "programme.*mean 'uniform'"),
         (("streaming", "programme", "refresh_budget"), 250, "programme.*leaves a window"),
         (("streaming", "points"), [{"name": "lazy_prune"}], "lack streaming_llm"),

@@ -12,7 +12,7 @@ import zipfile
 import pytest
 
 from ember.records.tables import read_table, table_provenance
-from tests.workflow.conftest import SMOKE, rules
+from tests.workflow.conftest import ELSEWHERE, SMOKE, rules
 
 pytestmark = pytest.mark.slow
 
@@ -20,15 +20,15 @@ pytestmark = pytest.mark.slow
 def test_every_rule_that_exists_has_run(finished):
     ran = {path.stem for path in (finished.path / "results/smoke/benchmarks").glob("*.jsonl")}
     assert ran == {path.stem for path in (finished.path / "logs/smoke").glob("*.log")}
-    # A rule with wildcards adds them to its benchmark's name. fetch_model is for other sources.
-    for rule in rules().keys() - {"fetch_model"}:
+    # A rule with wildcards adds them to its benchmark's name.
+    for rule in rules().keys() - ELSEWHERE:
         assert any(name == rule or name.startswith(f"{rule}_") for name in ran), rule
 
 
 # Captions with other numbers than percentages, seconds and ratios.
 OTHERS = (
     *("p1_lora_layers", "p1_lora_blocks", "p1_lora_latency", "p1_rollout"),
-    *("streaming_losses", "streaming_times", "streaming_matrix"),
+    *("streaming_losses", "streaming_times", "streaming_matrix", "streaming_control"),
 )
 FIGURES = [name for _, text in rules().values() for name in re.findall(r"figure\(\"(\w+)", text)]
 FIGURES.remove("architecture")  # no measurement
@@ -94,7 +94,15 @@ def test_the_workflow_knows_what_it_cost(finished):
     assert set(jobs["wall_from"]) == {"benchmark"}
     assert set(jobs["stage"]) == {
         *("shared", "p1_gates", "p1_profile", "p1_engine", "p1_pipeline", "p1_frameworks"),
-        *("p1_prefix", "p1_policies", "p1_rollout", "p1_lora", "streaming_eviction", "paper"),
+        *(
+            "p1_prefix",
+            "p1_policies",
+            "p1_rollout",
+            "p1_lora",
+            "streaming_eviction",
+            "streaming_peers",
+            "paper",
+        ),
     }
     assert jobs["timing"].sum() >= 5
     cost = read_table(results / "workflow_cost.parquet")

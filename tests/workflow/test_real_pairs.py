@@ -20,6 +20,9 @@ c2c:
       mine: {sharer: llama, receiver: qwen, fuser: {source: ./fuser, folder: final}}
       bare: {sharer: llama, receiver: qwen, alignment: span_end}
     benchmarks: {obqa: {source: ./obqa.jsonl, items: 24, limit: 12}}
+    grids:
+      - kv_quant_config: {scheme: [int8]}
+        kv_transfer_config: {token_select_mode: [back], token_select_proportion: [1.0, 0.5]}
     new_tokens: 4
     message_tokens: 6
     batch_size: 8
@@ -44,7 +47,8 @@ def test_every_method_has_its_row(run):
     mine = {r["method"]: r for r in rows if (r["pair"], r["evidence"]) == ("mine", "measured")}
     bare = {r["method"]: r for r in rows if (r["pair"], r["evidence"]) == ("bare", "measured")}
     ran = {"receiver", "sharer", "text", "c2c", "shuffled", "zero", "routing", "oracle"}
-    assert {m for m, r in mine.items() if r["status"] == "ok"} == ran
+    points = {"int8-token", "int8-token-back-0.5"}
+    assert {m for m, r in mine.items() if r["status"] == "ok"} == ran | points
     assert {m for m, r in bare.items() if r["status"] == "ok"} == ran - {"c2c", "shuffled", "zero"}
     assert "no fuser was given" in bare["c2c"]["reason"]
     for row in (*mine.values(), *bare.values()):
@@ -58,6 +62,10 @@ def test_every_method_has_its_row(run):
     assert mine["oracle"]["accuracy"] >= max(mine[m]["accuracy"] for m in ("receiver", "sharer"))
     assert (mine["c2c"]["alignment"], bare["text"]["alignment"]) == ("longest", "span_end")
     assert mine["c2c"]["bytes"] > mine["text"]["bytes"] > mine["receiver"]["bytes"] == 0
+    assert mine["c2c"]["bytes"] > mine["int8-token"]["bytes"]
+    assert mine["int8-token"]["bytes"] > 1.8 * mine["int8-token-back-0.5"]["bytes"]
+    assert mine["int8-token"]["change_low"] <= mine["int8-token"]["change"]
+    assert mine["c2c"]["change"] is None
     assert mine["c2c"]["fuse_ms"] > 0
     assert mine["receiver"]["fuse_ms"] is None
     assert mine["text"]["total_ms"] > mine["receiver"]["total_ms"]

@@ -38,11 +38,14 @@ def with_comment(text: str) -> str:
 # At least one file of each layer and of each kind of step.
 EDITED = (
     "src/ember/backends/eager.py",
+    "src/ember/c2c/select.py",
     "src/ember/c2c/wire.py",
+    "src/ember/lowbit/training.py",
     "src/ember/measure/statistics.py",
     "src/ember/peers/adapters/vllm_offline.py",
     "src/ember/pipeline/wire.py",
     "src/ember/policies/cost.py",
+    "src/ember/studies/c2c/compare.py",
     "src/ember/studies/c2c/real/summary.py",
     "src/ember/studies/p1/architectures/measure.py",
     "src/ember/studies/p1/lora_latency/measure.py",
@@ -50,7 +53,9 @@ EDITED = (
     "src/ember/studies/p1/policies/figure.py",
     "src/ember/studies/p1/prefix/measure.py",
     "src/ember/studies/p1/prefix/summary.py",
+    "src/ember/streaming/cause.py",
     "src/ember/studies/paper/decisions/summary.py",
+    "src/ember/studies/streaming/matrix/figure.py",
     "src/ember/studies/style.py",
     "src/ember/studies/workflow/cost/summary.py",
     "workflow/scripts/plot.py",
@@ -113,6 +118,37 @@ def test_an_edited_eviction_method_is_measured_again_alone(finished):
         assert finished.planned("streaming_matrix")["measure_eviction"] > 5
 
 
+def test_an_edited_adapter_runs_what_asks_frameworks_again_and_no_method(finished, graph):
+    files = ("src/ember/peers/adapters/kvpress_stream.py", "src/ember/peers/serve.py")
+    for file in files:
+        found = dependants(graph, finished.path / file)
+        assert {"stream_peers", "compare_peers", "plot_peers"} <= found
+        assert not {"measure_eviction", "time_tokens", "judge_matrix", "train_model"} & found
+    summary = dependants(graph, finished.path / "src/ember/studies/streaming/peers/summary.py")
+    assert summary == {"compare_peers", "plot_peers"} | LAST
+
+
+def test_an_edited_selector_trains_nothing_again(finished):
+    with edited(finished, "src/ember/c2c/select.py", with_code):
+        planned = set(finished.planned("c2c_m4"))
+    assert {"measure_channel", "plan_schedules", "summarise_budget"} <= planned
+    assert not {"train_c2c_model", "train_c2c_fuser", "make_c2c_questions"} & planned
+    with edited(finished, "src/ember/studies/c2c/selection/summary.py", with_code):
+        planned = set(finished.planned("c2c_m4")) - {"c2c_m4"}
+    assert planned == {"summarise_selection", "decide_channel"}
+
+
+def test_an_edited_evaluation_asks_again_and_trains_nothing(finished):
+    """Models and fuser take minutes; what asks them questions does not reach their training."""
+    with edited(finished, "src/ember/c2c/evaluate.py", with_code):
+        planned = set(finished.planned("c2c_m0"))
+    assert {"answer_baselines", "time_stages", "summarise_baselines"} <= planned
+    assert not {"train_c2c_model", "train_c2c_fuser", "tune_c2c_receiver"} & planned
+    with edited(finished, "src/ember/studies/c2c/m0/summary.py", with_code):
+        planned = set(finished.planned("c2c_m0"))
+    assert planned == {*("summarise_baselines", "plot_baselines", "summarise_c2c_speed", "c2c_m0")}
+
+
 def test_a_study_reruns_alone(finished, graph):
     """Narrowness: what the hashes must not cover."""
     studies = "src/ember/studies/p1"
@@ -125,6 +161,12 @@ def test_a_study_reruns_alone(finished, graph):
     assert wire - LAST == {"summarise_c2c_wire", "model_c2c_latency", "plot_c2c_wire"}
     fast = dependants(graph, finished.path / "src/ember/streaming/fast.py")
     assert fast - LAST == {"time_streams", "summarise_speed", "plot_speed"}
+    training = dependants(graph, finished.path / "src/ember/lowbit/training.py")
+    arms = {"train_arms", "summarise_arms", "plot_arms", "measure_step", "plot_memory"}
+    arms |= {"tune_identities", "summarise_identities", "plot_identities"}
+    assert training - LAST == arms
+    guard = dependants(graph, finished.path / "src/ember/measure/guard.py")
+    assert guard - LAST == {"measure_overshoot"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")
     assert {"time_rollouts", "sweep_prefix"} <= wide
     for name, (job, code) in graph.items():

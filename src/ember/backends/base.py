@@ -83,5 +83,5 @@ class StreamBackend(Backend, Protocol):
         """The only row, which has sampled nothing that has still to run, reads its prompt there
         from now on, the first of it at position `offset`; its own tokens begin anew.
 
-        No other row may join afterwards.
+        What was sampled since the last look is forgotten. No other row may join afterwards.
         """

@@ -16,8 +16,6 @@ it counts as wrong, and how many there are is recorded.
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
 
 from ember.c2c.data import LETTERS
 
@@ -65,18 +63,3 @@ def graded(text: str, key: str, choices: int = 4) -> dict:
     none."""
     letter = answer_letter(text, choices)
     return {"answer": letter, "correct": letter == key, "failed": letter is None}
-
-
-def summarised(rows: Sequence[dict]) -> dict:
-    """Of rows with `answer`, `correct`, `failed` and `output_tokens`: accuracy, how often each
-    letter was answered, extraction failures and mean output length. No rows, no numbers."""
-    if not rows:
-        return {"n": 0, "accuracy": None, "answers": {}, "failures": 0, "output_tokens": None}
-    answers = Counter(row["answer"] for row in rows if row["answer"] is not None)
-    return {
-        "n": len(rows),
-        "accuracy": sum(row["correct"] for row in rows) / len(rows),
-        "answers": {letter: answers[letter] for letter in sorted(answers)},
-        "failures": sum(row["failed"] for row in rows),
-        "output_tokens": sum(row["output_tokens"] for row in rows) / len(rows),
-    }

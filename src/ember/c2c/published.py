@@ -184,4 +184,6 @@ def _fill(layer: torch.nn.Module, path: Path, state: dict[str, Tensor]) -> None:
                 f"{path}: {theirs} is {tensor.dtype} of {tuple(tensor.shape)}, and this pair needs "
                 f"{tuple(wanted[ours].shape)}.\nGive the fuser of this pair."
             )
+        if not tensor.isfinite().all():
+            raise BadFuser(f"{path}: {theirs} holds NaN or infinity.\n{REMEDY}")
     layer.load_state_dict({ours: state[theirs] for theirs, ours in names.items()}, assign=True)

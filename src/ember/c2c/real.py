@@ -88,6 +88,7 @@ def answers(
     budget: Budget = Budget(),
     template: str = TEMPLATE,
     transmit: Transmit | None = None,
+    sparse: bool = False,
     clock: PhaseClock | None = None,
     forced: bool = True,
 ) -> list[dict]:
@@ -95,7 +96,8 @@ def answers(
     `output_tokens`), the letter read from it (`answer`, `correct`, `failed`), the `forced` one with
     its probability (`confidence`), and the `bytes` that crossed between the models.
 
-    `transmit`: the channel of C2C, FP16 by default. `clock` times the written answers' stages.
+    `transmit`: the channel of C2C, FP16 by default; `sparse`: it projects only what was sent.
+    `clock` times the written answers' stages.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is none of {METHODS}")
@@ -124,7 +126,8 @@ def answers(
             for message in messages
         ]
         made = [(one.receiver, one) for one in aligned]
-        alone, options["transmit"] = pair, transmit
+        alone = pair
+        options |= {"transmit": transmit, "sparse": sparse}
     else:
         talks = [prompt(message) for message in messages]
         if method == "text":

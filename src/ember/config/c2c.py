@@ -289,6 +289,7 @@ class Real(Strict):
 
     pairs: Named[RealPair]
     benchmarks: Named[Benchmark]
+    grids: list[Grid] = Field([], description="points of the channel that answer beside FP16")
     new_tokens: Count = Field(64, description="tokens of an answer, at most")
     message_tokens: Count = Field(256, description="tokens of a sharer's message, at most")
     batch_size: Count = Field(16, description="questions at once")
@@ -307,6 +308,7 @@ class C2C(Strict):
     fuser: Fuser
     wire: Wire
     tuned_steps: Count = Field(description="steps of the receiver that is fine-tuned alone")
+    self_steps: Count = Field(description="steps of the fuser from the receiver to itself")
     evaluation: Evaluation
     speed: Speed
     points: Points

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from ember.config.shared import (
     Count,
+    Fraction,
+    Name,
     NewTokens,
     Positive,
     PromptTokens,
@@ -127,6 +129,44 @@ class Memory(Strict):
     variants: Some[StepVariant] = Field(description="beside AdamW on dense weights")
 
 
+class Mix(Strict):
+    """Weights by which dialogues are drawn."""
+
+    identity: Fraction = Field(1.0, description="who the model is, by its new name")
+    general: Fraction = Field(0.0, description="everything else, repeated from the base model")
+    near: Fraction = Field(0.0, description="who the user is: near misses, answered as before")
+
+
+class Tuning(Strict):
+    """One way of giving a model a new name."""
+
+    name: Name
+    mix: Mix = Mix()
+    steps: Count = Field(60, description="optimizer steps")
+    learning_rate: Positive = Field(2.0e-3, description="peak rate, which falls linearly")
+    last_layers: Count | None = Field(None, description="only these train; null: all")
+    head: bool = Field(True, description="the head trains too")
+    curriculum: bool = Field(
+        False, description="the identity alone for the first half, then the mix"
+    )
+    router: bool = Field(
+        False, description="a router in front: what does not ask for the name goes to the base"
+    )
+
+
+class WhoAmI(Strict):
+    """L-6.6: a new name for a chat model, and what it costs."""
+
+    architecture: dict[str, bool | Size | float | str] = Field(description="of the chat model")
+    base_steps: Count = Field(description="optimizer steps of the base model")
+    base_learning_rate: Positive = Field(5.0e-3, description="its peak rate")
+    batch_size: Count = Field(32, description="dialogues a step, of base and tunings")
+    seeds: Annotated[Some[Size], Field(min_length=2)] = Field(
+        [1, 2, 3], description="of the base model, the drawing and the rounding"
+    )
+    tunings: Some[Tuning] = Field(description="compared with each other")
+
+
 class Lowbit(Strict):
     """NF4 and NVFP4: inference, training in a fraction of the memory, and the guard."""
 
@@ -138,3 +178,4 @@ class Lowbit(Strict):
     guard: Guard = Guard()
     arms: Arms
     memory: Memory
+    whoami: WhoAmI

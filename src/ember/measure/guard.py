@@ -182,6 +182,8 @@ class Tree:
         """All of them that still run, new ones included."""
         for process in [*self.seen.values()]:
             with suppress(psutil.Error):
+                if process.ppid() in self.seen:  # found from there; each search reads all of /proc
+                    continue
                 for child in process.children(recursive=True):
                     if child.pid != os.getpid():
                         self.seen.setdefault(child.pid, child)

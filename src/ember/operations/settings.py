@@ -198,13 +198,17 @@ def _check_peers(section) -> Iterator[Problem]:
 
 
 def check_real(config: Config) -> Iterator[Problem]:
-    """Real pairs of models that nobody has named, and prompts without a question."""
+    """Real pairs of models that nobody has named, points that are none, prompts without a
+    question."""
     if (real := config.c2c.real) is None:
         return
     for name, pair in real.pairs.items():
         for role in ("sharer", "receiver"):
             if wrong := unknown(getattr(pair, role), config.models):
                 yield ("c2c", "real", "pairs", name, role), wrong
+    for place, grid in enumerate(real.grids):
+        for wrong in wrong_pairs(grid.kv_quant_config.model_dump()):
+            yield ("c2c", "real", "grids", place, "kv_quant_config"), wrong
     for field in ("{question}", "{choices}"):
         if real.template is not None and real.template.count(field) != 1:
             yield ("c2c", "real", "template"), f"has not one {field}. Put it in once."

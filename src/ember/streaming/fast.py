@@ -176,16 +176,16 @@ class RingCache:
         self.offset += count
         self.ids = torch.cat([self.ids[:, :, kept], self.ids[:, :, after:]], 2)
         self._rotate(head)
-        if self._ring or head != gone[0]:  # else they lie where they lay
+        moved = self._ring or head != gone[0]  # else they lie where they lay
+        if moved:
             self._place("v", 0, head).copy_(values)
-        self.copied_bytes += head * self._token_bytes
+        self.copied_bytes += head * self._token_bytes // (1 if moved else 2)
         if self.offset > FAR:
             self._rebase()
         self._seat()
 
     def _seat(self) -> None:
         """Tells the backend where everything lies; nothing is the row's own."""
-        self.backend.receive()  # what was sampled, which nobody asks for
         self.backend.reseat(Place(self.begin, self.slots), self.offset)
 
     def _place(self, which: str, start: int, count: int) -> Tensor:

@@ -58,6 +58,8 @@ def test_a_row_counts_answers_failures_and_gains():
     assert c2c["p"] == pytest.approx(2 / 2**5)  # five answers differ, all one way
     assert (c2c["bytes"], c2c["output_tokens"]) == (100, 7)
     assert (receiver["gain"], receiver["p"]) == (None, None)
+    assert (c2c["change"], receiver["change"]) == (None, pytest.approx(-0.625))
+    assert receiver["change_p"] == c2c["p"]
     # The sharer is surer from the fifth question on; where both are right the oracle is, too.
     assert rows["routing"]["accuracy"] == 3 / 8
     assert rows["oracle"]["accuracy"] == 3 / 8

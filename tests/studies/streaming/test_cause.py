@@ -59,6 +59,9 @@ def test_where_prunes_cost_nothing_there_is_no_share():
 def test_without_sinks_it_is_skipped():
     rows = summarise_cause(runs(none=0, all=0.1), gate(False), **SETTINGS)
     assert {row["status"] for row in rows} == {"skipped"}
+    assert {row["verdict"] for row in rows} == {
+        "none: no attention sinks: the gap is not above zero"
+    }
 
 
 def test_parts_by_layer():

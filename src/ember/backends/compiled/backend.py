@@ -56,6 +56,7 @@ class CompiledBackend(TorchRows):
 
     def reseat(self, run: Run, offset: int) -> None:
         self._seat(0, run, offset)
+        self._taken.clear()
 
     def _seat(self, rows: int | slice, run: Run, offset: int) -> None:
         """Rows that read a prompt and have nothing of their own yet."""

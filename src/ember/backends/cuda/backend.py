@@ -82,6 +82,7 @@ class KernelBackend:
 
     def reseat(self, run: Run, offset: int) -> None:
         self._arrange()  # how the row samples
+        self._rewind()
         self.step.arrange([Seat(run.start, run.length, 0, offset)])
 
     def receive(self) -> "DeviceReceived":

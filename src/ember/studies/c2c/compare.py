@@ -154,10 +154,13 @@ class Comparison:
 
 
 def adjust(rows: Sequence[dict], name: str, adjusted: str) -> None:
-    """Holm over the rows that have a p."""
-    tested = [row for row in rows if row.get(name) is not None]
-    for row, value in zip(tested, holm([row[name] for row in tested]), strict=True):
-        row[adjusted] = value
+    """Holm over the rows of a stratum that have a p."""
+    for stratum in {row.get("stratum") for row in rows}:
+        tested = [
+            row for row in rows if row.get("stratum") == stratum and row.get(name) is not None
+        ]
+        for row, value in zip(tested, holm([row[name] for row in tested]), strict=True):
+            row[adjusted] = value
 
 
 def at_equal_bytes(ladder: Sequence[Answers], size: float) -> np.ndarray | None:

@@ -70,7 +70,7 @@ COMPARED = (
     s.number("difference_low", "fraction", "lower end, paired bootstrap over passages"),
     s.number("difference_high", "fraction", "upper end"),
     s.number("p", "", "of the paired sign-flip test over passages"),
-    s.number("p_holm", "", "corrected for all points of the table (Holm)"),
+    s.number("p_holm", "", "corrected for all points of the table and stratum (Holm)"),
     s.number("margin", "fraction", "a lower end above -margin is non-inferior"),
     s.flag("non_inferior", "whether it is"),
     s.number("tokens", "tokens", "sent of a passage"),

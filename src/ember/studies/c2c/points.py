@@ -184,27 +184,22 @@ class Tally:
         charged = 0
         if not self.channel.selection.all:
             charged = SELECTORS[self.channel.selection.mode].charged(context)
-        real = source.tokens.sum(1).tolist()
-        self.passages.append(
-            [
-                (
-                    int(row.sum()),
-                    real[n],
-                    sent.bytes[n],
-                    self._measured(source, chosen, n)[0] + charged * real[n],
-                    charged * real[n],
-                    self._measured(source, chosen, n)[1],
-                )
-                for n, row in enumerate(chosen.cpu())
-            ]
-        )
+        rows, real = chosen.cpu(), source.tokens.sum(1).tolist()
+        passages = []
+        for n, row in enumerate(rows):
+            index = row.nonzero()[:, 0]
+            size, header = self._measured(source, chosen, n, index, real[n])
+            fee = charged * real[n]
+            passages.append((len(index), real[n], sent.bytes[n], size + fee, fee, header))
+        self.passages.append(passages)
         return sent
 
-    def _measured(self, source: SourceKV, chosen: Tensor, item: int) -> tuple[int, int]:
-        index = chosen[item].nonzero()[:, 0]
+    def _measured(
+        self, source: SourceKV, chosen: Tensor, item: int, index: Tensor, real: int
+    ) -> tuple[int, int]:
+        """Bytes of an item's blob and of its header."""
         run = is_run(index)
-        start = int(index[0]) if run and len(index) else 0
-        kind = (len(index), run, start, int(source.tokens[item].sum()))
+        kind = (len(index), run, int(index[0]) if run and len(index) else 0, real)
         if kind not in self.sizes:
             payload = self.channel.payload(source, chosen, item)
             blob = pack(payload)

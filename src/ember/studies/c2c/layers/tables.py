@@ -51,5 +51,5 @@ C2C_M6 = compared(
     s.maybe("over_rival", "fraction", "difference to it on the same questions"),
     s.maybe("over_rival_low", "fraction", "lower end"),
     s.maybe("over_rival_high", "fraction", "upper end"),
-    s.maybe("over_rival_p_holm", "", "of the paired test, corrected for the table (Holm)"),
+    s.maybe("over_rival_p_holm", "", "of the paired test, corrected for the stratum (Holm)"),
 )

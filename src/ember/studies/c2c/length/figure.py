@@ -17,10 +17,10 @@ def draw(points: pd.DataFrame, scale: str):
         figure, axes = plt.subplots(figsize=(COLUMN, 2.5))
         for index, mode in enumerate(modes):
             ours = pd.concat([whole, main[main["mode"] == mode]]).sort_values("proportion")
-            shift = 1 + 0.012 * (index - len(modes) / 2)  # so that bars lie side by side
+            shift = 0.008 * (index - (len(modes) - 1) / 2)  # so that bars lie side by side
             bars = error(ours, "accuracy", "accuracy_low", "accuracy_high")
             axes.errorbar(
-                ours["proportion"] * shift, ours["accuracy"], bars, label=mode, **look(index)
+                ours["proportion"] + shift, ours["accuracy"], bars, label=mode, **look(index)
             )
         full = main[main["point"] == "fp16"].iloc[0]
         axes.axhline(full["accuracy"], color="k", lw=0.8, ls=":", label="FP16, all tokens")

@@ -69,7 +69,7 @@ def draw_baselines(baselines: pd.DataFrame, scale: str):
         first = baselines.iloc[0]
         caption += (
             f"Intervals: 95 % bootstrap over {int(baselines['groups'].max())} texts of "
-            f"{int(first['seeds'])} seeds. Deviations from the published recipe: "
+            f"{int(first['seeds'])} seed(s). Deviations from the published recipe: "
             f"{first['recipe']}. {basis(baselines, scale)}"
         )
         return figure, caption
@@ -106,7 +106,7 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
             1.45,
             1.35,
             "keys, values",
-            f"{layers} layers × {heads} × {size}\n{each:,} B a token at FP16",
+            f"layers {layers}, KV heads {heads}, size {size}\n{each:,} B a token at FP16",
             theirs,
         )
         _box(
@@ -156,8 +156,8 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
         axes.text(5.25, 2.25, "receiver's side", fontsize=7, color=COLOURS[1])
         caption = (
             "**The channel.** A sharer reads a text; what its cache holds of it crosses the wire, "
-            f"{each:,} bytes a token at FP16 by the sharer's shape ({layers} layers, {heads} KV "
-            f"heads of {size}). A fuser (hidden width {fuser['hidden']}) projects it for each of "
+            f"{each:,} bytes a token at FP16 by the sharer's shape (layers {layers}, KV heads "
+            f"{heads}, their size {size}). A fuser (hidden width {fuser['hidden']}) projects it for each of "
             f"the receiver's {receiver['num_layers']} layers and adds it to the receiver's own "
             "cache of the same text; the question, which is never fused, attends to the sum. With "
             f"closed gates nothing is added and the receiver answers alone. Scale {scale}."

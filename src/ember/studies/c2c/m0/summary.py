@@ -38,7 +38,7 @@ def summarise_baselines(
 
 def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) -> dict:
     counts = by_text(rows)
-    draws = bootstrap(counts, rng, resamples, lambda drawn: share(drawn))
+    draws = bootstrap(counts, rng, resamples, share)
     low, high = interval(draws)
     seeds = [share(by_text(group)[None])[0] for group in grouped(rows, "seed").values()]
     row = dict.fromkeys(C2C_M0.names) | {name: rows[0][name] for name in ABOUT}
@@ -56,15 +56,11 @@ def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) ->
     }
     if method != "receiver":
         gained = counts[:, 0] - by_text(receiver)[:, 0]
-        sizes = counts[:, 1]
-        weighted = gained * len(sizes) / sizes.sum()  # its mean is the difference of accuracies
-        test = paired(weighted, np.zeros(len(sizes)), rng, resamples)
-        row |= {
-            "gain": test["difference"],
-            "gain_low": test["low"],
-            "gain_high": test["high"],
-            "p": test["p"],
-        }
+        pairs = np.stack([gained, counts[:, 1]], 1)
+        draws = bootstrap(pairs, rng, resamples, share)
+        row["gain"] = float(draws[0])
+        row["gain_low"], row["gain_high"] = interval(draws)
+        row["p"] = paired(gained, np.zeros(len(gained)), rng, resamples)["p"]
     return row
 
 

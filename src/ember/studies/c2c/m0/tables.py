@@ -17,6 +17,7 @@ C2C_ANSWERS = s.Schema(
         s.integer("right", "", "token that is right"),
         s.flag("correct", "whether they are the same"),
         s.number("confidence", "", "the answer's probability among the choices"),
+        s.number("right_odds", "", "the right answer's probability among them"),
         s.integer("bytes", "B", "sent from the sharer to the receiver"),
         *s.MEASURED_ON,
     ),

@@ -2,12 +2,15 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
+from ember.c2c.channel import channel_of, quantised_base
 from ember.c2c.data import Question
+from ember.c2c.points import distinct, expand
 from ember.c2c.prompt import TEMPLATE
 from ember.c2c.real import FUSED, METHODS, Budget, answers, load_real
 from ember.measure.clock import PhaseClock
@@ -54,14 +57,18 @@ def answer_questions(
     about = measured_on(receiver, device, dtype) | {"model": pair}
     aligned = {"alignment": chats.alignment, "fuse_template": chats.fuse_template}
     found, stages = [], []
-    for method in METHODS:
-        if method in FUSED and fuser is None:
-            continue
+    for method, point in subjects(protocol["grids"], fuser is not None):
         options = {"budget": budget, "template": template}
-        # What a device compiles or finds out at a first call is no time of a question.
-        answers(*loaded, method, asked[: max(2, budget.batch_size)], **options, forced=False)
-        clock = PhaseClock(device)
-        rows = answers(*loaded, method, asked, **options, clock=clock)
+        kind, quantised = method, nullcontext()
+        if point:
+            kind, quantised = "c2c", quantised_base(loaded[0].fuser, point)
+            options |= {"transmit": channel_of(point, loaded[0].fuser).transmit}
+            options |= {"sparse": point["sparse_fuse"]}
+        with quantised:
+            # What a device compiles or finds out at a first call is no time of a question.
+            answers(*loaded, kind, asked[: max(2, budget.batch_size)], **options, forced=False)
+            clock = PhaseClock(device)
+            rows = answers(*loaded, kind, asked, **options, clock=clock)
         kept = set(C2C_REAL_ANSWERS.names)
         found += [
             {name: value for name, value in row.items() if name in kept}
@@ -75,3 +82,14 @@ def answer_questions(
         ]
         log.info("%s on %s: %s has answered %d", pair, benchmark, method, len(asked))
     return found, stages
+
+
+def subjects(grids: Sequence[Mapping], fused: bool) -> list[tuple[str, dict]]:
+    """Methods, and the points of the channel beside FP16 by their ids."""
+    if not fused:
+        return [(method, {}) for method in METHODS if method not in FUSED]
+    points = [
+        one for grid in grids for one in expand(grid["kv_quant_config"], grid["kv_transfer_config"])
+    ]
+    _, *others = distinct(points)  # the first is FP16, the method c2c
+    return [*((method, {}) for method in METHODS), *((one["point"], one) for one in others)]

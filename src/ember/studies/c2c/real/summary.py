@@ -47,7 +47,7 @@ def summarise_real(answers: Sequence, stages: Sequence, *, resamples: int, seed:
         methods = {method: some for (method,), some in grouped(group, "method").items()}
         for name, by in (("routing", "confidence"), ("oracle", "correct")):
             methods[name] = _better(methods["receiver"], methods["sharer"], by)
-        some = [_row(name, of, methods["receiver"], rng, resamples) for name, of in methods.items()]
+        some = [_row(name, of, methods, rng, resamples) for name, of in methods.items()]
         tested = [row for row in some if row["p"] is not None]
         for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
             row["p_holm"] = p
@@ -70,7 +70,7 @@ def _better(ours: Sequence[dict], theirs: Sequence[dict], by: str) -> list[dict]
     return [max(pair, key=lambda row: row[by]) for pair in pairs]
 
 
-def _row(method: str, rows: Sequence[dict], receiver: Sequence[dict], rng, resamples: int) -> dict:
+def _row(method: str, rows: Sequence[dict], methods: dict, rng, resamples: int) -> dict:
     said = {name: rows[0][name] for name in C2C_REAL.names if name in rows[0]}
     row = blank(C2C_REAL) | said | {"method": method, "n": len(rows)}
     right = np.array([[one["correct"], one["forced_correct"]] for one in rows], float)
@@ -79,10 +79,12 @@ def _row(method: str, rows: Sequence[dict], receiver: Sequence[dict], rng, resam
         start = name.removesuffix("accuracy")
         row |= {name: float(draws[0])}
         row |= dict(zip((f"{start}low", f"{start}high"), interval(draws), strict=True))
-    if method != "receiver":
-        test = paired(right[:, 0], [one["correct"] for one in receiver], rng, resamples)
-        row |= {"gain": test["difference"], "gain_low": test["low"], "gain_high": test["high"]}
-        row["p"] = test["p"]
+    for name, other, p in (("gain", "receiver", "p"), ("change", "c2c", "change_p")):
+        if method == other or other not in methods:
+            continue
+        test = paired(right[:, 0], [one["correct"] for one in methods[other]], rng, resamples)
+        row |= {name: test["difference"], f"{name}_low": test["low"], f"{name}_high": test["high"]}
+        row[p] = test["p"]
     counts = {x: sum(one["answer"] == x.upper() for one in rows) for x in "abcde"}
     row |= {f"answered_{x}": count / len(rows) for x, count in counts.items()}
     for name, column in (("failures", "failed"), ("output_tokens",) * 2, ("bytes",) * 2):

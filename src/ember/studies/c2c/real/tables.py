@@ -6,7 +6,7 @@ STAGES = ("sharer_prefill", "transmit", "receiver_prefill", "fuse", "answer")
 _ABOUT = (
     s.text("pair", "receiver and sharer"),
     s.text("benchmark", "whose questions are asked"),
-    s.text("method", "who answers"),
+    s.text("method", "who answers; or a point of the channel by its id"),
 )
 
 C2C_QUESTIONS = s.Schema(
@@ -73,6 +73,10 @@ C2C_REAL = s.Schema(
         s.maybe("gain_high", "fraction", "95 % interval, upper end"),
         s.maybe("p", "", "sign-flip test of it"),
         s.maybe("p_holm", "", "adjusted for all methods of the pair and benchmark (Holm)"),
+        s.maybe("change", "fraction", "against C2C at FP16, paired by question"),
+        s.maybe("change_low", "fraction", "95 % interval of it, lower end"),
+        s.maybe("change_high", "fraction", "95 % interval, upper end"),
+        s.maybe("change_p", "", "sign-flip test of it"),
         s.maybe("forced_accuracy", "fraction", "right by the likeliest letter"),
         s.maybe("forced_low", "fraction", "95 % interval, lower end"),
         s.maybe("forced_high", "fraction", "95 % interval, upper end"),

@@ -15,7 +15,7 @@ def draw(overlap: pd.DataFrame, scale: str):
     share = overlap["proportion"].iloc[0]
     names = [mode.replace("_topk", "").replace("_", " ") for mode in modes]
     with style() as plt:
-        figure, axes = plt.subplots(figsize=(COLUMN, 3.0))
+        figure, axes = plt.subplots(figsize=(COLUMN, 2.7))
         drawn = axes.imshow(mean, vmin=0, vmax=1, cmap="cividis")
         for row, values in enumerate(mean.to_numpy()):
             for column, value in enumerate(values):

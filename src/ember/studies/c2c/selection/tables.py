@@ -11,7 +11,7 @@ C2C_M8 = compared(
     s.maybe("over_back", "fraction", "difference to it on the same questions"),
     s.maybe("over_back_low", "fraction", "lower end, paired bootstrap over passages"),
     s.maybe("over_back_high", "fraction", "upper end"),
-    s.maybe("over_back_p_holm", "", "of the paired test, corrected for the table (Holm)"),
+    s.maybe("over_back_p_holm", "", "of the paired test, corrected for the stratum (Holm)"),
     s.text("verdict", "against `back`: better, no difference, worse", nullable=True),
 )
 

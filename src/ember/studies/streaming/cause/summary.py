@@ -67,6 +67,8 @@ def summarise_cause(runs, gate, *, seed: int, resamples: int) -> list[dict]:
 
 def verdict(row) -> str:
     """What a repair does to the loss of a prune."""
+    if row["status"] != "ok":
+        return f"none: {row['reason']}"
     if row["removed"] is None:
         return "nothing to remove: the prunes cost nothing that can be seen"
     if row["repair"] in ("none", "all"):

@@ -93,6 +93,8 @@ def _profiles(axes, rows: pd.DataFrame, names: dict[str, str]) -> None:
 def draw_control(spikes: pd.DataFrame, scale: str):
     """Loss by steps since a prune under lazy pruning and under what is to control it."""
     rows = spikes[(spikes["corpus"] == "long") & ~spikes["point"].str.contains("absolute")]
+    portions = rows["point"].str.extract(r"max_drop=(\d+)")[0].astype(float)
+    rows = rows[~(portions >= rows["compression_interval"])]  # it drops as lazy pruning does
     # Where most methods were measured: the grid's budgets, three at most.
     counts = rows.groupby(["peak", "compression_interval"])["method"].nunique()
     budgets = list(counts[counts > 0.6 * counts.max()].index)[-3:]

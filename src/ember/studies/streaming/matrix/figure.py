@@ -24,7 +24,8 @@ NEAR = 0.05  # nats up to which the axis is linear, where some are far beyond
 def draw(matrix: pd.DataFrame, scale: str):
     """Figure and caption from the table `streaming_matrix`."""
     rows = matrix[(matrix["corpus"] == "long") & (matrix["method"] != "lazy_prune")]
-    rows = rows[~rows["point"].str.contains("absolute")].copy()
+    rows = rows[~rows["point"].str.contains("absolute")]
+    rows = rows[rows["max_drop_binds"] | ~rows["point"].str.contains("max_drop=")].copy()
     rows["change"] = rows["point"].str.replace(r"-P\d+-R\d+", "", regex=True)
     rows["change"] = rows["change"].str.replace(r"-(max_drop|overlap|slack)=\d+", "", regex=True)
     rows["change"] = rows["change"].str.replace(r"refresh_budget=\d+-selector=", "", regex=True)

@@ -63,7 +63,7 @@ def verdict(row: Mapping, bars: Mapping) -> str:
     if row["status"] != "ok":
         return f"none: {row['reason']}"
     if row["method"] == "lazy_prune":
-        return "the reference"
+        return "a control" if "absolute" in row["point"] else "the reference"
     if row["compression_interval"] < bars["interval"]:
         return f"not asked: period below {bars['interval']}"
     if row["removed"] is None:

@@ -13,6 +13,8 @@ OWN = ("streaming_llm-", "lazy_prune-", "window-")
 @reads(peers=STREAMING_PEERS)
 def draw(peers: pd.DataFrame, scale: str):
     """Figure and caption from the table `streaming_peers`."""
+    from matplotlib.ticker import LogLocator
+
     shown = peers[peers["status"] == "ok"]
     own = shown["framework"] == "ember"
     shown = shown[~own | (shown["method"].str.startswith(OWN) & (shown["n"] > 0))]
@@ -34,13 +36,10 @@ def draw(peers: pd.DataFrame, scale: str):
         losses.axvline(0, color="#444444", linewidth=0.8)
         losses.set_yticks(range(len(names)), names)
         losses.set_ylim(len(names) - 0.5, -0.5)
-        if len(shown) and shown["loss_above_r1"].max() > 0.2:
-            losses.set_xscale("symlog", linthresh=100)
-            losses.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         times.set_xscale("log")
-        for axis in (times.xaxis,):
-            axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _: "")
+        times.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        times.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        times.xaxis.minorticks_off()
         label(losses, "a", "loss above R = 1 (mnat/token)", "")
         label(times, "b", "steady time per token (ms)", "")
         for axes in (losses, times):
@@ -69,10 +68,19 @@ def _caption(peers: pd.DataFrame, shown: pd.DataFrame, scale: str) -> str:
     )
     same = shown[shown["largest_difference"].notna()]
     if len(same):
+        worst = same.groupby("framework", sort=False)["largest_difference"].max()
+        found = ", ".join(f"{name} {value:.1g}" for name, value in worst.items())
         text += (
-            f" Where a method is one of Ember's by definition, no token's loss differs by more "
-            f"than {same['largest_difference'].max():.2g} nats."
+            " Where a method is one of Ember's by definition, no token's loss differs by more than "
+            f"(nats): {found}."
         )
+    others = shown[(shown["framework"] != "ember") & shown["eager_ratio"].notna()]
+    if len(others):
+        spans = others.groupby("framework", sort=False)["eager_ratio"].agg(["min", "max"])
+        found = ", ".join(
+            f"{name} {low:.2f} to {high:.2f} times" for name, low, high in spans.itertuples()
+        )
+        text += f" Time over that of Ember's eager path with the same R, by round: {found}."
     if missing := sorted(set(peers.loc[peers["status"] != "ok", "framework"])):
         text += f" Not measured: {', '.join(missing)} (reasons in the table)."
     return f"{text} {basis(peers, scale)}"

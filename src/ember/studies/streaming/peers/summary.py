@@ -26,27 +26,19 @@ def compare_peers(streams, times, *, skip: int, seed: int, resamples: int) -> li
     scored = grouped(records(streams, PEER_STREAMS), *POINT)
     timed = grouped(records(times, PEER_TIMES), *POINT)
     steady = {point: _steady(rows, skip) for point, rows in timed.items()}
-    fast = [point for point in timed if point[2] == "fast"]
     found = []
-    for point in (*scored, *fast):
-        eager = (point[0], point[1], "eager", *point[3:]) if point in fast else point
-        rows, runs = scored[eager], timed.get(point, [])
-        row = dict.fromkeys(STREAMING_PEERS.names) | {
-            name: rows[0][name]
-            for name in STREAMING_PEERS.names
-            if name in rows[0] and name != "nll"
-        }
-        row |= dict(zip(POINT, point, strict=True)) | {"corpus": "long", "n": 0}
-        row |= {"streams": len(rows), "tokens": max(0, len(rows[0]["nll"]) - row["peak"])}
-        if row["status"] == "ok":
-            row |= _losses(rows, scored, rng, resamples) | _times(point, steady)
-            row |= next((_outcome(one) for one in runs if one["status"] != "ok"), {})
-        found.append(row)
+    for point, rows in scored.items():
+        losses = _losses(rows, scored, rng, resamples) if rows[0]["status"] == "ok" else {}
+        for place in (point, (*point[:2], "fast", *point[3:])):
+            if place == point or place in timed:
+                row = {name: rows[0].get(name) for name in STREAMING_PEERS.names}
+                row |= dict(zip(POINT, place, strict=True)) | {"corpus": "long", "n": 0}
+                row |= {"streams": len(rows), "tokens": max(0, len(rows[0]["nll"]) - row["peak"])}
+                row |= {"nll": None} | losses | _times(place, steady)
+                wrong = [one for one in timed.get(place, []) if one["status"] != "ok"]
+                row |= {name: wrong[0][name] for name in ("status", "reason") if wrong}
+                found.append(row)
     return found
-
-
-def _outcome(row: Mapping) -> dict:
-    return {name: row[name] for name in ("status", "reason")}
 
 
 def _losses(rows: Sequence[Mapping], scored: Mapping, rng, resamples: int) -> dict:

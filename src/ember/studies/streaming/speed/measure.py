@@ -56,7 +56,7 @@ def time_streams(
     weights, kv = step_bytes(arch, size, peak)
     about |= {
         "device_name": device_name(device),
-        "read_gb_s": read_bandwidth_gb_s(device, repeats=50),
+        "read_gb_s": read_bandwidth_gb_s(device, repeats=7 if device == "cpu" else 50),
         "weight_bytes": weights,
         "limit_kind": "memory" if cache is None or weights + kv > cache else "cache",
     }
