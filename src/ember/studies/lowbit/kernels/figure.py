@@ -45,7 +45,7 @@ def _roofline(axes, timed) -> None:
     ridge = peak / first["read_gb_s"]
     places = sorted({ends[0], *([ridge] if ends[0] < ridge < ends[1] else []), ends[1]})
     limit = [min(peak, first["read_gb_s"] * place) for place in places]
-    axes.plot(places, limit, color="black", linestyle="--", label="memory, dense product")
+    axes.plot(places, limit, color="black", linestyle="--", label="roofline")
     axes.set_xscale("log")
     axes.set_yscale("log")
     x = "operations per byte of weights"
