@@ -45,11 +45,11 @@ def _roofline(axes, timed) -> None:
     ridge = peak / first["read_gb_s"]
     places = sorted({ends[0], *([ridge] if ends[0] < ridge < ends[1] else []), ends[1]})
     limit = [min(peak, first["read_gb_s"] * place) for place in places]
-    axes.plot(places, limit, color="black", linestyle="--", label="memory, dense product")
+    axes.plot(places, limit, color="black", linestyle="--", label="roofline")
     axes.set_xscale("log")
     axes.set_yscale("log")
     x = "operations per byte of weights"
-    label(axes, "a", x, "GFLOP/s, a layer's four products", loc="lower right", fontsize=6)
+    label(axes, "a", x, "GFLOP/s, a layer's four products", loc="upper left", fontsize=6)
 
 
 def _decoding(axes, decoding) -> None:
@@ -71,7 +71,7 @@ def _decoding(axes, decoding) -> None:
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set_xlim(-0.5, len(counts) - 0.5)
     axes.set_yscale("log")
-    y = "decoding speed (tokens/s); dashes: memory's limit"
+    y = "tokens/s (dashes: limit by reads)"
     label(axes, "b", "candidates of one prompt", y, loc="best", fontsize=6)
 
 

@@ -188,11 +188,12 @@ def _decoding(
 
     kinds: dict[tuple[str, str], object] = {("dense", "dense"): decoder}
     for format in formats:
-        for head in ("dense", "packed"):
-            # Shares what is not packed: no second dense copy.
-            other = deepcopy(decoder, {id(p): p for p in decoder.parameters()})
-            quantise_decoder(other, format, skip=("lm_head",) if head == "dense" else ())
-            kinds[format, head] = other
+        layers = _sharing(decoder)
+        quantise_decoder(layers, format)
+        whole = _sharing(layers)
+        quantise_decoder(whole, format, skip=())
+        kinds |= {(format, "dense"): layers, (format, "packed"): whole}
+        log.info("packed all layers in %s", format)
     capacity = prompt_tokens + new_tokens
     engines = {
         kind: Engine(each, capacity=capacity, require_native=True) for kind, each in kinds.items()
@@ -229,6 +230,12 @@ def _decoding(
                     )
                 progress.step(f"{count} candidates, {format}, {head} head")
     return rows
+
+
+def _sharing(decoder):
+    """Another decoder of the same tensors: what is packed in one of them takes no second copy."""
+    tensors = (*decoder.parameters(), *decoder.buffers())
+    return deepcopy(decoder, {id(tensor): tensor for tensor in tensors})
 
 
 def step_weight_bytes(decoder) -> int:

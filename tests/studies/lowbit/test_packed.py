@@ -1,0 +1,124 @@
+"""Packed products, decoding and weight errors: measured on a small model, and summarised."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ember.model.checkpoint import load_decoder
+from ember.model.packed import LinearNVFP4, quantise_decoder
+from ember.records.tables import write_table
+from ember.studies.lowbit.kernels.figure import draw
+from ember.studies.lowbit.kernels.measure import time_kernels
+from ember.studies.lowbit.kernels.paths import paths_of
+from ember.studies.lowbit.kernels.summary import summarise_decoding, summarise_kernels
+from ember.studies.lowbit.kernels.tables import DECODE, DECODE_RUNS, KERNELS, PRODUCT_RUNS
+from ember.studies.lowbit.quantise.make import quantise_model
+from ember.studies.lowbit.quantise.tables import QUANTISED
+from tests.tiny import declared
+from tests.tiny import draw as tokens_of
+
+RUNTIME = {"device": "cpu", "dtype": "float32", "seed": 0}
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "head_dim": 16}
+
+
+@pytest.fixture
+def check_rows(tmp_path):
+    """Writing a table checks it against its schema."""
+    return lambda rows, schema: write_table(tmp_path / "table.parquet", rows, schema)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return declared(tmp_path_factory.mktemp("models") / "small", **SIZES)
+
+
+@pytest.fixture(scope="module")
+def tables(model):
+    return time_kernels(
+        model=model,
+        formats=["nvfp4", "nf4"],
+        rows=[1, 3],
+        decoded=["nvfp4"],
+        candidates=[1, 2],
+        prompt_tokens=6,
+        new_tokens=4,
+        warmup=0,
+        repeats=2,
+        runtime=RUNTIME,
+        threads=1,
+    )
+
+
+def test_errors_of_kernels_and_formats_are_told_apart(tables, check_rows):
+    products, _ = tables
+    check_rows(products, PRODUCT_RUNS)
+    rows = summarise_kernels(products)
+    check_rows(rows, KERNELS)
+    for row in rows:
+        if row["status"] == "ok":
+            assert row["kernel_error"] < 1e-5
+            assert row["gb_s_median"] == pytest.approx(row["weight_bytes"] / row["ms_median"] / 1e6)
+        if row["format"] != "dense":
+            assert 0.05 < row["quantisation_error"] < 0.15
+    packed = {row["weight_bytes"] for row in rows if row["format"] == "nvfp4"}
+    dense = {row["weight_bytes"] for row in rows if row["format"] == "dense"}
+    assert 7 < max(dense) / max(packed) < 7.2  # 32 bits against 4.5
+    fastest = [r for r in rows if r["format"] == "dense" and r["product"] == "qkv"]
+    assert max(row["speedup"] for row in fastest if row["rows"] == 1) == 1
+
+
+def test_what_is_not_there_says_why(tables):
+    skipped = {r["path"]: r["reason"] for r in summarise_kernels(tables[0]) if r["n"] == 0}
+    assert "compute capability 10.0" in skipped["scaled_mm"]
+    assert isinstance(paths_of("nvfp4", "cpu")["scaled_mm"], str)
+
+
+def test_a_scale_that_is_read_wrongly_shows_as_a_kernel_error():
+    """The bits of E4M3 taken for whole numbers: the fault that made a model emit one token."""
+    from dataclasses import replace
+
+    weight = LinearNVFP4.of(torch.randn(32, 64)).matrix
+    x, exact = torch.randn(2, 64), weight.dense()
+    call = paths_of("nvfp4", "cpu")["kernels"]
+    torch.testing.assert_close(call([weight])(x), x @ exact.T, rtol=1e-4, atol=1e-4)
+    wrong = replace(weight, scales=weight.scales.float())
+    found = call([wrong])(x)
+    assert (found - x @ exact.T).norm() > 0.3 * (x @ exact.T).norm()
+
+
+def test_decoding_is_compared_with_dense_weights_of_the_same_run(tables, check_rows):
+    _, decoding = tables
+    check_rows(decoding, DECODE_RUNS)
+    rows = summarise_decoding(decoding)
+    check_rows(rows, DECODE)
+    assert [r["speedup"] for r in rows if r["format"] == "dense"] == [1, 1]
+    assert {r["backend"] for r in rows} == {"compiled"}
+    by = {(r["format"], r["head"]): r["weight_bytes"] for r in rows}
+    assert by["dense", "dense"] > by["nvfp4", "dense"] > by["nvfp4", "packed"]
+
+
+def test_the_figure_is_drawn_from_both(tables):
+    import pandas as pd
+
+    kernels, decoding = summarise_kernels(tables[0]), summarise_decoding(tables[1])
+    figure, caption = draw(pd.DataFrame(kernels), pd.DataFrame(decoding), "smoke")
+    assert len(figure.axes) == 2
+    assert "NVFP4" in caption
+
+
+def test_a_quantised_model_is_written_and_its_errors_told(model, tmp_path, check_rows):
+    file = tmp_path / "nvfp4.safetensors"
+    rows = quantise_model(model=model, format="nvfp4", packed=file, runtime=RUNTIME)
+    check_rows(rows, QUANTISED)
+    assert len(rows) == 3 * 7 + 1
+    assert all(0.08 < row["relative_error"] < 0.11 for row in rows)  # normal weights: 0.095
+    assert all(4.5 <= row["bits"] < 4.6 for row in rows)
+    read, made = load_decoder(model), load_decoder(model)
+    quantise_decoder(made, "nvfp4", skip=())
+    quantise_decoder(read, "nvfp4", skip=())
+    for buffer in read.buffers():
+        buffer.zero_()
+    read.load_state_dict(load_file(file))
+    tokens = tokens_of(1, 9)
+    with torch.inference_mode():
+        assert torch.equal(read(tokens), made(tokens))
