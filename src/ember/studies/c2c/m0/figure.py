@@ -157,10 +157,6 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
         caption = (
             "**The channel.** A sharer reads a text; what its cache holds of it crosses the wire, "
             f"{each:,} bytes a token at FP16 by the sharer's shape (layers {layers}, KV heads "
-            f"{heads}, their size {size}). A fuser (hidden width {fuser['hidden']}) projects it for each "
-            f"of the receiver's {receiver['num_layers']} layers and adds it to the receiver's own "
-            "cache of the same text; the question, which is never fused, attends to the sum. With "
-            f"closed gates nothing is added and the receiver answers alone. Scale {scale}."
             f"{heads}, their size {size}). A fuser (width {fuser['hidden']}) projects it for "
             f"each of the receiver's {receiver['num_layers']} layers and adds it to the receiver's "
             "own cache of the same text; the question, which is never fused, attends to the sum. "
