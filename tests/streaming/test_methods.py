@@ -224,9 +224,10 @@ def test_points_are_expanded():
         "points": [
             {"name": "full"},
             {"name": "streaming_llm"},
-            {"name": "lazy_prune"},
+            {"name": "lazy_prune", "sweep": True},
             {"name": "max_drop", "max_drop": [None, 0.25]},
         ],
+        "programme": {"compression_interval": []},
     }
     found = build.specs_of(settings)
     assert found[0] == {"name": "full", "peak": 128}

@@ -53,7 +53,7 @@ def test_every_command_plans_its_target(place):
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}"
         assert "plot_fig" in done.stdout, command
-        assert ("fetch_model" in done.stdout) == ("mine" in command or "slurm" in command), command
+        assert ("models/mine" in done.stdout) == ("mine" in command), command
         assert ("corpora/texts" in done.stdout) == ("mine" in command), command
 
 

@@ -231,6 +231,7 @@ def check_channel(config: Config) -> Iterator[Problem]:
         if wrong := problem(scheme, layers.axis):
             yield ("c2c", "layers", "axis"), wrong
     depth = section.receiver.architecture.get("num_layers", _DEEP)
+    depth = depth if type(depth) is int else _DEEP  # `check_c2c` says what is wrong with it
     for place, count in enumerate(layers.last):
         if count > depth:
             yield (
