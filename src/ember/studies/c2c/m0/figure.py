@@ -97,7 +97,7 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
             1.45,
             1.35,
             "sharer",
-            f"{sharer['num_layers']} layers\nreads its copy",
+            f"{_layers(sharer['num_layers'])}\nreads its copy",
             theirs,
         )
         _box(
@@ -106,7 +106,7 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
             1.45,
             1.35,
             "keys, values",
-            f"{layers} layers of {heads} × {size}\n{each:,} B a token at FP16",
+            f"{_layers(layers)} of {heads} × {size}\n{each:,} B a token at FP16",
             theirs,
         )
         _box(
@@ -133,7 +133,7 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
             0.3,
             1.35,
             "receiver",
-            f"{receiver['num_layers']} layers\nreads its copy",
+            f"{_layers(receiver['num_layers'])}\nreads its copy",
             ours,
         )
         _box(axes, 1.75, 0.3, 1.35, "own cache", f"of all {tokens} tokens", ours)
@@ -187,3 +187,7 @@ def _box(axes, left: float, bottom: float, width: float, name: str, role: str, f
 def _arrow(axes, start: tuple, end: tuple) -> None:
     look = {"arrowstyle": "-|>", "color": "#444444", "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", end, start, arrowprops=look)
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer" + ("" if count == 1 else "s")
