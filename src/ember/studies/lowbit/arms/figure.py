@@ -15,7 +15,8 @@ def draw(runs: pd.DataFrame, arms: pd.DataFrame, scale: str):
         for index, (arm, states) in enumerate(arms[["arm", "states"]].itertuples(index=False)):
             some = runs[(runs["arm"] == arm) & (runs["states"] == states)]
             name = arm.replace("_", " ") + ("" if states == "float32" else f", {states} states")
-            looks = {"color": COLOURS[index % 7], "linestyle": LINES[index % 7], "label": name}
+            looks = {"color": (*COLOURS, "#000000")[index % 8], "label": name}
+            looks["linestyle"] = LINES[(index + index // 7) % 7]
             by_step = some.groupby("step")
             middle = by_step["val_loss"].mean()
             losses.plot(middle.index, middle, **looks)
