@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -100,8 +101,7 @@ def gpu_bytes(processes: Iterable[psutil.Process]) -> int | None:
     """Memory used on the fullest GPU, whosever it is: process ids of a container are not the
     driver's. From NVML, else from nvidia-smi; None where neither answers."""
     with suppress(Exception):  # no package, no driver, no permission: the next source is asked
-        import pynvml
-
+        pynvml = import_module("pynvml")  # optional: no job needs it
         pynvml.nvmlInit()
         devices = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return max(pynvml.nvmlDeviceGetMemoryInfo(device).used for device in devices)
