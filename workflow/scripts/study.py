@@ -16,5 +16,5 @@ if __name__ == "__main__":  # pipeline stages are processes that import this fil
             made = [made]
         for path, schema, rows in zip(tables, step.makes, made if tables else [], strict=True):
             run.table(rows, schema, path)
-        if "state" in run.params:  # of a training, needed until its tables stand
-            Path(run.params.state).unlink(missing_ok=True)
+        if state := run.params.get("state"):  # of a training, needed until its tables stand
+            Path(state).unlink(missing_ok=True)
