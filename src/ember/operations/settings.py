@@ -276,8 +276,12 @@ def check_c2c(config: Config) -> Iterator[Problem]:
 
 
 def check_lowbit(config: Config) -> Iterator[Problem]:
-    """Models and formats whose blocks do not divide the model's rows."""
+    """Models and formats whose blocks do not divide the model's rows, and a chat model that is no
+    shape."""
     section = config.lowbit
+    fields = section.whoami.architecture | {"vocab_size": 256}
+    if problem := _problem(lambda: Architecture.make(**fields)):
+        yield ("lowbit", "whoami", "architecture"), problem
     kernels, quantise = section.kernels, section.quantise
     asked = [
         (("quantise", "formats"), quantise.model or section.model, quantise.formats),
