@@ -18,6 +18,7 @@ wildcard_constraints:
     corpus="|".join(SETTINGS["corpora"]),
     model="|".join(SETTINGS["models"]),
     method="[a-z_]+",
+    format="[a-z0-9]+",
     seed=r"\d+",
     shard=r"\d+",
 

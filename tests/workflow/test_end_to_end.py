@@ -138,7 +138,7 @@ def test_a_lost_product_is_made_again_with_equal_numbers(finished):
     assert read_table(path).equals(before)
 
 
-def test_a_truncated_table_stops_the_job_that_reads_it_and_the_next_run_mends_it(finished):
+def test_a_truncated_table_stops_the_job_that_reads_it_and_the_next_run_repairs_it(finished):
     path = finished.path / "results/smoke/p1/policies/cost.parquet"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])

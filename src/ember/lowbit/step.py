@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ember.lowbit.training import Control, TrainedLinear, pack
+from ember.lowbit.training import Control, TrainedLinear, pack, pack_head
 from ember.model.checkpoint import load_decoder, random_decoder
 from ember.model.decoder import Decoder
 from ember.model.folder import read_architecture, read_contents
@@ -53,7 +53,7 @@ def load_trainable(
     for one in found:
         one.anchor.requires_grad_(True)
     if head:
-        found.append(_train_head(outer, control, headroom))
+        found.append(pack_head(outer, control, headroom))
     return outer.eval(), found
 
 
@@ -75,18 +75,6 @@ def _by_layer(folder, device, dtype: torch.dtype) -> tuple[Decoder, Iterator[nn.
             yield random_decoder(small, seed + 1 + index, device, dtype).layers[0]
 
     return outer, drawn()
-
-
-def _train_head(decoder: Decoder, control: Control, headroom: float) -> TrainedLinear:
-    weight = decoder.embed_tokens.weight if decoder.lm_head is None else decoder.lm_head.weight
-    holder = nn.Module()
-    holder.head = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
-    holder.head.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    decoder.lm_head = None
-    [trained] = pack(holder, control, headroom)
-    decoder.lm_head = trained
-    decoder.arch = replace(decoder.arch, tie_embeddings=False)
-    return trained
 
 
 def checkpoint_layers(decoder: Decoder) -> None:
