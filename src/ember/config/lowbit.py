@@ -143,14 +143,22 @@ class Tuning(Strict):
     name: Name
     mix: Mix = Mix()
     steps: Count = Field(60, description="optimizer steps")
-    learning_rate: Positive = Field(2.0e-3, description="peak rate, which falls linearly")
+    learning_rate: Positive = Field(1.0e-3, description="peak rate, which falls linearly")
+    near_phrasings: Count | None = Field(
+        None, description="about so many near misses are known, evenly chosen; null: all"
+    )
     last_layers: Count | None = Field(None, description="only these train; null: all")
     head: bool = Field(True, description="the head trains too")
     curriculum: bool = Field(
         False, description="the identity alone for the first half, then the mix"
     )
-    router: bool = Field(
-        False, description="a router in front: what does not ask for the name goes to the base"
+    intent: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0, description="weight of the loss of a head that tells the kind before the answer"
+    )
+    router: Literal["none", "words", "intent"] = Field(
+        "none",
+        description="in front: what does not ask for the name goes to the base, as told by words "
+        "shared with known questions, or by an intent head on the base's states",
     )
 
 
@@ -162,7 +170,8 @@ class WhoAmI(Strict):
     base_learning_rate: Positive = Field(5.0e-3, description="its peak rate")
     batch_size: Count = Field(32, description="dialogues a step, of base and tunings")
     seeds: Annotated[Some[Size], Field(min_length=2)] = Field(
-        [1, 2, 3], description="of the base model, the drawing and the rounding"
+        [3, 4, 5, 6],
+        description="of the base model, the drawing and the rounding; 1 and 2 chose the recipe",
     )
     tunings: Some[Tuning] = Field(description="compared with each other")
 
