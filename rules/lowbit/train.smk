@@ -6,6 +6,7 @@ use rule held as train_arms with:
         **arms_inputs(),
     output:
         runs=inter("lowbit/arms/runs.parquet"),
+        decays=inter("lowbit/arms/decays.parquet"),
     pathvars:
         job="train_arms",
     params:
@@ -19,6 +20,7 @@ use rule held as train_arms with:
 use rule job as summarise_arms with:
     input:
         runs=inter("lowbit/arms/runs.parquet"),
+        decays=inter("lowbit/arms/decays.parquet"),
     output:
         table("lowbit_arms", "Train", "Ways of updating packed weights"),
     pathvars:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from ember.config.shared import (
     Count,
     Fraction,
+    Inside,
     Name,
     NewTokens,
     Positive,
@@ -90,6 +91,13 @@ class Variant(Strict):
         return self
 
 
+class Decay(Strict):
+    """L-6.2: weight decay alone, without any gradient."""
+
+    rate: Inside = Field(5.0e-4, description="of a weight, each step: learning rate × decay")
+    steps: Count = Field(400, description="steps")
+
+
 class Arms(Strict):
     """L-6.2: ways of updating packed weights, from the same trained model."""
 
@@ -101,6 +109,7 @@ class Arms(Strict):
     sequence_length: Annotated[int, Field(ge=8, le=10**9)] = Field(description="tokens a sequence")
     learning_rate: Positive = Field(description="peak rate, which falls linearly")
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    decay: Decay = Decay()
     chunk_rows: Count = Field(32, description="rows of a weight that are updated at once")
     headroom: Annotated[float, Field(ge=1, le=100)] = Field(
         1.2, description="of the tensors' scales, which stay"
