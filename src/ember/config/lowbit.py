@@ -33,6 +33,10 @@ class Kernels(Timed):
     candidates: Some[Count] = Field(description="candidates of one prompt that decode together")
     prompt_tokens: PromptTokens
     new_tokens: NewTokens
+    peers: list[Literal["llama_cpp", "vllm"]] = Field(
+        ["llama_cpp", "vllm"],
+        description="of p1.frameworks.peers: decode too, with their own 4-bit weights",
+    )
     mem_mb: Count = Field(4000, description="memory of the job")
 
 

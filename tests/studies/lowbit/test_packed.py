@@ -43,6 +43,8 @@ def tables(model):
         new_tokens=4,
         warmup=0,
         repeats=2,
+        peers={"llama_cpp": {"adapter": "llama_cpp_decode", "python": "none"}}
+        | {"vllm": {"adapter": "vllm_offline"}},
         runtime=RUNTIME,
         threads=1,
     )
@@ -90,6 +92,11 @@ def test_decoding_is_compared_with_dense_weights_of_the_same_run(tables, check_r
     check_rows(decoding, DECODE_RUNS)
     rows = summarise_decoding(decoding)
     check_rows(rows, DECODE)
+    gone = {r["engine"]: r["reason"] for r in rows if r["status"] == "skipped"}
+    assert "on a GPU alone" in gone["vllm"]
+    assert "is not there" in gone["llama_cpp"]
+    rows = [r for r in rows if r["status"] == "ok"]
+    assert {r["engine"] for r in rows} == {"ember"}
     assert [r["speedup"] for r in rows if r["format"] == "dense"] == [1, 1]
     assert {r["backend"] for r in rows} == {"compiled"}
     by = {(r["format"], r["head"]): r["weight_bytes"] for r in rows}

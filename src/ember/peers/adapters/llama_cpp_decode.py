@@ -10,7 +10,7 @@ import time
 
 KV = {"float32": 0, "float16": 1, "bfloat16": 30}  # ggml's numbers of its types
 TRIAL_STEPS = 12
-FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
+FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 32: "BF16"}
 
 
 def imports(setup):
