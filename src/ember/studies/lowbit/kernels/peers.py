@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ember.peers.client import Peer, PeerFailed, PeerMissing
+from ember.records.errors import EmberError
 from ember.records.provenance import source_root
 
 WEIGHTS = {"llama_cpp_decode": ("q4_0", "packed"), "vllm_offline": ("nvfp4", "dense")}  # and head
@@ -32,14 +33,14 @@ def start_peers(
         try:
             running[name], found = _start(stack, framework, model, packed, dict(setup))
             facts[name] |= found
-        except (PeerMissing, PeerFailed) as error:
+        except EmberError as error:  # not installed, failed, or without such weights of this model
             facts[name] |= why_not(error)
     return running, facts
 
 
-def why_not(error: PeerMissing | PeerFailed) -> dict:
+def why_not(error: EmberError) -> dict:
     """Columns of a peer that does not run."""
-    status = "skipped" if isinstance(error, PeerMissing) else "failed"
+    status = "failed" if isinstance(error, PeerFailed) else "skipped"
     return {"status": status, "reason": str(error).splitlines()[0]}
 
 
