@@ -85,7 +85,7 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
                 weight = dense
             else:
                 weight = PACKED[format].of(dense).matrix
-            shown = weight[:CHECKED] if format == "dense" else _head_of(weight)
+            shown = weight[:CHECKED] if format == "dense" else next(weight.split(CHECKED))
             exact = shown.double() if format == "dense" else shown.dense().double()
             reference = dense[:CHECKED].double()
             what = {
@@ -104,15 +104,6 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
                 found += _paths(copies, x, exact, what | {"rows": batch}, warmup, repeats)
             progress.step(f"{product}, {format}")
     return found
-
-
-def _head_of(weight):
-    """The first rows of a packed weight of one part."""
-    from dataclasses import replace
-
-    rows = min(CHECKED, len(weight))
-    codes, scales = weight.codes[:rows], weight.scales[:rows]
-    return replace(weight, codes=codes, scales=scales, ends=(rows,))
 
 
 def _paths(copies: list, x, exact, what: dict, warmup: int, repeats: int) -> list[dict]:
