@@ -183,7 +183,7 @@ def _metadata(arch: Architecture) -> dict[str, float | str | bool]:
 
 
 def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
-    from gguf import LlamaFileType
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     adders = {
         bool: writer.add_bool,
@@ -194,6 +194,7 @@ def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
     for key, value in _metadata(arch).items():
         adders[type(value)](f"{_name(arch)}.{key}", value)
     writer.add_file_type(LlamaFileType[FILE_TYPES[dtype]])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
 def _tensors(decoder: Decoder, dtype: str) -> dict[str, np.ndarray]:

@@ -15,6 +15,8 @@ from ember.records.errors import EmberError
 from ember.records.provenance import source_root
 
 WEIGHTS = {"llama_cpp_decode": ("q4_0", "packed"), "vllm_offline": ("nvfp4", "dense")}  # and head
+# llama.cpp's AMX products of Q4_0 crash (ggml-org/llama.cpp issue 20824).
+OWN = {"llama_cpp_decode": {"use_extra_bufts": False}}
 TIMEOUT_S = 300
 
 
@@ -72,7 +74,7 @@ def _start(stack: ExitStack, framework: Mapping, model, packed, setup: dict) -> 
         raise PeerMissing("vLLM multiplies by NVFP4 weights on a GPU alone\nrun it on one")
     python = framework.get("python") and source_root() / framework["python"]
     about = {"timeout_s": TIMEOUT_S, "environment": framework.get("environment")}
-    setup["arguments"] = dict(framework.get("arguments") or {})
+    setup["arguments"] = OWN.get(framework["adapter"], {}) | (framework.get("arguments") or {})
     with Peer(framework["adapter"], python, setup, **about) as probe:
         probe.probe()  # before its weights are written
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="ember-lowbit-")))
@@ -87,9 +89,10 @@ def _start(stack: ExitStack, framework: Mapping, model, packed, setup: dict) -> 
         setup |= {"model": str(made), "weights": "files"}
         size = step_weight_bytes(packed)
     peer = stack.enter_context(Peer(framework["adapter"], python, setup, **about))
-    versions = peer.start()["versions"]
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return peer, {"backend": said, "weight_bytes": size}
+    ready = peer.start()
+    said = [f"{name} {version}" for name, version in ready["versions"].items()]
+    said += [ready["weights_format"]] if "weights_format" in ready else []
+    return peer, {"backend": ", ".join(said), "weight_bytes": size}
 
 
 def _read_bytes(gguf: Path, tied: bool) -> int:
