@@ -1,17 +1,21 @@
 """Check on a CUDA device that kernels with packed weights are right, and time them as they are cut.
 
-    PYTHONPATH=src python tests/gpu/check_packed.py [--seconds 80]
+    PYTHONPATH=src python tests/gpu/check_packed.py [--seconds 80] [--workers 14]
 
 Parity is with the dequantised weight in float64; times are over more copies than the L2 holds, in
 graphs, at Qwen3-4B's shapes, and stop when the seconds are over. The best cuts belong in PLANS,
-TILES and FROM_ROWS of `ember.backends.cuda.packed`. Prints one line a check. Not collected by
-pytest: machines with a GPU may have nothing but torch.
+TILES and FROM_ROWS of `ember.backends.cuda.packed`. Prints one line a check. Workers compile the
+kernels before, which takes longer than all else. Not collected by pytest: machines with a GPU may
+have nothing but torch.
 """
 
 import argparse
+import functools
 import itertools
+import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -52,31 +56,36 @@ ARCH = Architecture.make(
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=80.0)
-    until = time.monotonic() + parser.parse_args().seconds
+    parser.add_argument("--seconds", type=float, default=80.0, help="of timing, at most")
+    parser.add_argument("--workers", type=int, default=14)
+    arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
-    with torch.inference_mode():
-        for name, dtype in itertools.product(PACKED, TOLERANCE):
-            check_products(name, dtype)
-        check_prefills()
-    for name in PACKED:
-        check_engine(name)
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, mp_context=spawned) as pool:
+        checks = [
+            *(pool.submit(check_products, *each) for each in itertools.product(PACKED, TOLERANCE)),
+            pool.submit(check_prefills),
+            *(pool.submit(check_engine, name) for name in PACKED),
+        ]
+        compiled = [pool.submit(compile_cut, *cut) for cut in cuts()]
+        for check in checks:
+            for ok, text in check.result():
+                print("ok  " if ok else "FAIL", text, flush=True)
+        left_out = {why for one in compiled if (why := one.result())}
+        print(f"{len(compiled)} kernels compiled; left out: {left_out}", flush=True)
     bandwidth = read_bandwidth_gb_s(DEVICE, repeats=20)
     print(f"read bandwidth {bandwidth:.0f} GB/s")
     with torch.inference_mode():
-        time_products(bandwidth, until)
+        time_products(bandwidth, time.monotonic() + arguments.seconds)
 
 
 def relative(found, exact) -> float:
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
-def say(ok: bool, text: str) -> None:
-    print("ok  " if ok else "FAIL", text, flush=True)
-
-
-def check_products(name: str, dtype) -> None:
-    """One row, some rows, gated, split columns and the weight itself."""
+@torch.inference_mode()
+def check_products(name: str, dtype) -> list[tuple[bool, str]]:
+    """One row, some rows, gated, split columns and the weight itself: (fine, what was found)."""
     torch.manual_seed(0)
     parts = [PACKED[name].of(torch.randn(n, 1088, device=DEVICE)).matrix for n in (200, 40, 60)]
     pair = [PACKED[name].of(torch.randn(160, 1088, device=DEVICE)).matrix for _ in range(2)]
@@ -99,20 +108,24 @@ def check_products(name: str, dtype) -> None:
         worst = max(worst, relative(out, fed))
     dense = packed.dense(weight, dtype)
     same = torch.equal(dense, weight.dense(dtype))
-    say(worst < TOLERANCE[dtype] and same, f"{name}, {dtype}: {worst:.1e}, dense equal: {same}")
+    text = f"{name}, {dtype}: {worst:.1e}, dense equal: {same}"
+    return [(worst < TOLERANCE[dtype] and same, text)]
 
 
-def check_prefills() -> None:
+@torch.inference_mode()
+def check_prefills() -> list[tuple[bool, str]]:
     """Many rows by both ways; FP8 rounds weights and x."""
+    found = []
     weight = PACKED["nvfp4"].of(torch.randn(512, 1024, device=DEVICE)).matrix
     x = torch.randn(300, 1024, device=DEVICE, dtype=torch.bfloat16)
     exact = x.double() @ weight.dense().double().T
     for by, limit in (("dequantise", 4e-3), ("fp8", 6e-2)):
         error = relative(packed_prefill.linear(x, weight, by=by), exact)
-        say(error < limit, f"prefill by {by}: {error:.1e}")
+        found.append((error < limit, f"prefill by {by}: {error:.1e}"))
+    return found
 
 
-def check_engine(name: str) -> None:
+def check_engine(name: str) -> list[tuple[bool, str]]:
     """Greedy tokens of the engine's kernels are the eager decoder's, in float32."""
     decoder = random_decoder(ARCH, 0, DEVICE)
     quantise_decoder(decoder, name, skip=())
@@ -122,61 +135,78 @@ def check_engine(name: str) -> None:
         engine = Engine(decoder, capacity=128, backend=backend)
         one = engine.generate([prompt], params)[0][0].tokens
         found.append((one, engine.generate([prompt], params, num_candidates=5)[0][4].tokens))
-    say(found[0] == found[1], f"{name}: greedy tokens of 1 and 5 rows")
+    return [(found[0] == found[1], f"{name}: greedy tokens of 1 and 5 rows")]
 
 
-def time_products(bandwidth: float, until: float) -> None:
-    """The cuts in turns for each product, the present ones first."""
+def cuts() -> list[tuple]:
+    """(product, rows of x, its cut), the present cuts first for each product and number of rows."""
     plans = [
         packed.Plan(rows, words, ahead, warps)
         for rows, words, ahead, warps in itertools.product(
             (2, 4, 8, 16), (64, 128, 256), (2, 4), (1, 2, 4)
         )
-        if rows * words <= 512 * warps
+        if 64 * warps <= rows * words <= 512 * warps
     ]
-    tiles = list(itertools.product((64, 128), (64, 128), (3, 4, 5), (4, 8)))
+    tiles = list(itertools.product((64, 128), (64, 128), (3, 5), (4, 8)))
+    found = []
     for name, (n, k, kind) in SHAPES.items():
-        out_rows = n // 2 if kind.get("gated") else n
-        weights = copies(n, k)
-        size, options = weights[0].nbytes, {}
-        if "gated" in kind:
-            options = {"gated": True, "act": "silu"}
         asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
-        best = {}
-        for plan in [packed.plan_of(**asked), *plans]:
-            x, out = rows_of(1, k), torch.empty(1, out_rows, device=DEVICE, dtype=torch.bfloat16)
-            note(
-                best,
-                (1, plan),
-                partial(packed.matvec, x, out=out, plan=plan, **options),
-                weights,
-                until,
-            )
-        for rows in (1, 8, 16, 64):
+        found += [(name, 1, plan) for plan in [packed.plan_of(**asked), *plans]]
+        for rows in (1, 8, 64):
             first = packed.tiling_of(rows, n, k, **asked)
-            cuts = [replace(first, rows=a, bytes=b, ahead=c, warps=d) for a, b, c, d in tiles]
-            for tiling in [first, *cuts]:
-                shape = (tiling.splits, rows, out_rows) if tiling.splits > 1 else (rows, out_rows)
-                dtype = torch.float32 if tiling.splits > 1 else torch.bfloat16
-                x, out = rows_of(rows, k), torch.empty(shape, device=DEVICE, dtype=dtype)
-                note(
-                    best,
-                    (rows, tiling),
-                    partial(packed.wide, x, out=out, tiling=tiling, **options),
-                    weights,
-                    until,
-                )
-        for rows in (1, 8, 16, 64):
+            sizes = [replace(first, rows=a, bytes=b, ahead=c, warps=d) for a, b, c, d in tiles]
+            found += [(name, rows, tiling) for tiling in [first, *sizes]]
+    return found
+
+
+def call_of(name: str, rows: int, cut):
+    """What multiplies by a weight as the cut says."""
+    n, k, kind = SHAPES[name]
+    out_rows = n // 2 if "gated" in kind else n
+    options = {"gated": True, "act": "silu"} if "gated" in kind else {}
+    splits = getattr(cut, "splits", 1)
+    shape = (splits, rows, out_rows) if splits > 1 else (rows, out_rows)
+    dtype = torch.float32 if splits > 1 else torch.bfloat16
+    x, out = rows_of(rows, k), torch.empty(shape, device=DEVICE, dtype=dtype)
+    if isinstance(cut, packed.Plan):
+        return partial(packed.matvec, x, out=out, plan=cut, **options)
+    return partial(packed.wide, x, out=out, tiling=cut, **options)
+
+
+def compile_cut(name: str, rows: int, cut) -> str | None:
+    """Runs it once, so that its kernel lies in the compiler's cache; or why it does not run."""
+    try:
+        call_of(name, rows, cut)(one_weight(name))
+    except Exception as error:  # of a cut that takes more memory than a program has
+        return str(error).splitlines()[0][:80]
+    return None
+
+
+@functools.cache
+def one_weight(name: str):
+    n, k, _ = SHAPES[name]
+    return PACKED["nvfp4"].of(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16)).matrix
+
+
+def time_products(bandwidth: float, until: float) -> None:
+    """The cuts of each product, and the best two beside the present one."""
+    for name, group in itertools.groupby(cuts(), lambda cut: cut[0]):
+        weights, best = copies(name), {}
+        for _, rows, cut in group:
+            note(best, (rows, cut), call_of(name, rows, cut), weights, until)
+        for rows in sorted({key[0] for key in best}):
             of = {key: us for key, us in best.items() if key[0] == rows}
             present = {type(cut): us for (_, cut), us in reversed(of.items())}
-            for cut, us in sorted(of.items(), key=lambda item: item[1])[:2]:
-                share = size / us / 1e3 / bandwidth
-                now = present[type(cut[1])]
-                print(f"{name}, {rows} rows: {us:.1f} us ({share:.2f}), now {now:.1f}: {cut[1]}")
+            for kind in {type(cut) for _, cut in of}:
+                mine = [(us, cut) for (_, cut), us in of.items() if type(cut) is kind]
+                for us, cut in sorted(mine, key=lambda item: item[0])[:2]:
+                    share = weights[0].nbytes / us / 1e3 / bandwidth
+                    now = present[kind]
+                    print(f"{name}, {rows} rows: {us:.1f} us ({share:.2f}), now {now:.1f}: {cut}")
 
 
-def copies(n: int, k: int) -> list:
-    weight = PACKED["nvfp4"].of(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16)).matrix
+def copies(name: str) -> list:
+    weight = one_weight(name)
     count = max(1, ROTATED // weight.nbytes)
     return [
         replace(weight, codes=weight.codes.clone(), scales=weight.scales.clone())

@@ -340,19 +340,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         folded = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, Hkv, Hq/Hkv, D)
         return F.scaled_dot_product_attention(folded, k, v).reshape(q.shape)
     learns = any(x.requires_grad for x in (q, k, v))
-    if learns and not q.is_cuda:  # the CPU's grouped kernel has no fast backward
+    if learns and (past or not q.is_cuda):  # grouped, these kernels have no fast backward
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         grouped = False
     if not past:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if learns:  # a plain mask: under autocast, q and k may be wider than v
+        mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=q.device).tril(past)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if q.is_cuda and not (tokens * k.shape[2] >= TWO_PARTS_PAY and _cudnn_attends(q, k, v)):
         from torch.nn.attention.bias import causal_lower_right  # seconds to import: only if used
 
         bias = causal_lower_right(tokens, past + tokens)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
-    if learns:
-        mask = torch.ones(tokens, past + tokens, dtype=torch.bool).tril(past)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return _attend_in_two(q, k, v, past)
 
 

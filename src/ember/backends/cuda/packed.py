@@ -31,20 +31,25 @@ LARGE = tl.constexpr(2.0**64)  # of x, against E2M1's 2**-126
 REST = tl.constexpr(2.0**62)
 E4M3 = tl.constexpr(2.0**120)
 HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see DECODE
-# Four bytes of codes ($4) times the scale that they share ($5, four times the same E4M3), as
-# bfloat16 2**7 too small: two registers of low nibbles, two of high ones. A byte stands twice in 16
-# bits, so that each nibble's sign and value need one shift and one mask. A scale is brought to
-# 2**119 of itself in two steps: no constant is that large.
+# Four bytes of codes ($4) times their scales ($5, E4M3 each), as bfloat16 2**7 too small: two
+# registers of low nibbles, two of high ones. The four need not be neighbours of one row: the
+# compiler may give them out as a matrix product reads its operand, so each has its own scale. A
+# byte stands twice in 16 bits, so that each nibble's sign and value need one shift and one mask. A
+# scale is brought to 2**119 of itself in two steps: no constant is that large.
 DECODE = tl.constexpr("""
 {
-.reg .b32 a, b, t, s, z;
+.reg .b32 a, b, t, s, r, z;
 mov.b32 z, 0x80008000;
-prmt.b32 s, $5, 0, 0x4040;
+prmt.b32 s, $5, 0, 0x4140;
+prmt.b32 r, $5, 0, 0x4342;
 shl.b32 s, s, 4;
+shl.b32 r, r, 4;
 mov.b32 t, 0x7F007F00;
 fma.rn.bf16x2 s, s, t, z;
+fma.rn.bf16x2 r, r, t, z;
 mov.b32 t, 0x77807780;
 fma.rn.bf16x2 s, s, t, z;
+fma.rn.bf16x2 r, r, t, z;
 prmt.b32 a, $4, $4, 0x1100;
 prmt.b32 b, $4, $4, 0x3322;
 shr.b32 t, a, 2;
@@ -56,7 +61,7 @@ shr.b32 t, b, 2;
 and.b32 t, t, 0x01C001C0;
 shl.b32 $1, b, 4;
 lop3.b32 $1, $1, 0x80008000, t, 0xEA;
-fma.rn.bf16x2 $1, $1, s, z;
+fma.rn.bf16x2 $1, $1, r, z;
 shr.b32 t, a, 6;
 and.b32 t, t, 0x01C001C0;
 lop3.b32 $2, a, 0x80008000, t, 0xEA;
@@ -64,7 +69,7 @@ fma.rn.bf16x2 $2, $2, s, z;
 shr.b32 t, b, 6;
 and.b32 t, t, 0x01C001C0;
 lop3.b32 $3, b, 0x80008000, t, 0xEA;
-fma.rn.bf16x2 $3, $3, s, z;
+fma.rn.bf16x2 $3, $3, r, z;
 }
 """)
 
