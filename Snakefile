@@ -43,7 +43,7 @@ include: "rules/workflow.smk"
 rule all:
     default_target: True
     input:
-        products("P1", "C2C", "Streaming", "Low-bit", "Paper", "Talk", "Workflow"),
+        products(*PROGRAMMES.values(), "Paper", "Talk", "Workflow"),
     message:
         "Every product of every programme"
 

@@ -19,7 +19,6 @@ from ember.model.checkpoint import load_decoder, random_decoder
 from ember.model.decoder import Decoder
 from ember.model.folder import read_architecture, read_contents
 from ember.optim.loop import BadTraining
-from ember.optim.loss import next_token_loss
 
 
 def load_trainable(
@@ -94,11 +93,3 @@ def _again(forward, x: Tensor, rotary, index: int, cache, tap, last: int) -> Ten
         return forward(x, rotary, index, None, tap, last)
     options = {"use_reentrant": False, "preserve_rng_state": False}
     return checkpoint(forward, x, rotary, index, None, tap, last, **options)
-
-
-def train_step(decoder: Decoder, control: Control, tokens: Tensor, rate: float) -> float:
-    """One update of all that trains by tokens (B, T + 1); the loss before it, in nats a token."""
-    with control.update(rate):
-        loss = next_token_loss(decoder, tokens)
-        loss.backward()
-    return float(loss.detach())
