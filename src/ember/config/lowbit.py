@@ -33,7 +33,7 @@ class Kernels(Timed):
     candidates: Some[Count] = Field(description="candidates of one prompt that decode together")
     prompt_tokens: PromptTokens
     new_tokens: NewTokens
-    peers: list[Literal["llama_cpp", "vllm"]] = Field(
+    peers: Some[Literal["llama_cpp", "vllm"]] = Field(
         ["llama_cpp", "vllm"],
         description="of p1.frameworks.peers: decode too, with their own 4-bit weights",
     )
