@@ -16,7 +16,8 @@ def draw(runs: pd.DataFrame, arms: pd.DataFrame, scale: str):
         figure, (losses, codes, decay) = plt.subplots(1, 3, figsize=(PAGE, 2.9))
         for index, (arm, states) in enumerate(arms[["arm", "states"]].itertuples(index=False)):
             some = runs[(runs["arm"] == arm) & (runs["states"] == states)]
-            name = arm.replace("_", " ") + ("" if states == "float32" else f", {states} states")
+            kept = {"float32": "", "none": ", no states"}.get(states, f", {states} states")
+            name = arm.replace("_", " ") + kept
             looks = {"color": (*COLOURS, "#000000")[index % 8], "label": name}
             looks["linestyle"] = LINES[(index + index // 7) % 7]
             by_step = some.groupby("step")

@@ -92,6 +92,7 @@ def _tuned(dense, tuning: Mapping, size: int, seed: int, words):
     rng, steps = random.Random(f"{seed} {tuning['name']}"), tuning["steps"]
     intent = torch.nn.Linear(decoder.arch.hidden_size, len(KINDS), device=device)
     torch.nn.init.zeros_(intent.weight)
+    torch.nn.init.zeros_(intent.bias)
     aside = torch.optim.AdamW(intent.parameters(), lr=0.05)
     for step in range(steps):
         alone = tuning["curriculum"] and step < steps // 2
