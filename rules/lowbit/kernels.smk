@@ -60,6 +60,10 @@ use rule held as time_kernels with:
             "warmup",
             "repeats",
         ),
+        peers={
+            name: conf("p1", "frameworks", "peers", name)
+            for name in conf("lowbit", "kernels", "peers")
+        },
         runtime=runtime_settings(),
     message:
         "Products with packed weights, and decoding with them, beside dense ones (L-2)"

@@ -53,6 +53,17 @@ def test_a_layer_multiplies_by_the_dequantised_weight(name):
         packed_matrix(torch.nn.Linear(4, 3))
 
 
+@pytest.mark.parametrize("piece", [1, 64 * 5, 64 * 24])
+def test_a_large_weight_is_multiplied_by_in_pieces(monkeypatch, piece):
+    layer = LinearNVFP4.of(drawn(24, 64), torch.arange(24.0))
+    x = drawn(3, 64, seed=1)
+    whole = layer(x)
+    monkeypatch.setattr("ember.model.packed.PIECE", piece)
+    torch.testing.assert_close(layer(x), whole)
+    layer.bias = None
+    torch.testing.assert_close(layer(x), whole - torch.arange(24.0), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", FORMATS_4)
 def test_another_type_of_activations_changes_no_scale(name):
     layer = PACKED[name].of(drawn(8, 64))

@@ -346,13 +346,15 @@ def make_trainable(
 
 @torch.no_grad()
 def pack(part: nn.Module, control: Control, headroom: float = 1.2) -> list[TrainedLinear]:
-    """Packs the linear layers inside a module in place, and lets them train."""
+    """Packs the linear layers inside a module in place, and lets them train; those that are packed
+    already keep their codes and scales."""
     found = []
     for parent in list(part.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                packed = LinearNVFP4.of(child.weight, child.bias, headroom)
-                setattr(parent, name, TrainedLinear(packed, control))
+                child = LinearNVFP4.of(child.weight, child.bias, headroom)
+            if isinstance(child, LinearNVFP4):
+                setattr(parent, name, TrainedLinear(child, control))
                 found.append(getattr(parent, name))
     return found
 
