@@ -245,6 +245,7 @@ use rule larger as decide_channel with:
         budget="results/c2c_m4.parquet",
         selection="results/c2c_m8.parquet",
         runs=channel_runs(),
+        development=c2c_seeds("c2c/layers/sensitivity/{seed}.parquet"),
     output:
         table("c2c_decisions", "M4", "Expectations, goals, tripwires"),
     pathvars:
