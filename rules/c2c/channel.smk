@@ -90,6 +90,7 @@ use rule held as measure_selectors with:
         times=inter("c2c/selection/times/{seed}.parquet"),
     pathvars:
         job="measure_selectors_{seed}",
+    threads: 1
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),
