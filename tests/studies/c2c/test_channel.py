@@ -155,16 +155,17 @@ def test_bytes_of_another_shape_are_an_error():
 
 def test_the_front():
     rows = [
-        {"measured_bytes": size, "accuracy": acc, "oracle": oracle}
-        for size, acc, oracle in (
-            (10, 0.2, False),
-            (20, 0.1, False),
-            (15, 0.9, True),
-            (30, 0.5, False),
+        {"measured_bytes": size, "accuracy": acc, "oracle": oracle, "schedule": schedule}
+        for size, acc, oracle, schedule in (
+            (10, 0.2, False, ""),
+            (20, 0.1, False, "last1"),
+            (15, 0.9, True, ""),
+            (16, 0.5, False, "random0@0.5"),
+            (30, 0.5, False, "optimum@0.5"),
         )
     ]
     mark_front(rows)
-    assert [one["front"] for one in rows] == [True, False, False, True]
+    assert [one["front"] for one in rows] == [True, False, False, False, True]
 
 
 def test_decisions_follow_from_the_tables():

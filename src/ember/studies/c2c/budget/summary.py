@@ -7,13 +7,12 @@ import numpy as np
 from ember.records.errors import EmberError
 from ember.studies.c2c.budget.tables import C2C_DECISIONS, C2C_M4
 from ember.studies.c2c.compare import FULL, Comparison, adjust, verdict
+from ember.studies.c2c.layers.tables import CONTROLS
 from ember.studies.c2c.selection.tables import C2C_M8
 from ember.studies.rows import records
 from ember.studies.steps import makes
 
 SMALL, SMALLEST = 1 / 8, 1 / 32  # of FP16's bytes: the goals of C-R
-
-CONTROLS = ("backwards", "random")  # layer schedules that no one would choose
 
 
 class ByteDrift(EmberError):
@@ -59,10 +58,11 @@ def check_drift(row: Mapping, most: float) -> None:
 
 
 def mark_front(rows: Sequence[dict]) -> None:
-    """Marks rows that none is as accurate as with fewer bytes."""
+    """Marks rows that none is as accurate as with fewer bytes; oracles and controls aside."""
     best = -1.0
     for row in sorted(rows, key=lambda row: (row["measured_bytes"], -row["accuracy"])):
-        row["front"] = row["accuracy"] > best and not row["oracle"]
+        chosen = not (row["oracle"] or row["schedule"].startswith(CONTROLS))
+        row["front"] = row["accuracy"] > best and chosen
         best = max(best, row["accuracy"]) if row["front"] else best
 
 
