@@ -70,7 +70,7 @@ def _chosen(axes, schedules: pd.DataFrame) -> None:
                 axes.text(layer, height, scheme, ha="center", va="center", fontsize=5.5)
     axes.set_xlim(-0.5, max(map(len, rows), default=1) - 0.5)
     axes.set_ylim(-0.5, max(len(rows), 1) - 0.5)
-    axes.set_yticks(range(len(rows)), [f"{100 * share:.0f} %" for share in best["budget"]])
+    axes.set_yticks(range(len(rows)), [f"{100 * share:.3g} %" for share in best["budget"]])
     axes.set_ylabel("budget, share of FP16's bytes")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("receiver's layer")
