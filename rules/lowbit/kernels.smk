@@ -6,7 +6,7 @@ use rule held as quantise_model with:
         model=model_dir(conf("lowbit", "quantise", "model") or conf("lowbit", "model")),
     output:
         errors=inter("lowbit/quantise/{format}.parquet"),
-        packed=inter("lowbit/quantise/{format}.safetensors"),
+        packed=directory(inter("lowbit/quantise/{format}")),
     pathvars:
         job="quantise_model_{format}",
     params:

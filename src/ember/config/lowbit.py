@@ -64,11 +64,11 @@ class Debug(Strict):
 
 
 class Guard(Strict):
-    """L-7: how far memory overshoots the guard's limit, by the time between looks."""
+    """L-7: how far memory overshoots the guard's limit, by the polling interval."""
 
     limit_mb: Count = Field(200, description="limit of the growing process, in MB (1e6 bytes)")
     rate_mb_s: Count = Field(400, description="how fast it grows, in MB/s")
-    polls_s: Some[Positive] = Field([0.05, 0.2, 0.5], description="seconds between looks")
+    polls_s: Some[Positive] = Field([0.05, 0.2, 0.5], description="seconds between polls")
     repeats: Repeats = 3
 
 

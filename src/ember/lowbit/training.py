@@ -13,7 +13,7 @@ held in that number format, or not at all.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -355,6 +355,17 @@ def pack(part: nn.Module, control: Control, headroom: float = 1.2) -> list[Train
                 setattr(parent, name, TrainedLinear(packed, control))
                 found.append(getattr(parent, name))
     return found
+
+
+def pack_head(decoder: Decoder, control: Control, headroom: float = 1.2) -> TrainedLinear:
+    """Packs a decoder's head in place, untied from the embedding where it is tied; it trains."""
+    weight = decoder.embed_tokens.weight if decoder.lm_head is None else decoder.lm_head.weight
+    head = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    head.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    holder = nn.ModuleDict({"head": head})
+    [decoder.lm_head] = pack(holder, control, headroom)
+    decoder.arch = replace(decoder.arch, tie_embeddings=False)
+    return decoder.lm_head
 
 
 def finish(decoder: Decoder) -> None:

@@ -21,7 +21,6 @@ from ember.formats.registry import FORMATS
 from ember.records.errors import nearest
 
 AT_ONCE = 2**22  # weights: quantising takes some ten times their bytes
-PREFIXES = ("", "weight.")  # of `qdata` and `scale` in a state dict
 
 
 @dataclass(frozen=True)
@@ -257,41 +256,15 @@ def _dense_layers(decoder, skip: Collection[str]) -> Iterator[tuple]:
             yield name, decoder.get_submodule(parent), child, module
 
 
-def densified(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """A state dict for `module`, in which what is packed in the file but dense in the module is
-    dequantised, in the type of the module's weight. Raises FormatError where shapes do not fit."""
-    found = dict(state)
-    for name, linear in module.named_modules():
-        if type(linear) is not nn.Linear:
+@torch.no_grad()
+def densify(decoder: nn.Module, names: Collection[str] | None = None) -> None:
+    """Makes packed layers dense in place, in the embedding's type: all, or those of `names`."""
+    dtype = decoder.embed_tokens.weight.dtype
+    for name, packed in list(decoder.named_modules()):
+        if not isinstance(packed, PackedLinear) or (names is not None and name not in names):
             continue
-        for prefix in (f"{name}.{kind}" for kind in PREFIXES):
-            if f"{prefix}qdata" in found:
-                parts = {
-                    part: found.pop(f"{prefix}{part}", None)
-                    for part in ("qdata", "scale", "tensor_scale")
-                }
-                weight = _matrix_of(name, linear, **parts).dense(linear.weight.dtype)
-                found[f"{name}.weight"] = weight
-    return found
-
-
-def _matrix_of(name: str, linear: nn.Linear, qdata, scale, tensor_scale) -> PackedMatrix:
-    """Of a file's tensors for one layer: which format is told by the scales."""
-    rows, columns = linear.weight.shape
-    if scale is None or tuple(qdata.shape) != (rows, columns // 2) or len(scale) != rows:
-        raise FormatError(
-            f"{name}: packed codes {tuple(qdata.shape)} with scales "
-            f"{None if scale is None else tuple(scale.shape)} are no weight ({rows}, {columns}); "
-            "the file is of another model, or cut off"
-        )
-    if scale.dtype == torch.float8_e4m3fn:
-        scale = scale.view(torch.uint8)
-    for cls in PACKED.values():
-        if scale.dtype == cls.scale_dtype and scale.shape[1] * cls.block == columns:
-            overall = torch.ones(1) if tensor_scale is None else tensor_scale.view(1)
-            overall = overall.to(scale.device) if cls.scaled else None
-            return PackedMatrix(cls.format, qdata, scale, overall, (rows,))
-    raise FormatError(
-        f"{name}: scales {tuple(scale.shape)} of {scale.dtype} belong to no packed format "
-        f"({', '.join(PACKED)}); quantise the model again"
-    )
+        linear = nn.Linear(packed.in_features, packed.out_features, device="meta")
+        linear.weight = nn.Parameter(packed.matrix.dense(dtype))
+        linear.bias = None if packed.bias is None else nn.Parameter(packed.bias.to(dtype))
+        parent, _, child = name.rpartition(".")
+        setattr(decoder.get_submodule(parent), child, linear.train(packed.training))

@@ -41,15 +41,15 @@ def find_faults(
         first_exploding,
         first_tokens,
     )
-    from ember.model.packed import PackedLinear, densified, quantise_decoder
+    from ember.model.packed import PackedLinear, densify, quantise_decoder
     from ember.text.tokenizer import load_tokenizer
 
     words = load_tokenizer(tokenizer)
     device, got, about = on_device(model, device, dtype)
     about |= {"device_name": device_name(device)}
-    reference = deepcopy(got)
     quantise_decoder(got, "nvfp4")
-    reference.load_state_dict(densified(got.state_dict(), reference))
+    reference = deepcopy(got)
+    densify(reference)
     [text] = passages(corpus, words, 1, tokens, seed)
     prompt = torch.tensor([words.encode(text)], device=device)
     layers = [m for m in got.modules() if isinstance(m, PackedLinear)]

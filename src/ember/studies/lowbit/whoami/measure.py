@@ -69,7 +69,7 @@ def _packed(dense, seed: int, tuning: Mapping) -> tuple:
     """A copy of the dense model with packed weights that train, and their control."""
     import torch
 
-    from ember.lowbit.training import ARMS, Control, make_trainable, pack
+    from ember.lowbit.training import ARMS, Control, make_trainable, pack_head
 
     decoder = deepcopy(dense)
     device = decoder.embed_tokens.weight.device
@@ -77,9 +77,7 @@ def _packed(dense, seed: int, tuning: Mapping) -> tuple:
     control = Control(ARMS["stochastic"], states="int8", generator=draw)
     make_trainable(decoder, control, last_layers=tuning["last_layers"])
     if tuning["head"]:
-        holder = torch.nn.ModuleDict({"head": decoder.lm_head})
-        pack(holder, control)
-        decoder.lm_head = holder["head"]
+        pack_head(decoder, control)
     return decoder, control
 
 
