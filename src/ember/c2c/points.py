@@ -32,6 +32,7 @@ USUAL = {
     "schedule": "",
     "schemes": "",
 }
+_SAID = ("scheme", "axis", "group", "symmetric", "mode", "proportion", "schedule", "schemes")
 _QUANT = ("scheme", "axis", "symmetric", "group", "eps", "quantize_target")
 _TRANSFER = {
     **{name: f"token_select_{name}" for name in ("mode", "proportion", "scope", "min_tokens")},
