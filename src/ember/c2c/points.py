@@ -32,6 +32,7 @@ USUAL = {
     "schedule": "",
     "schemes": "",
 }
+_SAID = ("scheme", "axis", "group", "symmetric", "mode", "proportion", "schedule", "schemes")
 _QUANT = ("scheme", "axis", "symmetric", "group", "eps", "quantize_target")
 _TRANSFER = {
     **{name: f"token_select_{name}" for name in ("mode", "proportion", "scope", "min_tokens")},
@@ -62,17 +63,7 @@ def _id(found: Mapping) -> str:
     if found["mode"] != ALL:
         parts += [found["mode"], f"{found['proportion']:g}"]
     for name, usual in USUAL.items():
-        shown = (
-            "scheme",
-            "axis",
-            "group",
-            "symmetric",
-            "mode",
-            "proportion",
-            "schedule",
-            "schemes",
-        )
-        if name not in shown and found[name] != usual:
+        if name not in _SAID and found[name] != usual:
             value = found[name]
             parts.append(value if isinstance(value, str) else f"{name}={value:g}")
     return "-".join(parts)
