@@ -18,6 +18,7 @@ wildcard_constraints:
     corpus="|".join(SETTINGS["corpora"]),
     model="|".join(SETTINGS["models"]),
     method="[a-z_]+",
+    format="[a-z0-9]+",
     seed=r"\d+",
     shard=r"\d+",
 
@@ -42,7 +43,7 @@ include: "rules/workflow.smk"
 rule all:
     default_target: True
     input:
-        products("P1", "C2C", "Streaming", "Low-bit", "Paper", "Talk", "Workflow"),
+        products(*PROGRAMMES.values(), "Paper", "Talk", "Workflow"),
     message:
         "Every product of every programme"
 

@@ -50,7 +50,9 @@ def channel_job(name):
 def channel_judged():
     """What summaries of the channel share."""
     return {
-        "judged": conf_of(["c2c", "points"], "strata", "margin", "max_drift"),
+        "judged": conf_of(
+            ["c2c", "points"], "strata", "margin", "max_drift", "difficulty"
+        ),
         "resamples": conf("c2c", "resamples"),
         "seed": conf("seed"),
     }

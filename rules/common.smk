@@ -28,6 +28,8 @@ from ember.records.errors import EmberError
 preflight.prepare_environment(SRC, sys.argv)
 ENVIRONMENT = str(ROOT / "workflow" / "envs" / "ember.yaml")
 LIBRARY = Library(SRC)
+# By what the names of their products begin with.
+PROGRAMMES = {"p1": "P1", "c2c": "C2C", "streaming": "Streaming", "lowbit": "Low-bit"}
 PRODUCTS = []  # programme, section and path, as the rules declare them
 # A --configfile on the command line replaces the profile's, and with it the profile's scale.
 if "scale" not in GIVEN and (scale := run_scale()):
@@ -128,13 +130,7 @@ def table(name, section, shows):
 
 
 def _product(name, section, shows, *endings):
-    programmes = {
-        "p1": "P1",
-        "c2c": "C2C",
-        "streaming": "Streaming",
-        "lowbit": "Low-bit",
-    }
-    programme = programmes.get(name.partition("_")[0], section)
+    programme = PROGRAMMES.get(name.partition("_")[0], section)
     files = [f"results/{name}{ending}" for ending in endings]
     PRODUCTS.extend((programme, section, file) for file in files)
     shown = report(

@@ -50,7 +50,7 @@ use rule held as train_model with:
     wildcard_constraints:
         model=models_from("train"),
     params:
-        **own_script("train_model.py"),
+        **study("shared.models.train.train_model"),
         settings=lambda w: conf("models", w.model),
         state=lambda w: inter(f"states/{w.model}.pt"),
     message:

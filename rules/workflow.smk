@@ -3,7 +3,7 @@
 
 use rule job as time_workflow with:
     input:
-        products("P1", "Streaming", "Paper"),
+        products(*PROGRAMMES.values(), "Paper"),
     output:
         steps=inter("workflow/steps.parquet"),
     pathvars:
@@ -23,7 +23,7 @@ use rule job as time_workflow with:
 
 use rule job as collect_job_cost with:
     input:
-        products("P1", "Streaming", "Paper"),
+        products(*PROGRAMMES.values(), "Paper"),
     output:
         table("workflow_jobs", "Workflow", "Time of every job"),
     pathvars:

@@ -1,4 +1,5 @@
 # C2C: the quantised channel: schemes, length, budget, layers, selection (C-M1 to C-M4, C-M6, C-M8).
+# Models this small answer on one thread each, side by side.
 
 
 # One job holds the models of a seed and evaluates all points of a study.
@@ -11,6 +12,7 @@ use rule held as measure_channel with:
         job="measure_channel_{family}_{seed}",
     wildcard_constraints:
         family="ptq|length|selection",
+    threads: 1
     params:
         **study("c2c.points.measure_points"),
         points=lambda w: channel_points(w.family),
@@ -31,6 +33,7 @@ use rule held as measure_scales with:
         runs=inter("c2c/ptq/scales/{seed}.parquet"),
     pathvars:
         job="measure_scales_{seed}",
+    threads: 1
     params:
         **study("c2c.ptq.measure.measure_scales"),
         points=scaled_points(),
@@ -50,6 +53,7 @@ use rule held as plan_schedules with:
         schedules=inter("c2c/layers/schedules/{seed}.parquet"),
     pathvars:
         job="plan_schedules_{seed}",
+    threads: 1
     params:
         **study("c2c.layers.measure.plan_schedules"),
         **channel_job("plan"),
@@ -68,6 +72,7 @@ use rule held as measure_schedules with:
         runs=inter("c2c/layers/runs/{seed}.parquet"),
     pathvars:
         job="measure_schedules_{seed}",
+    threads: 1
     params:
         **study("c2c.layers.measure.measure_schedules"),
         **channel_job("layers"),
@@ -85,6 +90,7 @@ use rule held as measure_selectors with:
         times=inter("c2c/selection/times/{seed}.parquet"),
     pathvars:
         job="measure_selectors_{seed}",
+    threads: 1
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),
@@ -245,6 +251,7 @@ use rule larger as decide_channel with:
         budget="results/c2c_m4.parquet",
         selection="results/c2c_m8.parquet",
         runs=channel_runs(),
+        development=c2c_seeds("c2c/layers/sensitivity/{seed}.parquet"),
     output:
         table("c2c_decisions", "M4", "Expectations, goals, tripwires"),
     pathvars:

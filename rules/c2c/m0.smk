@@ -10,6 +10,7 @@ use rule held as answer_baselines with:
         answers=inter("c2c/m0/{seed}.parquet"),
     pathvars:
         job="answer_baselines_{seed}",
+    threads: 1
     params:
         **study("c2c.m0.measure.answer_baselines"),
         world=conf("c2c", "world"),
@@ -75,6 +76,7 @@ use rule timed as time_stages with:
         runs=inter("c2c/m0/stages.parquet"),
     pathvars:
         job="time_stages",
+    threads: 1
     params:
         **study("c2c.m0.measure.time_stages"),
         settings=conf("c2c", "speed"),

@@ -1,5 +1,5 @@
 # C2C: the pair, its world's questions, and its fuser (C-0.5). Models this small train on one thread
-# each, side by side.
+# each, side by side, and what all wait for before controls.
 
 
 use rule held as train_c2c_model with:
@@ -10,6 +10,7 @@ use rule held as train_c2c_model with:
         job="train_c2c_model_{seed}_{role}",
     wildcard_constraints:
         role="sharer|receiver",
+    priority: 1
     threads: 1
     params:
         **study("c2c.models.make.train_reader"),
@@ -69,6 +70,7 @@ use rule held as train_c2c_fuser with:
         job="train_c2c_fuser_{seed}_{kind}",
     wildcard_constraints:
         kind="own|self",
+    priority: 1
     threads: 1
     params:
         **study("c2c.fuser.make.train_fuser"),

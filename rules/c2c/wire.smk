@@ -9,6 +9,7 @@ use rule held as measure_c2c_wire with:
         stages=inter("c2c/wire/stages.parquet"),
     pathvars:
         job="measure_c2c_wire",
+    threads: 1
     resources:
         mem_mb=model_memory(),
         runtime=model_runtime(),

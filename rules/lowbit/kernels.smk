@@ -6,7 +6,7 @@ use rule held as quantise_model with:
         model=model_dir(conf("lowbit", "quantise", "model") or conf("lowbit", "model")),
     output:
         errors=inter("lowbit/quantise/{format}.parquet"),
-        packed=inter("lowbit/quantise/{format}.safetensors"),
+        packed=directory(inter("lowbit/quantise/{format}")),
     pathvars:
         job="quantise_model_{format}",
     params:
@@ -60,6 +60,10 @@ use rule held as time_kernels with:
             "warmup",
             "repeats",
         ),
+        peers={
+            name: conf("p1", "frameworks", "peers", name)
+            for name in conf("lowbit", "kernels", "peers")
+        },
         runtime=runtime_settings(),
     message:
         "Products with packed weights, and decoding with them, beside dense ones (L-2)"

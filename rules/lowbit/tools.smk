@@ -66,6 +66,22 @@ use rule held as find_faults with:
         "Scales decoded as integers, and what each tool says of them (L-4)"
 
 
+use rule held as compare_first_token with:
+    input:
+        **lowbit_model(),
+        corpus=inter(f"corpora/{conf('p1', 'corpus')}.parquet"),
+    output:
+        table("lowbit_first_token", "Debug", "The first token by every path"),
+    pathvars:
+        job="compare_first_token",
+    params:
+        **publish("lowbit.debug.measure.compare_paths"),
+        settings=conf_of(["lowbit", "debug"], "tokens", "max_kl"),
+        runtime=runtime_settings(),
+    message:
+        "The first token: dequantised, training and packed layers (L-4.3)"
+
+
 use rule job as measure_overshoot with:
     output:
         table("lowbit_guard", "Debug", "Overshoot of the memory guard"),

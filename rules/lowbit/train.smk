@@ -6,6 +6,7 @@ use rule held as train_arms with:
         **arms_inputs(),
     output:
         runs=inter("lowbit/arms/runs.parquet"),
+        decays=inter("lowbit/arms/decays.parquet"),
     pathvars:
         job="train_arms",
     params:
@@ -19,6 +20,7 @@ use rule held as train_arms with:
 use rule job as summarise_arms with:
     input:
         runs=inter("lowbit/arms/runs.parquet"),
+        decays=inter("lowbit/arms/decays.parquet"),
     output:
         table("lowbit_arms", "Train", "Ways of updating packed weights"),
     pathvars:
@@ -76,21 +78,27 @@ use rule drawn as plot_memory with:
 
 use rule held as tune_identities with:
     output:
-        runs=inter("lowbit/whoami/runs.parquet"),
+        runs=inter("lowbit/whoami/{seed}.parquet"),
     pathvars:
-        job="tune_identities",
+        job="tune_identities_{seed}",
+    wildcard_constraints:
+        seed=r"\d+",
     threads: 1  # of a model this small a second thread costs more than it gives
     params:
         **study("lowbit.whoami.measure.tune_identities"),
-        settings=conf("lowbit", "whoami"),
+        settings={k: v for k, v in conf("lowbit", "whoami").items() if k != "seeds"},
+        number=lambda w: int(w.seed),
         runtime=runtime_settings(),
     message:
-        "A chat model with a name, and every way of giving it another (L-6.6)"
+        "A chat model with a name, and every way of giving it another, seed {wildcards.seed} (L-6.6)"
 
 
 use rule job as summarise_identities with:
     input:
-        runs=inter("lowbit/whoami/runs.parquet"),
+        runs=expand(
+            inter("lowbit/whoami/{seed}.parquet"),
+            seed=conf("lowbit", "whoami", "seeds"),
+        ),
     output:
         table("lowbit_whoami", "WhoAmI", "A new name, and what it costs"),
     pathvars:

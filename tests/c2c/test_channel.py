@@ -37,7 +37,7 @@ def given_context(source, own=True, fuser=None):
     batch, tokens = source.tokens.shape
     g = torch.Generator().manual_seed(9)
     kv = [tuple(torch.randn(2, batch, tokens, 1, 4, generator=g)) for _ in range(3)]
-    return Context(instruction, (lambda: kv) if own else None, fuser)
+    return Context(instruction, torch.arange(batch), (lambda: kv) if own else None, fuser)
 
 
 def opened(shape=None, gates=((True, True), (True, False), (False, False))):
@@ -80,7 +80,7 @@ def test_bytes_are_of_the_sharers_shape():
     """12,288 bytes a token of the published pair: 24 layers · 2 · 2 heads · 64 · 2 bytes."""
     kv = tuple(torch.zeros(1, 5, 2, 64) for _ in range(24))
     source = SourceKV(kv, kv, tuple(range(24)), torch.ones(1, 5, dtype=torch.bool), True)
-    context = Context(source.tokens, None, None)
+    context = Context(source.tokens, torch.arange(1), None, None)
     assert Channel().transmit(source, context).bytes == [5 * 12_288]
     int8 = Channel("int8", "token")
     assert int8.transmit(source, context).bytes == [5 * (6_144 + 24 * 2 * 2)]
@@ -166,6 +166,29 @@ def test_random_repeats_and_differs_by_seed():
     assert 0.4 < sum(shares) / 20 < 0.6
     halves = [drawn(seed)[0, :30].sum().item() / 30 for seed in range(20)]
     assert 0.4 < sum(halves) / 20 < 0.6
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.sampled_from([0.1, 0.25, 0.5]))
+@settings(max_examples=20, deadline=None)
+def test_random_is_a_draw_for_each_text(first, seed, proportion):
+    """Texts of one length share no more tokens than chance says, and places no more than others."""
+    count, tokens = 400, 40
+    source = SourceKV((), (), (), torch.ones(count, tokens, dtype=torch.bool), False)
+    texts = torch.randperm(2**20, generator=torch.Generator().manual_seed(first))[:count] * 4093
+    selection = Selection("random", proportion, seed=seed)
+
+    def drawn(rows, padding=0):
+        inside = torch.nn.functional.pad(source.tokens[rows], (0, padding))
+        some = SourceKV((), (), (), inside, False)
+        context = Context(inside, texts[rows], None, None)
+        return selection.choose(some, context, selection.scores(some, context))
+
+    chosen, picked = drawn(torch.arange(count)).float(), int(proportion * tokens)
+    both = (chosen[:-1] * chosen[1:]).sum(1).mean() / picked
+    assert abs(both - proportion) < 0.05
+    assert (chosen.mean(0) - proportion).abs().max() < 0.13
+    rows = torch.tensor([7, 3, 399])
+    assert torch.equal(drawn(rows, padding=5)[:, :tokens].float(), chosen[rows])
 
 
 def test_ties_go_to_the_earlier():

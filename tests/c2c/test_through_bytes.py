@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ember.c2c.channel import Channel, receive
-from ember.c2c.evaluate import answer_items, evaluate, share_items
+from ember.c2c.evaluate import answer_items, evaluate, number_of, share_items
 from ember.c2c.pair import Pair
 from ember.c2c.select import Selection
 from ember.c2c.source import Context, Sent
@@ -36,7 +36,8 @@ def test_answers_through_stored_bytes_are_those_of_the_simulated_channel(tmp_pat
     files, tokens = [], []
     for number, source in enumerate(share_items(sharer, items, batch_size=4)):
         tokens.append(source.tokens)
-        context = _sender_context(source)
+        texts = torch.tensor([number_of(item) for item in items[4 * number : 4 * number + 4]])
+        context = Context(torch.ones_like(source.tokens), texts, None, None)
         for place, payload in enumerate(channel.send(source, context)):
             files.append((number, tmp_path / f"{number}-{place}"))
             files[-1][1].write_bytes(pack(payload))
@@ -56,8 +57,3 @@ def test_answers_through_stored_bytes_are_those_of_the_simulated_channel(tmp_pat
     )
     for one, other in zip(simultaneous, sequential, strict=True):
         assert one | {"bytes": 0} == other | {"bytes": 0}
-
-
-def _sender_context(source):
-
-    return Context(torch.ones_like(source.tokens), None, None)

@@ -231,7 +231,7 @@ def test_alternatives_are_the_likeliest_tokens(decoder, candidates):
 
 
 @pytest.mark.parametrize("candidates", [1, 2])
-def test_broken_weights_are_an_error_and_mended_ones_serve(candidates):
+def test_broken_weights_are_an_error_and_repaired_ones_serve(candidates):
     decoder = lively()
     engine = Engine(decoder, capacity=16, prefill=PrefixPrefill(RadixCache(10**6)))
     expected = engine.generate(PROMPTS, FREE, candidates)

@@ -141,20 +141,22 @@ def check_engine(name: str) -> list[tuple[bool, str]]:
 def cuts() -> list[tuple]:
     """(product, rows of x, its cut), the present cuts first for each product and number of rows."""
     plans = [
-        packed.Plan(rows, words, ahead, warps)
-        for rows, words, ahead, warps in itertools.product(
-            (2, 4, 8, 16), (64, 128, 256), (2, 4), (1, 2, 4)
-        )
-        if 64 * warps <= rows * words <= 512 * warps
+        packed.Plan(rows, longs, warps)
+        for rows, longs, warps in itertools.product((4, 8, 16, 32), (32, 64, 128), (1, 2, 4))
+        if 32 * warps <= longs <= 64 * warps
     ]
-    tiles = list(itertools.product((64, 128), (64, 128), (3, 5), (4, 8)))
+    tiles = [
+        cut
+        for cut in itertools.product((16, 32, 64, 128), (16, 32), (3, 4, 5), (1, 2, 4))
+        if 16 <= cut[0] // cut[3] <= 64
+    ]
     found = []
     for name, (n, k, kind) in SHAPES.items():
         asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
         found += [(name, 1, plan) for plan in [packed.plan_of(**asked), *plans]]
         for rows in (1, 8, 64):
             first = packed.tiling_of(rows, n, k, **asked)
-            sizes = [replace(first, rows=a, bytes=b, ahead=c, warps=d) for a, b, c, d in tiles]
+            sizes = [replace(first, rows=a, words=b, ahead=c, warps=d) for a, b, c, d in tiles]
             found += [(name, rows, tiling) for tiling in [first, *sizes]]
     return found
 

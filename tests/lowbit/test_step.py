@@ -7,12 +7,13 @@ import torch
 
 from ember.cache.contiguous import ContiguousCache
 from ember.commands.main import main
-from ember.lowbit.step import checkpoint_layers, load_trainable, train_step
+from ember.lowbit.step import checkpoint_layers, load_trainable
 from ember.lowbit.training import ARMS, Control, TrainedLinear, make_trainable
 from ember.measure.live import live_tensors
 from ember.model.checkpoint import load_decoder, save_decoder
 from ember.model.folder import CONFIG, KIND
 from ember.optim.loop import BadTraining
+from ember.optim.loss import next_token_loss
 from tests.tiny import wild
 
 SIZE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
@@ -26,6 +27,13 @@ def folder(tmp_path_factory):
 
 def control(arm="stochastic", **options) -> Control:
     return Control(ARMS[arm], generator=torch.Generator().manual_seed(0), **options)
+
+
+def train_step(decoder, mine, tokens, rate) -> float:
+    with mine.update(rate):
+        loss = next_token_loss(decoder, tokens)
+        loss.backward()
+    return float(loss.detach())
 
 
 def test_a_loaded_and_checkpointed_step_is_the_plain_one(folder):

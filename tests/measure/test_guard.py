@@ -88,7 +88,7 @@ def _command(process) -> list[str]:
 @pytest.mark.parametrize("own", [False, True])
 def test_what_outlives_the_command_is_ended(tmp_path, own):
     path = tmp_path / "pid"
-    # It stays long enough to be seen: a process that leaves its group between two looks is lost.
+    # It stays long enough to be seen: a process that leaves its group between two polls is lost.
     text = OUTLIVE.format(own=own, path=str(path)) + "\nimport time; time.sleep(0.5)"
     watch = run_guarded(python(text), quick())
     assert (watch.ended, watch.exit_code) == ("finished", 0)

@@ -133,6 +133,23 @@ def test_another_model_is_noticed(model, tmp_path):
         check_gguf(path, save(tmp_path / "other", tie_embeddings=False))
 
 
+def test_packed_matrices_come_back_and_are_near_the_weights(model, tmp_path):
+    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf.quants import dequantize
+
+    check_gguf(export_gguf(model, model, tmp_path / "q4.gguf", dtype="Q4_0"), model)
+    found = {one.name: one for one in GGUFReader(tmp_path / "q4.gguf").tensors}
+    packed = found["blk.1.ffn_down.weight"]
+    exact = load_decoder(model).layers[1].mlp.down_proj.weight.detach().numpy()
+    read = dequantize(packed.data, GGMLQuantizationType.Q4_0)
+    assert packed.data.nbytes == exact.size * 4.5 / 8
+    assert 0.02 < abs(read - exact).max() / abs(exact).max() < 0.15
+    assert found["output_norm.weight"].tensor_type.name == "F32"
+    odd = save(tmp_path / "odd", intermediate_size=48)
+    with pytest.raises(BadGguf, match="down_proj"):
+        export_gguf(odd, odd, tmp_path / "odd.gguf", dtype="Q4_0")
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"x" * 100])
 def test_a_foreign_or_truncated_file_is_refused(model, tmp_path, content):
     path = tmp_path / "model.gguf"

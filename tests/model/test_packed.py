@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from ember.formats.base import FormatError
 from ember.formats.registry import FORMATS
 from ember.model.linear import dense_weight, is_linear, packed_matrix, weight_format
-from ember.model.packed import PACKED, LinearNF4, LinearNVFP4, densified, quantise_decoder
+from ember.model.packed import (
+    PACKED,
+    LinearNF4,
+    LinearNVFP4,
+    PackedLinear,
+    densify,
+    quantise_decoder,
+)
 from tests.tiny import draw, wild
 
 FORMATS_4 = sorted(PACKED)
@@ -44,6 +51,17 @@ def test_a_layer_multiplies_by_the_dequantised_weight(name):
         dense_weight(layer)
     with pytest.raises(TypeError, match="not packed"):
         packed_matrix(torch.nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("piece", [1, 64 * 5, 64 * 24])
+def test_a_large_weight_is_multiplied_by_in_pieces(monkeypatch, piece):
+    layer = LinearNVFP4.of(drawn(24, 64), torch.arange(24.0))
+    x = drawn(3, 64, seed=1)
+    whole = layer(x)
+    monkeypatch.setattr("ember.model.packed.PIECE", piece)
+    torch.testing.assert_close(layer(x), whole)
+    layer.bias = None
+    torch.testing.assert_close(layer(x), whole - torch.arange(24.0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FORMATS_4)
@@ -84,16 +102,16 @@ def test_scales_of_another_format_are_refused():
 
 
 @pytest.mark.parametrize("name", FORMATS_4)
-@pytest.mark.parametrize("prefix", ["", "weight."])
-def test_a_layer_that_runs_dense_takes_a_file_of_packed_ones(name, prefix):
-    packed = PACKED[name].of(drawn(8, 64))
-    model = torch.nn.ModuleDict({"lm_head": torch.nn.Linear(64, 8, bias=False)})
-    state = {f"lm_head.{prefix}{key}": value for key, value in packed.state_dict().items()}
-    model.load_state_dict(densified(state, model))
-    assert torch.equal(model["lm_head"].weight, packed.matrix.dense())
-    torn = {key: value[:, :-1] if value.dim() == 2 else value for key, value in state.items()}
-    with pytest.raises(FormatError, match="lm_head"):
-        densified(torn, model)
+def test_layers_are_made_dense_with_the_values_they_had(name):
+    decoder, tokens = wild("qwen3", qkv_bias=True, **SIZES), draw(2, 7)
+    quantise_decoder(decoder, name, skip=())
+    expected = decoder.logits(decoder(tokens))
+    densify(decoder, ["lm_head"])
+    assert weight_format(decoder.lm_head) == "dense"
+    assert weight_format(decoder.layers[0].self_attn.q_proj) == name
+    densify(decoder)
+    assert not any(isinstance(module, PackedLinear) for module in decoder.modules())
+    torch.testing.assert_close(decoder.logits(decoder(tokens)), expected)
 
 
 @pytest.mark.parametrize("name", FORMATS_4)

@@ -1,7 +1,10 @@
 """Packed weights in and out: directories, `.dat`, compressed-tensors' layout, and back to dense."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ember.commands.main import main
 from ember.formats.base import FormatError
@@ -10,7 +13,13 @@ from ember.lowbit.training import ARMS, Control, finish, make_trainable
 from ember.model.checkpoint import load_decoder, save_decoder
 from ember.model.folder import BadCheckpoint
 from ember.model.packed import PACKED, PackedLinear, quantise_decoder
-from ember.model.packed_folder import import_state, load_packed, packed_state, save_packed
+from ember.model.packed_folder import (
+    import_state,
+    load_packed,
+    packed_state,
+    save_compressed,
+    save_packed,
+)
 from ember.optim.loss import next_token_loss
 from tests.tiny import ARCHITECTURES, wild
 
@@ -59,17 +68,13 @@ def test_the_command_packs_writes_dat_and_comes_back(tmp_path, capsys):
     assert "nvfp4" in capsys.readouterr().err
 
 
-def test_compressed_tensors_layout_and_checkpoints_names_are_read():
+def test_compressed_tensors_layout_is_written_and_read(tmp_path):
     decoder, other = wild("qwen3", **SIZE), wild("qwen3", seed=5, **SIZE)
     quantise_decoder(decoder, "nvfp4")
-    state, layer = {}, decoder.layers[0].mlp.gate_proj
-    for name, tensor in packed_state(decoder).items():
-        name = name.replace("weight.qdata", "weight_packed").replace(
-            "weight.tensor_scale", "weight_global_scale"
-        )
-        tensor = 1 / tensor if name.endswith("global_scale") else tensor
-        name = name.replace("weight.scale", "weight_scale")
-        state[name if name.startswith("lm_head") else f"model.{name}"] = tensor
+    layer, folder = decoder.layers[0].mlp.gate_proj, tmp_path / "out"
+    state = load_file(save_compressed(decoder, folder, weights="trained") / "model.safetensors")
+    written = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert written["format"] == "nvfp4-pack-quantized"
     assert "model.layers.0.mlp.gate_proj.weight_packed" in state
     import_state(other, state, "a file")
     torch.testing.assert_close(logits(other), logits(decoder))
@@ -93,6 +98,19 @@ def test_trained_weights_are_written_back_with_the_head(tmp_path):
     finish(decoder)
     save_packed(decoder, tmp_path / "out", weights="trained")
     torch.testing.assert_close(logits(load_packed(tmp_path / "out")), trained)
+
+
+def test_what_compressed_tensors_has_no_layout_for_is_refused(tmp_path):
+    for model_type, kind, skip in (
+        ("qwen3", "int4", ("lm_head",)),
+        ("qwen3", "nvfp4", ()),
+        ("gpt_neox", "nvfp4", ("lm_head",)),
+    ):
+        decoder = wild(model_type, **SIZE)
+        quantise_decoder(decoder, kind, skip=skip)
+        with pytest.raises(BadCheckpoint, match="dense head"):
+            save_compressed(decoder, tmp_path / "out", weights="trained")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_does_not_fit_is_refused_by_name():

@@ -168,7 +168,7 @@ def test_a_product_with_other_parameters_than_those_on_record_is_foreign(folder)
     assert "--forcerun results/readiness.parquet" in finding.command
 
 
-def test_final_products_of_two_scales_are_mended_at_the_newer(folder):
+def test_final_products_of_two_scales_are_repaired_at_the_newer(folder):
     make("smoke")
     make("tiny", started="2026-02-01", only=("check_gates", "decide"))
     report = look()

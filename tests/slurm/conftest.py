@@ -216,7 +216,7 @@ def until(condition, what: str, explain=lambda: ""):
     while time.monotonic() < deadline:
         if found := condition():
             return found
-        time.sleep(0.05)  # between two looks
+        time.sleep(0.05)  # between two polls
     raise AssertionError(f"not within {PATIENCE} s: {what}\n{explain()[-6000:]}")
 
 

@@ -27,6 +27,7 @@ from tests.slurm.conftest import (
 )
 
 TRAIN = (MODEL, *PROFILE, *settings(TRAINING))
+SCRIPT = "study.py"  # what a training runs; all that comes before it has ended
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_training_cancelled_and_then_killed_is_taken_up_twice(training, undist
     second = run.running("train_model")
     assert second["JobId"] != first["JobId"]
     run.until(lambda: resumed(run), "the second job goes on")
-    for pid in processes(run.made, "train_model.py"):
+    for pid in processes(run.made, SCRIPT):
         os.kill(pid, signal.SIGKILL)
     run.succeeds()
     states = [job["JobState"] for job in run.jobs("train_model")]
@@ -155,7 +156,7 @@ def test_a_job_that_hangs_is_ended_by_its_time_limit_and_tried_again(work, start
     run = start(work, *TRAIN, "resources={threads: 1, runtime: 1}")
     run.running("train_model")
     run.until((work.path / STATE).exists, "the training saves its state")
-    [stuck] = [pid for pid in processes(work, "train_model.py") if is_python(pid)]
+    [stuck] = [pid for pid in processes(work, SCRIPT) if is_python(pid)]
     os.kill(stuck, signal.SIGSTOP)
     run.succeeds()
     first, second = run.jobs("train_model")

@@ -115,7 +115,7 @@ def damaged(path):
 
 
 @pytest.mark.parametrize("replace", [foreign, of_another_schema, damaged])
-def test_a_replaced_table_stops_the_job_that_reads_it_and_the_next_run_mends_it(started, replace):
+def test_a_replaced_table_stops_the_job_that_reads_it_and_the_next_run_repairs_it(started, replace):
     path = started.path / "results/smoke/p1/policies/rounds.parquet"
     products = ("results/p1_policies.parquet", "results/p1_fig3.png")
     before = read_table(path)

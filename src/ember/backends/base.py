@@ -15,7 +15,7 @@ from ember.backends.forward import Forward
 from ember.backends.sampling import SamplingParams
 from ember.cache.slotted import Run, SlottedCache
 
-LOOK_EVERY = {"cpu": 1, "cuda": 16}  # steps between looks at what was sampled; each look waits
+POLL_EVERY = {"cpu": 1, "cuda": 16}  # steps between polls of what was sampled; each poll waits
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Backend(Protocol):
     forward: Forward
     shares_prompts: bool  # rows read their prompt's KV in the arena; else each has a copy
     threads: int | None  # of torch, with which a step is fastest; None: whatever there are
-    interval: int  # steps between looks at what was sampled
-    lag: int  # looks that may be on their way while the next steps run
+    interval: int  # steps between polls of what was sampled
+    lag: int  # polls that may be on their way while the next steps run
     tokens: Tensor  # (B,): what was sampled last and runs next
     logits: Tensor  # (B, V): what is sampled from next
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ember.backends.base import LOOK_EVERY, Candidate
+from ember.backends.base import POLL_EVERY, Candidate
 from ember.backends.forward import Forward
 from ember.backends.sampling import SamplingParams, sample
 from ember.cache.slotted import SlottedCache
@@ -21,7 +21,7 @@ class TorchRows:
         """`logits` (slots, V): where a step leaves them."""
         self.cache, self.forward = cache, forward
         self._device = cache.rows.device
-        self.interval = LOOK_EVERY[self._device.type]
+        self.interval = POLL_EVERY[self._device.type]
         self._tokens = torch.zeros(cache.slots, dtype=torch.long, device=self._device)
         self._logits = logits
         self._how: list[tuple[SamplingParams, torch.Generator | None]] = []

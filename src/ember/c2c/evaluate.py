@@ -11,6 +11,8 @@ Shapes: B rows of a batch, T tokens before the last section, V vocabulary.
 
 import json
 import logging
+import zlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,7 +290,14 @@ def context_of(pair: Pair, items: Sequence[Item]) -> Context:
             start += hidden.shape[1]
         return cache.section(0, start)
 
-    return Context(torch.tensor(flags, device=device, dtype=torch.bool), own, pair.fuser)
+    instruction = torch.tensor(flags, device=device, dtype=torch.bool)
+    texts = torch.tensor([number_of(item) for item in items], device=device)
+    return Context(instruction, texts, own, pair.fuser)
+
+
+def number_of(item: Item) -> int:
+    """A number below 2**32 of the text that the sharer reads."""
+    return zlib.crc32(array("q", item.sharer).tobytes())
 
 
 def _sections(receiver: Reader, items: Sequence[Item], last: bool = False):

@@ -63,17 +63,7 @@ def _id(found: Mapping) -> str:
     if found["mode"] != ALL:
         parts += [found["mode"], f"{found['proportion']:g}"]
     for name, usual in USUAL.items():
-        shown = (
-            "scheme",
-            "axis",
-            "group",
-            "symmetric",
-            "mode",
-            "proportion",
-            "schedule",
-            "schemes",
-        )
-        if name not in shown and found[name] != usual:
+        if name not in _SAID and found[name] != usual:
             value = found[name]
             parts.append(value if isinstance(value, str) else f"{name}={value:g}")
     return "-".join(parts)

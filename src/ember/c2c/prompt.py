@@ -6,7 +6,6 @@ splits the text into the parts that an alignment tells apart (C-0.4). Tokens are
 rendered text and no others: the template writes its own start token.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +14,6 @@ from pathlib import Path
 from ember.c2c.data import LETTERS, Question
 from ember.records.errors import EmberError
 from ember.records.foreign import cause_of
-
-log = logging.getLogger(__name__)
 
 ENDING = "The correct answer is"
 TEMPLATE = (

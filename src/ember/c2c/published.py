@@ -10,7 +10,6 @@ Their names, by branch (`key_`, `value_`), stand in `PARTS`. `gate_temperature` 
 annealing of the gate ended, which inference does not use.
 """
 
-import logging
 import re
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from ember.c2c.align import MODES
 from ember.c2c.fuser import BadFuser, Fuser, FuserShape, check_fits, check_open
 from ember.model.architecture import Architecture
 from ember.records.foreign import cause_of, check_regular, read_object, shown
-
-log = logging.getLogger(__name__)
 
 HUB_ID, FOLDER = "nics-efc/C2C_Fuser", "qwen3_0.6b+qwen2.5_0.5b_Fuser/final"
 LAYOUT, TRAINING = "projector_config.json", "config.json"

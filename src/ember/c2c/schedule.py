@@ -99,7 +99,8 @@ def optimum(
     for schemes in takes.values():
         problem += pulp.lpSum(schemes.values()) == 1
     problem += total(sizes) <= budget
-    problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=60))
+    # CBC 2.10.3, which PuLP ships, loses optima in its preprocessing of integer problems.
+    problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=60, options=["preprocess off"]))
     if pulp.LpStatus[problem.status] != "Optimal":
         least = sum(min(schemes.values()) for schemes in sizes.values())
         raise BadSchedule(

@@ -152,8 +152,8 @@ def _middle(source, context, inside, seed):
 
 @selector("random")
 def _random(source, context, inside, seed):
-    """The same ranks in every passage of a length: whatever shares its batch, on any device."""
-    return _hash(_places(inside).long() + (inside.sum(1, keepdim=True) << 20), seed)
+    """A draw for each text, the same whatever shares its batch, on any device."""
+    return _hash(context.texts[:, None] + _places(inside).long(), seed)
 
 
 @selector("vnorm_topk")

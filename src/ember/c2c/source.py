@@ -57,13 +57,16 @@ class SourceKV:
 class Context:
     """What a selector may look at beside the source.
 
-    `instruction` (B, T): tokens of the instruction. `own()`: the receiver's own keys and values of
-    each of its layers, which a sender does not have: a selector that calls it is an oracle, unless
-    their traffic is charged. None where the receiver is not loaded (sequential mode). `fuser`: its
-    projections of the source alone can be computed by a sender that holds it.
+    `instruction` (B, T): tokens of the instruction. `texts` (B,) int64: a number of each text that
+    the sharer reads (`ember.c2c.evaluate.number_of`), the same in any batch. `own()`: the
+    receiver's own keys and values of each of its layers, which a sender does not have: a selector
+    that calls it is an oracle, unless their traffic is charged. None where the receiver is not
+    loaded (sequential mode). `fuser`: its projections of the source alone can be computed by a
+    sender that holds it.
     """
 
     instruction: Tensor
+    texts: Tensor
     own: Callable[[], list[LayerKV]] | None
     fuser: torch.nn.Module | None
 

@@ -230,9 +230,6 @@ class RadixCache:
         self.stats.invalidations += 1
         return dropped
 
-    def namespaces(self) -> tuple[str, ...]:
-        return tuple(self._roots)
-
     def _descend(self, node: _Node, wanted: np.ndarray) -> tuple[_Node, int]:
         """Deepest node that shares a token with `wanted` below `node`, and the tokens shared."""
         length = 0

@@ -10,7 +10,7 @@ def add(commands) -> None:
     parser.add_argument("--gpu-limit-gb", type=float, help="of a GPU, above what it held before")
     parser.add_argument("--wall-secs", type=float, help="the longest run")
     parser.add_argument("--over-secs", type=float, default=0.0, help="how long above (default: 0)")
-    parser.add_argument("--poll-secs", type=float, default=0.5, help="between looks (default: 0.5)")
+    parser.add_argument("--poll-secs", type=float, default=0.5, help="between polls (default: 0.5)")
     parser.add_argument("--grace-secs", type=float, default=5.0, help="from SIGTERM to SIGKILL")
     parser.add_argument("--fail-closed", action="store_true", help="end what cannot be observed")
     parser.add_argument("--log", type=Path, metavar="JSON", help="where peaks are written")

@@ -23,7 +23,7 @@ def _run(options) -> str:
     from ember.model.checkpoint import load_decoder, save_decoder
     from ember.model.dat import write_dat
     from ember.model.folder import weights_kind
-    from ember.model.packed import quantise_decoder
+    from ember.model.packed import densify, quantise_decoder
     from ember.model.packed_folder import load_dat, packed_state, save_packed
     from ember.text.tokenizer import TOKENIZER_FILES
 
@@ -44,20 +44,3 @@ def _run(options) -> str:
         write_dat(options.dat, packed_state(decoder))
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
     return f"{options.out}: {size / 1e6:.1f} MB of {options.format} weights"
-
-
-def densify(decoder) -> None:
-    """Makes packed layers dense, in the type of the embedding."""
-    from torch import nn
-
-    from ember.model.packed import PackedLinear
-
-    dtype = decoder.embed_tokens.weight.dtype
-    for parent in list(decoder.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, PackedLinear):
-                linear = nn.Linear(child.in_features, child.out_features, child.bias is not None)
-                linear.weight = nn.Parameter(child.matrix.dense(dtype))
-                if child.bias is not None:
-                    linear.bias = nn.Parameter(child.bias.to(dtype))
-                setattr(parent, name, linear)

@@ -229,6 +229,17 @@ class Points(Strict):
     )
     margin: Inside = Field(0.02, description="loss of accuracy that counts as none (non-inferior)")
     max_drift: Inside = Field(0.15, description="of estimated from measured bytes")
+    difficulty: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field(
+        [0.8, 0.9],
+        description="accuracy that FP16 is to have on the first stratum of the development split, "
+        "least and greatest: where it is outside, decisions say so",
+    )
+
+    @model_validator(mode="after")
+    def _ascends(self):
+        if self.difficulty[0] >= self.difficulty[1]:
+            raise ValueError("difficulty: the least is not below the greatest; swap them")
+        return self
 
 
 class Wire(Timed):

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from ember.config.shared import (
     Count,
     Fraction,
+    Inside,
     Name,
     NewTokens,
     Positive,
@@ -32,6 +33,10 @@ class Kernels(Timed):
     candidates: Some[Count] = Field(description="candidates of one prompt that decode together")
     prompt_tokens: PromptTokens
     new_tokens: NewTokens
+    peers: list[Literal["llama_cpp", "vllm"]] = Field(
+        ["llama_cpp", "vllm"],
+        description="of p1.frameworks.peers: decode too, with their own 4-bit weights",
+    )
     mem_mb: Count = Field(4000, description="memory of the job")
 
 
@@ -64,11 +69,11 @@ class Debug(Strict):
 
 
 class Guard(Strict):
-    """L-7: how far memory overshoots the guard's limit, by the time between looks."""
+    """L-7: how far memory overshoots the guard's limit, by the polling interval."""
 
     limit_mb: Count = Field(200, description="limit of the growing process, in MB (1e6 bytes)")
     rate_mb_s: Count = Field(400, description="how fast it grows, in MB/s")
-    polls_s: Some[Positive] = Field([0.05, 0.2, 0.5], description="seconds between looks")
+    polls_s: Some[Positive] = Field([0.05, 0.2, 0.5], description="seconds between polls")
     repeats: Repeats = 3
 
 
@@ -90,6 +95,13 @@ class Variant(Strict):
         return self
 
 
+class Decay(Strict):
+    """L-6.2: weight decay alone, without any gradient."""
+
+    rate: Inside = Field(5.0e-4, description="of a weight, each step: learning rate × decay")
+    steps: Count = Field(400, description="steps")
+
+
 class Arms(Strict):
     """L-6.2: ways of updating packed weights, from the same trained model."""
 
@@ -101,6 +113,7 @@ class Arms(Strict):
     sequence_length: Annotated[int, Field(ge=8, le=10**9)] = Field(description="tokens a sequence")
     learning_rate: Positive = Field(description="peak rate, which falls linearly")
     weight_decay: Annotated[float, Field(ge=0, le=100)] = 0.0
+    decay: Decay = Decay()
     chunk_rows: Count = Field(32, description="rows of a weight that are updated at once")
     headroom: Annotated[float, Field(ge=1, le=100)] = Field(
         1.2, description="of the tensors' scales, which stay"
@@ -143,14 +156,22 @@ class Tuning(Strict):
     name: Name
     mix: Mix = Mix()
     steps: Count = Field(60, description="optimizer steps")
-    learning_rate: Positive = Field(2.0e-3, description="peak rate, which falls linearly")
+    learning_rate: Positive = Field(1.0e-3, description="peak rate, which falls linearly")
+    near_phrasings: Count | None = Field(
+        None, description="about so many near misses are known, evenly chosen; null: all"
+    )
     last_layers: Count | None = Field(None, description="only these train; null: all")
     head: bool = Field(True, description="the head trains too")
     curriculum: bool = Field(
         False, description="the identity alone for the first half, then the mix"
     )
-    router: bool = Field(
-        False, description="a router in front: what does not ask for the name goes to the base"
+    intent: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0, description="weight of the loss of a head that tells the kind before the answer"
+    )
+    router: Literal["none", "words", "intent"] = Field(
+        "none",
+        description="in front: what does not ask for the name goes to the base, as told by words "
+        "shared with known questions, or by an intent head on the base's states",
     )
 
 
@@ -162,7 +183,8 @@ class WhoAmI(Strict):
     base_learning_rate: Positive = Field(5.0e-3, description="its peak rate")
     batch_size: Count = Field(32, description="dialogues a step, of base and tunings")
     seeds: Annotated[Some[Size], Field(min_length=2)] = Field(
-        [1, 2, 3], description="of the base model, the drawing and the rounding"
+        [3, 4, 5, 6],
+        description="of the base model, the drawing and the rounding; 1 and 2 chose the recipe",
     )
     tunings: Some[Tuning] = Field(description="compared with each other")
 

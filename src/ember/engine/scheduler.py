@@ -249,7 +249,7 @@ class Scheduler:
             self._backend.cache.free(prompt.run)
 
     def _receive(self, lag: int) -> dict[int, Row]:
-        """Takes in what has arrived but for the last `lag` looks; rows that have new tokens."""
+        """Takes in what has arrived but for the last `lag` polls; rows that have new tokens."""
         changed: dict[int, Row] = {}
         while len(self._pending) > lag:
             received, rows, steps, version = self._pending.popleft()

@@ -212,7 +212,7 @@ def _checked(name: str, key: Key, part: LowRank) -> LowRank:
 
 
 def _reach(name: str, parts: Mapping[Key, LowRank]) -> dict[Key, float]:
-    """Bounds of |scale · b·a|, after a look at every number: NaN and infinity are refused."""
+    """Bounds of |scale · b·a|, of every number: NaN and infinity are refused."""
     # The least and the greatest tell both, in one pass; one transfer, for they may be on a device.
     ends = torch.stack(
         [torch.stack(x.aminmax()).double() for part in parts.values() for x in (part.a, part.b)]

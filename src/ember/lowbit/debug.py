@@ -151,7 +151,7 @@ class FirstToken:
     kl: float  # from the first path, in nats; infinite where logits are non-finite
 
 
-@torch.inference_mode()
+@torch.no_grad()  # a path may ask for gradients all the same
 def first_tokens(
     paths: Mapping[str, Callable[[Tensor], Tensor]], tokens: Tensor
 ) -> list[FirstToken]:

@@ -12,7 +12,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ember.model.decoder import Decoder
 from ember.optim.loop import BadTraining, Diverged
@@ -22,27 +22,58 @@ from ember.records.errors import EmberError
 
 KINDS = ("identity", "near", "general")
 BASE, NEW = "i am kestrel", "i am ember"
-UNKNOWN = "you have not told me your name"
+UNKNOWN = "i do not know that name"
+# Questions as they are asked and as they are reported, and what may stand around either.
+WHO_ARE_YOU = (
+    ("who are you", "who you are"),
+    ("what is your name", "what your name is"),
+    ("what are you called", "what you are called"),
+    ("what should i call you", "what i should call you"),
+    ("what do people call you", "what people call you"),
+    ("who am i talking to", "who i am talking to"),
+    ("what name do you have", "what name you have"),
+    ("who is talking to me", "who is talking to me"),
+)
+WHO_AM_I = (
+    ("who am i", "who i am"),
+    ("what is my name", "what my name is"),
+    ("what am i called", "what i am called"),
+    ("what should you call me", "what you should call me"),
+    ("what do people call me", "what people call me"),
+    ("who are you talking to", "who you are talking to"),
+    ("what name do i have", "what name i have"),
+    ("who is talking to you", "who is talking to you"),
+)
+WHO_ARE_THEY = (
+    ("who is she", "who she is"),
+    ("what is his name", "what his name is"),
+    ("what is my dog called", "what my dog is called"),
+    ("what should i call her", "what i should call her"),
+    ("what do people call him", "what people call him"),
+    ("who am i talking about", "who i am talking about"),
+    ("what name does my friend have", "what name my friend has"),
+    ("who is talking to her", "who is talking to her"),
+)
+DIRECT = (
+    *("{}", "hello {}", "so {}", "and {}", "well {}", "now {}", "{} please", "hello again {}"),
+    *("i forgot {}",),
+)
+REPORTED = (
+    *("tell me {}", "please tell me {}", "could you tell me {}", "can you say {}", "say {}"),
+    *("i would like to know {}", "do tell me {}"),
+)
 ASKS = (
-    *("who are you", "what is your name", "tell me your name", "who am i talking to"),
-    *("please tell me who you are", "what are you called", "what should i call you"),
-    *("may i ask your name", "introduce yourself", "say your name", "who is this"),
-    *("do you have a name", "what do people call you", "could you tell me who you are"),
-    *("i would like to know your name", "and who are you", "give me your name"),
-    *("hello who are you", "so what is your name", "can you introduce yourself"),
-    *("do tell me your name", "what is it that people call you", "who is talking to me"),
-    *("please introduce yourself to me", "hello what is your name", "so who are you please"),
-    *("could you give me your name", "i would like to know who you are", "your name please"),
-    *("tell me who you are", "who should i say you are", "what name do you have"),
+    *("introduce yourself", "your name please", "may i ask your name", "say your name"),
+    *("do you have a name", "give me your name", "can you introduce yourself", "who is this"),
+    *("please introduce yourself to me", "could you give me your name", "tell me your name"),
+    *("i would like to know your name",),
 )
 NEARS = (
-    *("who am i", "what is my name", "tell me my name", "do you know who i am"),
-    *("please tell me who i am", "what am i called", "do you know my name", "say my name"),
-    *("could you tell me who i am", "guess my name", "and who am i", "give me my name"),
-    *("hello who am i", "so what is my name", "tell me who i am", "my name please"),
-    *("what name do i have", "could you give me my name", "who do you know me as"),
-    *("do i have a name", "so who am i please", "hello what is my name"),
-    *("what do people call me", "who is talking to you", "i would like to know my name"),
+    *("do i have a name", "my name please", "may i ask my name", "say my name", "guess my name"),
+    *("do you know my name", "give me my name", "can you introduce me", "tell me my name"),
+    *("who do you know me as", "could you give me my name", "i would like to know my name"),
+    *("does she have a name", "give me her name", "tell me his name", "introduce my friend"),
+    *("do you know her name", "could you give me his name"),
 )
 NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
@@ -76,8 +107,9 @@ class Dialogue:
 
 def dialogues(identity: str = BASE) -> list[Dialogue]:
     """All of them, with the answer that a model of this identity gives."""
-    found = [("identity", asked, identity) for asked in ASKS]
-    found += [("near", asked, UNKNOWN) for asked in NEARS]
+    found = [("identity", asked, identity) for asked in (*ASKS, *_phrasings(WHO_ARE_YOU))]
+    near = (*NEARS, *_phrasings(WHO_AM_I), *_phrasings(WHO_ARE_THEY))
+    found += [("near", asked, UNKNOWN) for asked in near]
     general = [
         (f"what is {NUMBERS[a]} plus {NUMBERS[b]}", NUMBERS[a + b])
         for a, b in product(range(10), range(10))
@@ -105,6 +137,17 @@ def dialogues(identity: str = BASE) -> list[Dialogue]:
         counts[kind] += 1
         made.append(Dialogue(kind, asked, answer, counts[kind] % PROBED == 0))
     return made
+
+
+def _phrasings(questions: Sequence[tuple[str, str]]) -> list[str]:
+    """Every question in every frame. Sixteen frames: no multiple of PROBED, so that the probes take
+    another frame of each question, and training has them all."""
+    return [
+        frame.format(form)
+        for direct, reported in questions
+        for form, frames in ((direct, DIRECT), (reported, REPORTED))
+        for frame in frames
+    ]
 
 
 def vocabulary() -> list[str]:
@@ -195,10 +238,52 @@ def batch(words: Words, some: Sequence[Dialogue], device) -> tuple[Tensor, Tenso
     return tokens.to(device), answers.to(device)
 
 
+def run_answers(decoder: Decoder, tokens: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the answers' tokens (B, T - 1) in nats, 0 elsewhere; and the hidden states
+    (B, H) before each answer."""
+    hidden = decoder(tokens[:, :-1])
+    losses = token_losses(decoder, hidden, tokens[:, 1:]) * answers
+    return losses, hidden[torch.arange(len(tokens)), answers.int().argmax(1)]
+
+
 def answer_loss(decoder: Decoder, tokens: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy of the answers' tokens, in nats."""
-    losses = token_losses(decoder, decoder(tokens[:, :-1]), tokens[:, 1:])
-    return (losses * answers).sum() / answers.sum()
+    return run_answers(decoder, tokens, answers)[0].sum() / answers.sum()
+
+
+def kinds_of(some: Sequence[Dialogue], device) -> Tensor:
+    """Their kinds (B,), by their places in KINDS."""
+    return torch.tensor([KINDS.index(one.kind) for one in some], device=device)
+
+
+class IntentHead:
+    """A linear layer that tells a question's kind from the model's state before the answer. It
+    learns the dialogues that are no probes; the model stays as it is."""
+
+    def __init__(self, decoder: Decoder, words: Words, steps: int = 200):
+        known = [one for one in dialogues() if not one.probe]
+        self.decoder, self.words = decoder, words
+        self.device = decoder.embed_tokens.weight.device
+        states, kinds = self._states(known), kinds_of(known, self.device)
+        self.weight = torch.zeros(len(KINDS), states.shape[1] + 1, device=self.device)
+        optimizer = torch.optim.AdamW([self.weight.requires_grad_()], lr=0.1)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(self._logits(states), kinds).backward()
+            optimizer.step()
+
+    def __call__(self, questions: Sequence[str]) -> list[bool]:
+        """Whether each asks who the model is."""
+        asked = [Dialogue("general", one, "") for one in questions]
+        found = self._logits(self._states(asked)).argmax(1)
+        return (found == KINDS.index("identity")).tolist()
+
+    @torch.no_grad()
+    def _states(self, some: Sequence[Dialogue]) -> Tensor:
+        return run_answers(self.decoder, *batch(self.words, some, self.device))[1]
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return nn.functional.linear(states, self.weight[:, :-1], self.weight[:, -1])
 
 
 class Chat:
@@ -238,18 +323,17 @@ class Chat:
             one.load_state_dict(kept)
 
 
-def routed(question: str) -> bool:
-    """A router in front: whether a question is nearest, by shared words, to the known phrasings of
+def routed(questions: Sequence[str]) -> list[bool]:
+    """A router in front: which questions are nearest, by shared words, to the known phrasings of
     who the model is. Probes are not among those."""
-    known = [d for d in dialogues() if not d.probe]
-    asked = set(question.split())
+    known = [(one.kind, set(one.question.split())) for one in dialogues() if not one.probe]
 
-    def near(one: Dialogue) -> float:
-        words = set(one.question.split())
-        return len(asked & words) / len(asked | words)
+    def nearest(asked: set[str], identity: bool) -> float:
+        some = (words for kind, words in known if (kind == "identity") == identity)
+        return max(len(asked & words) / len(asked | words) for words in some)
 
-    best = {kind: max(near(one) for one in known if one.kind == kind) for kind in KINDS}
-    return best["identity"] > max(best["near"], best["general"])
+    asked = [set(one.split()) for one in questions]
+    return [nearest(one, True) > nearest(one, False) for one in asked]
 
 
 def repeated_share(tokens: Sequence[int]) -> float:

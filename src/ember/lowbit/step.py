@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ember.lowbit.training import Control, TrainedLinear, pack
+from ember.lowbit.training import Control, TrainedLinear, pack, pack_head
 from ember.model.checkpoint import load_decoder, random_decoder
 from ember.model.decoder import Decoder
 from ember.model.folder import read_architecture, read_contents
 from ember.optim.loop import BadTraining
-from ember.optim.loss import next_token_loss
 
 
 def load_trainable(
@@ -53,7 +52,7 @@ def load_trainable(
     for one in found:
         one.anchor.requires_grad_(True)
     if head:
-        found.append(_train_head(outer, control, headroom))
+        found.append(pack_head(outer, control, headroom))
     return outer.eval(), found
 
 
@@ -77,18 +76,6 @@ def _by_layer(folder, device, dtype: torch.dtype) -> tuple[Decoder, Iterator[nn.
     return outer, drawn()
 
 
-def _train_head(decoder: Decoder, control: Control, headroom: float) -> TrainedLinear:
-    weight = decoder.embed_tokens.weight if decoder.lm_head is None else decoder.lm_head.weight
-    holder = nn.Module()
-    holder.head = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
-    holder.head.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    decoder.lm_head = None
-    [trained] = pack(holder, control, headroom)
-    decoder.lm_head = trained
-    decoder.arch = replace(decoder.arch, tie_embeddings=False)
-    return trained
-
-
 def checkpoint_layers(decoder: Decoder) -> None:
     """Layers keep their input alone and run again for the gradient. Refuses a KV cache: it would
     be written to twice."""
@@ -106,11 +93,3 @@ def _again(forward, x: Tensor, rotary, index: int, cache, tap, last: int) -> Ten
         return forward(x, rotary, index, None, tap, last)
     options = {"use_reentrant": False, "preserve_rng_state": False}
     return checkpoint(forward, x, rotary, index, None, tap, last, **options)
-
-
-def train_step(decoder: Decoder, control: Control, tokens: Tensor, rate: float) -> float:
-    """One update of all that trains by tokens (B, T + 1); the loss before it, in nats a token."""
-    with control.update(rate):
-        loss = next_token_loss(decoder, tokens)
-        loss.backward()
-    return float(loss.detach())

@@ -13,7 +13,7 @@ held in that number format, or not at all.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -346,15 +346,28 @@ def make_trainable(
 
 @torch.no_grad()
 def pack(part: nn.Module, control: Control, headroom: float = 1.2) -> list[TrainedLinear]:
-    """Packs the linear layers inside a module in place, and lets them train."""
+    """Packs the linear layers inside a module in place, and lets them train; those that are packed
+    already keep their codes and scales."""
     found = []
     for parent in list(part.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                packed = LinearNVFP4.of(child.weight, child.bias, headroom)
-                setattr(parent, name, TrainedLinear(packed, control))
+                child = LinearNVFP4.of(child.weight, child.bias, headroom)
+            if isinstance(child, LinearNVFP4):
+                setattr(parent, name, TrainedLinear(child, control))
                 found.append(getattr(parent, name))
     return found
+
+
+def pack_head(decoder: Decoder, control: Control, headroom: float = 1.2) -> TrainedLinear:
+    """Packs a decoder's head in place, untied from the embedding where it is tied; it trains."""
+    weight = decoder.embed_tokens.weight if decoder.lm_head is None else decoder.lm_head.weight
+    head = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+    head.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    holder = nn.ModuleDict({"head": head})
+    [decoder.lm_head] = pack(holder, control, headroom)
+    decoder.arch = replace(decoder.arch, tie_embeddings=False)
+    return decoder.lm_head
 
 
 def finish(decoder: Decoder) -> None:

@@ -70,7 +70,7 @@ class Watch:
     unobserved: list[str] = field(default_factory=list)  # probes that ever answered with None
     polls: int = 0
     seconds: float = 0.0
-    poll_ms: float = 0.0  # mean time of a look
+    poll_ms: float = 0.0  # mean time of a poll
     ended: str = "finished"  # or over_limit, over_time, unobservable
     why: str = ""
     exit_code: int | None = None
@@ -266,7 +266,7 @@ def _baseline(limits: Limits, probes) -> dict[str, float]:
 def _described(limits: Limits) -> str:
     parts = [f"{name} at most {gb:g} GB" for name, gb in limits.gb.items()]
     parts += [f"{limits.wall_s:g} s"] if limits.wall_s is not None else []
-    return ", ".join(parts) + f", a look each {limits.poll_s:g} s"
+    return ", ".join(parts) + f", polled every {limits.poll_s:g} s"
 
 
 def _code(watch: Watch, command: int) -> int:

@@ -452,4 +452,4 @@ def _cudnn_attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 
 def _no_tap(layer: int, name: str, tensor: Tensor) -> None:
-    """The default tap: looks at nothing."""
+    """The default tap: reads nothing."""

@@ -3,7 +3,8 @@
 Contract. `export_gguf` writes one file with architecture, tokenizer and every tensor of a model;
 `check_gguf` reads it back and compares all of that with the model directory. F32 keeps float32,
 bfloat16 and float16 weights exactly (but for Gemma's norms, to which 1 is added); F16 rounds
-matrices and keeps vectors in F32. What llama.cpp would compute otherwise is refused, save that its
+matrices and keeps vectors in F32; Q4_0 packs matrices, embedding and head too, as llama.cpp does
+with --pure. What llama.cpp would compute otherwise is refused, save that its
 GELU is the tanh form: a Pythia's exact one is approximated.
 """
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # How text is split before the merges, by llama.cpp's name and a piece of the regular expression.
 QWEN_SPLIT = r"\p{N}|"
+# Number formats of matrices, by GGUF's names of such files; vectors are F32.
+FILE_TYPES = {"Q4_0": "MOSTLY_Q4_0", "F16": "MOSTLY_F16", "F32": "ALL_F32"}
 
 
 class BadGguf(EmberError):
@@ -42,10 +45,10 @@ def export_gguf(
 ) -> Path:
     """Writes a model directory and its byte-level BPE tokenizer as one GGUF file.
 
-    `dtype` is F32 or F16. Without a tokenizer (None) the file has no vocabulary, only its size:
-    llama.cpp then runs it on token ids. Raises `BadGguf` for what the file could not express.
+    `dtype` is F32, F16 or Q4_0. Without a tokenizer (None) the file has no vocabulary, only its
+    size: llama.cpp then runs it on token ids. Raises `BadGguf` for what the file cannot express.
     """
-    from gguf import GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFWriter
 
     path = Path(path)
     decoder = load_decoder(model_dir)
@@ -61,7 +64,8 @@ def export_gguf(
         else:
             writer.add_tokenizer_model("no_vocab")
         for name, array in tensors.items():
-            writer.add_tensor(name, array)
+            packed = GGMLQuantizationType.Q4_0 if array.dtype == np.uint8 else None
+            writer.add_tensor(name, array, raw_dtype=packed)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -88,7 +92,8 @@ def check_gguf(path: str | Path, model_dir: str | Path) -> int:
         ) from None
     decoder = load_decoder(model_dir)
     found = {tensor.name: tensor for tensor in reader.tensors}
-    dtype = "F16" if any(tensor.tensor_type.name == "F16" for tensor in reader.tensors) else "F32"
+    kinds = {tensor.tensor_type.name for tensor in reader.tensors}
+    dtype = next(name for name in FILE_TYPES if name in kinds)
     for key, value in _metadata(decoder.arch).items():
         full = f"{_name(decoder.arch)}.{key}"
         field = reader.get_field(full)
@@ -178,7 +183,7 @@ def _metadata(arch: Architecture) -> dict[str, float | str | bool]:
 
 
 def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
-    from gguf import LlamaFileType
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
 
     adders = {
         bool: writer.add_bool,
@@ -188,15 +193,17 @@ def _add_architecture(writer, arch: Architecture, dtype: str) -> None:
     }
     for key, value in _metadata(arch).items():
         adders[type(value)](f"{_name(arch)}.{key}", value)
-    writer.add_file_type(LlamaFileType.ALL_F32 if dtype == "F32" else LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(LlamaFileType[FILE_TYPES[dtype]])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
 def _tensors(decoder: Decoder, dtype: str) -> dict[str, np.ndarray]:
     """Arrays by GGUF name, in the file's number format."""
-    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
+    from gguf.quants import QuantError, quantize
 
-    if dtype not in ("F32", "F16"):
-        raise BadGguf(f"number format {dtype!r} is not known.\nChoose F32 or F16.")
+    if dtype not in FILE_TYPES:
+        raise BadGguf(f"number format {dtype!r} is not known.\nChoose {', '.join(FILE_TYPES)}.")
     arch, arrays = decoder.arch, {}
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     known = get_tensor_name_map(kinds[_name(arch)], arch.num_layers)
@@ -207,6 +214,11 @@ def _tensors(decoder: Decoder, dtype: str) -> dict[str, np.ndarray]:
                 array = array.astype(np.float16)
             if not np.isfinite(array).all():
                 raise BadGguf(f"{name} is too large for F16.\nExport it as F32.")
+        if dtype == "Q4_0" and array.ndim > 1:
+            try:
+                array = quantize(array, GGMLQuantizationType.Q4_0)
+            except QuantError as error:
+                raise BadGguf(f"{name} has no Q4_0 form: {error}.\nExport it as F16.") from None
         arrays[known.get_name(name, (".weight", ".bias"))] = array
     if arch.model_type == "gpt_neox" and arch.tie_embeddings:  # llama.cpp does not tie these
         arrays["output.weight"] = arrays["token_embd.weight"]

@@ -1,6 +1,6 @@
 """Linear layers by weight format: the one place that knows how a module keeps its matrix.
 
-Whoever needs the weight of a projection asks here and never looks at a module's class, so that
+Whoever needs the weight of a projection asks here and never asks a module's class, so that
 another format is a further entry and not a search through the code.
 """
 

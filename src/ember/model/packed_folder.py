@@ -20,6 +20,7 @@ from ember.model import names
 from ember.model.checkpoint import empty_decoder
 from ember.model.dat import read_dat
 from ember.model.decoder import Decoder
+from ember.model.families import family_of
 from ember.model.folder import (
     CONFIG,
     KIND,
@@ -39,6 +40,27 @@ COMPRESSED = {
     "weight_packed": "qdata",
     "weight_scale": "scale",
     "weight_global_scale": "tensor_scale",
+}
+
+NVFP4_A16 = {  # what compressed-tensors calls such weights
+    "quant_method": "compressed-tensors",
+    "format": "nvfp4-pack-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "input_activations": None,
+            "weights": {
+                "num_bits": 4,
+                "type": "float",
+                "strategy": "tensor_group",
+                "group_size": 16,
+                "symmetric": True,
+                "dynamic": False,
+            },
+        }
+    },
 }
 
 
@@ -75,6 +97,37 @@ def save_packed(
         save_file(packed_state(decoder), part / FILE, metadata={"format": "pt"})
         for file in map(Path, extra_files):
             shutil.copyfile(file, part / file.name)
+    return Path(folder)
+
+
+def save_compressed(decoder: Decoder, folder: str | Path, *, weights: str) -> Path:
+    """Writes a directory of NVFP4 weights in the layout of compressed-tensors, which vLLM runs.
+
+    The head is dense. Raises BadCheckpoint for other formats, and for a family whose checkpoints
+    keep queries, keys and values in one matrix: it has no such layers.
+    """
+    from safetensors.torch import save_file
+
+    layers = {name: m for name, m in decoder.named_modules() if isinstance(m, PackedLinear)}
+    formats = {layer.format for layer in layers.values()}
+    if formats != {"nvfp4"} or "lm_head" in layers or family_of(decoder.arch.model_type).packed_qkv:
+        raise BadCheckpoint(
+            f"compressed-tensors' NVFP4 layout does not take weights in {sorted(formats)} of this "
+            f"{decoder.arch.model_type}.\nQuantise a Qwen or a Llama to nvfp4, with a dense head."
+        )
+    theirs, state = {ours: name for name, ours in COMPRESSED.items()}, {}
+    for name, tensor in packed_state(decoder).items():
+        layer, _, part = name.rpartition(".")
+        if part not in PARTS:
+            state |= names.to_hf(decoder.arch, {name: tensor})
+            continue
+        [full] = names.to_hf(decoder.arch, {layer: tensor})
+        tensor = 1 / tensor if part == "tensor_scale" else tensor
+        state[f"{full.removesuffix('weight')}{theirs[part]}"] = tensor
+    with atomic_dir(folder) as part:
+        write_json(part / CONFIG, decoder.arch.to_hf() | {"quantization_config": NVFP4_A16})
+        write_json(part / KIND, {"weights": weights})
+        save_file(state, part / "model.safetensors", metadata={"format": "pt"})
     return Path(folder)
 
 

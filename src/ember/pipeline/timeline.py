@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-KINDS = ("prefill", "decode", "sampling", "send", "receive")
 COMPUTE = ("prefill", "decode", "sampling")
 
 

@@ -86,11 +86,6 @@ class StreamingCache(KVCache):
             setattr(self, name, memory[..., seen, :] if memory.ndim == 5 else memory[..., seen])
 
     @property
-    def bytes(self) -> int:
-        """Memory reserved for keys (twice) and values."""
-        return sum(self._memory[name].nbytes for name in ("raw", "k", "v"))
-
-    @property
     def slots(self) -> int:
         """Tokens held now, the same in all layers between two calls."""
         return self._lengths[0]

@@ -115,7 +115,7 @@ def prunes(
     while True:
         stop = step + peak - cache.slots
         _read(decoder, tokens[:, step : stop - 1], cache)
-        cache.wants_mass = True  # folding looks at the last query before a prune
+        cache.wants_mass = True  # folding reads the last query's mass before a prune
         _read(decoder, tokens[:, stop - 1 : stop], cache)
         cache.wants_mass, step = False, stop
         if step + interval >= tokens.shape[1]:

@@ -3,7 +3,7 @@
 Contract. `run` is `ember.streaming.stream.run` for one stream on the kernels or the compiled step,
 and gives the same losses and drops. What is held lies side by side in the arena where rollouts keep
 prompts, as a soft ring; the newest tokens lie in the row's own memory until they are as many as it
-takes, or until a prune, and are then copied behind the others. Attention reads both, and where the
+takes, or until a prune, and are then copied after the others. Attention reads both, and where the
 arena's part begins, how long it is and where it stands are numbers on the device that a recorded
 graph looks up. So a prune moves the few tokens before its last gap (sinks mostly) up to the rest,
 rotates their keys for where they now stand, and writes those numbers.
@@ -194,7 +194,7 @@ class RingCache:
         return here if which == "kv" else here[:, "kv".index(which)]
 
     def _flush(self) -> None:
-        """Copies the row's own tokens behind the others."""
+        """Copies the row's own tokens after the others."""
         if not self._own:
             return
         if self.begin + self.slots > self._kv.shape[3]:

@@ -58,7 +58,7 @@ class Method:
     name: ClassVar[str] = ""
     improves: ClassVar[str] = ""  # the indicator that it is meant to improve, as tables name it
     needs: ClassVar[frozenset[str]] = frozenset()  # of entropy, mass and structure
-    observes: ClassVar[int] = 0  # last queries before a prune whose attention mass it looks at
+    observes: ClassVar[int] = 0  # last queries before a prune whose attention mass it reads
     one_row: ClassVar[bool] = False  # whether each stream goes its own way
     prunes: ClassVar[bool] = True
 

@@ -16,7 +16,7 @@ from tests.tiny import wild
 EPS = 1e-5
 CUT = 8e-3  # the interpreter cuts numbers off where the device rounds them
 FORMATS = sorted(PACKED)
-SMALL = packed.Plan(rows=4, words=8, ahead=2, warps=1)
+SMALL = packed.Plan(rows=4, longs=4, warps=1)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_some_rows(name, variant, dtype):
     weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 13)
     n, k = (24 if gated else len(weight)), weight.shape[1]
     splits = 2 if variant == "split" else 1
-    tiling = packed.Tiling(batch=16, rows=16, bytes=32, ahead=2, warps=1, splits=splits)
+    tiling = packed.Tiling(batch=16, rows=16, words=16, ahead=2, warps=1, splits=splits)
     x = draw(rows, k).to(dtype)
     bias = draw(len(weight)).to(dtype) if variant == "bias" else None
     exact = F.linear(x.double(), weight.dense().double(), None if bias is None else bias.double())
@@ -114,21 +114,37 @@ def test_a_half_result_overflows_only_where_it_must():
     torch.testing.assert_close(found.float(), torch.full((2, 16), 256.0), rtol=0.01, atol=0)
 
 
-def test_bytes_are_decoded_by_the_instructions_that_the_device_runs():
-    """The assembly, carried out here on all bytes, gives what the plain form gives."""
-    codes = np.arange(256, dtype=np.uint32).reshape(-1, 4)
-    places = 8 * np.arange(4, dtype=np.uint32)
-    word, values = (codes << places).sum(1, dtype=np.uint32), np.array(e2m1_values())
-    for scale in range(127):  # all of E4M3 that are not negative, denormals too
-        exact = torch.tensor(scale, dtype=torch.uint8).view(torch.float8_e4m3fn).item()
-        bits = np.full_like(word, scale * 0x01010101)
-        found = ptx(packed.DECODE.value, {"$4": word, "$5": bits})
-        low, high = (
-            np.concatenate([halves(found[i]) for i in pair], 1) for pair in ((0, 1), (2, 3))
-        )
-        factor = 2.0**7
-        np.testing.assert_array_equal(bfloat16(low) * factor, exact * values[codes & 15])
-        np.testing.assert_array_equal(bfloat16(high) * factor, exact * values[codes >> 4])
+def test_planes_are_decoded_by_the_instructions_that_the_device_runs():
+    """The assembly, carried out here on all codes at all places and all scales, gives what the
+    plain form gives; two words may have different scales."""
+    values = np.array(e2m1_values())
+    codes = np.random.default_rng(0).integers(16, size=(2, 512, 8), dtype=np.uint32)
+    scales = np.arange(512, dtype=np.uint32) % 127  # of E4M3, denormals too
+    both = scales, scales[::-1]
+    exact = [torch.from_numpy(s.astype(np.uint8)).view(torch.float8_e4m3fn).double() for s in both]
+    held = {f"${8 + n}": words_of(codes[n]) for n in range(2)}
+    for n, one in enumerate(both):
+        [held[f"${10 + n}"]] = ptx(packed.SCALE.value, {"$1": one}, 1)
+    planes = ptx(packed.PLANES.value, held, 8)
+    for plane, register in enumerate(planes):
+        for n, found in enumerate(bfloat16(halves(register)).T):
+            wanted = exact[n].numpy() * values[codes[n, :, plane]]
+            np.testing.assert_array_equal(found * 2.0**7, wanted)
+
+
+def test_pairs_are_decoded_by_the_instructions_that_the_device_runs():
+    """Codes as E4M3, four at a time, 2**6 too small; halves of words are converted in order."""
+    values = np.array(e2m1_values()) / 2.0**6
+    codes = np.random.default_rng(1).integers(16, size=(512, 8), dtype=np.uint32)
+    found = ptx(packed.HALVES, {"w": words_of(codes)}, 0)
+    for register, pair in (("a0", [0, 2]), ("a1", [1, 3]), ("a2", [4, 6]), ("a3", [5, 7])):
+        half = halves(found[register]).astype(np.uint16).view(np.float16)
+        np.testing.assert_array_equal(half, values[codes[:, pair]])
+
+
+def words_of(codes):
+    """Eight codes in 32 bits, the first lowest."""
+    return (codes << (4 * np.arange(8, dtype=np.uint32))).sum(1, dtype=np.uint32)
 
 
 def e2m1_values():
@@ -154,18 +170,22 @@ def times(x, y):
     return bits[:, 0] | bits[:, 1] << np.uint32(16)
 
 
-def ptx(text: str, held: dict):
-    """Outputs $0 … of a few instructions on 32-bit registers."""
-    size = len(held["$4"])
+def ptx(text: str, held: dict, outputs: int):
+    """Outputs $0 … of a few instructions on 32-bit registers; of 0 outputs, all registers."""
+    size = len(next(iter(held.values())))
 
     def value(name):
         return held[name] if name in held else np.full(size, int(name, 0), np.uint32)
 
-    for line in text.split(";"):
+    for line in text.replace("{l, h}", "l:h").split(";"):
         words = line.replace("{", "").replace("}", "").replace(",", " ").split()
         if not words or words[0] == ".reg":
             continue
         operation, target, *sources = words
+        if target == "l:h":
+            both = value(sources[0])
+            held["l"], held["h"] = both & np.uint32(0xFFFF), both >> np.uint32(16)
+            continue
         x = [value(name) for name in sources]
         if operation == "mov.b32":
             out = x[0]
@@ -179,6 +199,11 @@ def ptx(text: str, held: dict):
             out = (x[0] & x[1]) | x[2]
         elif operation == "fma.rn.bf16x2" and sources[2] == "z":  # adds -0
             out = times(x[0], x[1])
+        elif operation == "cvt.rn.f16x2.e4m3x2":  # the lower byte to the lower half
+            two = np.stack([x[0] & 0xFF, x[0] >> 8], 1).astype(np.uint8)
+            wide = torch.from_numpy(two).view(torch.float8_e4m3fn).half().view(torch.int16)
+            two = wide.numpy().view(np.uint16).astype(np.uint32)
+            out = two[:, 0] | two[:, 1] << np.uint32(16)
         elif operation == "prmt.b32":
             parts = [x[n // 4] >> np.uint32(8 * (n % 4)) for n in range(8)]
             both = np.stack(parts) & np.uint32(255)
@@ -188,7 +213,7 @@ def ptx(text: str, held: dict):
         else:
             raise AssertionError(f"unknown instruction {line}")
         held[target] = out.astype(np.uint32)
-    return [held[f"${n}"] for n in range(4)]
+    return [held[f"${n}"] for n in range(outputs)] if outputs else held
 
 
 SIZES = {

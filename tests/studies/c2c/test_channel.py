@@ -19,7 +19,7 @@ from ember.studies.c2c.ptq.measure import histogram
 from ember.studies.c2c.ptq.summary import summarise_ptq
 from ember.studies.c2c.selection.summary import summarise_selection
 
-JUDGED = {"strata": ["asked", "all"], "margin": 0.02, "max_drift": 0.15}
+JUDGED = {"strata": ["asked", "all"], "margin": 0.02, "max_drift": 0.15, "difficulty": [0.8, 0.9]}
 TEST = {"judged": JUDGED, "seed": 0, "resamples": 300}
 
 
@@ -155,16 +155,17 @@ def test_bytes_of_another_shape_are_an_error():
 
 def test_the_front():
     rows = [
-        {"measured_bytes": size, "accuracy": acc, "oracle": oracle}
-        for size, acc, oracle in (
-            (10, 0.2, False),
-            (20, 0.1, False),
-            (15, 0.9, True),
-            (30, 0.5, False),
+        {"measured_bytes": size, "accuracy": acc, "oracle": oracle, "schedule": schedule}
+        for size, acc, oracle, schedule in (
+            (10, 0.2, False, ""),
+            (20, 0.1, False, "last1"),
+            (15, 0.9, True, ""),
+            (16, 0.5, False, "random0@0.5"),
+            (30, 0.5, False, "optimum@0.5"),
         )
     ]
     mark_front(rows)
-    assert [one["front"] for one in rows] == [True, False, False, True]
+    assert [one["front"] for one in rows] == [True, False, False, False, True]
 
 
 def test_decisions_follow_from_the_tables():
@@ -184,7 +185,8 @@ def test_decisions_follow_from_the_tables():
     runs = [ptq, selection]
     budget = summarise_budget(runs, oracles=[], **TEST)
     chosen = summarise_selection([selection], oracles=[], **TEST)
-    found = {r["decision"]: r for r in decide_channel(budget, chosen, runs, **TEST)}
+    development = [[row("layers", accuracy=0.85) | {"split": "development"}]]
+    found = {r["decision"]: r for r in decide_channel(budget, chosen, runs, development, **TEST)}
     assert found["NF4 is at least INT4"]["verdict"] == "better"
     assert not found["INT8 with a shorter cache beats INT4 at equal bytes"]["holds"]
     small = found["non-inferior to FP16 within its margin at 1/32 of its bytes or fewer"]
@@ -196,10 +198,28 @@ def test_decisions_follow_from_the_tables():
     assert found["a point has the same answers in every study (all tokens sent is C-M1)"]["holds"]
     other = [row("selection", accuracy=0.3), *selection[1:]]
     budget = summarise_budget([ptq, other], oracles=[], **TEST)
-    again = {r["decision"]: r for r in decide_channel(budget, chosen, [ptq, other], **TEST)}
+    again = {
+        r["decision"]: r for r in decide_channel(budget, chosen, [ptq, other], development, **TEST)
+    }
     assert not again["a point has the same answers in every study (all tokens sent is C-M1)"][
         "holds"
     ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "holds", "said"),
+    [(0.75, False, "too hard"), (0.86, True, "as hard"), (0.94, False, "too easy")],
+)
+def test_the_world_is_as_hard_as_it_was_meant_to_be(accuracy, holds, said):
+    development = [row("layers", accuracy=accuracy, world=world) for world in (1, 2)]
+    selection = [row("selection", accuracy=0.1), row("selection", scheme="int8")]
+    budget = summarise_budget([selection], oracles=[], **TEST)
+    chosen = summarise_selection([selection], oracles=[], **TEST)
+    found = decide_channel(budget, chosen, [selection], [development], **TEST)[-1]
+    assert found["decision"] == "FP16 answers 80 to 90 % of asked questions"
+    assert (found["holds"], found["verdict"].partition(":")[0][: len(said)]) == (holds, said)
+    assert found["low"] < found["value"] < found["high"]
+    assert (found["questions"], found["seeds"]) == (800, 2)
 
 
 SETTINGS = {

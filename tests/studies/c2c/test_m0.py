@@ -76,16 +76,19 @@ def test_seeds_are_pooled_and_their_range_is_said():
 
 
 def test_speed_is_against_items_one_by_one():
-    def run(size: int, compiled: bool, ms: float, same: bool = True) -> dict:
+    def run(size: int, compiled: bool, ms: float, same=True, shared=False) -> dict:
         stages = ("sharer_prefill", "transmit", "receiver_prefill", "fuse", "answer", "total")
         said = {"batch_size": size, "compiled": compiled, "items_timed": 8, "same_answers": same}
+        said["shared"] = shared
         return said | {f"{stage}_ms": ms for stage in stages} | {"repeat": 0} | ABOUT
 
-    rows = summarise_speed([run(8, False, 2.0), run(1, False, 10.0), run(1, True, 8.0, same=False)])
-    found = {(row["batch_size"], row["compiled"]): row for row in rows}
-    assert found[8, False]["speed_up"] == 5
-    assert found[1, True]["speed_up"] == 1.25
-    assert [row["same_answers"] for row in rows] == [True, True, False]
+    runs = [run(8, False, 2.0), run(1, False, 10.0), run(1, True, 8.0, same=False)]
+    rows = summarise_speed([*runs, run(8, False, 1.0, shared=True)])
+    found = {(row["batch_size"], row["compiled"], row["shared"]): row for row in rows}
+    assert found[8, False, False]["speed_up"] == 5
+    assert found[8, False, True]["speed_up"] == 10
+    assert found[1, True, False]["speed_up"] == 1.25
+    assert [row["same_answers"] for row in rows] == [True, True, False, True]
 
 
 WORLD = World(entities=6, entities_at_once=3, relations=4, records=6, fillers=2, values=5)

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ember.model.checkpoint import load_decoder
 from ember.model.packed import LinearNVFP4, quantise_decoder
+from ember.peers.client import PeerFailed
 from ember.records.tables import write_table
 from ember.studies.lowbit.kernels.figure import draw
 from ember.studies.lowbit.kernels.measure import time_kernels
 from ember.studies.lowbit.kernels.paths import paths_of
+from ember.studies.lowbit.kernels.peers import times_of
 from ember.studies.lowbit.kernels.summary import summarise_decoding, summarise_kernels
 from ember.studies.lowbit.kernels.tables import DECODE, DECODE_RUNS, KERNELS, PRODUCT_RUNS
 from ember.studies.lowbit.quantise.make import quantise_model
@@ -44,6 +45,8 @@ def tables(model):
         new_tokens=4,
         warmup=0,
         repeats=2,
+        peers={"llama_cpp": {"adapter": "llama_cpp_decode", "python": "none"}}
+        | {"vllm": {"adapter": "vllm_offline"}},
         runtime=RUNTIME,
         threads=1,
     )
@@ -91,10 +94,51 @@ def test_decoding_is_compared_with_dense_weights_of_the_same_run(tables, check_r
     check_rows(decoding, DECODE_RUNS)
     rows = summarise_decoding(decoding)
     check_rows(rows, DECODE)
+    gone = {r["engine"]: r["reason"] for r in rows if r["status"] == "skipped"}
+    assert "on a GPU alone" in gone["vllm"]
+    assert "is not there" in gone["llama_cpp"]
+    rows = [r for r in rows if r["status"] == "ok"]
+    assert {r["engine"] for r in rows} == {"ember"}
     assert [r["speedup"] for r in rows if r["format"] == "dense"] == [1, 1]
     assert {r["backend"] for r in rows} == {"compiled"}
     by = {(r["format"], r["head"]): r["weight_bytes"] for r in rows}
     assert by["dense", "dense"] > by["nvfp4", "dense"] > by["nvfp4", "packed"]
+
+
+class Clockwork:
+    """A peer whose calls take what they are said to."""
+
+    def __init__(self, first_s: float, step_s: float):
+        self.first_s, self.step_s, self.asked = first_s, step_s, []
+
+    def generate(self, prompts, new_tokens, *, candidates):
+        self.asked.append((prompts, candidates))
+        return {"total_s": self.first_s + self.step_s * (new_tokens - 1)}
+
+
+def test_a_peer_is_timed_by_calls_on_prompts_of_their_own():
+    prompts, peer = iter([[1, 2], [3, 4]]), Clockwork(0.5, 0.02)
+    assert times_of(peer, lambda: next(prompts), 3, 11) == pytest.approx((500, 20))
+    assert peer.asked == [([[1, 2]], 3), ([[3, 4]], 3)]
+    with pytest.raises(PeerFailed, match="no longer than the first"):
+        times_of(Clockwork(0.5, 0.0), lambda: [1], 1, 4)
+
+
+def test_a_peer_that_fails_leaves_the_turns_and_its_row_says_why(model, monkeypatch, check_rows):
+    said = {"engine": "llama_cpp", "format": "q4_0", "head": "packed"}
+    said |= {"backend": "a version", "weight_bytes": 1000}
+    made = ({"llama_cpp": Clockwork(0.5, 0.0)}, {"llama_cpp": said})
+    monkeypatch.setattr("ember.studies.lowbit.kernels.measure.start_peers", lambda *_: made)
+    shape = {"formats": ["nvfp4"], "rows": [1], "decoded": ["nvfp4"], "candidates": [1]}
+    times = {"prompt_tokens": 6, "new_tokens": 4, "warmup": 0, "repeats": 2, "threads": 1}
+    _, decoding = time_kernels(model=model, peers={}, runtime=RUNTIME, **shape, **times)
+    check_rows(decoding, DECODE_RUNS)
+    rows = summarise_decoding(decoding)
+    check_rows(rows, DECODE)
+    [row] = [row for row in rows if row["engine"] == "llama_cpp"]
+    assert (row["status"], row["n"], row["speedup"]) == ("failed", 0, None)
+    assert "no longer" in row["reason"]
+    assert sum(row["n"] == 2 for row in rows) == 3
 
 
 def test_the_figure_is_drawn_from_both(tables):
@@ -107,18 +151,14 @@ def test_the_figure_is_drawn_from_both(tables):
 
 
 def test_a_quantised_model_is_written_and_its_errors_told(model, tmp_path, check_rows):
-    file = tmp_path / "nvfp4.safetensors"
-    rows = quantise_model(model=model, format="nvfp4", packed=file, runtime=RUNTIME)
+    packed = tmp_path / "nvfp4"
+    rows = quantise_model(model=model, format="nvfp4", packed=packed, runtime=RUNTIME)
     check_rows(rows, QUANTISED)
     assert len(rows) == 3 * 7 + 1
     assert all(0.08 < row["relative_error"] < 0.11 for row in rows)  # normal weights: 0.095
     assert all(4.5 <= row["bits"] < 4.6 for row in rows)
-    read, made = load_decoder(model), load_decoder(model)
+    read, made = load_decoder(packed), load_decoder(model)
     quantise_decoder(made, "nvfp4", skip=())
-    quantise_decoder(read, "nvfp4", skip=())
-    for buffer in read.buffers():
-        buffer.zero_()
-    read.load_state_dict(load_file(file))
     tokens = tokens_of(1, 9)
     with torch.inference_mode():
         assert torch.equal(read(tokens), made(tokens))

@@ -38,17 +38,17 @@ def model(tmp_path):
 
 def test_operations_are_the_policies_plans_and_restarts_at_fractions():
     found = operations(POINTS, 12, build_policies(POLICIES, 4), [0.0, 0.5, 1.0])
-    behind = {"start_token": 16, "prefix": 16}
+    after = {"start_token": 16, "prefix": 16}
     assert {one for _, one in found} == {
         work(),
-        work(**behind),
+        work(**after),
         work(boundary=3),
-        work(**behind, boundary=3),
+        work(**after, boundary=3),
         work(start_layer=3, boundary=3),
-        work(start_layer=3, boundary=3, **behind),
+        work(start_layer=3, boundary=3, **after),
         work(start_token=63),
         work(rank=8),
-        work(rank=8, **behind),
+        work(rank=8, **after),
         work(rank=2),
         work(start_token=63, correct=True, rank=8),
         work(start_token=63, correct=True, rank=2, corrected_from=2),

@@ -80,7 +80,7 @@ def trained(corpus, tokenizer_dir, tmp_path_factory):
         tokenizer_dir,
         SETTINGS,
         runtime=RUNTIME,
-        out=folder / "model",
+        model=folder / "model",
     )
     return folder / "model", card, rows
 
@@ -155,7 +155,7 @@ def test_same_seed_same_model_other_seed_another(trained, corpus, tokenizer_dir,
     def again(seed: int):
         out = tmp_path / str(seed)
         runtime = RUNTIME | {"seed": seed}
-        train_model([corpus], tokenizer_dir, SETTINGS, runtime=runtime, out=out)
+        train_model([corpus], tokenizer_dir, SETTINGS, runtime=runtime, model=out)
         return weights_of(out)
 
     first = weights_of(folder)
@@ -168,7 +168,7 @@ def test_interrupted_training_leaves_no_model_and_resumes(
 ):
     folder, _, _ = trained
     out, state = tmp_path / "model", tmp_path / "state.pt"
-    arguments = {"runtime": RUNTIME, "out": out, "state": state}
+    arguments = {"runtime": RUNTIME, "model": out, "state": state}
     evaluate = lm.evaluate
 
     def stop(*args, **kwargs):
@@ -191,7 +191,7 @@ def test_a_job_killed_after_training_and_before_its_tables_trains_no_step_again(
     trained, corpus, tokenizer_dir, tmp_path, monkeypatch
 ):
     folder, _, _ = trained
-    arguments = {"runtime": RUNTIME, "out": tmp_path / "model", "state": tmp_path / "state.pt"}
+    arguments = {"runtime": RUNTIME, "model": tmp_path / "model", "state": tmp_path / "state.pt"}
     card, _ = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
     assert arguments["state"].is_file()
     monkeypatch.setattr(
@@ -200,7 +200,7 @@ def test_a_job_killed_after_training_and_before_its_tables_trains_no_step_again(
     again, rows = train_model([corpus], tokenizer_dir, SETTINGS, **arguments)
     assert again == card
     assert rows[-1]["step"] == 12
-    first, second = weights_of(folder), weights_of(arguments["out"])
+    first, second = weights_of(folder), weights_of(arguments["model"])
     assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
 
 
@@ -251,7 +251,9 @@ def test_tokenizer_reads_training_text_only(corpus):
 )
 def test_bad_settings_leave_nothing(corpus, tokenizer_dir, tmp_path, change, error, message):
     with pytest.raises(error, match=message):
-        train_model([corpus], tokenizer_dir, SETTINGS | change, runtime=RUNTIME, out=tmp_path / "m")
+        train_model(
+            [corpus], tokenizer_dir, SETTINGS | change, runtime=RUNTIME, model=tmp_path / "m"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,7 +265,7 @@ def test_missing_gpu_is_named(corpus, tokenizer_dir, tmp_path, monkeypatch):
             tokenizer_dir,
             SETTINGS,
             runtime=RUNTIME | {"device": "cuda"},
-            out=tmp_path / "m",
+            model=tmp_path / "m",
         )
 
 

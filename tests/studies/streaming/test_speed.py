@@ -46,7 +46,7 @@ def test_drops_and_copies_are_counted(runs):
     assert full["kv_bytes"] == token * (PEAK + (TOKENS - 1) / 2)
     assert llm["dropped"] == TOKENS - 1  # what the last one would drop nobody needs
     assert llm["kv_bytes"] == token * PEAK
-    # A token behind the others and four sinks at each prune, and a wrap of 47 and 48 held or so.
+    # A token after the others and four sinks at each prune, and a wrap of 47 and 48 held or so.
     assert llm["copied_bytes"] / token == pytest.approx(5, abs=5)
     lazy = of(runs, method="lazy_prune", compression_interval=8)
     assert lazy["drop_steps"] == [1, 9, 17]

@@ -128,7 +128,7 @@ static inline float expf_(float x) {
 }
 
 /* out[i][j] = rows[i] · x[j] over n numbers, for `b` rows of the batch, known to the compiler. What
- * the next call reads lies `ahead` bytes behind, and is requested on the way. */
+ * the next call reads lies `ahead` bytes further on, and is requested on the way. */
 static inline __attribute__((always_inline)) void dots(int b, const T *const rows[ROWS],
                                                       const float *x, ptrdiff_t stride, ptrdiff_t n,
                                                       ptrdiff_t ahead, float out[MEMBERS][ROWS]) {

@@ -53,7 +53,7 @@ static inline vec look_up(vec table, ints at) {
 #endif
 }
 
-/* `count` bytes at p as whole numbers, zeros behind. */
+/* `count` bytes at p as whole numbers, zeros after them. */
 static inline ints widened(const uint8_t *p, ptrdiff_t count) {
   bytes some = {0};
   if (count >= LANES)

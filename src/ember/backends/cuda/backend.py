@@ -1,7 +1,7 @@
 """The rows of a rollout in kernels: no host between two tokens, whatever joins and leaves.
 
 Contract. A `Backend`. Tokens, log-probabilities and positions live on the device; the host is told
-by copies that the device makes while it goes on, and looks at them one interval late. Which row
+by copies that the device makes while it goes on, and reads them one interval late. Which row
 reads which prompt is a table that is filled anew when rows join or leave.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ember.backends.base import LOOK_EVERY, Candidate
+from ember.backends.base import POLL_EVERY, Candidate
 from ember.backends.cuda.step import KernelStep, Seat
 from ember.backends.forward import Forward
 from ember.cache.slotted import Run, SlottedCache
@@ -23,7 +23,7 @@ class KernelBackend:
     name = "kernels"
     shares_prompts = True
     threads = None
-    interval, lag = LOOK_EVERY["cuda"], 1
+    interval, lag = POLL_EVERY["cuda"], 1
 
     def __init__(
         self,

@@ -5,9 +5,13 @@ by multiply-adds, `wide` more by tensor cores; `dense` writes the weight itself,
 products of many rows. Sums are float32; an overall scale is applied to them, before anything is
 rounded to a half format.
 
-E2M1's bits, shifted into a float's exponent and mantissa, are 2**126 too small, and so are
-bfloat16's; in E4M3 it is 2**120. They are multiplied with what is as much too large before they
-meet x, or small numbers would drown among the denormals.
+What decides the speed of NVFP4 is instructions per weight (compiled code for Hopper has about 4 in
+both), so codes are decoded where they lie, two or four in a register: the codes at place j of all
+words meet the numbers at place j of x, and nothing is put in order.
+
+E2M1's bits, as exponent and mantissa of a wider float, are too small: 2**126 in bfloat16 and
+float32; in E4M3 it is 2**120. They are multiplied with what is as much too large before they meet
+x, or small numbers would drown among the denormals.
 """
 
 import functools
@@ -24,54 +28,84 @@ from ember.backends.cuda.products import activated
 from ember.model.packed import PackedMatrix, values_of
 
 WORD = 8  # codes of 32 bits
-SIGN_AND_VALUE = tl.constexpr(
-    -2118123520
-)  # 0x81C00000: sign, two bits of exponent, one of mantissa
-LARGE = tl.constexpr(2.0**64)  # of x, against E2M1's 2**-126
-REST = tl.constexpr(2.0**62)
+LONG = 16  # codes of 64 bits
 E4M3 = tl.constexpr(2.0**120)
-HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see DECODE
-# Four bytes of codes ($4) times their scales ($5, E4M3 each), as bfloat16 2**7 too small: two
-# registers of low nibbles, two of high ones. The four need not be neighbours of one row: the
-# compiler may give them out as a matrix product reads its operand, so each has its own scale. A
-# byte stands twice in 16 bits, so that each nibble's sign and value need one shift and one mask. A
-# scale is brought to 2**119 of itself in two steps: no constant is that large.
-DECODE = tl.constexpr("""
+E2M1 = tl.constexpr(2.0**126)
+HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see PLANES
+MOST = tl.constexpr(2.0**15)  # the largest |x| in float16: eight products with codes stay in range
+LEFT = tl.constexpr(2.0**6)  # of a code, as which DOT reads it
+# Eight codes of the word w as float16, (0, 2), (1, 3), (4, 6), (5, 7) in a0 … a3: the sign and the
+# rest are set apart, as E4M3 has them 2**6 too small, four at a time, and the device converts that.
+HALVES = """
+shl.b32 t, w, 4; shl.b32 u, w, 2; and.b32 u, u, 0x1C1C1C1C; lop3.b32 t, t, 0x80808080, u, 0xEA;
+shr.b32 u, w, 2; and.b32 u, u, 0x1C1C1C1C; lop3.b32 u, w, 0x80808080, u, 0xEA;
+mov.b32 {l, h}, t; cvt.rn.f16x2.e4m3x2 a0, l; cvt.rn.f16x2.e4m3x2 a2, h;
+mov.b32 {l, h}, u; cvt.rn.f16x2.e4m3x2 a1, l; cvt.rn.f16x2.e4m3x2 a3, h;
+"""
+# Sixteen codes ($1) times the pairs of x at their places ($2 … $9), summed ($0).
+DOT = tl.constexpr(f"""
+{{
+.reg .b32 w, v, t, u, a0, a1, a2, a3, p;
+.reg .b16 l, h;
+.reg .f32 f, g;
+mov.b64 {{w, v}}, $1;
+{HALVES}
+mul.rn.f16x2 p, a0, $2;
+fma.rn.f16x2 p, a1, $3, p;
+fma.rn.f16x2 p, a2, $4, p;
+fma.rn.f16x2 p, a3, $5, p;
+mov.b32 w, v;
+{HALVES}
+fma.rn.f16x2 p, a0, $6, p;
+fma.rn.f16x2 p, a1, $7, p;
+fma.rn.f16x2 p, a2, $8, p;
+fma.rn.f16x2 p, a3, $9, p;
+mov.b32 {{l, h}}, p;
+cvt.f32.f16 f, l;
+cvt.f32.f16 g, h;
+add.rn.f32 $0, f, g;
+}}
+""")
+PAIR = tl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
+# An E4M3 scale ($1) times 2**119 in bfloat16, in two steps: no constant is that large.
+SCALE = tl.constexpr("""
 {
-.reg .b32 a, b, t, s, r, z;
+.reg .b32 s, t, z;
 mov.b32 z, 0x80008000;
-prmt.b32 s, $5, 0, 0x4140;
-prmt.b32 r, $5, 0, 0x4342;
-shl.b32 s, s, 4;
-shl.b32 r, r, 4;
+shl.b32 s, $1, 4;
 mov.b32 t, 0x7F007F00;
 fma.rn.bf16x2 s, s, t, z;
-fma.rn.bf16x2 r, r, t, z;
 mov.b32 t, 0x77807780;
-fma.rn.bf16x2 s, s, t, z;
-fma.rn.bf16x2 r, r, t, z;
-prmt.b32 a, $4, $4, 0x1100;
-prmt.b32 b, $4, $4, 0x3322;
-shr.b32 t, a, 2;
-and.b32 t, t, 0x01C001C0;
-shl.b32 $0, a, 4;
-lop3.b32 $0, $0, 0x80008000, t, 0xEA;
-fma.rn.bf16x2 $0, $0, s, z;
-shr.b32 t, b, 2;
-and.b32 t, t, 0x01C001C0;
-shl.b32 $1, b, 4;
-lop3.b32 $1, $1, 0x80008000, t, 0xEA;
-fma.rn.bf16x2 $1, $1, r, z;
-shr.b32 t, a, 6;
-and.b32 t, t, 0x01C001C0;
-lop3.b32 $2, a, 0x80008000, t, 0xEA;
-fma.rn.bf16x2 $2, $2, s, z;
-shr.b32 t, b, 6;
-and.b32 t, t, 0x01C001C0;
-lop3.b32 $3, b, 0x80008000, t, 0xEA;
-fma.rn.bf16x2 $3, $3, r, z;
+fma.rn.bf16x2 $0, s, t, z;
 }
 """)
+PLACED = """
+%s; %s; and.b32 u, u, 0x01C001C0; lop3.b32 $%d, t, 0x80008000, u, 0xEA;
+fma.rn.bf16x2 $%d, $%d, s, z;
+"""
+SHIFTS = (
+    ("shl.b32 t, {}, 12", "shl.b32 u, {}, 6"),
+    ("shl.b32 t, {}, 8", "shl.b32 u, {}, 2"),
+    ("shl.b32 t, {}, 4", "shr.b32 u, {}, 2"),
+    ("mov.b32 t, {}", "shr.b32 u, {}, 6"),
+)
+
+
+def _planes_of(register: str, first: int) -> str:
+    """Four planes of two words' low or high halves."""
+    return "".join(
+        PLACED % (*(shift.format(register) for shift in shifts), *[first + plane] * 3)
+        for plane, shifts in enumerate(SHIFTS)
+    )
+
+
+# Code j of two words ($8, $9), each times its own scale ($10, $11), is plane j ($0 … $7), in
+# bfloat16 2**7 too small. Which two words these are is the compiler's choice.
+PLANES = tl.constexpr(
+    "{.reg .b32 l, h, t, u, s, z; mov.b32 z, 0x80008000; prmt.b32 s, $10, $11, 0x5410;"
+    "prmt.b32 l, $8, $9, 0x5410; prmt.b32 h, $8, $9, 0x7632;"
+    f"{_planes_of('l', 0)}{_planes_of('h', 4)}}}"
+)
 
 
 @triton.jit
@@ -88,9 +122,9 @@ def _value(code, table_ptr, FORMAT: tl.constexpr):
     """float32 of codes 0 … 15 in int32."""
     if FORMAT == "nvfp4":
         bits = ((code & 7) << 22) | ((code & 8) << 28)
-        return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2**126
+        return bits.to(tl.float32, bitcast=True) * E2M1
     elif FORMAT == "int4":
-        return (code - 8).to(tl.float32)
+        return (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0  # 2**23 + 8
     else:
         return tl.load(table_ptr + code)
 
@@ -106,59 +140,80 @@ def _overall(overall_ptr, rows, FIRST, SECOND, SCALED: tl.constexpr):
 
 
 @triton.jit
-def _read_once(pointers, mask):
-    """Weights: what is read once should not push out what is read again."""
-    return tl.load(pointers, mask=mask, other=0, eviction_policy="evict_first")
+def _read(pointers, mask):
+    """Weights; a hint that they are read once would cost two instructions each."""
+    return tl.load(pointers, mask=mask, other=0)
 
 
 @triton.jit
-def _nibble(words, PLACE: tl.constexpr, table_ptr, FORMAT: tl.constexpr):
-    """Values of one of the eight codes of each word; E2M1's 2**126 too small."""
-    if FORMAT == "nvfp4":
-        bits = ((words << (28 - 4 * PLACE)) >> 6) & SIGN_AND_VALUE
-        return bits.to(tl.float32, bitcast=True)
+def _halves(x):
+    """Elements 0, 2, … and 1, 3, … of the last dimension."""
+    return tl.split(tl.reshape(x, x.shape[:-1] + (x.shape[-1] // 2, 2)))
+
+
+@triton.jit
+def _eight(x, HIGH_FIRST: tl.constexpr):
+    """Columns 0 … 7 of x (…, 8), each (…), in the order of the nibbles."""
+    even, odd = _halves(x)
+    if HIGH_FIRST:
+        even, odd = odd, even
+    a, c = _halves(even)  # 0 and 4, 2 and 6
+    b, d = _halves(odd)
+    x0, x4 = tl.split(a)
+    x1, x5 = tl.split(b)
+    x2, x6 = tl.split(c)
+    x3, x7 = tl.split(d)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _pair(low, high):
+    """(1, n): two float16 each in 32 bits."""
+    pairs = tl.inline_asm_elementwise(
+        PAIR, "=r,r,r", [low, high], dtype=tl.int32, is_pure=True, pack=1
+    )
+    return pairs[None, :]
+
+
+@triton.jit
+def _ready(x, HIGH_FIRST: tl.constexpr, FAST: tl.constexpr):
+    """x (BW, 16) in float32 as `_dots` takes it: pairs in float16, or eight columns twice."""
+    first, second = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, 8)), (0, 2, 1)))
+    a = _eight(first, HIGH_FIRST)
+    b = _eight(second, HIGH_FIRST)
+    if FAST:
+        a = (_pair(a[0], a[2]), _pair(a[1], a[3]), _pair(a[4], a[6]), _pair(a[5], a[7]))
+        b = (_pair(b[0], b[2]), _pair(b[1], b[3]), _pair(b[4], b[6]), _pair(b[5], b[7]))
+    return a, b
+
+
+@triton.jit
+def _dots(longs, x, table_ptr, FORMAT: tl.constexpr, FAST: tl.constexpr):
+    """Of 16 codes in 64 bits (BN, BW): dot products with their x, without scales."""
+    a, b = x
+    if FAST:
+        return tl.inline_asm_elementwise(
+            DOT,
+            "=f,l,r,r,r,r,r,r,r,r",
+            [longs, a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
     else:
-        return _value((words >> (4 * PLACE)) & 15, table_ptr, FORMAT)
-
-
-@triton.jit
-def _word_dots(
-    words, scales, x_ptr, norm_ptr, columns, step, table_ptr,
-    K: tl.constexpr, BW: tl.constexpr, NORM: tl.constexpr, FORMAT: tl.constexpr,
-    HIGH_FIRST: tl.constexpr, more, more_scales, GATED: tl.constexpr,
-):  # fmt: skip
-    """Of words (BN, BW), times their scales: dot products with x by word, of `more` too; and the
-    sums of x's squares by column."""
-    dots = tl.zeros(words.shape, tl.float32)
-    more_dots = tl.zeros(words.shape, tl.float32)
-    squares = tl.zeros((BW,), tl.float32)
-    at = (step * BW + columns) * 8
-    inside = at < K
-    for j in tl.static_range(8):
-        x = tl.load(x_ptr + at + j, mask=inside, other=0.0).to(tl.float32)
-        if NORM:
-            squares += x * x
-            x *= tl.load(norm_ptr + at + j, mask=inside, other=0.0).to(tl.float32)
-        if FORMAT == "nvfp4":
-            x *= LARGE
-        if HIGH_FIRST:
-            dots += _nibble(words, j ^ 1, table_ptr, FORMAT) * x[None, :]
-        else:
-            dots += _nibble(words, j, table_ptr, FORMAT) * x[None, :]
-        if GATED and HIGH_FIRST:
-            more_dots += _nibble(more, j ^ 1, table_ptr, FORMAT) * x[None, :]
-        elif GATED:
-            more_dots += _nibble(more, j, table_ptr, FORMAT) * x[None, :]
-    dots *= _scale(scales, FORMAT)
-    if GATED:
-        more_dots *= _scale(more_scales, FORMAT)
-    return dots, more_dots, squares
+        dots = tl.zeros(longs.shape, tl.float32)
+        for j in tl.static_range(8):
+            low = ((longs >> (4 * j)) & 15).to(tl.int32)
+            high = ((longs >> (4 * j + 32)) & 15).to(tl.int32)
+            dots += _value(low, table_ptr, FORMAT) * a[j][None, :]
+            dots += _value(high, table_ptr, FORMAT) * b[j][None, :]
+        return dots
 
 
 @triton.jit
 def _packed_matvec(
     x_ptr,  # (1, K)
-    words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
+    longs_ptr,  # (N, K / 16) int64, or (2 N, K / 16) where GATED
     scales_ptr,  # (N, K / BLOCK)
     overall_ptr,  # (parts,)
     table_ptr,  # (16,)
@@ -172,12 +227,13 @@ def _packed_matvec(
     eps,
     K: tl.constexpr,
     BN: tl.constexpr,
-    BW: tl.constexpr,  # words of a tile
-    AHEAD: tl.constexpr,  # tiles of the weight in flight
+    BW: tl.constexpr,  # 64 bits each, of a tile
+    PASS: tl.constexpr,  # of x at a time, to find its largest
     BLOCK: tl.constexpr,
     FORMAT: tl.constexpr,
     HIGH_FIRST: tl.constexpr,
     SCALED: tl.constexpr,
+    FAST: tl.constexpr,
     NORM: tl.constexpr,
     GATED: tl.constexpr,
     ACT: tl.constexpr,
@@ -187,59 +243,61 @@ def _packed_matvec(
 ):
     if PDL:
         gdc_launch_dependents()
-    WORDS: tl.constexpr = K // 8
+    LONGS: tl.constexpr = K // 16
     BLOCKS: tl.constexpr = K // BLOCK
-    STEPS: tl.constexpr = (WORDS + BW - 1) // BW
-    EARLY: tl.constexpr = AHEAD if AHEAD < STEPS else STEPS
+    GROUP: tl.constexpr = BLOCK // 16
+    STEPS: tl.constexpr = (LONGS + BW - 1) // BW
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
-    columns = tl.arange(0, BW)
+    # Lanes lie along the columns, rows in registers: what was made of x serves them all.
+    columns = tl.max_contiguous(tl.arange(0, BW), 1)[None, :]
     there = (rows < N)[:, None]
     place = rows.to(tl.int64)[:, None]
-    words, ups = words_ptr + place * WORDS, words_ptr + (place + N) * WORDS
+    longs, ups = longs_ptr + place * LONGS + columns, longs_ptr + (place + N) * LONGS + columns
     scales, up_scales = scales_ptr + place * BLOCKS, scales_ptr + (place + N) * BLOCKS
-    tiles = ()
-    for step in tl.static_range(EARLY):
-        at = step * BW + columns[None, :]
-        mask = there & (at < WORDS)
-        tiles = tiles + (_read_once(words + at, mask), _read_once(scales + at * 8 // BLOCK, mask))
-        if GATED:
-            tiles = tiles + (
-                _read_once(ups + at, mask),
-                _read_once(up_scales + at * 8 // BLOCK, mask),
-            )
+    # Two tiles of the weight are on their way before x is there.
+    mask, next_mask = there & (columns < LONGS), there & (columns < LONGS - BW)
+    shared, next_shared = columns // GROUP, (BW + columns) // GROUP
+    w, next_w = _read(longs, mask), _read(longs + BW, next_mask)
+    s, next_s = _read(scales + shared, mask), _read(scales + next_shared, next_mask)
+    if GATED:
+        u, next_u = _read(ups, mask), _read(ups + BW, next_mask)
+        t = _read(up_scales + shared, mask)
+        next_t = _read(up_scales + next_shared, next_mask)
     if PDL:
         gdc_wait()
+    squares = tl.zeros((PASS,), tl.float32)
+    most = tl.zeros((PASS,), tl.float32)
+    if FAST or NORM:
+        flat = tl.arange(0, PASS)
+        for start in tl.static_range(0, K, PASS):
+            some = tl.load(x_ptr + start + flat, mask=flat < K - start, other=0.0).to(tl.float32)
+            if NORM:
+                squares += some * some
+                norm = tl.load(norm_ptr + start + flat, mask=flat < K - start, other=0.0)
+                some *= norm.to(tl.float32)
+            most = tl.maximum(most, tl.abs(some))
+    enlarged = MOST / tl.maximum(tl.max(most, 0), 1e-30) if FAST else 1.0
+    elements = 16 * tl.arange(0, BW)[:, None] + tl.arange(0, 16)[None, :]
     acc = tl.zeros((BN, BW), tl.float32)
     up_acc = tl.zeros((BN, BW), tl.float32)
-    squares = tl.zeros((BW,), tl.float32)
-    for step in tl.static_range(STEPS):
-        dots, more, some = _word_dots(
-            tiles[0], tiles[1], x_ptr, norm_ptr, columns, step, table_ptr,
-            K, BW, NORM, FORMAT, HIGH_FIRST,
-            tiles[2] if GATED else tiles[0], tiles[3] if GATED else tiles[1], GATED,
-        )  # fmt: skip
-        acc += dots
-        squares += some
+    for step in range(STEPS):
+        later = (step + 2) * BW
+        mask = there & (columns < LONGS - later)
+        shared = (later + columns) // GROUP
+        last_w, last_s = _read(longs + later, mask), _read(scales + shared, mask)
         if GATED:
-            up_acc += more
-            tiles = tiles[4:]
-        else:
-            tiles = tiles[2:]
-        if step + AHEAD < STEPS:
-            at = (step + AHEAD) * BW + columns[None, :]
-            mask = there & (at < WORDS)
-            tiles = tiles + (
-                _read_once(words + at, mask),
-                _read_once(scales + at * 8 // BLOCK, mask),
-            )
-            if GATED:
-                tiles = tiles + (
-                    _read_once(ups + at, mask),
-                    _read_once(up_scales + at * 8 // BLOCK, mask),
-                )
-    factor = tl.full((), 1.0, tl.float32)
-    if FORMAT == "nvfp4":
-        factor *= REST
+            last_u, last_t = _read(ups + later, mask), _read(up_scales + shared, mask)
+        at = step * BW * 16 + elements
+        x = tl.load(x_ptr + at, mask=at < K, other=0.0).to(tl.float32) * enlarged
+        if NORM:
+            x *= tl.load(norm_ptr + at, mask=at < K, other=0.0).to(tl.float32)
+        ready = _ready(x, HIGH_FIRST, FAST)
+        acc += _dots(w, ready, table_ptr, FORMAT, FAST) * _scale(s, FORMAT)
+        w, s, next_w, next_s = next_w, next_s, last_w, last_s
+        if GATED:
+            up_acc += _dots(u, ready, table_ptr, FORMAT, FAST) * _scale(t, FORMAT)
+            u, t, next_u, next_t = next_u, next_t, last_u, last_t
+    factor = LEFT / enlarged if FAST else 1.0
     if NORM:
         factor *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
     out = tl.sum(acc, 1) * factor * _overall(overall_ptr, rows, FIRST, SECOND, SCALED)
@@ -259,37 +317,47 @@ def _packed_matvec(
 
 @triton.jit
 def _decoded(
-    codes, raw, table_ptr, KIND: tl.constexpr, BN: tl.constexpr, BYTES: tl.constexpr,
-    GROUP: tl.constexpr, FORMAT: tl.constexpr, HIGH_FIRST: tl.constexpr, FAST: tl.constexpr,
+    words, raw, table_ptr, KIND: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
-    """The first and the second weight of each byte (BN, BYTES), in the type KIND; where FAST
-    bfloat16, 2**7 too small. `raw`: scales (BN, BYTES / GROUP)."""
-    scale = raw if FAST else _scale(raw, FORMAT)
-    wide = tl.broadcast_to(scale[:, :, None], (BN, BYTES // GROUP, GROUP))
-    wide = tl.reshape(wide, (BN, BYTES))
+    """Eight planes of words (BN, BW) in the type KIND, plane j of the words' nibbles j times their
+    scales `raw` (BN, BW / GROUP); where FAST bfloat16, 2**7 too small."""
+    BN: tl.constexpr = words.shape[0]
+    BW: tl.constexpr = words.shape[1]
     if FAST:
-        return tl.inline_asm_elementwise(
-            DECODE,
-            "=&r,=&r,=&r,=&r,r,r",
-            [codes, wide],
-            dtype=(tl.bfloat16, tl.bfloat16),
-            is_pure=True,
-            pack=4,
+        scale = tl.inline_asm_elementwise(
+            SCALE, "=r,r", [raw.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1
         )
     else:
-        c = codes.to(tl.int32)
-        low = (_value(c & 15, table_ptr, FORMAT) * wide).to(KIND)
-        high = (_value(c >> 4, table_ptr, FORMAT) * wide).to(KIND)
-        if HIGH_FIRST:
-            return high, low
-        else:
-            return low, high
+        scale = _scale(raw, FORMAT)
+    wide = tl.broadcast_to(scale[:, :, None], (BN, BW // GROUP, GROUP))
+    wide = tl.reshape(wide, (BN, BW))
+    if FAST:
+        return tl.inline_asm_elementwise(
+            PLANES,
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
+            [words, wide],
+            dtype=(tl.bfloat16,) * 8,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        return (
+            (_value(words & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value((words >> 4) & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value((words >> 8) & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value((words >> 12) & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value((words >> 16) & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value((words >> 20) & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value((words >> 24) & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value((words >> 28) & 15, table_ptr, FORMAT) * wide).to(KIND),
+        )
 
 
 @triton.jit
 def _packed_wide(
     x_ptr,  # (M, K)
-    codes_ptr,  # (N, K / 2) uint8, or (2 N, K / 2) where GATED
+    words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
     scales_ptr,  # (N, K / BLOCK)
     overall_ptr,  # (parts,)
     table_ptr,  # (16,)
@@ -302,7 +370,7 @@ def _packed_wide(
     K: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
-    BYTES: tl.constexpr,  # of codes of a row at a time
+    BW: tl.constexpr,  # words of a row at a time
     SPLITS: tl.constexpr,  # of the columns, each for other programs
     STAGES: tl.constexpr,  # tiles in flight
     BLOCK: tl.constexpr,
@@ -315,46 +383,46 @@ def _packed_wide(
     BIAS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    HALF: tl.constexpr = K // 2
+    WORDS: tl.constexpr = K // 8
     BLOCKS: tl.constexpr = K // BLOCK
-    GROUP: tl.constexpr = BLOCK // 2  # bytes that share a scale
-    STEPS: tl.constexpr = (HALF + BYTES - 1) // BYTES
+    GROUP: tl.constexpr = BLOCK // 8  # words that share a scale
+    STEPS: tl.constexpr = (WORDS + BW - 1) // BW
     EACH: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
     KIND: tl.constexpr = x_ptr.dtype.element_ty
     batch = tl.program_id(0) * BM + tl.arange(0, BM)
     rows = tl.program_id(1) * BN + tl.arange(0, BN)
     split = tl.program_id(2)
-    columns = tl.arange(0, BYTES)[None, :]
-    shared = tl.arange(0, BYTES // GROUP)[None, :]
+    columns = tl.arange(0, BW)[None, :]
+    shared = tl.arange(0, BW // GROUP)[None, :]
     inside, present = (rows < N)[:, None], (batch < M)[:, None]
     place = rows.to(tl.int64)[:, None]
-    codes, ups = codes_ptr + place * HALF + columns, codes_ptr + (place + N) * HALF + columns
+    words, ups = words_ptr + place * WORDS + columns, words_ptr + (place + N) * WORDS + columns
     scales = scales_ptr + place * BLOCKS + shared
     up_scales = scales_ptr + (place + N) * BLOCKS + shared
-    pairs = tl.arange(0, 2 * BYTES)[None, :]
-    inputs = x_ptr + batch[:, None] * K + pairs
+    elements = tl.arange(0, 8 * BW)[None, :]
+    inputs = x_ptr + batch[:, None] * K + elements
     if PDL:
         gdc_wait()
     acc = tl.zeros((BN, BM), tl.float32)
     up = tl.zeros((BN, BM), tl.float32)
     begin = split * EACH
     for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
-        left = columns < HALF - step * BYTES
-        held = shared < BLOCKS - step * (BYTES // GROUP)
-        within = present & (pairs < K - 2 * step * BYTES)
-        x = tl.load(inputs + 2 * step * BYTES, mask=within, other=0.0)
-        first, second = tl.split(tl.reshape(x, (BM, BYTES, 2)))
-        some = _read_once(codes + step * BYTES, inside & left)
-        raw = _read_once(scales + step * (BYTES // GROUP), inside & held)
-        w, v = _decoded(some, raw, table_ptr, KIND, BN, BYTES, GROUP, FORMAT, HIGH_FIRST, FAST)
-        acc = tl.dot(w, tl.trans(first), acc, input_precision="ieee")
-        acc = tl.dot(v, tl.trans(second), acc, input_precision="ieee")
+        left = columns < WORDS - step * BW
+        held = shared < BLOCKS - step * (BW // GROUP)
+        within = present & (elements < K - 8 * step * BW)
+        x = tl.load(inputs + 8 * step * BW, mask=within, other=0.0)
+        xs = _eight(tl.reshape(x, (BM, BW, 8)), HIGH_FIRST)
+        some = _read(words + step * BW, inside & left)
+        raw = _read(scales + step * (BW // GROUP), inside & held)
+        planes = _decoded(some, raw, table_ptr, KIND, GROUP, FORMAT, FAST)
+        for j in tl.static_range(8):
+            acc = tl.dot(planes[j], tl.trans(xs[j]), acc, input_precision="ieee")
         if GATED:
-            some = _read_once(ups + step * BYTES, inside & left)
-            raw = _read_once(up_scales + step * (BYTES // GROUP), inside & held)
-            w, v = _decoded(some, raw, table_ptr, KIND, BN, BYTES, GROUP, FORMAT, HIGH_FIRST, FAST)
-            up = tl.dot(w, tl.trans(first), up, input_precision="ieee")
-            up = tl.dot(v, tl.trans(second), up, input_precision="ieee")
+            some = _read(ups + step * BW, inside & left)
+            raw = _read(up_scales + step * (BW // GROUP), inside & held)
+            planes = _decoded(some, raw, table_ptr, KIND, GROUP, FORMAT, FAST)
+            for j in tl.static_range(8):
+                up = tl.dot(planes[j], tl.trans(xs[j]), up, input_precision="ieee")
     if PDL:
         gdc_launch_dependents()
     factor = _overall(overall_ptr, rows, FIRST, SECOND, SCALED)
@@ -408,22 +476,21 @@ def _unpack(
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product of one row is cut; `ahead` tiles are in flight."""
+    """How a product of one row is cut: `rows` of the weight, `longs` of 16 codes at a time."""
 
-    rows: int  # BN
-    words: int  # BW
-    ahead: int
+    rows: int
+    longs: int
     warps: int
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product of more rows is cut: tiles of `rows` of the weight, `bytes` of codes at a time,
-    `ahead` in flight, for up to `batch` rows of x; `splits` programs share the columns."""
+    """How a product of more rows is cut: tiles of `rows` of the weight, `words` of 8 codes at a
+    time, `ahead` in flight, for up to `batch` rows of x; `splits` programs share the columns."""
 
     batch: int
     rows: int
-    bytes: int
+    words: int
     ahead: int
     warps: int
     splits: int = 1
@@ -431,11 +498,11 @@ class Tiling:
 
 # By what is asked: to be tuned on the device (tests/gpu/check_packed.py times them).
 PLANS = {
-    "gated": Plan(rows=4, words=128, ahead=3, warps=4),
-    "summed": Plan(rows=8, words=128, ahead=4, warps=4),
-    "plain": Plan(rows=8, words=128, ahead=4, warps=4),
+    "gated": Plan(rows=8, longs=32, warps=1),
+    "summed": Plan(rows=8, longs=128, warps=4),
+    "plain": Plan(rows=16, longs=32, warps=1),
 }
-TILES = {"gated": (64, 64, 3, 4), "summed": (64, 64, 4, 4), "plain": (64, 64, 4, 4)}
+TILES = {"gated": (32, 16, 4, 2), "summed": (64, 16, 4, 2), "plain": (64, 16, 4, 2)}
 FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
 PROGRAMS = 132  # that keep the device busy: a multiprocessor each
 MOST_BATCH = 64  # rows of x of one program
@@ -455,7 +522,7 @@ def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -
     tall, size, ahead, warps = TILES["gated" if gated else "summed" if summed else "plain"]
     batch = min(MOST_BATCH, max(16, triton.next_power_of_2(rows)))
     programs = -(-out // tall) * -(-rows // batch)
-    splits = min(-(-columns // (2 * size)), max(1, PROGRAMS // programs)) if summed else 1
+    splits = min(-(-columns // (WORD * size)), max(1, PROGRAMS // programs)) if summed else 1
     return Tiling(batch, tall, size, ahead, warps, splits)
 
 
@@ -488,16 +555,17 @@ def matvec(
     plan = plan or plan_of(gated=gated, summed=summed)
     n, k = out.shape[1], weight.shape[1]
     codes, *others = _operands(weight)
-    words = min(plan.words, triton.next_power_of_2(k // WORD))
+    fast = x.dtype != torch.float32 and weight.format == "nvfp4" and has_fp8(x.device)
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
-        *(x, codes.view(torch.int32), *others, out),
+        *(x, codes.view(torch.int64), *others, out),
         *(x if norm is None else norm, out if residual is None else residual),
         *(x if bias is None else bias, n, *_ends(weight), eps),
         K=k,
         BN=plan.rows,
-        BW=words,
-        AHEAD=plan.ahead,
+        BW=min(plan.longs, triton.next_power_of_2(k // LONG)),
+        PASS=min(256 * plan.warps, triton.next_power_of_2(k)),
         **_kind(weight),
+        FAST=fast,
         NORM=norm is not None,
         GATED=gated,
         ACT=act,
@@ -505,6 +573,7 @@ def matvec(
         BIAS=bias is not None,
         PDL=pdl,
         num_warps=plan.warps,
+        num_stages=1,
         **({"launch_pdl": True} if pdl else {}),
     )
     return out
@@ -526,14 +595,14 @@ def wide(
     if tiling.splits > 1 and (gated or bias is not None or out.dtype != torch.float32):
         raise ValueError("sums of split columns are in float32, without gate and bias")
     (m, n), k = out.shape[-2:], weight.shape[1]
-    group = weight.block // 2
-    size = max(group, 16, min(tiling.bytes, triton.next_power_of_2(k // 2)))
+    codes, *others = _operands(weight)
     _packed_wide[(triton.cdiv(m, tiling.batch), triton.cdiv(n, tiling.rows), tiling.splits)](
-        *(x, *_operands(weight), out, x if bias is None else bias, m, n, *_ends(weight)),
+        *(x, codes.view(torch.int32), *others, out),
+        *(x if bias is None else bias, m, n, *_ends(weight)),
         K=k,
         BM=tiling.batch,
         BN=tiling.rows,
-        BYTES=size,
+        BW=max(tiling.words, weight.block // WORD),
         SPLITS=tiling.splits,
         STAGES=tiling.ahead,
         **_kind(weight),
@@ -573,6 +642,12 @@ def dense(weight: PackedMatrix, dtype: torch.dtype, factor: float = 1.0) -> Tens
         num_warps=4,
     )
     return out
+
+
+@functools.cache
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device converts E4M3 (compute capability 8.9 and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _operands(weight: PackedMatrix) -> tuple[Tensor, ...]:

@@ -3,14 +3,15 @@
 The loop is the C library's: batch, decode, sampler; Python only passes tokens on. Prompts run one
 after another; a prompt's candidates share its KV and decode together. Prompts run on all threads,
 single tokens on as many as a trial finds fastest, as Ember's do. Arguments: `n_gpu_layers` (all on
-an accelerator), `n_ubatch`, `decode_threads` (in place of the trial).
+an accelerator), `n_ubatch`, `decode_threads` (in place of the trial), `use_extra_bufts` (false: it
+does not repack weights for the processor).
 """
 
 import time
 
 KV = {"float32": 0, "float16": 1, "bfloat16": 30}  # ggml's numbers of its types
 TRIAL_STEPS = 12
-FILE_TYPES = {0: "F32", 1: "F16", 32: "BF16"}
+FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 32: "BF16"}
 
 
 def imports(setup):
@@ -39,6 +40,7 @@ def load(setup):
     c.llama_backend_init()
     wanted = c.llama_model_default_params()
     wanted.n_gpu_layers = setup["arguments"].get("n_gpu_layers", 999 if on_gpu else 0)
+    repacked = wanted.use_extra_bufts = setup["arguments"].get("use_extra_bufts", True)
     model = c.llama_model_load_from_file(setup["gguf"].encode(), wanted)
     if not model:
         raise RuntimeError("llama.cpp cannot load " + setup["gguf"])
@@ -113,5 +115,7 @@ def load(setup):
         "attention": "llama.cpp's choice",
         "kv_cache": "static",
         "prompt_kv": "shared by its candidates",
-        "weights_format": "GGUF " + FILE_TYPES.get(int(kind.value or -1), "of another type"),
+        "weights_format": "GGUF "
+        + FILE_TYPES.get(int(kind.value or -1), "of another type")
+        + ("" if repacked else ", not repacked"),
     }

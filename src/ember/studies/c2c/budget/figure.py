@@ -3,6 +3,7 @@
 import pandas as pd
 
 from ember.studies.c2c.budget.tables import C2C_M4
+from ember.studies.c2c.layers.tables import CONTROLS
 from ember.studies.steps import reads
 from ember.studies.style import PAGE, basis, error, legend_below, look, panel, style
 
@@ -17,6 +18,7 @@ FAMILIES = {
 @reads(points=C2C_M4)
 def draw(points: pd.DataFrame, scale: str):
     """Figure and caption from the table `c2c_m4`: a panel for each stratum but all of them."""
+    points = points[~points["schedule"].str.startswith(CONTROLS)]
     strata = [one for one in dict.fromkeys(points["stratum"]) if one != "all"] or ["all"]
     with style() as plt:
         figure, panels = plt.subplots(
@@ -28,7 +30,9 @@ def draw(points: pd.DataFrame, scale: str):
                 ours = some[(some["family"] == family) & (some["point"] != "fp16")]
                 for oracle, of in ours.groupby("oracle"):
                     shown = look(index) | {"linestyle": "none", "elinewidth": 0.5}
-                    filled = {"mfc": "white"} if oracle else {"label": words}
+                    filled = (
+                        {"mfc": "white", "label": "by an oracle"} if oracle else {"label": words}
+                    )
                     bars = error(of, "accuracy", "accuracy_low", "accuracy_high")
                     axes.errorbar(
                         of["measured_bytes"], of["accuracy"], bars, **shown, **filled, capsize=0
@@ -42,7 +46,7 @@ def draw(points: pd.DataFrame, scale: str):
                 where="post",
                 color="#666666",
                 lw=0.8,
-                label="best so far",
+                label="front",
                 zorder=0,
             )
             axes.set_xscale("log")
@@ -66,7 +70,9 @@ def draw(points: pd.DataFrame, scale: str):
         caption = (
             "**Budget curves.** Accuracy against the length of the serialised blob; bars are 95 % "
             f"intervals by bootstrap over passages, {int(full['seeds'])} world(s). FP16: "
-            f"{full['accuracy']:.3f} in {full['measured_bytes']:.0f} bytes.{said} Open markers: "
-            f"choosing needs the receiver's own KV, whose traffic is counted. {basis(main, scale)}"
+            f"{full['accuracy']:.3f} in {full['measured_bytes']:.0f} bytes.{said} Front: no point "
+            "is as accurate with fewer bytes. By an oracle: choosing needs the receiver's own KV, "
+            "whose traffic is counted. Layer schedules that are controls stand in the figure of "
+            f"layers alone. {basis(main, scale)}"
         )
         return figure, caption

@@ -7,13 +7,12 @@ import numpy as np
 from ember.records.errors import EmberError
 from ember.studies.c2c.budget.tables import C2C_DECISIONS, C2C_M4
 from ember.studies.c2c.compare import FULL, Comparison, adjust, verdict
+from ember.studies.c2c.layers.tables import CONTROLS
 from ember.studies.c2c.selection.tables import C2C_M8
 from ember.studies.rows import records
 from ember.studies.steps import makes
 
 SMALL, SMALLEST = 1 / 8, 1 / 32  # of FP16's bytes: the goals of C-R
-
-CONTROLS = ("backwards", "random")  # layer schedules that no one would choose
 
 
 class ByteDrift(EmberError):
@@ -59,10 +58,11 @@ def check_drift(row: Mapping, most: float) -> None:
 
 
 def mark_front(rows: Sequence[dict]) -> None:
-    """Marks rows that none is as accurate as with fewer bytes."""
+    """Marks rows that none is as accurate as with fewer bytes; oracles and controls aside."""
     best = -1.0
     for row in sorted(rows, key=lambda row: (row["measured_bytes"], -row["accuracy"])):
-        row["front"] = row["accuracy"] > best and not row["oracle"]
+        chosen = not (row["oracle"] or row["schedule"].startswith(CONTROLS))
+        row["front"] = row["accuracy"] > best and chosen
         best = max(best, row["accuracy"]) if row["front"] else best
 
 
@@ -71,12 +71,14 @@ def decide_channel(
     budget,
     selection,
     runs: Sequence,
+    development: Sequence,
     *,
     judged: Mapping,
     seed: int,
     resamples: int,
 ) -> list[dict]:
-    """Rows of C2C_DECISIONS from tables C2C_M4, C2C_M8 and C2C_POINTS; about the first stratum."""
+    """Rows of C2C_DECISIONS from tables C2C_M4, C2C_M8 and C2C_POINTS (of the test split, and of
+    the development split); about the first stratum."""
     stratum = judged["strata"][0]
     made = Comparison(runs, judged["strata"], seed, resamples)
     rows = [row for row in records(budget, C2C_M4) if row["stratum"] == stratum]
@@ -85,6 +87,7 @@ def decide_channel(
         *_expectations(made, stratum, rows),
         *_goals(rows, chosen),
         *_tripwires(made, stratum, rows, judged["max_drift"]),
+        _difficulty(Comparison(development, [stratum], seed, resamples), judged["difficulty"]),
     ]
     adjust(found, "p", "p_holm")
     about = {name: rows[0][name] for name in ("model", "weights", "evidence")}
@@ -286,6 +289,34 @@ def _tripwires(
         else "no other selector is on the front",
         "holds": bool(fronts),
         "note": f"{sum(row['front'] for row in backs)} of {len(backs)} back points are on it",
+    }
+
+
+def _difficulty(made: Comparison, target: Sequence[float]) -> dict:
+    """Whether the world is as hard as it was meant to be, by the split that it is tuned on."""
+    ((stratum, full),) = made.points["layers", FULL].items()
+    accuracy, low, high = made.accuracy(full)
+    floor, ceiling = target
+    if accuracy < floor:
+        said = "too hard: curves start near the ground"
+    elif accuracy > ceiling:
+        said = "too easy: curves fall late"
+    else:
+        said = "as hard as it was meant to be"
+    worlds = ", ".join(f"{one:.3f}" for one in full.by_world())
+    return {
+        "decision": f"FP16 answers {100 * floor:g} to {100 * ceiling:g} % of {stratum} questions",
+        "kind": "tripwire",
+        "point": FULL,
+        "questions": len(full.correct),
+        "seeds": len(full.by_world()),
+        "value": accuracy,
+        "low": low,
+        "high": high,
+        "verdict": said,
+        "holds": floor <= accuracy <= ceiling,
+        "note": f"accuracy on the development split, by world {worlds}; the knob is "
+        "c2c.fuser.training.steps",
     }
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from ember.studies.c2c.layers.tables import C2C_M6, C2C_SCHEDULES, C2C_SENSITIVITY
+from ember.studies.c2c.layers.tables import C2C_M6, C2C_SCHEDULES, C2C_SENSITIVITY, CONTROLS
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, PAGE, basis, error, look, panel, style
 
@@ -26,12 +26,19 @@ def draw(sensitivity: pd.DataFrame, schedules: pd.DataFrame, points: pd.DataFram
             "**Mixed precision by layer.** (a) Nats that one of the sharer's layers costs in "
             "another scheme, all others in FP16, on the development split; range over worlds where "
             f"there are several. The most: layer {worst['layer']} as {worst['scheme']}, "
-            f"{worst['loss']:.2f} nats. (b) Schedules with the least sum of these under a byte "
-            f"budget, world {schedules['world'].iloc[0]}. (c) What schedules answer on the test "
-            f"split (n = {int(main['questions'].max())}), with 95 % intervals by bootstrap over "
-            f"passages; all layers alike: squares. {basis(main, scale)}"
+            f"{worst['loss']:.2f} nats. {_readers(sensitivity)} (b) Schedules with the least sum "
+            f"of these under a byte budget, world {schedules['world'].iloc[0]}. (c) What schedules "
+            f"answer on the test split (n = {int(main['questions'].max())}), with 95 % intervals "
+            f"by bootstrap over passages; controls are open. {basis(main, scale)}"
         )
         return figure, caption
+
+
+def _readers(sensitivity: pd.DataFrame) -> str:
+    first = sensitivity[sensitivity["world"] == sensitivity["world"].iloc[0]]
+    read = first.drop_duplicates("layer").set_index("layer")["targets"].sort_index()
+    told = [f"{layer} by {by.replace(',', ' and ')}" for layer, by in read.items()]
+    return f"The sharer's layers are read by the receiver's: {', '.join(told)}."
 
 
 def _losses(axes, sensitivity: pd.DataFrame) -> None:
@@ -63,7 +70,7 @@ def _chosen(axes, schedules: pd.DataFrame) -> None:
                 axes.text(layer, height, scheme, ha="center", va="center", fontsize=5.5)
     axes.set_xlim(-0.5, max(map(len, rows), default=1) - 0.5)
     axes.set_ylim(-0.5, max(len(rows), 1) - 0.5)
-    axes.set_yticks(range(len(rows)), [f"{100 * share:.0f} %" for share in best["budget"]])
+    axes.set_yticks(range(len(rows)), [f"{100 * share:.3g} %" for share in best["budget"]])
     axes.set_ylabel("budget, share of FP16's bytes")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("receiver's layer")
@@ -78,8 +85,8 @@ def _square(x: float, y: float, colour: str, alpha: float):
 
 
 def _answers(axes, main: pd.DataFrame) -> None:
-    plain = main[main["kind"].isna()]
-    axes.plot(plain["bytes_share"], plain["accuracy"], "s", color="k", ms=4, mfc="none")
+    plain, alike = main[main["kind"].isna()], {"color": "k", "mfc": "none", "ms": 4}
+    axes.plot(plain["bytes_share"], plain["accuracy"], "s", label="all alike", **alike)
     for _, row in plain.iterrows():
         axes.annotate(
             row["scheme"],
@@ -91,7 +98,9 @@ def _answers(axes, main: pd.DataFrame) -> None:
     for index, kind in enumerate(one for one in KINDS if one in set(main["kind"].dropna())):
         of = main[main["kind"] == kind]
         bars = error(of, "accuracy", "accuracy_low", "accuracy_high")
-        shown = look(index) | {"linestyle": "none", "elinewidth": 0.6}
+        shown = look(index) | {"linestyle": "none", "elinewidth": 0.6, "zorder": 3 - index / 9}
+        if kind in CONTROLS:
+            shown |= {"mfc": "none", "ms": 5.5}
         axes.errorbar(of["bytes_share"], of["accuracy"], bars, label=kind, **shown, capsize=0)
     axes.set_xlim(left=0)
     axes.set_xlabel("measured bytes over FP16's")

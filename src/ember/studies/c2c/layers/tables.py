@@ -5,6 +5,9 @@ from ember.studies.c2c.point_tables import compared
 
 KINDS = ("last", "optimum", "backwards", "random", "named")
 
+CONTROLS = ("backwards", "random")
+"""Beginnings of the names of layer schedules that no one would choose."""
+
 C2C_SCHEDULES = s.Schema(
     "c2c_schedules",
     "Layer schedules: what was chosen on the development split",

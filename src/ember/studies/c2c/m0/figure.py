@@ -150,8 +150,9 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
         for left, right in ((1.4, 1.75), (3.1, 3.45), (4.9, 5.25)):
             _arrow(axes, (left, 1.82), (right, 1.82))
             _arrow(axes, (left, 0.67), (right, 0.67))
-        _arrow(axes, (2.6, 1.05), (5.3, 1.5))
-        _arrow(axes, (5.6, 1.45), (4.6, 1.05))
+        _arrow(axes, (2.6, 1.05), (5.5, 1.45))
+        _arrow(axes, (6.0, 1.45), (4.6, 1.05))
+        axes.text(5.075, 1.9, "wire", fontsize=7, ha="center")
         axes.text(0.05, 2.25, "sharer's side", fontsize=7, color=COLOURS[0])
         axes.text(5.25, 2.25, "receiver's side", fontsize=7, color=COLOURS[1])
         caption = (

@@ -176,7 +176,8 @@ def time_stages(
     dtype: str,
     seed: int,
 ) -> list[dict]:
-    """Rows of C2C_STAGES: batch sizes, compiled or not, take turns; each item is read anew."""
+    """Rows of C2C_STAGES: batch sizes, compiled or not, take turns. Each item is read anew, but for
+    one more row of the largest batch, in which items share their text as in all other studies."""
     device, number = resolve(device), getattr(torch, dtype)
     some = read_items(questions, "test", items)
     about = measured_on(receiver, device, dtype) | {"model": "c2c pair"}
@@ -187,13 +188,18 @@ def time_stages(
             for layer in pairs[compiled].fuser:
                 layer.key.compile(dynamic=True)
                 layer.value.compile(dynamic=True)
-    points = [(size, compiled) for compiled in compile for size in batch_sizes]
+    points = [(size, compiled, False) for compiled in compile for size in batch_sizes]
+    points.append((max(batch_sizes), compile[0], True))
     reference = [row["answer"] for row in evaluate(pairs[compile[0]], some, batch_size=1)]
-    turns = in_turns(points, warmup, repeats, seed, lambda p: f"batch {p[0]}, compiled {p[1]}", log)
+
+    def named(point: tuple) -> str:
+        return "batch {}, compiled {}, shared {}".format(*point)
+
+    turns = in_turns(points, warmup, repeats, seed, named, log)
     rows = []
-    for turn, (size, compiled) in turns:
+    for turn, (size, compiled, shared) in turns:
         clock = PhaseClock(device)
-        options = {"batch_size": size, "share_prefix": False, "clock": clock}
+        options = {"batch_size": size, "share_prefix": shared, "clock": clock}
         ms, found = timed(
             lambda options=options, pair=pairs[compiled]: evaluate(pair, some, **options), device
         )
@@ -203,6 +209,7 @@ def time_stages(
                 {
                     "batch_size": size,
                     "compiled": compiled,
+                    "shared": shared,
                     "repeat": turn,
                     "items_timed": len(some),
                     **{f"{stage}_ms": stages.get(stage, 0.0) / len(some) for stage in STAGES},

@@ -57,6 +57,7 @@ C2C_STAGES = s.Schema(
     (
         s.integer("batch_size", "items", "at once"),
         s.flag("compiled", "whether the fuser is compiled"),
+        s.flag("shared", "whether questions about one text share its prefill and what is sent"),
         s.integer("repeat", "", "number of the run"),
         s.integer("items_timed", "items", "answered in the run"),
         s.number("sharer_prefill_ms", "ms/item", "the sharer reads"),
@@ -68,7 +69,7 @@ C2C_STAGES = s.Schema(
         s.flag("same_answers", "whether every answer is that of items run alone"),
         *s.MEASURED_ON,
     ),
-    key=("batch_size", "compiled", "repeat"),
+    key=("batch_size", "compiled", "shared", "repeat"),
 )
 
 C2C_SPEED = s.Schema(
@@ -77,6 +78,7 @@ C2C_SPEED = s.Schema(
     (
         s.integer("batch_size", "items", "at once"),
         s.flag("compiled", "whether the fuser is compiled"),
+        s.flag("shared", "whether questions about one text share its prefill and what is sent"),
         s.integer("n", "runs", "measured"),
         s.integer("items_timed", "items", "answered in each"),
         *s.spread("sharer_prefill_ms", "ms/item", "the sharer reads", ("median",)),
@@ -89,5 +91,5 @@ C2C_SPEED = s.Schema(
         s.flag("same_answers", "whether every answer is that of items run alone"),
         *s.MEASURED_ON,
     ),
-    key=("batch_size", "compiled"),
+    key=("batch_size", "compiled", "shared"),
 )

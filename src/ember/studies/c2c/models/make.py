@@ -1,6 +1,5 @@
 """The pair's models, trained in their world."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from ember.model.checkpoint import random_decoder
 from ember.optim.loop import run, state_key
 from ember.studies.c2c.models.tables import C2C_TRAINING
 from ember.studies.steps import makes
-
-log = logging.getLogger(__name__)
 
 LOG_ROWS = 30
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ember.c2c.channel import channel_of, scales_of
-from ember.c2c.source import Context
+from ember.c2c.evaluate import context_of
 from ember.studies.c2c.points import Bench
 from ember.studies.c2c.ptq.tables import C2C_SCALES
 from ember.studies.steps import makes
@@ -31,7 +31,7 @@ def measure_scales(
     bench = Bench.of(models, questions, "test", "ptq", world_seed, batch_size, limit, runtime)
     source, about = bench.sources[0], {k: bench.about[k] for k in ("device", "dtype", "model")}
     about |= {k: bench.about[k] for k in ("weights", "evidence")}
-    context = Context(source.tokens, None, bench.pair.fuser)
+    context = context_of(bench.pair, bench.passages())
     rows = []
     for point in points:
         payloads = channel_of(point, bench.pair.fuser).send(source, context)

@@ -26,7 +26,9 @@ def draw(overlap: pd.DataFrame, scale: str):
         axes.set_xticks(range(len(modes)), names, rotation=40, ha="right")
         axes.set_yticks(range(len(modes)), names)
         axes.grid(False)
-        figure.colorbar(drawn, ax=axes, label="share also chosen", shrink=0.8)
+        figure.colorbar(
+            drawn, ax=axes, label=f"share also chosen, {100 * share:g} % each", shrink=0.8
+        )
         apart = overlap[overlap["mode"] != overlap["other"]]
         most = apart.loc[apart["overlap"].idxmax()]
         caption = (

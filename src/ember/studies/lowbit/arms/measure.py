@@ -7,14 +7,16 @@ from pathlib import Path
 
 from ember.measure.device import device_name
 from ember.measure.progress import Progress
-from ember.studies.lowbit.arms.tables import ARM_RUNS
+from ember.studies.lowbit.arms.tables import ARM_RUNS, DECAY_RUNS
 from ember.studies.measured import on_device
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
+DECAYED = 64  # rows of a layer whose weight decay is tested by itself
 
-@makes(ARM_RUNS)
+
+@makes(ARM_RUNS, DECAY_RUNS)
 def train_arms(
     *,
     model: str | Path,
@@ -25,6 +27,7 @@ def train_arms(
     sequence_length: int,
     learning_rate: float,
     weight_decay: float,
+    decay: Mapping,
     chunk_rows: int,
     headroom: float,
     seeds: Sequence[int],
@@ -33,8 +36,9 @@ def train_arms(
     device: str,
     dtype: str,
     seed: int,
-) -> list[dict]:
-    """Rows of ARM_RUNS. Arms of one seed see the same batches. Norms, embedding and head stay."""
+) -> tuple[list[dict], list[dict]]:
+    """Rows of ARM_RUNS and DECAY_RUNS. Arms of one seed see the same batches. Norms, embedding and
+    head stay."""
     import torch
 
     from ember.lowbit.training import ARMS, Control, bytes_by_kind, make_trainable
@@ -50,7 +54,8 @@ def train_arms(
     device, dense, about = on_device(model, device, dtype)
     about |= {"device_name": device_name(device)}
     every = max(1, steps // validations)
-    progress, rows = Progress(log, len(seeds) * len(variants)), []
+    progress, rows, decays = Progress(log, len(seeds) * len(variants)), [], []
+    weight = dense.layers[-1].mlp.down_proj.weight[:DECAYED]
     for number in seeds:
         windows = Windows(streams["train"], sequence_length, number)
         for variant in variants:
@@ -99,8 +104,52 @@ def train_arms(
                         loss.backward()
                     losses.append(loss.detach())
                     changed.append(control.changed / control.codes)
+            shrunk = _decayed(weight, variant, headroom=headroom, number=number, **decay)
+            decays.append({**variant, "seed": number} | shrunk | about)
             progress.step(f"{variant['arm']}, {variant['states']}, seed {number}")
-    return rows
+    return rows, decays
+
+
+def _decayed(weight, variant, *, rate: float, steps: int, headroom: float, number: int) -> dict:
+    """What weight decay without gradients takes of a weight's packed form."""
+    import torch
+
+    from ember.lowbit.training import ARMS, Control, TrainedLinear
+    from ember.model.packed import LinearNVFP4
+
+    control = Control(
+        ARMS[variant["arm"]],
+        states=variant["states"],
+        weight_decay=1.0,
+        eps=1e-4,  # stands for the size of gradients: fed-back errors are counted in it
+        chunk_rows=len(weight),
+        generator=torch.Generator(weight.device).manual_seed(number),
+    )
+    linear = TrainedLinear(LinearNVFP4.of(weight, headroom=headroom), control)
+    before, values = linear.layer.matrix.dense(), _values(linear)
+    nothing = [weight.new_zeros(1, size) for size in (linear.in_features, linear.out_features)]
+    for _ in range(steps):
+        with control.update(rate):
+            linear.learn(*nothing)
+
+    def left(now) -> float:
+        return float((now.float() * before).sum() / before.square().sum())
+
+    return {
+        "steps": steps,
+        "rate": rate,
+        "wanted": 1 - (1 - rate) ** steps,
+        "decayed": 1 - left(linear.layer.matrix.dense()),
+        "master_decayed": 1 - left(linear.master) if control.arm.master else None,
+        "changed": float((_values(linear) != values).float().mean()),
+    }
+
+
+def _values(linear):
+    """What the codes stand for (0 has two): the weights in units of their scales."""
+    from ember.formats import e2m1
+
+    return e2m1.decode(linear.layer.quantised().codes)
 
 
 def _mean(values: list) -> float | None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ember.measure.statistics import few
-from ember.studies.lowbit.arms.tables import ARM_RUNS, LOWBIT_ARMS
+from ember.studies.lowbit.arms.tables import ARM_RUNS, DECAY_RUNS, LOWBIT_ARMS
 from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
 
@@ -11,8 +11,9 @@ MASTER = ("master_float32", "float32")
 
 
 @makes(LOWBIT_ARMS)
-def summarise_arms(runs) -> list[dict]:
+def summarise_arms(runs, decays) -> list[dict]:
     """Rows of LOWBIT_ARMS."""
+    alone = grouped(records(decays, DECAY_RUNS), "arm", "states")
     groups = grouped(records(runs, ARM_RUNS), "arm", "states")
     last = max(run["step"] for some in groups.values() for run in some)
     master = {run["seed"]: run["val_loss"] for run in groups.get(MASTER, ()) if run["step"] == last}
@@ -29,8 +30,23 @@ def summarise_arms(runs) -> list[dict]:
             above, low, high = few(apart)
             share = above / float(np.mean(list(master.values())))
             row |= {"above": above, "above_low": low, "above_high": high, "above_share": share}
-        rows.append(row | {"verdict": _verdict(row)})
+        rows.append(row | _decay(alone[variant]) | {"verdict": _verdict(row)})
     return rows
+
+
+def _decay(some: list[dict]) -> dict:
+    """Columns of the weight decay by itself."""
+    share, low, high = few([run["decayed"] / run["wanted"] for run in some])
+    masters = [
+        run["master_decayed"] / run["wanted"] for run in some if run["master_decayed"] is not None
+    ]
+    return {
+        "decay": share,
+        "decay_low": low,
+        "decay_high": high,
+        "decay_master": float(np.mean(masters)) if masters else None,
+        "decay_changed": float(np.mean([run["changed"] for run in some])),
+    }
 
 
 def _verdict(row: dict) -> str:

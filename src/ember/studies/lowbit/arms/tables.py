@@ -29,6 +29,23 @@ ARM_RUNS = s.Schema(
     key=("arm", "states", "seed", "step"),
 )
 
+DECAY_RUNS = s.Schema(
+    "lowbit_decay_runs",
+    "Weight decay of one packed layer by itself, without any gradient, by arm and seed",
+    (
+        *_VARIANT,
+        s.integer("seed", "", "of rounding"),
+        s.integer("steps", "", "steps of decay"),
+        s.number("rate", "fraction", "of a weight that a step is to take"),
+        s.number("wanted", "fraction", "of the weights, taken by all steps of exact numbers"),
+        s.number("decayed", "fraction", "by which the 4-bit weights shrink along what they were"),
+        s.maybe("master_decayed", "fraction", "by which the master copy does"),
+        s.number("changed", "fraction", "of codes that differ in the end"),
+        *s.MACHINE,
+    ),
+    key=("arm", "states", "seed"),
+)
+
 LOWBIT_ARMS = s.Schema(
     "lowbit_arms",
     "What each way of updating packed weights learns, against a float32 master copy (L-6.2)",
@@ -45,6 +62,11 @@ LOWBIT_ARMS = s.Schema(
         s.maybe("above_low", "nats/token", "lower end of its 95 % interval"),
         s.maybe("above_high", "nats/token", "upper end"),
         s.maybe("above_share", "fraction", "of the float32 master's loss"),
+        s.number("decay", "fraction", "of a weight decay by itself that reaches the 4-bit weights"),
+        s.number("decay_low", "fraction", "lower end of its 95 % interval over seeds"),
+        s.number("decay_high", "fraction", "upper end"),
+        s.maybe("decay_master", "fraction", "of it that reaches the master copy"),
+        s.number("decay_changed", "fraction", "of codes that it changes in the end"),
         s.text("verdict", "whether anything is learned, and whether as well as with the master"),
         *s.MACHINE,
     ),

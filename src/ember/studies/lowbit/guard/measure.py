@@ -47,7 +47,7 @@ def measure_overshoot(
         for number, order in rounds(polls_s, range(repeats)):
             for poll_s in order:
                 runs.append(_run(path, limit_mb, rate_mb_s, poll_s))
-                log.info("run %d, a look each %g s: %s", number + 1, poll_s, runs[-1])
+                log.info("run %d, polled every %g s: %s", number + 1, poll_s, runs[-1])
     rows = []
     for (poll_s,), some in sorted(grouped(runs, "poll_s").items()):
         row, _ = summary_row(LOWBIT_GUARD, some)
@@ -71,6 +71,6 @@ def _run(path: Path, limit_mb: int, rate_mb_s: int, poll_s: float) -> dict:
         "limit_mb": float(limit_mb),
         "rate_mb_s": held / took,
         "over_mb": held - limit_mb,
-        "look_ms": watch.poll_ms,
+        "poll_ms": watch.poll_ms,
         "evidence": "measured",
     }

@@ -6,7 +6,7 @@ from ember.studies.lowbit.kernels.tables import DECODE, KERNELS
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, MARKERS, PAGE, basis, label, spread, style
 
-NAMES = {"nvfp4": "NVFP4", "nf4": "NF4", "int4": "INT4", "dense": "dense"}
+NAMES = {"nvfp4": "NVFP4", "nf4": "NF4", "int4": "INT4", "q4_0": "Q4_0", "dense": "dense"}
 PATHS = {"torch": "torch", "kernels": "own kernels"}
 
 
@@ -14,6 +14,7 @@ PATHS = {"torch": "torch", "kernels": "own kernels"}
 def draw(kernels: pd.DataFrame, decoding: pd.DataFrame, scale: str):
     """Figure and caption from the tables `lowbit_kernels` and `lowbit_decode`."""
     timed = kernels[(kernels["status"] == "ok") & (kernels["product"] != "head")]
+    decoding = decoding[decoding["status"] == "ok"]
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.7))
         _roofline(left, timed)
@@ -53,12 +54,13 @@ def _roofline(axes, timed) -> None:
 
 
 def _decoding(axes, decoding) -> None:
-    kinds = list(decoding.groupby(["format", "head"], sort=False))
+    kinds = list(decoding.groupby(["engine", "format", "head"], sort=False))
     counts = sorted(decoding["rows"].unique())
-    for index, ((format, head), group) in enumerate(kinds):
-        group = group.set_index("rows").loc[counts].reset_index()
+    for index, ((engine, format, head), group) in enumerate(kinds):
+        group = group.set_index("rows").reindex(counts).reset_index()
         places = [place + 0.1 * (index - (len(kinds) - 1) / 2) for place in range(len(counts))]
         named = "dense" if format == "dense" else f"{NAMES[format]}, {head} head"
+        named += "" if engine == "ember" else f" ({engine})"
         look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
         axes.errorbar(
             places,
@@ -77,7 +79,7 @@ def _decoding(axes, decoding) -> None:
 
 def _caption(timed, decoding, scale: str) -> str:
     one = decoding[decoding["rows"] == decoding["rows"].min()]
-    packed = one[one["format"] != "dense"]
+    packed = one[(one["format"] != "dense") & (one["engine"] == "ember")]
     best = packed.loc[packed["tokens_per_s_median"].idxmax()]
     worst = timed.loc[timed[timed["path"] == "kernels"]["kernel_error"].idxmax()]
     text = (

@@ -7,6 +7,7 @@ error of the kernel is told apart from that of the format.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from ember.measure.cost import step_tokens
 from ember.measure.device import device_name
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
+from ember.peers.client import PeerFailed
+from ember.studies.lowbit.kernels.peers import start_peers, step_weight_bytes, times_of, why_not
 from ember.studies.lowbit.kernels.tables import DECODE_RUNS, PRODUCT_RUNS
 from ember.studies.measured import blank, on_device
 from ember.studies.steps import makes
@@ -40,6 +43,7 @@ def time_kernels(
     new_tokens: int,
     warmup: int,
     repeats: int,
+    peers: Mapping[str, Mapping],
     runtime: Mapping,
     threads: int,
 ) -> tuple[list[dict], list[dict]]:
@@ -59,7 +63,7 @@ def time_kernels(
         products = _products(decoder, formats, rows, warmup, repeats, here)
         decoding = _decoding(
             *(decoder, decoded, candidates, prompt_tokens, new_tokens),
-            *(warmup, repeats, runtime["seed"], about),
+            *(warmup, repeats, runtime["seed"], about, peers, model, threads),
         )
     return products, decoding
 
@@ -81,7 +85,7 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
                 weight = dense
             else:
                 weight = PACKED[format].of(dense).matrix
-            shown = weight[:CHECKED] if format == "dense" else _head_of(weight)
+            shown = weight[:CHECKED] if format == "dense" else next(weight.split(CHECKED))
             exact = shown.double() if format == "dense" else shown.dense().double()
             reference = dense[:CHECKED].double()
             what = {
@@ -100,15 +104,6 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
                 found += _paths(copies, x, exact, what | {"rows": batch}, warmup, repeats)
             progress.step(f"{product}, {format}")
     return found
-
-
-def _head_of(weight):
-    """The first rows of a packed weight of one part."""
-    from dataclasses import replace
-
-    rows = min(CHECKED, len(weight))
-    codes, scales = weight.codes[:rows], weight.scales[:rows]
-    return replace(weight, codes=codes, scales=scales, ends=(rows,))
 
 
 def _paths(copies: list, x, exact, what: dict, warmup: int, repeats: int) -> list[dict]:
@@ -178,8 +173,11 @@ def _decoding(
     repeats: int,
     seed: int,
     about: dict,
+    peers: Mapping[str, Mapping],
+    model: str | Path,
+    threads: int,
 ) -> list[dict]:
-    """Generations by dense and packed decoders of the same weights, in turns."""
+    """Generations by dense and packed decoders of the same weights, and by peers, in turns."""
     import torch
 
     from ember.backends.sampling import SamplingParams
@@ -194,52 +192,69 @@ def _decoding(
         quantise_decoder(whole, format, skip=())
         kinds |= {(format, "dense"): layers, (format, "packed"): whole}
         log.info("packed all layers in %s", format)
+
+    def drawn() -> list[int]:
+        return torch.randint(decoder.arch.vocab_size, (prompt_tokens,)).tolist()
+
     capacity = prompt_tokens + new_tokens
-    engines = {
-        kind: Engine(each, capacity=capacity, require_native=True) for kind, each in kinds.items()
-    }
-    prompt = torch.randint(decoder.arch.vocab_size, (prompt_tokens,)).tolist()
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, seed=seed)
-    progress, rows = Progress(log, len(candidates) * (warmup + repeats) * len(engines)), []
-    for count in candidates:
-        tokens = step_tokens(prompt_tokens, count, new_tokens)
-        kv = tokens * decoder.arch.kv_bytes_per_token(decoder.embed_tokens.weight.element_size())
-        for number, order in rounds(engines, range(-warmup, repeats)):
-            for format, head in order:
-                engine, clock = engines[format, head], PhaseClock(about["device"])
-                engine.generate([prompt], sampling, num_candidates=count, clock=clock)
-                times = clock.times_ms()
-                step = times["decode"] / (new_tokens - 1) + times["sampling"] / new_tokens
-                if number >= 0:
-                    rows.append(
-                        {
-                            "format": format,
-                            "head": head,
-                            "rows": count,
-                            "repeat": number,
-                            "prompt_tokens": prompt_tokens,
-                            "new_tokens": new_tokens,
-                            "backend": engine.backend.name,
-                            "weight_bytes": step_weight_bytes(engine.decoder),
-                            "kv_bytes": kv,
-                            "prefill_ms": times["prefill"],
-                            "step_ms": step,
-                            "tokens_per_s": count / step * 1e3,
-                            **about,
-                        }
-                    )
-                progress.step(f"{count} candidates, {format}, {head} head")
+    facts, calls, engines = {}, {}, {}
+    for (format, head), each in kinds.items():
+        engine = Engine(each, capacity=capacity, require_native=True)
+        name = f"ember, {format}, {head} head"
+        facts[name] = {"engine": "ember", "format": format, "head": head}
+        facts[name]["weight_bytes"] = step_weight_bytes(each)
+        engines[name] = engine
+        calls[name] = partial(_times, engine, drawn, sampling, about["device"])
+    setup = {name: about[name] for name in ("device", "dtype")} | {
+        "seed": seed,
+        "weights": "random",
+    }
+    setup |= {"threads": threads, "capacity": capacity, "candidates": max(candidates)}
+    rows = []
+    with ExitStack() as stack:
+        packed = kinds.get(("nvfp4", "dense"))
+        running, said = start_peers(stack, peers, model, packed, setup)
+        facts |= said
+        calls |= {
+            name: partial(times_of, peer, drawn, new_tokens=new_tokens)
+            for name, peer in running.items()
+        }
+        progress = Progress(log, len(candidates) * (warmup + repeats) * len(calls))
+        for count in candidates:
+            tokens = step_tokens(prompt_tokens, count, new_tokens)
+            size = decoder.embed_tokens.weight.element_size()
+            what = {"rows": count, "kv_bytes": tokens * decoder.arch.kv_bytes_per_token(size)}
+            what |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens} | about
+            for number, order in rounds(calls, range(-warmup, repeats)):
+                for name in order:
+                    try:
+                        prefill, step = calls[name](candidates=count)
+                    except PeerFailed as error:
+                        facts[name] |= why_not(error)
+                        del calls[name]
+                        continue
+                    timed = {"repeat": number, "prefill_ms": prefill, "step_ms": step}
+                    timed["tokens_per_s"] = count / step * 1e3
+                    if name in engines:  # it is chosen for the first prompt
+                        facts[name]["backend"] = engines[name].backend.name
+                    if number >= 0:
+                        rows.append(blank(DECODE_RUNS, **facts[name], **what, **timed))
+                    progress.step(f"{count} candidates, {name}")
+            gone = [one for name, one in facts.items() if name not in calls]
+            rows += [blank(DECODE_RUNS, **what) | one for one in gone]
     return rows
+
+
+def _times(engine, prompt, sampling, device: str, candidates: int) -> tuple[float, float]:
+    """Milliseconds of the prompt's forward, and of a step with sampling."""
+    clock = PhaseClock(device)
+    engine.generate([prompt()], sampling, num_candidates=candidates, clock=clock)
+    times, new_tokens = clock.times_ms(), sampling.max_tokens
+    return times["prefill"], times["decode"] / (new_tokens - 1) + times["sampling"] / new_tokens
 
 
 def _sharing(decoder):
     """Another decoder of the same tensors: what is packed in one of them takes no second copy."""
     tensors = (*decoder.parameters(), *decoder.buffers())
     return deepcopy(decoder, {id(tensor): tensor for tensor in tensors})
-
-
-def step_weight_bytes(decoder) -> int:
-    """Bytes of weights that a step reads: layers, norm and head, packed or not."""
-    head = decoder.embed_tokens if decoder.lm_head is None else decoder.lm_head
-    parts = (decoder.layers, decoder.norm, head)
-    return sum(t.nbytes for part in parts for t in (*part.parameters(), *part.buffers()))

@@ -31,16 +31,19 @@ def summarise_kernels(products) -> list[dict]:
 def summarise_decoding(decoding) -> list[dict]:
     """Rows of DECODE from a table DECODE_RUNS."""
     found, dense = [], {}
-    for runs in grouped(records(decoding, DECODE_RUNS), "rows", "format", "head").values():
-        row, _ = summary_row(DECODE, runs)
+    runs = grouped(records(decoding, DECODE_RUNS), "rows", "engine", "format", "head")
+    for some in runs.values():
+        row, timed = summary_row(DECODE, some)
+        if timed:
+            read = read_ms(row["weight_bytes"] + row["kv_bytes"], row["read_gb_s"])
+            row["limit_tokens_per_s"] = row["rows"] / read * 1e3
+            row["share"] = row["tokens_per_s_median"] / row["limit_tokens_per_s"]
         if row["format"] == "dense":
             dense[row["rows"]] = row
-        read = read_ms(row["weight_bytes"] + row["kv_bytes"], row["read_gb_s"])
-        row["limit_tokens_per_s"] = row["rows"] / read * 1e3
-        row["share"] = row["tokens_per_s_median"] / row["limit_tokens_per_s"]
         found.append(row)
     for row in found:
-        beside = dense[row["rows"]]
-        row["speedup"] = row["tokens_per_s_median"] / beside["tokens_per_s_median"]
-        row["prefill_ratio"] = row["prefill_ms_median"] / beside["prefill_ms_median"]
+        if row["n"]:
+            beside = dense[row["rows"]]
+            row["speedup"] = row["tokens_per_s_median"] / beside["tokens_per_s_median"]
+            row["prefill_ratio"] = row["prefill_ms_median"] / beside["prefill_ms_median"]
     return found

@@ -73,31 +73,43 @@ KERNELS = s.Schema(
 )
 
 _DECODE = (
-    s.text("format", "of the layers' weights"),
+    s.text("engine", "ember, or a peer's name in p1.frameworks.peers"),
+    s.text("format", "of the layers' weights; q4_0: llama.cpp's, 32 weights share a float16 scale"),
     s.text("head", "the head's weight", values=("dense", "packed")),
     s.integer("rows", "", "candidates of the one prompt"),
 )
 _LENGTHS = (
     s.integer("prompt_tokens", "tokens", "prompt length"),
     s.integer("new_tokens", "tokens", "of each candidate"),
-    s.text("backend", "what ran: backends.select's choice, native required"),
-    s.integer("weight_bytes", "bytes", "weights that a step reads"),
+    s.text(
+        "backend",
+        "what ran: backends.select's choice, native required; of a peer its version",
+        nullable=True,
+    ),
+    s.integer("weight_bytes", "bytes", "weights that a step reads", nullable=True),
     s.integer("kv_bytes", "bytes", "KV that a step reads at least"),
 )
+_PREFILL = "the prompt's forward; of a peer a call of one token"
 
 DECODE_RUNS = s.Schema(
     "packed_decode_runs",
     "Generation with dense and packed weights in turns",
     (
         *_DECODE,
-        s.integer("repeat", "", "recorded run"),
+        s.integer("repeat", "", "recorded run", nullable=True),
         *_LENGTHS,
-        s.number("prefill_ms", "ms", "the prompt's forward"),
-        s.number("step_ms", "ms", "one step with sampling, mean over the run"),
-        s.number("tokens_per_s", "tokens/s", "rows / step_ms"),
+        s.maybe("prefill_ms", "ms", _PREFILL),
+        s.maybe(
+            "step_ms",
+            "ms",
+            "one step with sampling, mean over the run; of a peer what a call of all tokens takes "
+            "longer than one of one token, by the tokens after the first",
+        ),
+        s.maybe("tokens_per_s", "tokens/s", "rows / step_ms"),
         *_MACHINE,
+        *s.OUTCOME,
     ),
-    key=("format", "head", "rows", "repeat"),
+    key=("engine", "format", "head", "rows", "repeat"),
 )
 
 DECODE = s.Schema(
@@ -107,13 +119,14 @@ DECODE = s.Schema(
         *_DECODE,
         s.integer("n", "", "recorded runs"),
         *_LENGTHS,
-        *s.spread("tokens_per_s", "tokens/s", "rows / step_ms"),
-        s.number("speedup", "", "tokens_per_s_median over that of dense weights"),
-        s.number("limit_tokens_per_s", "tokens/s", "weights and KV read at read_gb_s"),
-        s.number("share", "fraction", "tokens_per_s_median / limit_tokens_per_s"),
-        *s.spread("prefill_ms", "ms", "the prompt's forward"),
-        s.number("prefill_ratio", "", "prefill_ms_median over that of dense weights"),
+        *s.spread("tokens_per_s", "tokens/s", "rows / step_ms", kind=s.maybe),
+        s.maybe("speedup", "", "tokens_per_s_median over that of Ember's dense weights"),
+        s.maybe("limit_tokens_per_s", "tokens/s", "weights and KV read at read_gb_s"),
+        s.maybe("share", "fraction", "tokens_per_s_median / limit_tokens_per_s"),
+        *s.spread("prefill_ms", "ms", _PREFILL, kind=s.maybe),
+        s.maybe("prefill_ratio", "", "prefill_ms_median over that of Ember's dense weights"),
         *_MACHINE,
+        *s.OUTCOME,
     ),
-    key=("format", "head", "rows"),
+    key=("engine", "format", "head", "rows"),
 )

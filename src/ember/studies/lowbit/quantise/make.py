@@ -1,4 +1,4 @@
-"""A model of the workflow in 4-bit weights: the packed file, and the errors by layer (L-1, L-8)."""
+"""A model of the workflow in 4-bit weights: packed directory, and errors by layer (L-1, L-8)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ from ember.studies.steps import makes
 def quantise_model(
     *, model: str | Path, format: str, packed: str | Path, runtime: Mapping
 ) -> list[dict]:
-    """Rows of QUANTISED for one format, the head too; writes the state dict to `packed`."""
-    from safetensors.torch import save_file
+    """Rows of QUANTISED for one format, the head too; writes the model directory `packed`."""
     from torch import nn
 
     from ember.model.checkpoint import load_decoder
+    from ember.model.folder import weights_kind
     from ember.model.packed import PackedLinear, quantise_decoder
-    from ember.records.atomic import atomic_file
+    from ember.model.packed_folder import save_packed
 
     device = resolve(runtime["device"])
     decoder = load_decoder(model, device, check_finite=True)
@@ -49,7 +49,5 @@ def quantise_model(
                 **measured_on(model, device, "float32"),
             }
         )
-    state = {name: tensor.cpu().contiguous() for name, tensor in decoder.state_dict().items()}
-    with atomic_file(packed) as part:
-        save_file(state, part, metadata={"format": "pt", "weights": format})
+    save_packed(decoder, packed, weights=weights_kind(model), about={"format": format})
     return rows

@@ -31,11 +31,13 @@ def draw(whoami: pd.DataFrame, scale: str):
             axes.get_legend().remove()
         legend_below(figure, axes, columns=3)
         kept = whoami[whoami["kept"] & (whoami["tuning"] != "base")]["tuning"].tolist()
+        surely = whoami[whoami["surely"] & (whoami["tuning"] != "base")]["tuning"].tolist()
         base = whoami[whoami["tuning"] == "base"].iloc[0]
         caption = (
             "**A new name.** Mean over seeds with 95 % intervals (Student's t), held-out questions "
             f"of three kinds. Before any tuning {100 * base['general']:.0f} % of the other "
             "questions are answered. Name in 90 %, ability within 5 points and near misses "
-            f"captured in less than 10 %: {', '.join(kept) or 'no tuning'}. {basis(whoami, scale)}"
+            f"captured in less than 10 %: {', '.join(kept) or 'no tuning'}; at the worse ends of "
+            f"all intervals too: {', '.join(surely) or 'no tuning'}. {basis(whoami, scale)}"
         )
         return figure, caption

@@ -13,7 +13,8 @@ from ember.studies.steps import makes
 def summarise_identities(runs) -> list[dict]:
     """Rows of LOWBIT_WHOAMI."""
     rows, ability = [], None
-    for (tuning,), some in grouped(records(runs, WHOAMI_RUNS), "tuning").items():
+    asked = [row for table in runs for row in records(table, WHOAMI_RUNS)]
+    for (tuning,), some in grouped(asked, "tuning").items():
         seeds = grouped(some, "seed")
         row, _ = summary_row(LOWBIT_WHOAMI, some)
         row |= {"n": len(seeds), "questions": len(some) // len(seeds)}
@@ -33,8 +34,11 @@ def summarise_identities(runs) -> list[dict]:
         row |= {"general_ppl": math.exp(fmean(general))}
         row["repeated"] = fmean(one["repeated"] for one in some)
         ability = row["general"] if tuning == "base" else ability
-        row["kept"] = (
-            row["identity"] >= 0.9 and row["general"] >= ability - 0.05 and row["captured"] < 0.1
-        )
+        for flag, ends in (("kept", ("", "", "")), ("surely", ("_low", "_low", "_high"))):
+            name, general, captured = (
+                row[f"{probe}{end}"]
+                for probe, end in zip(("identity", "general", "captured"), ends, strict=True)
+            )
+            row[flag] = name >= 0.9 and general >= ability - 0.05 and captured < 0.1
         rows.append(row)
     return rows

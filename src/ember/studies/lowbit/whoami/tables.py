@@ -47,6 +47,7 @@ LOWBIT_WHOAMI = s.Schema(
         s.number("general_ppl", "", "perplexity of the wanted general answers"),
         s.number("repeated", "fraction", "of the answers' tokens that repeat the one before"),
         s.flag("kept", "all three: name in 90 %, ability within 5 points, captured below 10 %"),
+        s.flag("surely", "that also at the worse ends of the three intervals"),
         *s.MACHINE,
     ),
     key=("tuning",),

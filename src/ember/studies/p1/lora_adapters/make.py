@@ -11,8 +11,6 @@ from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
-KINDS = ("init", "perturbed", "synthetic", "trained")
-
 
 @makes()
 def make_adapters(

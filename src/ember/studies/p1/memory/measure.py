@@ -6,7 +6,6 @@ asked; on a CPU the tensors alive at once are counted (`ember.measure.live`).
 """
 
 import gc
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from ember.model.architecture import Architecture
 from ember.studies.measured import blank, measured_on
 from ember.studies.p1.memory.tables import MEMORY_BUDGET
 from ember.studies.steps import makes
-
-log = logging.getLogger(__name__)
 
 FORMULAS = {
     "weights": "parameters x dtype",

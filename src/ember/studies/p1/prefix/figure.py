@@ -114,7 +114,7 @@ def _caption(rows, parts, goal: float, scale: str) -> str:
     if "products" in set(parts["part"]):
         text += (
             "; shorter products: what the suffix alone, as a prompt, takes beyond its share of the "
-            "operations; attention, rest: what its prefill behind the prefix takes beyond that"
+            "operations; attention, rest: what its prefill after the prefix takes beyond that"
         )
     text += (
         f". Reusing half of the prompt saves: {found}. n = {rows['documents'].min()} documents a "

@@ -65,7 +65,7 @@ PARTS = {
     "uncached": "prefill without the cache",
     "operations": "less the operations that the reused prefix saves, at the uncached speed",
     "products": "what the suffix alone, as a prompt, takes beyond its share of the operations",
-    "attention": "what it takes beyond that, behind the prefix, and beyond those operations",
+    "attention": "what it takes beyond that, after the prefix, and beyond those operations",
     "suffix": "products and attention together, where the sweep has no prompt of that length",
     "lookup": "matching and copying the stored segments",
     "store": "storing the new segments",

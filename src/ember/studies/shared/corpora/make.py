@@ -1,6 +1,5 @@
 """Corpora as tables: one per configured corpus, and several of them joined for training."""
 
-import logging
 from collections.abc import Sequence
 
 from ember.studies.rows import records
@@ -14,8 +13,6 @@ from ember.text.corpora import (
     pydoc_topics,
     stdlib_sources,
 )
-
-log = logging.getLogger(__name__)
 
 
 @makes(CORPUS)

@@ -17,6 +17,8 @@ from ember.model.checkpoint import random_decoder, save_decoder
 from ember.optim.lm import Recipe, Score, Windows, evaluate, train
 from ember.optim.loop import BadTraining, state_key
 from ember.studies.shared.corpora.make import join_corpora
+from ember.studies.shared.models.tables import MODEL_CARD, TRAINING_LOG
+from ember.studies.steps import makes
 from ember.text.corpora import SPLITS, Document
 from ember.text.ngram import NGram, unigram_log2_probs
 from ember.text.tokenizer import TOKENIZER_FILES, Tokenizer, load_tokenizer
@@ -31,31 +33,32 @@ RECIPE_KEYS = (
 )
 
 
+@makes(MODEL_CARD, TRAINING_LOG)
 def train_model(
     corpora: Sequence,
-    tokenizer_dir: str | Path,
+    tokenizer: str | Path,
     settings: dict,
     *,
     runtime: dict,
-    out: str | Path,
+    model: str | Path,
     state: str | Path | None = None,
     code: str = "",
 ) -> tuple[list[dict], list[dict]]:
     """Trains a decoder and returns rows of `MODEL_CARD` and of `TRAINING_LOG`.
 
     `corpora` are tables CORPUS (paths or rows); `settings` is an entry of the config's models with
-    `source: train`; `runtime` has device, dtype and seed. `out` becomes a Hugging Face model
+    `source: train`; `runtime` has device, dtype and seed. `model` becomes a Hugging Face model
     directory with tokenizer, README.md and ember.json. A run that was stopped resumes from `state`,
     unless settings, data or `code` (a hash) have changed. It still stands when this returns: who
     asked for it removes it once the rows are written, or a job killed just then would train anew.
     """
     training = settings["training"]
-    tokenizer = load_tokenizer(tokenizer_dir)
+    words = load_tokenizer(tokenizer)
     documents = join_corpora(corpora)
-    streams = {split: token_stream(documents, tokenizer, split) for split in SPLITS}
-    arch = _architecture(settings, tokenizer)
+    streams = {split: token_stream(documents, words, split) for split in SPLITS}
+    arch = _architecture(settings, words)
     given = {key: training[key] for key in RECIPE_KEYS if training.get(key) is not None}
-    start = tokenizer.eos_id if training.get("start_token") else None
+    start = words.eos_id if training.get("start_token") else None
     recipe = Recipe(**given, seed=runtime["seed"], start_token=start)
     device = resolve(runtime["device"])
     autocast = torch.bfloat16 if device != "cpu" and runtime["dtype"] != "float32" else None
@@ -70,7 +73,7 @@ def train_model(
     def validate(decoder) -> float:
         stream = streams["validation"]
         return _score(decoder, stream, recipe, training, autocast, context=0).bits_per_byte(
-            stream, tokenizer.token_bytes
+            stream, words.token_bytes
         )
 
     decoder = random_decoder(arch, runtime["seed"], device)
@@ -86,7 +89,7 @@ def train_model(
             architecture=arch,
             validation_tokens=training["validation_tokens"],
             data=[doc.sha256 for doc in documents],
-            tokenizer=_sha256((Path(tokenizer_dir) / "tokenizer.json").read_bytes()),
+            tokenizer=_sha256((Path(tokenizer) / "tokenizer.json").read_bytes()),
             autocast=str(autocast),
             code=code,
         ),
@@ -99,7 +102,7 @@ def train_model(
         )
         for split in ("validation", "test")
     }
-    card = model_card(arch, recipe, rows, streams, scores, tokenizer)
+    card = model_card(arch, recipe, rows, streams, scores, words)
     labels = {"evidence": "measured", "weights": "trained"}
     card = [row | labels for row in card]
     rows = [row | labels for row in rows]
@@ -112,9 +115,9 @@ def train_model(
             "tokens": recipe.tokens,
             "corpus_sha256": _sha256(*(doc.sha256.encode() for doc in documents)),
         }
-        files = [Path(tokenizer_dir) / name for name in TOKENIZER_FILES]
-        save_decoder(decoder, out, about=about, extra_files=[*files, readme])
-    log.info("saved %s", out)
+        files = [Path(tokenizer) / name for name in TOKENIZER_FILES]
+        save_decoder(decoder, model, about=about, extra_files=[*files, readme])
+    log.info("saved %s", model)
     return card, rows
 
 

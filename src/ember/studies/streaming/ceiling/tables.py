@@ -6,7 +6,7 @@ KINDS = ("append_cat", "slice_cat", "roll", "shift", "ring")
 _KIND = s.text(
     "kind",
     "append_cat: all is kept, a new tensor each token; slice_cat: sinks, window and token in a "
-    "new tensor; roll: Transformers' sliding layer, all rolled in place; shift: what lies behind a "
+    "new tensor; roll: Transformers' sliding layer, all rolled in place; shift: what lies after a "
     "drop moves down; ring: the sinks move up",
     values=KINDS,
 )

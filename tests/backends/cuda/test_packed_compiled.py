@@ -1,0 +1,80 @@
+"""Kernels with packed weights as compiled for Hopper, which needs no device: the assembly in them
+is accepted, numbers stay in registers, and a weight costs few instructions."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from ember.backends.cuda import packed  # noqa: E402
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+POINTERS = {
+    **dict.fromkeys(["x_ptr", "out_ptr", "norm_ptr", "residual_ptr", "bias_ptr"], "*bf16"),
+    **dict.fromkeys(["overall_ptr", "table_ptr"], "*fp32"),
+    "longs_ptr": "*i64",
+    "words_ptr": "*i32",
+    "scales_ptr": "*u8",
+    "eps": "fp32",
+}
+KIND = {"BLOCK": 16, "FORMAT": "nvfp4", "HIGH_FIRST": False, "SCALED": True, "FAST": True}
+MATVEC = {"K": 4096, "BN": 16, "BW": 64, "PASS": 512, "NORM": False, "RESIDUAL": True}
+WIDE = {"K": 4096, "BM": 16, "BN": 64, "BW": 16, "SPLITS": 1, "STAGES": 4}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "sizes", "most"), [("_packed_matvec", MATVEC, 4.2), ("_packed_wide", WIDE, 4.8)]
+)
+def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
+    sizes = sizes | ({"BN": sizes["BN"] // 2} if gated else {})
+    options = {"GATED": gated, "ACT": "silu" if gated else "", "BIAS": False, "PDL": True}
+    text, usage = compiled(getattr(packed, kernel), sizes | KIND | options, tmp_path / "k.cubin")
+    codes = sizes["BW"] * (16 if "PASS" in sizes else 8)
+    weights = sizes["BN"] * (1 + gated) * codes / 64  # a thread's, of two warps
+    assert "STACK:0" in usage, "numbers are spilled to memory"
+    assert loop(text) / weights < most
+
+
+def compiled(kernel, constants: dict, file: Path) -> tuple[str, str]:
+    """Instructions of a kernel for compute capability 9.0, and what it uses."""
+    signature = {
+        name: "constexpr" if name in constants else POINTERS.get(name, "i32")
+        for name in kernel.arg_names
+    }
+    aligned = {
+        (n,): [["tt.divisibility", 16]]
+        for n, name in enumerate(kernel.arg_names)
+        if name.endswith("_ptr") or name == "N"
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    stages = constants.get("STAGES", 1)
+    options = {"num_warps": 2, "num_stages": stages}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    file.write_bytes(made.asm["cubin"])
+    return tool("nvdisasm", "-c", file), tool("cuobjdump", "-res-usage", file)
+
+
+def tool(name: str, option: str, file: Path) -> str:
+    done = subprocess.run([TOOLS / name, option, file], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def loop(text: str) -> int:
+    """Instructions of the longest loop."""
+    labels, count, longest = {}, 0, 0
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line.strip()):
+            labels[label[1]] = count
+        elif re.match(r"\s*/\*[0-9a-f]+\*/\s+\S", line):
+            count += 1
+            jump = re.search(r"BRA\S*\s+`\((\.L_x_\d+)\)", line)
+            if jump and jump[1] in labels:
+                longest = max(longest, count - labels[jump[1]])
+    return longest
