@@ -58,6 +58,16 @@ def test_attention_of_other_heads(prompts, rows, fields):
     check(prompts, rows, True, per=16, **fields)
 
 
+@pytest.mark.parametrize("fields", HEADS, ids=str)
+def test_the_parts_of_one_row_run_at_once(fields, monkeypatch):
+    monkeypatch.setattr(module, "FEW_PROGRAMS", 16)
+    monkeypatch.setattr(module, "FEW_BLOCK", W)  # a row's own memory is one block
+    found, parts = [], Attention.parts
+    monkeypatch.setattr(Attention, "parts", lambda *args: found.append(parts(*args)) or found[-1])
+    check(*CASES[1], normed=True, per=1, **fields)
+    assert found == [(3, 1)]  # of two groups and two heads each
+
+
 @pytest.mark.parametrize("programs", [1, 10**6])
 @pytest.mark.parametrize("fields", HEADS, ids=str)
 def test_attention_of_other_heads_in_groups(fields, programs, monkeypatch):

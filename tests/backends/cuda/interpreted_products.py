@@ -5,6 +5,8 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
 
 from ember.backends.cuda.products import (
     NORM_TILE,
@@ -77,8 +79,93 @@ def test_matvec(sizes, variant, ahead):
     given = case(1, *sizes, variant)
     out = torch.full((1, sizes[0]), torch.nan)
     plan = Plan(rows=4, columns=32, ahead=ahead, warps=1)
-    matvec(given.pop("x"), given.pop("weight"), out, plan=plan, eps=EPS, **given)
+    norm = None if given["norm"] is None else Norm(given["norm"], None)
+    matvec(given.pop("x"), given.pop("weight"), out, plan=plan, eps=EPS, **given | {"norm": norm})
     torch.testing.assert_close(out, expect(**case(1, *sizes, variant)), **TOLERANCE)
+
+
+def normed_by(kind: str, k: int, seed: int) -> torch.nn.Module:
+    """A norm of the kind over k numbers, none of its weights trivial."""
+    module = make_norm(types.SimpleNamespace(norm=kind, norm_eps=EPS), k)
+    for number, parameter in enumerate(module.parameters()):
+        parameter.data = 1 + draw(k, seed=seed + number)
+    return module
+
+
+sizes = some.integers(1, 70)
+plans = some.builds(
+    Plan,
+    rows=some.sampled_from([4, 8]),
+    columns=some.sampled_from([16, 32]),
+    ahead=some.integers(1, 5),
+    warps=some.just(1),
+)
+few = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@few
+@given(
+    sizes=some.tuples(sizes, sizes, sizes),
+    kind=some.sampled_from([*NORMS]),
+    act=some.sampled_from(["", "gelu", "gelu_tanh"]),
+    biases=some.tuples(some.booleans(), some.booleans()),
+    centre=some.sampled_from([0.0, 30.0]),
+    plan=plans,
+)
+@torch.no_grad()
+def test_two_products_of_an_input_through_norms_of_their_own(
+    sizes, kind, act, biases, centre, plan
+):
+    k, *widths = sizes
+    x = centre + draw(1, k)
+    norms = [normed_by(kind, k, seed) for seed in (10, 20)]
+    weights = [draw(n, k, seed=n) * k**-0.5 for n in widths]
+    offsets = [draw(n, seed=5) if has else None for n, has in zip(widths, biases, strict=True)]
+    outs = [torch.full((1, n), torch.nan) for n in widths]
+    beside = (outs[1], weights[1], offsets[1], Norm.of(norms[1]))
+    how = {"plan": plan, "kind": kind, "eps": EPS, "act": act}
+    first = Norm.of(norms[0])
+    matvec(x, weights[0], outs[0], norm=first, bias=offsets[0], beside=beside, **how)
+    for out, norm, weight, bias, by in zip(outs, norms, weights, offsets, ("", act), strict=True):
+        close = {"atol": 2e-5 * max(1.0, centre), "rtol": 1e-4}
+        torch.testing.assert_close(out, expect(norm(x), weight, bias=bias, act=by), **close)
+
+
+@few
+@given(
+    sizes=some.tuples(sizes, sizes, sizes),
+    biases=some.tuples(some.booleans(), some.booleans()),
+    plan=plans,
+)
+def test_two_products_are_added_to_the_residual_stream(sizes, biases, plan):
+    n, *columns = sizes
+    inputs = [draw(1, k, seed=7) for k in columns]
+    weights = [draw(n, k, seed=8) * k**-0.5 for k in columns]
+    offsets = [draw(n, seed=at) if has else None for at, has in zip((1, 2), biases, strict=True)]
+    out = draw(1, n, seed=9)
+    terms = [expect(*term) for term in zip(inputs, weights, [None] * 2, offsets, strict=True)]
+    expected = out + sum(terms)
+    more = (inputs[1], weights[1], offsets[1])
+    matvec(inputs[0], weights[0], out, plan=plan, bias=offsets[0], more=more, residual=out)
+    torch.testing.assert_close(out, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@torch.no_grad()
+def test_a_gated_product_of_an_input_through_a_norm_of_any_kind(kind):
+    x, weight, norm = draw(1, 70), 0.1 * draw(60, 70), normed_by(kind, 70, 3)
+    out, plan = torch.full((1, 30), torch.nan), Plan(rows=4, columns=32, ahead=2, warps=1)
+    how = {"kind": kind, "eps": EPS, "gated": True, "act": "silu"}
+    matvec(x, weight, out, plan=plan, norm=Norm.of(norm), **how)
+    expected = expect(norm(x), weight, gated=True, act="silu")
+    torch.testing.assert_close(out, expected, **TOLERANCE)
+
+
+def test_two_products_at_once_have_no_gate():
+    x, weight = draw(1, 32), draw(32, 32)
+    plan = Plan(rows=4, columns=32, ahead=2, warps=1)
+    with pytest.raises(ValueError, match="two products at once"):
+        matvec(x, weight, draw(1, 16), plan=plan, gated=True, more=(x, weight, None))
 
 
 @pytest.mark.parametrize("warps", [1, 2])

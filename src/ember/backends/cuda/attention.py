@@ -132,7 +132,7 @@ def _attend(
         oldest -= tl.where(on_prompt, 0, position - own)
         start = tl.minimum(tl.maximum(oldest, 0), length)
         left = length - start
-    size = tl.cdiv(tl.cdiv(left, parts), BLOCK) * BLOCK
+    size = tl.cdiv(tl.cdiv(left, parts), 16) * 16  # whole blocks would leave parts without keys
     start += part * size
     stop = tl.minimum(start + size, length)
     new = (on_prompt == 0) & (part == 0)  # this program has the new token as well
@@ -336,9 +336,12 @@ class Attention:
         heads = self._heads // self._group
         if not sharing.groups:
             return 0, SHARED_PARTS
-        shared = max(1, min(SHARED_PARTS, FEW_PROGRAMS // (sharing.groups * heads)))
-        own = max(1, min(OWN_PARTS, FEW_PROGRAMS // (rows * heads)))
-        return _power(shared), _power(own)
+        blocks = triton.cdiv(self._rows.shape[-2], FEW_BLOCK)
+        shared = _power(max(1, min(SHARED_PARTS, FEW_PROGRAMS // (sharing.groups * heads))))
+        own = _power(max(1, min(OWN_PARTS, blocks, FEW_PROGRAMS // (rows * heads))))
+        if rows == own == 1 < shared and (sharing.groups * shared + 1) * heads > FEW_PROGRAMS:
+            shared -= 1  # or the row's own would be read after all else
+        return shared, own
 
     def group_parts(self, sharing: Sharing) -> int:
         """Of what a group reads: as many as keep the device busy."""

@@ -2,20 +2,23 @@
 
 Contract. `x · weightᵀ` for x (M, K) and a weight (N, K), with what stands around it in a decoder
 fused in: the RMSNorm of x before, a bias, the activation, a gate's with the other half, the
-residual after. Other kinds of norms, and norms of what is added to the residual stream, are
-`add_normed`'s. Sums are in float32 and in a fixed order, so a row's result does not depend on what
-else is in the batch, as long as the same kernel serves it: `matvec` one row (multiply-adds),
-`skinny` more (tensor cores).
+residual after. Norms of other kinds, but for one row, and norms of what is added to the residual
+stream are `add_normed`'s. One row may have two products at once, of one input or added up: a launch
+less, in which the memory would fall idle. Sums are in float32 and in a fixed order, so a row's
+result does not depend on what else is in the batch, as long as the same kernel serves it: `matvec`
+one row (multiply-adds), `skinny` more (tensor cores).
 
 The weight does not depend on the kernel before. So each program of `matvec` starts to read it
 before it waits for that kernel (programmatic dependent launch), and the memory does not fall idle
 in between. `skinny` reads through shared memory, of which a program that waits would take its share
 from those that work: its successor may start only when it is done reading.
 
-Where x is normed, `matvec` takes x as it is and norms it on the way. For `skinny` that would stand
-in the way of the tensor cores, so whoever produces x leaves it multiplied by the norm's weight
-(`scaled`) and the sums of its squares over tiles of columns (`squares`); the factor 1 / rms of each
-row is applied to the result.
+Where x is normed, `matvec` takes x as it is and norms it on the way; a LayerNorm's mean and
+variance it takes while the weight is coming. (Sums over the weight, made once, would spare that and
+be wrong as soon as the weight is changed in place.) For `skinny` norms would stand in the way of
+the tensor cores, so whoever produces x leaves it multiplied by the norm's weight (`scaled`) and the
+sums of its squares over tiles of columns (`squares`); the factor 1 / rms of each row is applied to
+the result.
 """
 
 from collections.abc import Sequence
@@ -81,74 +84,151 @@ def _embed(
 
 
 @triton.jit
+def _tile(
+    step: tl.constexpr,
+    w_ptr,  # (N, K)
+    more_w_ptr,  # (N, MORE)
+    rows,  # (BN,)
+    there,  # (BN,)
+    K: tl.constexpr,
+    MORE: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """A step's columns of a weight, and after its last of another one, (BN, BK)."""
+    FIRST: tl.constexpr = (K + BK - 1) // BK
+    if step < FIRST:
+        lines, left = w_ptr + rows[:, None] * K + step * BK, K - step * BK
+    else:
+        lines = more_w_ptr + rows[:, None] * MORE + (step - FIRST) * BK
+        left = MORE - (step - FIRST) * BK
+    columns = tl.arange(0, BK)[None, :]
+    return _read_once(lines + columns, there[:, None] & (columns < left))
+
+
+@triton.jit
 def _matvec(
     x_ptr,  # (1, K)
     w_ptr,  # (N, K), or (2 N, K) where GATED
     out_ptr,  # (1, N)
     norm_ptr,  # (K,)
+    norm_bias_ptr,  # (K,): where NORM is "layer"
     residual_ptr,  # (1, N)
     bias_ptr,  # (N,), or (2 N,) where GATED
+    more_x_ptr,  # (1, MORE): whose product with `more_w` is added
+    more_w_ptr,  # (N, MORE); where BESIDE (N_BESIDE, K), and the next five are its own
+    more_bias_ptr,  # (N,)
+    beside_out_ptr,
+    beside_norm_ptr,
+    beside_norm_bias_ptr,
     N,
+    N_BESIDE,
     eps,
     K: tl.constexpr,
+    MORE: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     AHEAD: tl.constexpr,  # tiles of the weight in flight
-    NORM: tl.constexpr,
+    NORM: tl.constexpr,  # its kind, or empty
     GATED: tl.constexpr,
-    ACT: tl.constexpr,
+    ACT: tl.constexpr,  # of what is beside, where something is
     RESIDUAL: tl.constexpr,
     BIAS: tl.constexpr,
+    MORE_BIAS: tl.constexpr,
+    BESIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     if PDL:
         gdc_launch_dependents()
-    STEPS: tl.constexpr = (K + BK - 1) // BK
-    rows = tl.program_id(0) * BN + tl.arange(0, BN)
+    STEPS: tl.constexpr = (K + BK - 1) // BK + (MORE + BK - 1) // BK
+    FIRST: tl.constexpr = (K + BK - 1) // BK
+    tile = tl.program_id(0)
+    if BESIDE:  # the programs after those of the first weight have the other one
+        beside = tile >= tl.cdiv(N, BN)
+        tile -= tl.where(beside, tl.cdiv(N, BN), 0)
+        N = tl.where(beside, N_BESIDE, N)
+        w_ptr = tl.where(beside, more_w_ptr, w_ptr)
+        out_ptr = tl.where(beside, beside_out_ptr, out_ptr)
+        norm_ptr = tl.where(beside, beside_norm_ptr, norm_ptr)
+        norm_bias_ptr = tl.where(beside, beside_norm_bias_ptr, norm_bias_ptr)
+    rows = tile * BN + tl.arange(0, BN)
     columns = tl.arange(0, BK)
     there = rows < N
-    weights = w_ptr + rows.to(tl.int64)[:, None] * K + columns[None, :]
-    ups = weights + N.to(tl.int64) * K
+    lines = rows.to(tl.int64)
+    ups_ptr = w_ptr + N.to(tl.int64) * K
     tiles = ()
     up_tiles = ()
     EARLY: tl.constexpr = AHEAD if AHEAD < STEPS else STEPS
     for step in tl.static_range(EARLY):
-        mask = there[:, None] & (columns[None, :] < K - step * BK)
-        tiles = tiles + (_read_once(weights + step * BK, mask),)
+        tiles = tiles + (_tile(step, w_ptr, more_w_ptr, lines, there, K, MORE, BK),)
         if GATED:
-            up_tiles = up_tiles + (_read_once(ups + step * BK, mask),)
+            up_tiles = up_tiles + (_tile(step, ups_ptr, w_ptr, lines, there, K, 0, BK),)
     if PDL:
         gdc_wait()
+    if NORM == "layer":  # while the weight is coming
+        xs = ()
+        total = tl.zeros((BK,), tl.float32)
+        for step in tl.static_range(STEPS):
+            at = step * BK + columns
+            xs = xs + (tl.load(x_ptr + at, mask=at < K, other=0.0),)
+            total += xs[step].to(tl.float32)
+        mean = tl.sum(total, 0) / K
+        total = tl.zeros((BK,), tl.float32)
+        for step in tl.static_range(STEPS):
+            centred = tl.where(step * BK + columns < K, xs[step].to(tl.float32) - mean, 0.0)
+            total += centred * centred
+        factor = tl.rsqrt(tl.sum(total, 0) / K + eps)
+        shift = -mean * factor
     acc = tl.zeros((BN, BK), tl.float32)
     up_acc = tl.zeros((BN, BK), tl.float32)
     squares = tl.zeros((BK,), tl.float32)
     for step in tl.static_range(STEPS):
-        inside = columns < K - step * BK
-        x = tl.load(x_ptr + step * BK + columns, mask=inside, other=0.0).to(tl.float32)
-        if NORM:
-            squares += x * x
-            x *= tl.load(norm_ptr + step * BK + columns, mask=inside, other=0.0).to(tl.float32)
+        if step < FIRST:
+            at = step * BK + columns
+            inside = at < K
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            at = (step - FIRST) * BK + columns
+            x = tl.load(more_x_ptr + at, mask=at < MORE, other=0.0).to(tl.float32)
+        if NORM != "":
+            weight = tl.load(norm_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            if NORM == "rms_offset":
+                weight += 1.0
+            if NORM == "layer":
+                offset = tl.load(norm_bias_ptr + at, mask=inside, other=0.0).to(tl.float32)
+                x = (xs[step].to(tl.float32) * factor + shift) * weight + offset
+            else:
+                squares += x * x
+                x *= weight
         acc += tiles[0].to(tl.float32) * x[None, :]
         tiles = tiles[1:]
         if GATED:
             up_acc += up_tiles[0].to(tl.float32) * x[None, :]
             up_tiles = up_tiles[1:]
         if step + AHEAD < STEPS:
-            mask = there[:, None] & (columns[None, :] < K - (step + AHEAD) * BK)
-            tiles = tiles + (_read_once(weights + (step + AHEAD) * BK, mask),)
+            tiles = tiles + (_tile(step + AHEAD, w_ptr, more_w_ptr, lines, there, K, MORE, BK),)
             if GATED:
-                up_tiles = up_tiles + (_read_once(ups + (step + AHEAD) * BK, mask),)
+                new = _tile(step + AHEAD, ups_ptr, w_ptr, lines, there, K, 0, BK)
+                up_tiles = up_tiles + (new,)
     out = tl.sum(acc, 1)
     up = tl.sum(up_acc, 1)
-    if NORM:
+    if NORM != "" and NORM != "layer":
         factor = tl.rsqrt(tl.sum(squares, 0) / K + eps)
         out *= factor
         up *= factor
+    has_bias, has_more = there, there
+    if BESIDE:
+        has_bias, has_more = there & (beside == 0), there & beside
     if BIAS:
-        out += tl.load(bias_ptr + rows, mask=there, other=0.0).to(tl.float32)
+        out += tl.load(bias_ptr + rows, mask=has_bias, other=0.0).to(tl.float32)
         if GATED:
             up += tl.load(bias_ptr + N + rows, mask=there, other=0.0).to(tl.float32)
-    out = activated(out, ACT)
+    if MORE_BIAS:
+        out += tl.load(more_bias_ptr + rows, mask=has_more, other=0.0).to(tl.float32)
+    if BESIDE:
+        if beside:
+            out = activated(out, ACT)
+    else:
+        out = activated(out, ACT)
     if GATED:
         out *= up
     if RESIDUAL:
@@ -398,33 +478,50 @@ def matvec(
     out: Tensor,
     *,
     plan: Plan,
-    norm: Tensor | None = None,
+    norm: Norm | None = None,
+    kind: str = "rms",
     eps: float = 0.0,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     gated: bool = False,
     act: str = "",
+    more: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    beside: tuple[Tensor, Tensor, Tensor | None, Norm] | None = None,
     pdl: bool = False,
 ) -> Tensor:
-    """out (1, N) = x (1, K) · weightᵀ; see the module. `out` may be `residual`.
+    """out (1, N) = norm(x) (1, K) · weightᵀ; see the module. `out` may be `residual`.
 
     Of two halves (2 N, K) of the weight, `gated`, the first goes through `act` and multiplies the
-    other.
+    other. `more`, an input (1, K'), a weight (N, K') and a bias: their product is added. `beside`,
+    a result (1, N'), a weight (N', K), a bias and a norm: another product of x, which alone goes
+    through `act`.
     """
+    if (more or beside) and (gated or (more and (beside or norm))):
+        raise ValueError("two products at once have no gate, and of two inputs none is normed")
     n, k = out.shape[1], weight.shape[1]
-    _matvec[(triton.cdiv(n, plan.rows),)](
-        *(x, weight, out),
-        *(x if norm is None else norm, out if residual is None else residual),
-        *(x if bias is None else bias, n, eps),
+    more_x, more_weight, more_bias = more or (x, weight, None)
+    beside_out, beside_norm, tiles = out, norm, triton.cdiv(n, plan.rows)
+    if beside is not None:
+        beside_out, more_weight, more_bias, beside_norm = beside
+        tiles += triton.cdiv(beside_out.shape[1], plan.rows)
+    unread = Norm(x, None)
+    _matvec[(tiles,)](
+        *(x, weight, out, *_present(norm or unread), out if residual is None else residual),
+        *(x if bias is None else bias, more_x, more_weight),
+        *(x if more_bias is None else more_bias, beside_out, *_present(beside_norm or unread)),
+        *(n, beside_out.shape[1], eps),
         K=k,
+        MORE=0 if more is None else more_weight.shape[1],
         BN=plan.rows,
         BK=plan.columns,
         AHEAD=plan.ahead,
-        NORM=norm is not None,
+        NORM="" if norm is None else kind,
         GATED=gated,
         ACT=act,
         RESIDUAL=residual is not None,
         BIAS=bias is not None,
+        MORE_BIAS=more_bias is not None,
+        BESIDE=beside is not None,
         PDL=pdl,
         num_warps=plan.warps,
         **_launch(pdl),

@@ -6,10 +6,12 @@ and which prompt it reads (or `stand`, that all stand at one position of their o
 Candidates read the KV of their prompt where it lies, so that nothing has to be copied.
 
 What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
-product (gate and up, act · up) · product (down, + residual). Up to 8 rows a plain RMSNorm is part
-of the products. From 9 rows on a product that adds to the residual stream splits its columns, and
-who sums them norms, too; so it is in any number of rows where norms are of another kind, or of what
-is added, or where the MLP runs beside attention. Above 128 rows the products are the library's.
+product (gate and up, act · up) · product (down, + residual). Where the MLP runs beside attention,
+one row takes two products at once: qkv and up · attention, merged · o and down, + residual. Norms
+are part of the products of one row, plain RMSNorms of those of up to 8. From 9 rows on a product
+that adds to the residual stream splits its columns, and who sums them norms, too; so it is in fewer
+rows where norms are of another kind, or of what is added, or where the MLP runs beside attention.
+Above 128 rows the products are the library's.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,8 +45,8 @@ from ember.model.packed import PackedMatrix
 
 FUSED = frozenset({"norm", "mlp"})
 """What a step does in one kernel and may be told not to, to measure what that saves where norms are
-kernels: `norm`, the sum, residual and norms of `add_normed`; `mlp`, activation and bias in the
-product before it."""
+not plain RMSNorms alone: `norm`, sums, residual and norms in products or `add_normed`, and two
+products at once; `mlp`, the activation in the product before it."""
 EXACT = 16  # up to so many rows a graph each; above, of the next multiple
 MULTIPLE = {64: 8, 1024: 32}  # up to so many rows: of what
 
@@ -89,8 +91,8 @@ class KernelStep:
         self.logits = buffer(arch.vocab_size)
         self._normed: dict[int, Normed] = {}
         self._plain_normed, self._other_normed = (buffer(arch.hidden_size) for _ in range(2))
-        self._norms_apart = (
-            arch.norm != "rms" or arch.post_norms or arch.parallel_residual or arch.scaled_embedding
+        self._plain = arch.norm == "rms" and not (
+            arch.post_norms or arch.parallel_residual or arch.scaled_embedding
         )
         self._shared_memory = shared_memory(device)
         tilings = [
@@ -99,6 +101,10 @@ class KernelStep:
         ]
         most = max(tiling.splits for tiling in tilings) * min(slots, MANY_ROWS)
         self._packed = isinstance(weights.layers[0].qkv, PackedMatrix)
+        # Of any kind, in the products of one row.
+        self._row_norms = not (
+            self._packed or arch.post_norms or (arch.parallel_residual and arch.gated_mlp)
+        )
         if self._packed:
             most = max(most, packed.most_sums(min(slots, MANY_ROWS), weights.layers[0]))
         self._sums = torch.zeros(most * arch.hidden_size, device=device)
@@ -186,11 +192,13 @@ class KernelStep:
     @property
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of weights that a step reads in each of its `parts`."""
-        bytes_of = {
-            name: sum(getattr(layer, name).nbytes for layer in self._weights.layers)
+        qkv, o, gate_up, down = (
+            sum(getattr(layer, name).nbytes for layer in self._weights.layers)
             for name in ("qkv", "o", "gate_up", "down")
-        }
-        return bytes_of | {"head": self._weights.head.nbytes}
+        )
+        both = {"qkv and gate_up": qkv + gate_up, "o and down": o + down}
+        alone = {"qkv": qkv, "o": o, "gate_up": gate_up, "down": down}
+        return alone | both | {"head": self._weights.head.nbytes}
 
     def sample(self) -> None:
         """Chooses each row's next token from the logits."""
@@ -249,9 +257,10 @@ class KernelStep:
         Before them `embed`, after them `head`, which take no heed of the layer.
         """
         rows = self._rows
-        apart = rows > FEW_ROWS or self._norms_apart or (self._packed and rows >= packed.FROM_ROWS)
         arch, weights, pdl, attention = self._arch, self._weights, self._pdl, self._attention
         layers, eps, sharing = weights.layers, arch.norm_eps, self._sharing
+        inside = self._plain or (rows == 1 and self._row_norms and "norm" in self.fused)
+        apart = rows > FEW_ROWS or not inside or (self._packed and rows >= packed.FROM_ROWS)
         few = rows > 1 and not apart
         if few and rows not in self._normed:
             size, like = arch.hidden_size, self._x
@@ -284,9 +293,8 @@ class KernelStep:
             options |= {"residual": residual, "eps": eps}
             options.pop("post", None)  # there is none
             if rows == 1:
-                by = None if norm is None else norm[0].weight
-                options |= {"norm": by, "summed": residual is not None}
-                _matvec(source, weight, out, pdl=pdl, **options)
+                options |= {"norm": None if norm is None else norm[0], "kind": arch.norm}
+                _matvec(source, weight, out, summed=residual is not None, pdl=pdl, **options)
             else:
                 for by, _ in feeds:
                     options |= {"normed": normed, "next_norm": by.weight}
@@ -332,15 +340,20 @@ class KernelStep:
             added = {"residual": all_x, "bias": layer.o_bias, "post": layer.attn_out_norm}
             product(all_attended, layer.o, all_x, feeds=feeds, **added)
 
+        def act(call: Callable) -> None:
+            """The MLP's product, by a call that is told where to and how, with its activation."""
+            if "mlp" in self.fused:
+                call(acted, gated=arch.gated_mlp, act=arch.activation)
+                return
+            width = arch.intermediate_size * (1 + arch.gated_mlp)
+            raw = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+            call(raw)
+            activate(raw, arch, acted, pdl=pdl)
+
         def gate_up(index: int) -> None:
             layer = layers[index]
-            product(
-                *(x, layer.gate_up, acted),
-                norm=(layer.post_norm, mlp_normed),
-                bias=layer.gate_up_bias,
-                gated=arch.gated_mlp,
-                act=arch.activation,
-            )
+            options = {"norm": (layer.post_norm, mlp_normed), "bias": layer.gate_up_bias}
+            act(lambda out, **how: product(x, layer.gate_up, out, **options, **how))
 
         def down(index: int) -> None:
             layer = layers[index]
@@ -350,6 +363,30 @@ class KernelStep:
         def head(_: int) -> None:
             product(x, weights.head, logits, norm=(weights.norm, normed))
 
+        def qkv_and_gate_up(index: int) -> None:
+            layer, options = layers[index], {"kind": arch.norm, "eps": eps, "pdl": pdl}
+            options |= {"norm": layer.input_norm, "bias": layer.qkv_bias, "summed": False}
+            up = (layer.gate_up, layer.gate_up_bias, layer.post_norm)
+            act(
+                lambda out, **how: _matvec(
+                    x, layer.qkv, qkv_out, beside=(out, *up), **options, **how
+                )
+            )
+
+        def o_and_down(index: int) -> None:
+            layer = layers[index]
+            more = (acted, layer.down, layer.down_bias)
+            added = {"bias": layer.o_bias, "more": more, "residual": x}
+            _matvec(attended, layer.o, x, summed=True, pdl=pdl, **added)
+
+        if not apart and arch.parallel_residual:
+            return {
+                "embed": embedding,
+                "qkv and gate_up": qkv_and_gate_up,
+                "attention": attend,
+                "o and down": o_and_down,
+                "head": head,
+            }
         return {
             "embed": embedding,
             "qkv": qkv,
@@ -376,12 +413,7 @@ class KernelStep:
         """A product of an input that is normed already. What is added to the residual stream, where
         there is `post` through that norm, leaves it normed by those it feeds. It has `tall_rows`,
         of which those that are too many are nobody's."""
-        rows, arch, pdl, parts = self._rows, self._arch, self._pdl, None
-        if act and "mlp" not in self.fused:
-            product = torch.empty(rows, len(weight), dtype=x.dtype, device=x.device)
-            self._apart(x, weight, product, bias=bias)
-            activate(product, arch, out, pdl=pdl)
-            return
+        rows, pdl, parts = self._rows, self._pdl, None
         is_packed = isinstance(weight, PackedMatrix)
         adds, few = residual is not None, rows < (packed.FROM_ROWS if is_packed else FEW_ROWS + 1)
         alone = few and post is None and not feeds  # nobody has to add but the product itself
@@ -491,13 +523,17 @@ def tall_rows(rows: int) -> int:
     return rows if rows <= TALL_FROM else -(-rows // TALL) * TALL
 
 
-def matvec_plan(columns: int, *, gated: bool, summed: bool) -> Plan:
-    """How a product of one row is cut; `summed`: it adds to the residual stream, and has few rows.
-    Measured on an H200 (docs/engine.md)."""
+def matvec_plan(columns: int, *, gated: bool, summed: bool, centred: bool = False) -> Plan:
+    """How a product of one row is cut; `summed`: it adds to the residual stream, and has few rows;
+    `centred`: of an input through a LayerNorm. Measured on an H200 (docs/engine.md), but for the
+    last, whose instructions were counted."""
     if summed:  # programs of one warp: none waits for another, and all of them start at once
         return Plan(
             rows=2, columns=min(256, _power(columns)), ahead=8 if columns > 8192 else 14, warps=1
         )
+    if centred and not gated and columns <= 3072:
+        # A LayerNorm costs a warp as many instructions as four rows of the weight: fewer warps.
+        return Plan(rows=4, columns=min(512, _power(columns)), ahead=5, warps=2)
     width = min(1024, _power(columns))
     return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
 
@@ -538,13 +574,26 @@ def _power(number: int) -> int:
 
 
 def _matvec(
-    x: Tensor, weight: Weight, out: Tensor, *, summed: bool, gated: bool = False, **options
+    x: Tensor,
+    weight: Weight,
+    out: Tensor,
+    *,
+    summed: bool,
+    gated: bool = False,
+    norm: Norm | None = None,
+    kind: str = "rms",
+    **options,
 ) -> None:
-    if isinstance(weight, PackedMatrix):
-        packed.matvec(x, weight, out, summed=summed, gated=gated, **options)
+    if isinstance(weight, PackedMatrix):  # of norms it knows the plain one
+        by = None if norm is None else norm.weight
+        packed.matvec(x, weight, out, summed=summed, gated=gated, norm=by, **options)
         return
-    plan = matvec_plan(weight.shape[1], gated=gated, summed=summed)
-    matvec(x, weight, out, plan=plan, gated=gated, **options)
+    columns = weight.shape[1]
+    if options.get("more") is not None:
+        columns += options["more"][1].shape[1]
+    centred = norm is not None and kind == "layer"
+    plan = matvec_plan(columns, gated=gated, summed=summed, centred=centred)
+    matvec(x, weight, out, plan=plan, gated=gated, norm=norm, kind=kind, **options)
 
 
 def _skinny(x, weight: Tensor, out: Tensor, *, gated: bool = False, **options) -> None:

@@ -16,8 +16,8 @@ _WHAT = (
     s.text(
         "off",
         "what was switched off: fast path, the eager decoder and its cache instead; CUDA graphs; "
-        "fused norm, sum, residual and norms by torch's operators; fused MLP, activation and bias "
-        "apart from the product; soft ring, what follows a drop moves down; null: nothing",
+        "fused norm, sum, residual and norms by torch's operators, products one by one; fused MLP, "
+        "activation apart from the product; soft ring, what follows a drop moves down; null: none",
         nullable=True,
         values=SWITCHES,
     ),
