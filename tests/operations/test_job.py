@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -113,6 +114,16 @@ def test_a_finished_job_leaves_a_record_of_its_products_and_times(snakemake, tmp
     times = record["times"]
     assert all(times[f"{name}_s"] >= 0 for name in ("start", "elapsed", *job.PARTS))
     assert times["imports_s"] > 0, "a job that runs a model imports torch before its body"
+
+
+@pytest.mark.parametrize(("resources", "policy"), [({}, "PASSIVE"), ({"timing": 1}, None)])
+def test_threads_wait_asleep_unless_times_are_measured(snakemake, monkeypatch, resources, policy):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # put back after it
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    snakemake.resources = resources
+    with job.start(snakemake) as run:
+        assert os.environ.get("OMP_WAIT_POLICY") == policy
+        run.table([{"x": 1, "evidence": "measured"}], TABLE)
 
 
 def test_a_failed_job_leaves_no_record(snakemake, tmp_path):
