@@ -127,7 +127,8 @@ def best_split(units: Sequence, costs: Mapping[str, PhaseCosts], *, overlap: boo
             if not overlap:
                 ended[0] = replied[unit.micro_batch]
     problem += end >= ended[1]
-    problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=120))
+    # CBC 2.10.3, which PuLP ships, loses optima in its preprocessing of integer problems.
+    problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=120, options=["preprocess off"]))
     if pulp.LpStatus[problem.status] != "Optimal":
         raise NoSolution(
             f"the solver found no best split ({pulp.LpStatus[problem.status]}).\n"
