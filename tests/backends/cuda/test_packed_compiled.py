@@ -42,10 +42,12 @@ def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
     assert loop(text) / weights < most
 
 
-def compiled(kernel, constants: dict, file: Path) -> tuple[str, str]:
+def compiled(
+    kernel, constants: dict, file: Path, types: dict = POINTERS, warps: int = 2
+) -> tuple[str, str]:
     """Instructions of a kernel for compute capability 9.0, and what it uses."""
     signature = {
-        name: "constexpr" if name in constants else POINTERS.get(name, "i32")
+        name: "constexpr" if name in constants else types.get(name, "i32")
         for name in kernel.arg_names
     }
     aligned = {
@@ -55,7 +57,7 @@ def compiled(kernel, constants: dict, file: Path) -> tuple[str, str]:
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     stages = constants.get("STAGES", 1)
-    options = {"num_warps": 2, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     file.write_bytes(made.asm["cubin"])
     return tool("nvdisasm", "-c", file), tool("cuobjdump", "-res-usage", file)
