@@ -83,12 +83,16 @@ use rule held as tune_identities with:
         job="tune_identities_{seed}",
     wildcard_constraints:
         seed=r"\d+",
-    threads: 1  # of a model this small a second thread costs more than it gives
+    # A model this small: a second thread, or a GPU's launches, cost more than they give.
+    threads: 1
+    resources:
+        mem_mb=model_memory(),
+        runtime=model_runtime(),
     params:
         **study("lowbit.whoami.measure.tune_identities"),
         settings={k: v for k, v in conf("lowbit", "whoami").items() if k != "seeds"},
         number=lambda w: int(w.seed),
-        runtime=runtime_settings(),
+        runtime={**runtime_settings(), "device": "cpu"},
     message:
         "A chat model with a name, and every way of giving it another, seed {wildcards.seed} (L-6.6)"
 
