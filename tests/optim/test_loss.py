@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ember.model.decoder import Decoder
+from ember.optim import loss
 from ember.optim.loss import next_token_loss, token_losses
 from tests.model.drawn import architectures, decoder_of, tokens_of
 
@@ -78,6 +79,22 @@ def test_no_more_logits_are_held_than_a_piece_has(backward):
     with Largest() as largest:
         token_losses(decoder, hidden, targets)
     assert largest.numel == 2000 * 997  # as long as they fit, they are computed once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("at_once", [1, 60, 1 << 22])
+def test_logits_are_widened_in_parts(monkeypatch, dtype, at_once):
+    monkeypatch.setattr(loss, "FLOATS_AT_ONCE", at_once)
+    logits = (5 * torch.randn(7, 23)).to(dtype).requires_grad_()
+    targets, weights = torch.randint(23, (7,)), torch.rand(7)
+    losses = loss.CrossEntropy.apply(logits, targets)
+    exact = logits.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact, targets, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, atol=1e-5, rtol=1e-5)
+    (losses * weights).sum().backward()
+    (expected * weights).sum().backward()
+    off = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=1e-6, rtol=off)
 
 
 def test_the_mean_over_next_tokens():

@@ -1,13 +1,14 @@
 """Cross-entropy of a decoder's tokens, without ever holding all of their logits."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ember.model.decoder import Decoder
 
 LOGITS_AT_ONCE = 1 << 27  # numbers; half a gigabyte in float32
+FLOATS_AT_ONCE = 1 << 22  # of the logits that are there, in float32
 
 
 def next_token_loss(decoder: Decoder, batch: Tensor) -> Tensor:
@@ -39,4 +40,31 @@ def token_losses(
 
 
 def _losses(decoder: Decoder, hidden: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(decoder.logits(hidden).float(), targets, reduction="none")
+    return CrossEntropy.apply(decoder.logits(hidden), targets)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """-log p (n,), float32, of targets (n,) under logits (n, V), which are kept in their own type:
+    in float32 they, their softmax and its gradient would take twelve bytes each."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor) -> Tensor:
+        sums = torch.cat([some.float().logsumexp(-1) for some in logits.split(_rows(logits))])
+        ctx.save_for_backward(logits, targets, sums)
+        return sums - logits.gather(-1, targets[:, None])[:, 0].float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, targets, sums = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        parts = (t.split(_rows(logits)) for t in (found, logits, targets, sums, gradient))
+        for out, some, wanted, total, factor in zip(*parts, strict=True):
+            share = (some.float() - total[:, None]).exp_()
+            share[torch.arange(len(share), device=share.device), wanted] -= 1
+            out.copy_(share.mul_(factor[:, None]))
+        return found, None
+
+
+def _rows(logits: Tensor) -> int:
+    return max(1, FLOATS_AT_ONCE // logits.shape[-1])
