@@ -92,10 +92,9 @@ def _attend(
     OWN_PARTS: tl.constexpr,
     NORM: tl.constexpr,
     OFFSET: tl.constexpr,  # norms multiply by 1 + weight
-    BESIDE: tl.constexpr,  # what comes next reads more than this writes, of the kernel before
     PDL: tl.constexpr,
 ):
-    if PDL and not BESIDE:
+    if PDL:
         gdc_launch_dependents()
     G: tl.constexpr = HQ // HKV
     HALF: tl.constexpr = D // 2
@@ -153,8 +152,6 @@ def _attend(
     v = tl.load(values + at + dims[None, :], mask=whole, other=0.0)  # (BLOCK, D or more)
     if PDL:
         gdc_wait()
-        if BESIDE:
-            gdc_launch_dependents()
 
     kind = rows_ptr.dtype.element_ty
     spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
@@ -384,7 +381,6 @@ class Attention:
             kernel, warps, parts = _attend, 4, shared_parts + own_parts
             options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
             options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
-            options["BESIDE"] = arch.parallel_residual
         whole = in_groups and parts == 1  # nothing to merge
         partial, lse = (out, out) if whole else self._buffers(batch, parts)
         kernel[(kv_heads, tasks)](

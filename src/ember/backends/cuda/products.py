@@ -84,14 +84,6 @@ def _embed(
 
 
 @triton.jit
-def _forget_cached():
-    """What is read from here on is not what this multiprocessor had read before."""
-    tl.inline_asm_elementwise(
-        "fence.acq_rel.gpu; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
 def _tile(
     step: tl.constexpr,
     w_ptr,  # (N, K)
@@ -122,7 +114,7 @@ def _matvec(
     norm_bias_ptr,  # (K,): where NORM is "layer"
     residual_ptr,  # (1, N)
     bias_ptr,  # (N,), or (2 N,) where GATED
-    more_x_ptr,  # (1, MORE): whose product with `more_w` is added, and which alone is waited for
+    more_x_ptr,  # (1, MORE): whose product with `more_w` is added
     more_w_ptr,  # (N, MORE); where BESIDE (N_BESIDE, K), and the next five are its own
     more_bias_ptr,  # (N,)
     beside_out_ptr,
@@ -147,8 +139,6 @@ def _matvec(
 ):
     if PDL:
         gdc_launch_dependents()
-        if MORE > 0:
-            _forget_cached()
     STEPS: tl.constexpr = (K + BK - 1) // BK + (MORE + BK - 1) // BK
     FIRST: tl.constexpr = (K + BK - 1) // BK
     tile = tl.program_id(0)
@@ -172,7 +162,7 @@ def _matvec(
         tiles = tiles + (_tile(step, w_ptr, more_w_ptr, lines, there, K, MORE, BK),)
         if GATED:
             up_tiles = up_tiles + (_tile(step, ups_ptr, w_ptr, lines, there, K, 0, BK),)
-    if PDL and MORE == 0:
+    if PDL:
         gdc_wait()
     if NORM == "layer":  # while the weight is coming
         xs = ()
@@ -197,8 +187,6 @@ def _matvec(
             inside = at < K
             x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         else:
-            if PDL and step == FIRST:
-                gdc_wait()
             at = (step - FIRST) * BK + columns
             x = tl.load(more_x_ptr + at, mask=at < MORE, other=0.0).to(tl.float32)
         if NORM != "":
@@ -504,9 +492,8 @@ def matvec(
     """out (1, N) = norm(x) (1, K) · weightᵀ; see the module. `out` may be `residual`.
 
     Of two halves (2 N, K) of the weight, `gated`, the first goes through `act` and multiplies the
-    other. `more`, an input (1, K'), a weight (N, K') and a bias: their product is added, and x must
-    have been written before the kernel in front of this one was allowed to start. `beside`, a
-    result (1, N'), a weight (N', K), a bias and a norm: another product of x, which alone goes
+    other. `more`, an input (1, K'), a weight (N, K') and a bias: their product is added. `beside`,
+    a result (1, N'), a weight (N', K), a bias and a norm: another product of x, which alone goes
     through `act`.
     """
     if (more or beside) and (gated or (more and (beside or norm))):

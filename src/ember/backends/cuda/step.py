@@ -374,11 +374,10 @@ class KernelStep:
             )
 
         def o_and_down(index: int) -> None:
-            # What the MLP adds needs no attention: down is read while attention is under way.
             layer = layers[index]
-            more = (attended, layer.o, layer.o_bias)
-            added = {"bias": layer.down_bias, "more": more, "residual": x}
-            _matvec(acted, layer.down, x, summed=True, pdl=pdl, **added)
+            more = (acted, layer.down, layer.down_bias)
+            added = {"bias": layer.o_bias, "more": more, "residual": x}
+            _matvec(attended, layer.o, x, summed=True, pdl=pdl, **added)
 
         if not apart and arch.parallel_residual:
             return {
