@@ -183,7 +183,7 @@ def test_preemption_costs_only_the_shard_that_was_lost(swept, start):
         "both shards run",
     )
     # One CPU is left to one of the two.
-    cpus = (os.cpu_count() or 2) - 1
+    cpus = int(slurm("sinfo", "--noheader", "-p", "high", "-o", "%c")) - 1
     slurm("sbatch", "-p", "high", "-c", str(cpus), "-o", "/dev/null", "--wrap", "true")
     run.succeeds()
     restarts = [job["Restarts"] for job in run.jobs("sweep_prefix")]
