@@ -23,5 +23,16 @@ def arms_inputs():
 def arms_settings():
     """The settings of the arms but for what is an input."""
     return {
-        k: v for k, v in conf("lowbit", "arms").items() if k not in ("model", "corpus")
+        k: v
+        for k, v in conf("lowbit", "arms").items()
+        if k not in ("model", "corpus", "seeds")
+    }
+
+
+def arms_runs(*names):
+    """Tables of the arms, of all seeds."""
+    seeds = conf("lowbit", "arms", "seeds")
+    return {
+        name: [inter(f"lowbit/arms/{seed}/{name}.parquet") for seed in seeds]
+        for name in names
     }

@@ -5,22 +5,23 @@ use rule held as train_arms with:
     input:
         **arms_inputs(),
     output:
-        runs=inter("lowbit/arms/runs.parquet"),
-        decays=inter("lowbit/arms/decays.parquet"),
+        runs=inter("lowbit/arms/{seed}/runs.parquet"),
+        decays=inter("lowbit/arms/{seed}/decays.parquet"),
     pathvars:
-        job="train_arms",
+        job="train_arms_{seed}",
+    threads: 1  # seeds side by side
     params:
         **study("lowbit.arms.measure.train_arms"),
         settings=arms_settings(),
+        number=lambda w: int(w.seed),
         runtime=runtime_settings(),
     message:
-        "Packed weights trained in place, by every way of updating them"
+        "Packed weights trained in place, by every way of updating them, seed {wildcards.seed}"
 
 
 use rule job as summarise_arms with:
     input:
-        runs=inter("lowbit/arms/runs.parquet"),
-        decays=inter("lowbit/arms/decays.parquet"),
+        **arms_runs("runs", "decays"),
     output:
         table("lowbit_arms", "Train", "Ways of updating packed weights"),
     pathvars:
@@ -34,7 +35,7 @@ use rule job as summarise_arms with:
 
 use rule drawn as plot_arms with:
     input:
-        runs=inter("lowbit/arms/runs.parquet"),
+        **arms_runs("runs"),
         arms="results/lowbit_arms.parquet",
     output:
         figure("lowbit_arms", "Train", "Learning with packed weights"),

@@ -134,6 +134,12 @@ def test_an_empty_file_is_truncated(tmp_path):
         read_rows(tmp_path / "t.parquet")
 
 
+def test_some_tables_are_read_one_after_the_other(tmp_path, times, rows):
+    paths = [write_table(tmp_path / f"{name}.parquet", rows, times) for name in "ab"]
+    one, both = read_table(paths[0]), read_table(paths, times)
+    assert both.to_dict("list") == {k: 2 * v for k, v in one.to_dict("list").items()}
+
+
 def test_missing(tmp_path):
     with pytest.raises(MissingTable, match=r"t\.parquet does not exist\nmake it with"):
         read_table(tmp_path / "t.parquet")

@@ -11,7 +11,7 @@ pandas is imported only where a DataFrame is asked for.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +73,17 @@ def write_table(path: Path | str, rows, schema: Schema, provenance: dict | None 
     return path
 
 
-def read_table(path: Path | str, schema: Schema | None = None):
-    """The table as a DataFrame, verified, and of `schema` where one is given.
+def read_table(path: Path | str | Sequence[Path | str], schema: Schema | None = None):
+    """The table as a DataFrame, verified, and of `schema` where one is given; of some, one after
+    the other.
 
     Lists come as Python lists. Raises `MissingTable`, `TruncatedTable`, `ForeignTable`,
     `SchemaMismatch` or `DamagedTable`.
     """
     import pandas as pd
 
+    if not isinstance(path, str | Path):
+        return pd.concat([read_table(one, schema) for one in path], ignore_index=True)
     table, found = _read(Path(path), schema)
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     data = {}

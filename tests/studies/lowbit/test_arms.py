@@ -38,7 +38,7 @@ def test_the_table_has_its_interval_over_seeds(tmp_path):
         runs += [variant | run | {"step": step} | ABOUT for step in (0, 4)]
     write_table(tmp_path / "runs.parquet", runs, ARM_RUNS)
     write_table(tmp_path / "decays.parquet", decays, DECAY_RUNS)
-    [row] = summarise_arms(runs, decays)
+    [row] = summarise_arms([runs], [decays])
     write_table(tmp_path / "arms.parquet", [row], LOWBIT_ARMS)
     assert 0.8 < row["decay_low"] < row["decay"] < row["decay_high"] < 1.2
     assert row["decay_master"] is None

@@ -30,15 +30,15 @@ def train_arms(
     decay: Mapping,
     chunk_rows: int,
     headroom: float,
-    seeds: Sequence[int],
+    number: int,
     validation_tokens: int,
     validations: int,
     device: str,
     dtype: str,
     seed: int,
 ) -> tuple[list[dict], list[dict]]:
-    """Rows of ARM_RUNS and DECAY_RUNS. Arms of one seed see the same batches. Norms, embedding and
-    head stay."""
+    """Rows of ARM_RUNS and DECAY_RUNS of the seed `number`: all arms see the same batches. Norms,
+    embedding and head stay."""
     import torch
 
     from ember.lowbit.training import ARMS, Control, bytes_by_kind, make_trainable
@@ -54,59 +54,58 @@ def train_arms(
     device, dense, about = on_device(model, device, dtype)
     about |= {"device_name": device_name(device)}
     every = max(1, steps // validations)
-    progress, rows, decays = Progress(log, len(seeds) * len(variants)), [], []
+    progress, rows, decays = Progress(log, len(variants)), [], []
     weight = dense.layers[-1].mlp.down_proj.weight[:DECAYED]
-    for number in seeds:
-        windows = Windows(streams["train"], sequence_length, number)
-        for variant in variants:
-            decoder = deepcopy(dense)
-            control = Control(
-                ARMS[variant["arm"]],
-                states=variant["states"],
-                weight_decay=weight_decay,
-                chunk_rows=chunk_rows,
-                generator=torch.Generator(device).manual_seed(number),
-            )
-            layers = make_trainable(decoder, control, headroom=headroom)
-            losses, changed = [], []
-            for step in range(steps + 1):
-                if step % every == 0 or step == steps:
-                    decoder.eval()
-                    score = evaluate(
-                        decoder,
-                        streams["validation"],
-                        tokens=validation_tokens,
-                        length=sequence_length,
-                        batch_size=batch_size,
-                    )
-                    size = bytes_by_kind(decoder, layers)
-                    weights = sum(one.in_features * one.out_features for one in layers)
-                    rows.append(
-                        {
-                            **variant,
-                            "seed": number,
-                            "step": step,
-                            "train_loss": _mean(losses),
-                            "val_loss": -float(score.log2_probs.mean()) / BITS_PER_NAT,
-                            "changed": _mean(changed),
-                            "weight_bytes": (size["packed"] + size["master"]) / weights,
-                            "state_bytes": size["states"] / weights,
-                            "val_tokens": score.log2_probs.size,
-                            **about,
-                        }
-                    )
-                    losses, changed = [], []
-                if step < steps:
-                    batch = torch.from_numpy(windows.batch(step * batch_size, batch_size))
-                    rate = linear_rate(step, steps, learning_rate, 0, 0.05)
-                    with control.update(rate):
-                        loss = next_token_loss(decoder, batch.to(device))
-                        loss.backward()
-                    losses.append(loss.detach())
-                    changed.append(control.changed / control.codes)
-            shrunk = _decayed(weight, variant, headroom=headroom, number=number, **decay)
-            decays.append({**variant, "seed": number} | shrunk | about)
-            progress.step(f"{variant['arm']}, {variant['states']}, seed {number}")
+    windows = Windows(streams["train"], sequence_length, number)
+    for variant in variants:
+        decoder = deepcopy(dense)
+        control = Control(
+            ARMS[variant["arm"]],
+            states=variant["states"],
+            weight_decay=weight_decay,
+            chunk_rows=chunk_rows,
+            generator=torch.Generator(device).manual_seed(number),
+        )
+        layers = make_trainable(decoder, control, headroom=headroom)
+        losses, changed = [], []
+        for step in range(steps + 1):
+            if step % every == 0 or step == steps:
+                decoder.eval()
+                score = evaluate(
+                    decoder,
+                    streams["validation"],
+                    tokens=validation_tokens,
+                    length=sequence_length,
+                    batch_size=batch_size,
+                )
+                size = bytes_by_kind(decoder, layers)
+                weights = sum(one.in_features * one.out_features for one in layers)
+                rows.append(
+                    {
+                        **variant,
+                        "seed": number,
+                        "step": step,
+                        "train_loss": _mean(losses),
+                        "val_loss": -float(score.log2_probs.mean()) / BITS_PER_NAT,
+                        "changed": _mean(changed),
+                        "weight_bytes": (size["packed"] + size["master"]) / weights,
+                        "state_bytes": size["states"] / weights,
+                        "val_tokens": score.log2_probs.size,
+                        **about,
+                    }
+                )
+                losses, changed = [], []
+            if step < steps:
+                batch = torch.from_numpy(windows.batch(step * batch_size, batch_size))
+                rate = linear_rate(step, steps, learning_rate, 0, 0.05)
+                with control.update(rate):
+                    loss = next_token_loss(decoder, batch.to(device))
+                    loss.backward()
+                losses.append(loss.detach())
+                changed.append(control.changed / control.codes)
+        shrunk = _decayed(weight, variant, headroom=headroom, number=number, **decay)
+        decays.append({**variant, "seed": number} | shrunk | about)
+        progress.step(f"{variant['arm']}, {variant['states']}, seed {number}")
     return rows, decays
 
 
