@@ -149,7 +149,7 @@ def cuts() -> list[tuple]:
     found = []
     for name, (n, k, kind) in SHAPES.items():
         asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
-        found += [(name, 1, plan) for plan in [packed.plan_of(**asked), *plans]]
+        found += [(name, 1, plan) for plan in [packed.plan_of(n, **asked), *plans]]
         for rows in (8, 64):
             first = packed.tiling_of(rows, n, k, **asked)
             tiles = [*slabs, *whole] if rows == 8 else whole
@@ -172,7 +172,7 @@ def call_of(name: str, rows: int, cut):
     """What multiplies by a weight as the cut says."""
     n, k, kind = SHAPES[name]
     out_rows = n // 2 if "gated" in kind else n
-    options = {"gated": True, "act": "silu"} if "gated" in kind else {}
+    options = {"pdl": True} | ({"gated": True, "act": "silu"} if "gated" in kind else {})
     splits = getattr(cut, "splits", 1)
     shape = (splits, rows, out_rows) if splits > 1 else (rows, out_rows)
     dtype = torch.float32 if splits > 1 else torch.bfloat16

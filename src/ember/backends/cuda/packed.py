@@ -606,12 +606,13 @@ PLANS = {
     "gated": Plan(rows=4, longs=32, ahead=2, warps=1),
     "summed": Plan(rows=4, longs=128, ahead=3, warps=4),
     "plain": Plan(rows=4, longs=32, ahead=3, warps=1),
+    "large": Plan(rows=8, longs=32, ahead=3, warps=1),  # plain, and of programs enough
 }
 TILES = {  # of up to 16 rows of x, and of more: rows of the weight, words, ahead, warps, slabs
     "gated": ((16, 16, 3, 4, 4), (64, 16, 4, 4, 1)),
     "summed": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
     "plain": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
-    "large": ((128, 16, 3, 4, 1), (128, 16, 4, 4, 1)),  # plain, and of programs enough
+    "large": ((128, 16, 3, 4, 1), (128, 16, 4, 4, 1)),
 }
 LARGE = 65536  # rows of a weight
 FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
@@ -620,9 +621,9 @@ MOST_BATCH = 64  # rows of x of one program
 MOST_ROWS = 128
 
 
-def plan_of(*, gated: bool, summed: bool) -> Plan:
+def plan_of(out: int, *, gated: bool, summed: bool) -> Plan:
     """How a product of one row is cut."""
-    return PLANS["gated" if gated else "summed" if summed else "plain"]
+    return PLANS[_kind_of(out, gated, summed)]
 
 
 def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling | None:
@@ -631,13 +632,16 @@ def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -
     if rows > MOST_ROWS:
         return None
     batch = min(MOST_BATCH, max(8, triton.next_power_of_2(rows)))
-    plain = "large" if out >= LARGE else "plain"
-    kind = "gated" if gated else "summed" if summed else plain
-    tall, size, ahead, warps, slabs = TILES[kind][batch > 16]
+    tall, size, ahead, warps, slabs = TILES[_kind_of(out, gated, summed)][batch > 16]
     programs = -(-out // tall) * -(-rows // batch)
     steps = -(-columns // (WORD * size * slabs))
     splits = min(steps, max(1, PROGRAMS // programs)) if summed else 1
     return Tiling(batch, tall, size, ahead, warps, slabs, splits)
+
+
+def _kind_of(out: int, gated: bool, summed: bool) -> str:
+    plain = "large" if out >= LARGE else "plain"
+    return "gated" if gated else "summed" if summed else plain
 
 
 def most_sums(rows: int, layer) -> int:
@@ -666,8 +670,8 @@ def matvec(
     pdl: bool = False,
 ) -> Tensor:
     """out (1, N) = x (1, K) · weightᵀ; see `products.matvec`."""
-    plan = plan or plan_of(gated=gated, summed=summed)
     n, k = out.shape[1], weight.shape[1]
+    plan = plan or plan_of(n, gated=gated, summed=summed)
     codes, *others = _operands(weight)
     fast = x.dtype == torch.bfloat16 and weight.format == "nvfp4" and has_fp8(x.device)
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
