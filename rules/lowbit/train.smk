@@ -9,6 +9,7 @@ use rule held as train_arms with:
         decays=inter("lowbit/arms/{seed}/decays.parquet"),
     pathvars:
         job="train_arms_{seed}",
+    priority: 1  # the longest jobs; shorter ones fill the cores that they leave
     threads: 1  # seeds side by side
     params:
         **study("lowbit.arms.measure.train_arms"),
