@@ -56,6 +56,7 @@ use rule held as measure_step with:
         table("lowbit_memory", "Train", "Memory of a training step"),
     pathvars:
         job="measure_step",
+    threads: 1
     params:
         **publish("lowbit.memory.measure.measure_steps"),
         settings=conf_of(["lowbit", "memory"], "tokens", "variants"),
