@@ -689,7 +689,8 @@ def matvec(
     """out (1, N) = x (1, K) · weightᵀ; see `products.matvec`."""
     n, k = out.shape[1], weight.shape[1]
     codes, *others = _operands(weight)
-    fast = x.dtype == torch.bfloat16 and weight.format == "nvfp4" and has_fp8(x.device)
+    fast = weight.format == "nvfp4" and has_fp8(x.device)
+    fast = fast and {x.dtype, x.dtype if norm is None else norm.dtype} == {torch.bfloat16}
     if plan is None:
         plan = plan_of(n, gated=gated, summed=summed) if fast else PLANS["slow"]
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
