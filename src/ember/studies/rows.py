@@ -8,14 +8,19 @@ from ember.records.schema import STATISTICS, Schema
 
 
 def records(table, schema: Schema) -> list[dict]:
-    """Rows of a table given as its path, as a data frame or as rows; nulls are None."""
+    """Rows of a table, given as its path, as a data frame or as rows, or of a list of tables, one
+    after the other; nulls are None."""
     if isinstance(table, str | Path):
         from ember.records.tables import read_rows
 
         return read_rows(table, schema)
     if hasattr(table, "to_dict"):
         table = table.astype(object).where(table.notna(), None).to_dict("records")
-    return list(table)
+    return [
+        row
+        for one in table
+        for row in ([one] if isinstance(one, Mapping) else records(one, schema))
+    ]
 
 
 def frame(table, schema: Schema):

@@ -62,7 +62,7 @@ class Comparison:
     """Tables C2C_POINTS (one or more a family, of all worlds), by family, point and stratum."""
 
     def __init__(self, runs: Iterable, strata: Sequence[str], seed: int, resamples: int):
-        rows = [row for table in runs for row in records(table, C2C_POINTS)]
+        rows = records(runs, C2C_POINTS)
         self.rng, self.resamples = np.random.default_rng(seed), resamples
         self.points: dict[tuple[str, str], dict[str, Answers]] = {}
         for (family, point), some in grouped(rows, "family", "point").items():

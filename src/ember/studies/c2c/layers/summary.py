@@ -23,7 +23,7 @@ def summarise_layers(
     An optimum is compared with the heuristic that takes as many bytes, or with its own schemes
     backwards; beside it stands the mean of random orders.
     """
-    told = {row["schedule"]: row for table in schedules for row in records(table, C2C_SCHEDULES)}
+    told = {row["schedule"]: row for row in records(schedules, C2C_SCHEDULES)}
     made = Comparison(runs, judged["strata"], seed, resamples)
     names = {name: point for _, point in made.points if (name := _schedule(made, point))}
     rows = made.rows("layers", judged["margin"])
@@ -57,8 +57,7 @@ def _schedule(made: Comparison, point: str) -> str:
 def summarise_sensitivity(runs: Sequence, *, stratum: str, seed: int, resamples: int) -> list[dict]:
     """Rows of C2C_SENSITIVITY from tables C2C_POINTS on the development split."""
     found = []
-    rows = [row for table in runs for row in records(table, C2C_POINTS)]
-    for (world,), of_world in grouped(rows, "world").items():
+    for (world,), of_world in grouped(records(runs, C2C_POINTS), "world").items():
         made = Comparison([of_world], [stratum], seed, resamples)
         full = made.points["layers", FULL][stratum]
         for (_, point), strata in made.points.items():

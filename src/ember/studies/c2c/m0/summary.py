@@ -16,7 +16,7 @@ def summarise_baselines(
 ) -> list[dict]:
     """Rows of C2C_M0 from tables C2C_ANSWERS, one a seed."""
     rng = np.random.default_rng(seed)
-    rows = [row for table in answers for row in records(table, C2C_ANSWERS)]
+    rows = records(answers, C2C_ANSWERS)
     methods, found = grouped(rows, "method"), []
     for stratum in STRATA:
         some = {

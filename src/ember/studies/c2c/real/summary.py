@@ -40,8 +40,8 @@ NO_PAIR = "real models and data sets are named at scale paper (c2c.real)"
 def summarise_real(answers: Sequence, stages: Sequence, *, resamples: int, seed: int) -> list[dict]:
     """Rows of C2C_REAL from tables of answers and stages, one of each a pair and benchmark."""
     rng = np.random.default_rng(seed)
-    rows = [row for table in answers for row in records(table, C2C_REAL_ANSWERS)]
-    times = [row for table in stages for row in records(table, C2C_REAL_STAGES)]
+    rows = records(answers, C2C_REAL_ANSWERS)
+    times = records(stages, C2C_REAL_STAGES)
     found = []
     for (pair, benchmark), group in grouped(rows, "pair", "benchmark").items():
         methods = {method: some for (method,), some in grouped(group, "method").items()}

@@ -61,13 +61,13 @@ def _alike(row: Mapping, other: Mapping) -> bool:
 @makes(C2C_OVERLAP)
 def join_overlap(runs: Sequence) -> list[dict]:
     """Rows of C2C_OVERLAP of all worlds."""
-    return [row for table in runs for row in records(table, C2C_OVERLAP)]
+    return records(runs, C2C_OVERLAP)
 
 
 @makes(C2C_M8_STAGES)
 def summarise_stages(runs: Sequence) -> list[dict]:
     """Rows of C2C_M8_STAGES from tables C2C_STAGE_TIMES; runs of all worlds count alike."""
-    rows = [row for table in runs for row in records(table, C2C_STAGE_TIMES)]
+    rows = records(runs, C2C_STAGE_TIMES)
     found = []
     every = {
         mode: summarise(

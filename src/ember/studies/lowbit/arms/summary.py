@@ -13,9 +13,8 @@ MASTER = ("master_float32", "float32")
 @makes(LOWBIT_ARMS)
 def summarise_arms(runs, decays) -> list[dict]:
     """Rows of LOWBIT_ARMS, of the tables of all seeds."""
-    decayed = [row for table in decays for row in records(table, DECAY_RUNS)]
-    alone = grouped(decayed, "arm", "states")
-    groups = grouped([row for table in runs for row in records(table, ARM_RUNS)], "arm", "states")
+    alone = grouped(records(decays, DECAY_RUNS), "arm", "states")
+    groups = grouped(records(runs, ARM_RUNS), "arm", "states")
     last = max(run["step"] for some in groups.values() for run in some)
     master = {run["seed"]: run["val_loss"] for run in groups.get(MASTER, ()) if run["step"] == last}
     rows = []

@@ -29,9 +29,7 @@ class Points:
     """Runs by corpus and point, and what each is compared with."""
 
     def __init__(self, runs: Sequence, rng: np.random.Generator, resamples: int):
-        self.runs = grouped(
-            (row for table in runs for row in records(table, QUALITY_RUNS)), "corpus", "point"
-        )
+        self.runs = grouped(records(runs, QUALITY_RUNS), "corpus", "point")
         self.rng, self.resamples = rng, resamples
         self.references: dict[tuple, list] = {}
         self.lazy: dict[tuple, list] = {}
