@@ -146,13 +146,8 @@ class Channel:
         )
 
     def _parts(self, layers: Sequence[int], found: Sequence[Tensor], axis: str) -> tuple[Part, ...]:
-        parts = []
-        for layer, x in zip(layers, found, strict=True):
-            along = self.along(layer, axis)
-            packed = along.pack(x)
-            about = (along.scheme, along.axis, along.symmetric, along.group, tuple(x.shape))
-            parts.append(Part(*about, packed.data, packed.parts))
-        return tuple(parts)
+        pairs = zip(layers, found, strict=True)
+        return tuple(part_of(x, self.along(layer, axis)) for layer, x in pairs)
 
     def transmit(self, source: SourceKV, context: Context) -> Sent:
         """What `receive(send(…))` gives, bit for bit, without packing; bytes as estimated."""
@@ -191,6 +186,13 @@ class Channel:
                 shape = (count, *x.shape[-2:])
                 total += self.along(layer, axis).bytes(shape, parts=overhead)
         return total
+
+
+def part_of(x: Tensor, along: Along) -> Part:
+    """KV (n, H, D) of one layer as it is sent."""
+    packed = along.pack(x)
+    kind = (along.scheme, along.axis, along.symmetric, along.group)
+    return Part(*kind, tuple(x.shape), packed.data, packed.parts)
 
 
 def receive(

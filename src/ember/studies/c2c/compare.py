@@ -179,6 +179,6 @@ def at_equal_bytes(ladder: Sequence[Answers], size: float) -> np.ndarray | None:
     return (1 - share) * steps[above - 1].correct + share * steps[above].correct
 
 
-def verdict(low: float, high: float, better: str = "better", worse: str = "worse") -> str:
+def verdict(low: float, high: float) -> str:
     """What an interval of a difference says."""
-    return better if low > 0 else worse if high < 0 else "no difference"
+    return "better" if low > 0 else "worse" if high < 0 else "no difference"

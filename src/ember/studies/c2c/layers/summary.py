@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ember.records.schema import MEASURED_ON
-from ember.studies.c2c.compare import Comparison, adjust
+from ember.studies.c2c.compare import FULL, Comparison, adjust
 from ember.studies.c2c.layers.tables import C2C_M6, C2C_SCHEDULES, C2C_SENSITIVITY
 from ember.studies.c2c.point_tables import C2C_POINTS
 from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
-
-FULL = "fp16"
 
 
 @makes(C2C_M6)

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, holm, interval, paired
+from ember.measure.statistics import bootstrap, interval, paired
+from ember.studies.c2c.compare import adjust
 from ember.studies.c2c.m0.tables import C2C_ANSWERS, C2C_M0, C2C_SPEED, C2C_STAGES, STRATA
 from ember.studies.rows import grouped, records, summary_row
 from ember.studies.steps import makes
@@ -28,9 +29,7 @@ def summarise_baselines(
         compared = [
             _row(method, group, some["receiver"], rng, resamples) for method, group in some.items()
         ]
-        tested = [row for row in compared if row["p"] is not None]
-        for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = p
+        adjust(compared, "p", "p_holm")
         said = {"stratum": stratum, "chance": 1 / choices, "recipe": recipe}
         found += [row | said for row in compared]
     return found

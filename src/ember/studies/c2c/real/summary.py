@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, holm, interval, paired
+from ember.measure.statistics import bootstrap, interval, paired
+from ember.studies.c2c.compare import adjust
 from ember.studies.c2c.real.tables import C2C_REAL, C2C_REAL_ANSWERS, C2C_REAL_STAGES
 from ember.studies.measured import blank
 from ember.studies.rows import grouped, records
@@ -48,9 +49,7 @@ def summarise_real(answers: Sequence, stages: Sequence, *, resamples: int, seed:
         for name, by in (("routing", "confidence"), ("oracle", "correct")):
             methods[name] = _better(methods["receiver"], methods["sharer"], by)
         some = [_row(name, of, methods, rng, resamples) for name, of in methods.items()]
-        tested = [row for row in some if row["p"] is not None]
-        for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = p
+        adjust(some, "p", "p_holm")
         for row in some:
             _add_times(row, [t for t in times if _same(row, t)])
         missing = {m: NO_FUSER for m in ("c2c", "shuffled", "zero") if m not in methods} | WITHOUT

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ember.c2c import wire
-from ember.c2c.channel import Payload
+from ember.c2c.channel import Payload, part_of
 from ember.c2c.evaluate import share_items
 from ember.c2c.fuse import fuse
 from ember.c2c.pair import Pair, Reader, load_pair, read
@@ -58,9 +58,7 @@ class KV:
 
     def payload(self, along: Along) -> Payload:
         """All tokens, as one scheme says."""
-        keys, values = (
-            tuple(wire.part_of(pair[side], along) for pair in self.pairs) for side in (0, 1)
-        )
+        keys, values = (tuple(part_of(pair[side], along) for pair in self.pairs) for side in (0, 1))
         tokens = len(self.tensors[0])
         return Payload(tokens, 0, None, self.layers, keys, values, self.rotated)
 
