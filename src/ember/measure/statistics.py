@@ -106,6 +106,16 @@ def interval(draws: np.ndarray) -> tuple[float, float]:
     return float(min(low, draws[0])), float(max(high, draws[0]))
 
 
+def estimate(draws: np.ndarray) -> tuple[float, float, float]:
+    """The estimate of what `bootstrap` gives, and its 95 % interval."""
+    return float(draws[0]), *interval(draws)
+
+
+def mean(samples, rng: np.random.Generator, resamples: int) -> tuple[float, float, float]:
+    """Mean of the samples (n,), and its 95 % interval by bootstrap."""
+    return estimate(bootstrap(samples, rng, resamples, partial(np.mean, axis=1)))
+
+
 def few(samples: Sequence[float]) -> tuple[float, float, float]:
     """Mean of a few independent samples, such as one a seed, and its 95 % interval by Student's t:
     resampling three values says too little. One sample has an infinite interval."""
@@ -141,10 +151,10 @@ def paired(ours, theirs, rng: np.random.Generator, resamples: int = 10_000) -> d
             "measure both subjects on the same items, at least one"
         )
     differences = ours - theirs
-    low, high = interval(bootstrap(differences, rng, resamples, partial(np.mean, axis=1)))
+    difference, low, high = mean(differences, rng, resamples)
     return {
         "n": len(differences),
-        "difference": float(differences.mean()),
+        "difference": difference,
         "low": low,
         "high": high,
         "p": _sign_flip_p(differences[differences != 0], rng, resamples),

@@ -42,6 +42,11 @@ def grouped(rows: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
     return groups
 
 
+def with_ends(name: str, found: Sequence[float]) -> dict[str, float]:
+    """Columns of an estimate and its interval, as `ember.records.schema.estimate` has them."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
+
+
 def summary_row(schema: Schema, runs: Sequence[Mapping]) -> tuple[dict, list[Mapping]]:
     """A row of `schema` for the runs of one point, and those of them that are ok.
 

@@ -141,8 +141,8 @@ def _expectations(made: Comparison, stratum: str, rows: Sequence[Mapping]) -> It
         if point not in answers or other not in answers:
             continue
         ours, theirs = answers[point], answers[other]
-        over = made.difference(ours.correct, theirs.correct, ours)
-        said = verdict(over["low"], over["high"])
+        (value, low, high), p = made.difference(ours.correct, theirs.correct, ours)
+        said = verdict(low, high)
         holds = {
             "better": said == "better",
             "at least": said != "worse",
@@ -156,10 +156,10 @@ def _expectations(made: Comparison, stratum: str, rows: Sequence[Mapping]) -> It
             "other": other,
             "questions": len(ours.correct),
             "seeds": len(ours.by_world()),
-            "value": over["difference"],
-            "low": over["low"],
-            "high": over["high"],
-            "p": over["p"],
+            "value": value,
+            "low": low,
+            "high": high,
+            "p": p,
             "verdict": said,
             "holds": holds,
             "note": f"accuracy {ours.correct.mean():.3f} in {sizes[0]:.0f} bytes against "

@@ -8,7 +8,7 @@ from ember.records.schema import MEASURED_ON
 from ember.studies.c2c.compare import FULL, Comparison, adjust
 from ember.studies.c2c.layers.tables import C2C_M6, C2C_SCHEDULES, C2C_SENSITIVITY
 from ember.studies.c2c.point_tables import C2C_POINTS
-from ember.studies.rows import grouped, records
+from ember.studies.rows import grouped, records, with_ends
 from ember.studies.steps import makes
 
 
@@ -34,14 +34,12 @@ def summarise_layers(
         ours, theirs = (
             made.points["layers", point][row["stratum"]] for point in (row["point"], names[rival])
         )
-        over = made.difference(ours.correct, theirs.correct, ours)
+        over, p = made.difference(ours.correct, theirs.correct, ours)
         row |= {
             "rival": rival,
             "rival_accuracy": float(theirs.correct.mean()),
-            "over_rival": over["difference"],
-            "over_rival_low": over["low"],
-            "over_rival_high": over["high"],
-            "over_rival_p_holm": over["p"],
+            **with_ends("over_rival", over),
+            "over_rival_p_holm": p,
         }
     adjust(rows, "over_rival_p_holm", "over_rival_p_holm")
     return rows
@@ -66,7 +64,7 @@ def summarise_sensitivity(runs: Sequence, *, stratum: str, seed: int, resamples:
             layer, _, scheme = name.partition("-")
             schemes = ours.rows[0]["schemes"].split(",")
             nll = [np.concatenate([row["nll"] for row in one.rows]) for one in (ours, full)]
-            loss = made.difference(*nll, ours)
+            loss, _ = made.difference(*nll, ours)
             found.append(
                 {
                     "world": world,
@@ -74,9 +72,7 @@ def summarise_sensitivity(runs: Sequence, *, stratum: str, seed: int, resamples:
                     "targets": ",".join(str(n) for n, one in enumerate(schemes) if one == scheme),
                     "scheme": scheme,
                     "questions": len(ours.correct),
-                    "loss": loss["difference"],
-                    "loss_low": loss["low"],
-                    "loss_high": loss["high"],
+                    **with_ends("loss", loss),
                     "accuracy_change": float((ours.correct - full.correct).mean()),
                     **{column.name: ours.rows[0][column.name] for column in MEASURED_ON},
                 }

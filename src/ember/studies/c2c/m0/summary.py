@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, interval, paired
+from ember.measure.statistics import bootstrap, estimate, paired
 from ember.studies.c2c.compare import adjust
 from ember.studies.c2c.m0.tables import C2C_ANSWERS, C2C_M0, C2C_SPEED, C2C_STAGES, STRATA
-from ember.studies.rows import grouped, records, summary_row
+from ember.studies.rows import grouped, records, summary_row, with_ends
 from ember.studies.steps import makes
 
 
@@ -37,8 +37,7 @@ def summarise_baselines(
 
 def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) -> dict:
     counts = by_text(rows)
-    draws = bootstrap(counts, rng, resamples, share)
-    low, high = interval(draws)
+    accuracy, low, high = estimate(bootstrap(counts, rng, resamples, share))
     seeds = [share(by_text(group)[None])[0] for group in grouped(rows, "seed").values()]
     row = dict.fromkeys(C2C_M0.names) | {name: rows[0][name] for name in ABOUT}
     row |= {
@@ -46,7 +45,7 @@ def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) ->
         "questions": len(rows),
         "groups": len(counts),
         "seeds": len(seeds),
-        "accuracy": float(draws[0]),
+        "accuracy": accuracy,
         "low": low,
         "high": high,
         "seed_min": float(min(seeds)),
@@ -56,9 +55,7 @@ def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) ->
     if method != "receiver":
         gained = counts[:, 0] - by_text(receiver)[:, 0]
         pairs = np.stack([gained, counts[:, 1]], 1)
-        draws = bootstrap(pairs, rng, resamples, share)
-        row["gain"] = float(draws[0])
-        row["gain_low"], row["gain_high"] = interval(draws)
+        row |= with_ends("gain", estimate(bootstrap(pairs, rng, resamples, share)))
         row["p"] = paired(gained, np.zeros(len(gained)), rng, resamples)["p"]
     return row
 

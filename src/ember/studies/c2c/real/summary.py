@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, interval, paired
+from ember.measure.statistics import mean, paired
 from ember.studies.c2c.compare import adjust
 from ember.studies.c2c.real.tables import C2C_REAL, C2C_REAL_ANSWERS, C2C_REAL_STAGES
 from ember.studies.measured import blank
@@ -74,10 +74,9 @@ def _row(method: str, rows: Sequence[dict], methods: dict, rng, resamples: int) 
     row = blank(C2C_REAL) | said | {"method": method, "n": len(rows)}
     right = np.array([[one["correct"], one["forced_correct"]] for one in rows], float)
     for column, name in enumerate(("accuracy", "forced_accuracy")):
-        draws = bootstrap(right[:, column], rng, resamples, lambda drawn: drawn.mean(axis=1))
         start = name.removesuffix("accuracy")
-        row |= {name: float(draws[0])}
-        row |= dict(zip((f"{start}low", f"{start}high"), interval(draws), strict=True))
+        found = mean(right[:, column], rng, resamples)
+        row |= dict(zip((name, f"{start}low", f"{start}high"), found, strict=True))
     for name, other, p in (("gain", "receiver", "p"), ("change", "c2c", "change_p")):
         if method == other or other not in methods:
             continue
