@@ -48,7 +48,7 @@ def time_streams(
 
     from ember.backends.threads import fastest_threads, restored_threads, use_threads
     from ember.measure.roofline import last_cache_bytes, read_bandwidth_gb_s
-    from ember.streaming.build import build, point_id
+    from ember.streaming.build import build, columns
 
     device, decoder, about = on_device(model, device, dtype)
     size, arch = decoder.embed_tokens.weight.element_size(), decoder.arch
@@ -67,15 +67,7 @@ def time_streams(
     rows, runs = [], {}  # by name: what is called, and what its rows say
     for subject in _subjects(specs):
         method = build(subject.spec)
-        what = about | {
-            "point": point_id(method),
-            "method": method.name,
-            "peak": method.peak,
-            "compression_interval": method.compression_interval,
-            "n_sink": method.n_sink,
-            "window": method.window if method.prunes else None,
-            "off": subject.off,
-        }
+        what = about | columns(method) | {"off": subject.off}
         call, why = _call(subject, method, model, decoder)
         if call is None:
             empty = {"token_ms": [], "drop_steps": [], "repeat": 0}
