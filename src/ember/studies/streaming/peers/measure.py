@@ -16,9 +16,8 @@ import numpy as np
 
 from ember.measure.progress import Progress
 from ember.model.gguf import BadGguf, export_gguf
-from ember.peers.client import Peer, PeerFailed, PeerMissing
+from ember.peers.client import Peer, PeerFailed, PeerMissing, peer_of, versions_of
 from ember.records.errors import EmberError
-from ember.records.provenance import source_root
 from ember.streaming import fast
 from ember.streaming.build import build, point_id
 from ember.streaming.stream import run
@@ -171,23 +170,14 @@ class Crew:
                 self._gone[name] = error
                 raise
         peer, ready = self._running[name]
-        versions = ", ".join(f"{package} {v}" for package, v in ready["versions"].items())
-        about = {"version": versions, "attention": ready["attention"], "rows": ready.get("rows")}
-        return peer, about
+        about = {"attention": ready["attention"], "rows": ready.get("rows")}
+        return peer, about | {"version": versions_of(ready)}
 
     def _start(self, name: str) -> tuple[Peer, dict]:
         given = self.frameworks[name]
-        setup = dict(self.setup) | {"arguments": dict(given["arguments"])}
-        if given["adapter"] == "llama_cpp_shift":
-            setup["gguf"] = self._gguf()
-        peer = Peer(
-            given["adapter"],
-            given["python"] and source_root() / given["python"],
-            setup,
-            timeout_s=self.timeout_s,
-            environment=given["environment"],
-        )
-        self._stack.enter_context(peer)
+        shifts = given["adapter"] == "llama_cpp_shift"
+        setup = {**self.setup, "gguf": self._gguf() if shifts else None}
+        peer = self._stack.enter_context(peer_of(given, setup, self.timeout_s))
         return peer, peer.start()
 
     def _gguf(self) -> str:
@@ -223,7 +213,7 @@ def stream_peers(
     texts = cut_streams(model, long, evaluated)[:streams, :tokens]
     points = points_of(frameworks, budget, n_sink)
     own = own_points(points, n_sink)
-    setup = {"model": str(Path(model).resolve()), "weights": "files", "gguf": None}
+    setup = {"model": str(Path(model).resolve()), "weights": "files"}
     setup |= {"device": device, "dtype": dtype, "threads": threads, "seed": seed}
     setup |= {"capacity": budget["peak"], "candidates": 1}
     scored, timed, able, lost = [], [], [], set()
