@@ -6,7 +6,7 @@ Derivation in docs/streaming.md.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ember.streaming.method import Method, oldest, whole
+from ember.streaming.method import Method, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,9 +56,6 @@ class Fold(Method):
             stays.append(end - 1)
         gone = torch.tensor([n for n in range(first, stop) if n not in stays])
         cache.drop(gone.to(places.device))
-
-    def choose(self, moment, count):
-        return oldest(moment, self.n_sink, count)
 
 
 def folded(

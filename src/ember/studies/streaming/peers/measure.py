@@ -110,18 +110,14 @@ class Crew:
     """All that stream: this project here, frameworks in processes that are started when first asked
     and again after a failure."""
 
-    def __init__(self, frameworks: Mapping, setup: Mapping, decoder, timeout_s: float):
+    def __init__(
+        self, stack: ExitStack, frameworks: Mapping, setup: Mapping, decoder, timeout_s: float
+    ):
+        """`stack`: at its end processes do."""
         self.frameworks, self.setup, self.timeout_s = frameworks, setup, timeout_s
-        self.decoder = decoder
+        self._stack, self.decoder = stack, decoder
         self._running: dict[str, tuple[Peer, dict]] = {}
         self._gone: dict[str, PeerMissing] = {}
-
-    def __enter__(self):
-        self._stack = ExitStack()
-        return self
-
-    def __exit__(self, *_):
-        self._stack.close()
 
     def stream(self, point: Point, texts: np.ndarray, timed: bool) -> dict:
         """`nll` (streams, tokens - 1) of a point, `ms` of each call, the prefill first, and columns
@@ -217,7 +213,8 @@ def stream_peers(
     setup |= {"device": device, "dtype": dtype, "threads": threads, "seed": seed}
     setup |= {"capacity": budget["peak"], "candidates": 1}
     scored, timed, able, lost = [], [], [], set()
-    with Crew(frameworks, setup, decoder, timeout_s) as crew:
+    with ExitStack() as stack:
+        crew = Crew(stack, frameworks, setup, decoder, timeout_s)
         progress = Progress(log, len(own) + len(points))
         for point in [*own, *points]:
             rows = _scored(crew, point, texts)
