@@ -89,14 +89,9 @@ class Channel:
             check(scheme, self.axis, symmetric=self.symmetric)
 
     @cached_property
-    def key_axis(self) -> str:
-        """Axis of keys."""
-        return axes_of(self.axis)[0]
-
-    @cached_property
-    def value_axis(self) -> str:
-        """Axis of values."""
-        return axes_of(self.axis)[1]
+    def axes(self) -> tuple[str, str]:
+        """Of keys and of values."""
+        return axes_of(self.axis)
 
     def along(self, layer: int, axis: str) -> Along:
         """How a sharer's layer is quantised."""
@@ -139,8 +134,8 @@ class Channel:
             start if run else 0,
             None if run else index.cpu(),
             source.layers,
-            self._parts(source.layers, [x[item, index] for x in source.keys], self.key_axis),
-            self._parts(source.layers, [x[item, index] for x in source.values], self.value_axis),
+            self._parts(source.layers, [x[item, index] for x in source.keys], self.axes[0]),
+            self._parts(source.layers, [x[item, index] for x in source.values], self.axes[1]),
             source.rotated,
             self.index_dtype_bytes,
         )
@@ -156,8 +151,10 @@ class Channel:
     def deliver(self, source: SourceKV, chosen: Tensor, context: Context) -> Sent:
         """The same, of tokens chosen before."""
         source = self.kept(source)
-        keys = _through(source, source.keys, chosen, self._simulated(self.key_axis))
-        values = _through(source, source.values, chosen, self._simulated(self.value_axis))
+        keys, values = (
+            _through(source, found, chosen, self._simulated(axis))
+            for found, axis in zip((source.keys, source.values), self.axes, strict=True)
+        )
         sent = SourceKV(keys, values, source.layers, chosen, source.rotated)
         lost = source.tokens & ~chosen if self.scatter_fill == "zeros" else None
         return Sent(sent, self.estimate(source, chosen, context), lost)
@@ -181,7 +178,7 @@ class Channel:
     def _estimate(self, source: SourceKV, count: int, run: bool) -> int:
         overhead = self.include_scale_overhead
         total = self.index_dtype_bytes * count * (overhead and not run)
-        for axis, found in ((self.key_axis, source.keys), (self.value_axis, source.values)):
+        for axis, found in zip(self.axes, (source.keys, source.values), strict=True):
             for layer, x in zip(source.layers, found, strict=True):
                 shape = (count, *x.shape[-2:])
                 total += self.along(layer, axis).bytes(shape, parts=overhead)

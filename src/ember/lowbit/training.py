@@ -334,14 +334,17 @@ def make_trainable(
     `headroom`: of the tensor scales, which stay, for weights that grow. Raises FormatError where
     rows are no multiple of 16, BadTraining for more layers than there are.
     """
-    depth = len(decoder.layers)
+    first = first_trained(len(decoder.layers), last_layers)
+    decoder.requires_grad_(False)
+    return [one for part in decoder.layers[first:] for one in pack(part, control, headroom)]
+
+
+def first_trained(depth: int, last_layers: int | None) -> int:
+    """The first of `depth` layers that trains; None: all do. Raises BadTraining for too many."""
     count = depth if last_layers is None else last_layers
     if not 1 <= count <= depth:
         raise BadTraining(f"{count} layers of {depth} are to be trained.\nSet 1 to {depth}.")
-    decoder.requires_grad_(False)
-    return [
-        one for part in decoder.layers[depth - count :] for one in pack(part, control, headroom)
-    ]
+    return depth - count
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Derivation in docs/streaming.md.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from ember.streaming.method import Method, whole
 
@@ -18,8 +18,8 @@ class Fold(Method):
     the last `queries` queries gave them. With `carry` the earlier slots are folded in as well, so
     that nothing is ever lost whole; without, a slot lives for one period."""
 
-    name: ClassVar[str] = "fold"
-    improves: ClassVar[str] = "spike"
+    name = "fold"
+    improves = "spike"
 
     slots: int = 1
     queries: int = 1

@@ -1,7 +1,6 @@
 """LaCache's ladder: each layer drops another stretch, so that every token stays in some layers."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ember.streaming.ranking import RankingMethod
 
@@ -11,8 +10,8 @@ class LaCache(RankingMethod):
     """Between sinks and the newest `recent` tokens a layer drops one stretch (round the end), which
     lies further on the deeper the layer (after Shi et al., 2507.14204: the pattern alone)."""
 
-    name: ClassVar[str] = "lacache"
-    improves: ClassVar[str] = "perplexity"
+    name = "lacache"
+    improves = "perplexity"
 
     n_sink: int = 4
     recent: int = 32

@@ -22,7 +22,7 @@ from ember.c2c.pair import Pair, Reader, load_pair, read
 from ember.c2c.source import SourceKV
 from ember.formats.axes import Along
 from ember.measure.clock import repeat, timed
-from ember.measure.device import device_name, resolve
+from ember.measure.device import resolve
 from ember.measure.memory import require
 from ember.measure.progress import Progress
 from ember.measure.roofline import copy_bandwidth_gb_s, last_cache_bytes
@@ -30,7 +30,7 @@ from ember.records.errors import EmberError
 from ember.studies.c2c.items import read_items
 from ember.studies.c2c.wire.peer import Link, linked
 from ember.studies.c2c.wire.tables import WIRE_BLOBS, WIRE_STAGES
-from ember.studies.measured import measured_on
+from ember.studies.measured import machine
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ def measure_wire(
 ) -> tuple[list[dict], list[dict]]:
     """Rows of WIRE_BLOBS and WIRE_STAGES. Every scheme has a scale for each token."""
     device, kind = resolve(device), getattr(torch, dtype)
-    about = measured_on(receiver, device, dtype) | {"model": "c2c pair"}
-    about["device_name"] = device_name(device)
+    about = machine(receiver, device, dtype) | {"model": "c2c pair"}
     copy_gb_s = copy_bandwidth_gb_s(device)
     pair = load_pair(sharer, receiver, fuser, device, kind)
     with torch.inference_mode(), linked() as link:
