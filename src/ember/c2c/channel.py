@@ -152,15 +152,12 @@ class Channel:
         """The same, of tokens chosen before."""
         source = self.kept(source)
         keys, values = (
-            _through(source, found, chosen, self._simulated(axis))
-            for found, axis in zip((source.keys, source.values), self.axes, strict=True)
+            _through(source, x, chosen, partial(self.along, axis=axis))
+            for x, axis in zip((source.keys, source.values), self.axes, strict=True)
         )
         sent = SourceKV(keys, values, source.layers, chosen, source.rotated)
         lost = source.tokens & ~chosen if self.scatter_fill == "zeros" else None
         return Sent(sent, self.estimate(source, chosen, context), lost)
-
-    def _simulated(self, axis: str) -> Callable[[int, Tensor], Tensor]:
-        return lambda layer, x: self.along(layer, axis).simulate(x)
 
     def estimate(self, source: SourceKV, chosen: Tensor, context: Context) -> list[int]:
         """Bytes of each item from the sharer's shape: tokens · 2 · heads · head dimension · bytes
@@ -292,15 +289,16 @@ def _row(part: Part, index: Tensor, tokens: int, dtype, device) -> Tensor:
 
 
 def _through(
-    source: SourceKV, found: Sequence[Tensor], chosen: Tensor, change: Callable
+    source: SourceKV, found: Sequence[Tensor], chosen: Tensor, along: Callable[[int], Along]
 ) -> tuple[Tensor, ...]:
-    """Each layer's (B, T, H, D) with the chosen tokens changed and the others 0.
+    """Each layer's (B, T, H, D) with the chosen tokens quantised and back, and the others 0.
 
     Rows of as many tokens go together.
     """
     if bool(chosen.all()):
         return tuple(
-            change(layer, x).to(x.dtype) for layer, x in zip(source.layers, found, strict=True)
+            along(layer).simulate(x).to(x.dtype)
+            for layer, x in zip(source.layers, found, strict=True)
         )
     made = [torch.zeros_like(x) for x in found]
     counts = chosen.sum(1)
@@ -308,5 +306,5 @@ def _through(
         rows = (counts == count).nonzero()
         columns = chosen[rows[:, 0]].nonzero()[:, 1].view(len(rows), count)
         for layer, x, out in zip(source.layers, found, made, strict=True):
-            out[rows, columns] = change(layer, x[rows, columns]).to(x.dtype)
+            out[rows, columns] = along(layer).simulate(x[rows, columns]).to(x.dtype)
     return tuple(made)

@@ -283,14 +283,15 @@ def quantise_stochastically(
     above = (bits + 1).clamp(max=0x7E)
     low, high = _e4m3(bits), _e4m3(above)
     share = (wanted - low) / (high - low).clamp(min=1e-30)
-    bits = torch.where(_uniform(share, generator) < share, above, bits)
+    drawn = torch.rand(share.shape, generator=generator, device=share.device)
+    bits = torch.where(drawn < share, above, bits)
     steps = blocks / (_e4m3(bits) * overall)[..., None]
     values = torch.tensor(e2m1.VALUES, device=x.device)
     largest = blocks.abs() > (e2m1.MOST * low * overall)[..., None]
     magnitude = torch.where(largest, e2m1.MOST, steps.abs().clamp(max=e2m1.MOST))
     # Below 2 E2M1 counts in halves, below 4 in ones, and then in twos.
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    rounded = stochastic(magnitude / step, generator or _default(x)) * step
+    rounded = stochastic(magnitude / step, generator) * step
     codes = torch.searchsorted(values, rounded.contiguous()).to(torch.uint8)
     return (codes | torch.signbit(steps).to(torch.uint8) << 3).flatten(-2), bits
 
@@ -303,14 +304,6 @@ def _without_sign_of_zero(packed: Tensor) -> Tensor:
 
 def _e4m3(bits: Tensor) -> Tensor:
     return bits.view(torch.float8_e4m3fn).float()
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(like.shape, generator=generator, device=like.device)
-
-
-def _default(x: Tensor) -> torch.Generator:
-    return torch.default_generator if x.device.type == "cpu" else torch.cuda.default_generators[0]
 
 
 def _group(columns: int) -> int:

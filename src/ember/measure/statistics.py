@@ -78,8 +78,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _median(drawn: np.ndarray) -> np.ndarray:
-    return np.median(drawn, axis=1)
+_median = partial(np.median, axis=1)
 
 
 def bootstrap(

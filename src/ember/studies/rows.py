@@ -42,6 +42,11 @@ def grouped(rows: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
     return groups
 
 
+def better_of(ours: Iterable[Mapping], theirs: Iterable[Mapping], by: str) -> list[Mapping]:
+    """Of each pair of rows the one with more in a column; of equal ones the first."""
+    return [max(pair, key=lambda row: row[by]) for pair in zip(ours, theirs, strict=True)]
+
+
 def with_ends(name: str, found: Sequence[float]) -> dict[str, float]:
     """Columns of an estimate and its interval, as `ember.records.schema.estimate` has them."""
     return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))

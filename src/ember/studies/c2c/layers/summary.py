@@ -23,8 +23,8 @@ def summarise_layers(
     """
     told = {row["schedule"]: row for row in records(schedules, C2C_SCHEDULES)}
     made = Comparison(runs, judged["strata"], seed, resamples)
-    names = {name: point for _, point in made.points if (name := _schedule(made, point))}
     rows = made.rows("layers", judged["margin"])
+    names = {row["schedule"]: row["point"] for row in rows}
     for row in rows:
         schedule = told.get(row["schedule"], {})
         rival = schedule.get("rival")
@@ -43,10 +43,6 @@ def summarise_layers(
         }
     adjust(rows, "over_rival_p_holm", "over_rival_p_holm")
     return rows
-
-
-def _schedule(made: Comparison, point: str) -> str:
-    return next(iter(made.points["layers", point].values())).rows[0]["schedule"]
 
 
 @makes(C2C_SENSITIVITY)

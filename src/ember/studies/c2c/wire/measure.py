@@ -88,8 +88,9 @@ def measure_wire(
     pair = load_pair(sharer, receiver, fuser, device, kind)
     with torch.inference_mode(), linked() as link:
         source = next(share_items(pair, read_items(questions, "test", 1), batch_size=1))
+        pairs = [(k[0], v[0]) for k, v in zip(source.keys, source.values, strict=True)]
         payloads = [
-            _real(source),
+            KV("pair", pairs, source.layers, source.rotated),
             _random("published", *PUBLISHED, published_tokens, device, kind, seed),
             _random("big", *WIDE, _tokens(big_mb, WIDE), device, kind, seed),
         ]
@@ -104,12 +105,6 @@ def measure_wire(
         stages = _stages(pair, source, text_tokens, link, warmup, repeats)
     text = {"text_tokens": text_tokens, "text_bytes": text_bytes}
     return blobs, [row | text | about for row in stages]
-
-
-def _real(source: SourceKV) -> KV:
-    """The sharer's KV of one passage."""
-    pairs = [(k[0], v[0]) for k, v in zip(source.keys, source.values, strict=True)]
-    return KV("pair", pairs, source.layers, source.rotated)
 
 
 def _random(name, layers, heads, size, tokens, device, dtype, seed) -> KV:
