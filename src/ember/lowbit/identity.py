@@ -161,8 +161,8 @@ def vocabulary() -> list[str]:
 class Words:
     """Token ids of words and back."""
 
-    def __init__(self, words: Sequence[str] | None = None):
-        self.words = list(words or vocabulary())
+    def __init__(self):
+        self.words = vocabulary()
         self.ids = {word: index for index, word in enumerate(self.words)}
 
     def prompt(self, question: str) -> list[int]:
