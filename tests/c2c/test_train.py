@@ -68,11 +68,11 @@ def test_the_curriculum_ends_when_enough_is_right():
 def test_models_stay_as_they_are_while_the_fuser_learns():
     task = tasks()["fusing"]
     before = [p.clone() for p in (*task.sharer.parameters(), *task.receiver.parameters())]
-    fuser = [p.clone() for p in task.fuser.parameters()]
+    fuser = [p.clone() for p in task.module.parameters()]
     run(task, 6, log_every=6)
     after = [*task.sharer.parameters(), *task.receiver.parameters()]
     assert all(map(torch.equal, before, after))
-    assert not any(map(torch.equal, fuser, task.fuser.parameters()))
+    assert not any(map(torch.equal, fuser, task.module.parameters()))
 
 
 def test_outliers_change_keys_and_values_and_not_the_function():

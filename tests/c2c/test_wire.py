@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ember.c2c import wire
-from ember.c2c.channel import Part, Payload
-from ember.c2c.wire import WireError, inspect, pack, part_of, unpack
+from ember.c2c.channel import Part, Payload, part_of
+from ember.c2c.wire import WireError, inspect, pack, unpack
 from ember.formats.axes import Along
 from ember.formats.pairs import VALID
 

@@ -89,14 +89,9 @@ class Channel:
             check(scheme, self.axis, symmetric=self.symmetric)
 
     @cached_property
-    def key_axis(self) -> str:
-        """Axis of keys."""
-        return axes_of(self.axis)[0]
-
-    @cached_property
-    def value_axis(self) -> str:
-        """Axis of values."""
-        return axes_of(self.axis)[1]
+    def axes(self) -> tuple[str, str]:
+        """Of keys and of values."""
+        return axes_of(self.axis)
 
     def along(self, layer: int, axis: str) -> Along:
         """How a sharer's layer is quantised."""
@@ -139,20 +134,15 @@ class Channel:
             start if run else 0,
             None if run else index.cpu(),
             source.layers,
-            self._parts(source.layers, [x[item, index] for x in source.keys], self.key_axis),
-            self._parts(source.layers, [x[item, index] for x in source.values], self.value_axis),
+            self._parts(source.layers, [x[item, index] for x in source.keys], self.axes[0]),
+            self._parts(source.layers, [x[item, index] for x in source.values], self.axes[1]),
             source.rotated,
             self.index_dtype_bytes,
         )
 
     def _parts(self, layers: Sequence[int], found: Sequence[Tensor], axis: str) -> tuple[Part, ...]:
-        parts = []
-        for layer, x in zip(layers, found, strict=True):
-            along = self.along(layer, axis)
-            packed = along.pack(x)
-            about = (along.scheme, along.axis, along.symmetric, along.group, tuple(x.shape))
-            parts.append(Part(*about, packed.data, packed.parts))
-        return tuple(parts)
+        pairs = zip(layers, found, strict=True)
+        return tuple(part_of(x, self.along(layer, axis)) for layer, x in pairs)
 
     def transmit(self, source: SourceKV, context: Context) -> Sent:
         """What `receive(send(…))` gives, bit for bit, without packing; bytes as estimated."""
@@ -161,14 +151,13 @@ class Channel:
     def deliver(self, source: SourceKV, chosen: Tensor, context: Context) -> Sent:
         """The same, of tokens chosen before."""
         source = self.kept(source)
-        keys = _through(source, source.keys, chosen, self._simulated(self.key_axis))
-        values = _through(source, source.values, chosen, self._simulated(self.value_axis))
+        keys, values = (
+            _through(source, x, chosen, partial(self.along, axis=axis))
+            for x, axis in zip((source.keys, source.values), self.axes, strict=True)
+        )
         sent = SourceKV(keys, values, source.layers, chosen, source.rotated)
         lost = source.tokens & ~chosen if self.scatter_fill == "zeros" else None
         return Sent(sent, self.estimate(source, chosen, context), lost)
-
-    def _simulated(self, axis: str) -> Callable[[int, Tensor], Tensor]:
-        return lambda layer, x: self.along(layer, axis).simulate(x)
 
     def estimate(self, source: SourceKV, chosen: Tensor, context: Context) -> list[int]:
         """Bytes of each item from the sharer's shape: tokens · 2 · heads · head dimension · bytes
@@ -186,11 +175,18 @@ class Channel:
     def _estimate(self, source: SourceKV, count: int, run: bool) -> int:
         overhead = self.include_scale_overhead
         total = self.index_dtype_bytes * count * (overhead and not run)
-        for axis, found in ((self.key_axis, source.keys), (self.value_axis, source.values)):
+        for axis, found in zip(self.axes, (source.keys, source.values), strict=True):
             for layer, x in zip(source.layers, found, strict=True):
                 shape = (count, *x.shape[-2:])
                 total += self.along(layer, axis).bytes(shape, parts=overhead)
         return total
+
+
+def part_of(x: Tensor, along: Along) -> Part:
+    """KV (n, H, D) of one layer as it is sent."""
+    packed = along.pack(x)
+    kind = (along.scheme, along.axis, along.symmetric, along.group)
+    return Part(*kind, tuple(x.shape), packed.data, packed.parts)
 
 
 def receive(
@@ -293,15 +289,16 @@ def _row(part: Part, index: Tensor, tokens: int, dtype, device) -> Tensor:
 
 
 def _through(
-    source: SourceKV, found: Sequence[Tensor], chosen: Tensor, change: Callable
+    source: SourceKV, found: Sequence[Tensor], chosen: Tensor, along: Callable[[int], Along]
 ) -> tuple[Tensor, ...]:
-    """Each layer's (B, T, H, D) with the chosen tokens changed and the others 0.
+    """Each layer's (B, T, H, D) with the chosen tokens quantised and back, and the others 0.
 
     Rows of as many tokens go together.
     """
     if bool(chosen.all()):
         return tuple(
-            change(layer, x).to(x.dtype) for layer, x in zip(source.layers, found, strict=True)
+            along(layer).simulate(x).to(x.dtype)
+            for layer, x in zip(source.layers, found, strict=True)
         )
     made = [torch.zeros_like(x) for x in found]
     counts = chosen.sum(1)
@@ -309,5 +306,5 @@ def _through(
         rows = (counts == count).nonzero()
         columns = chosen[rows[:, 0]].nonzero()[:, 1].view(len(rows), count)
         for layer, x, out in zip(source.layers, found, made, strict=True):
-            out[rows, columns] = change(layer, x[rows, columns]).to(x.dtype)
+            out[rows, columns] = along(layer).simulate(x[rows, columns]).to(x.dtype)
     return tuple(made)

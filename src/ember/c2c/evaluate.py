@@ -223,19 +223,17 @@ def evaluate(
 
 
 def in_shards(
-    items: Sequence[Item], size: int, folder: Path, key: str, measure: Callable
+    items: Sequence, size: int, folder: Path, key: str, measure: Callable[[Sequence], list[dict]]
 ) -> list[dict]:
     """Rows of `measure(items)` for `size` items at a time; finished shards of this `key` (a hash of
-    what else they depend on) are read from `folder`, so that a stopped run loses one."""
+    the items and what else rows depend on) are read from `folder`: a stopped run loses one."""
     rows = []
     for number, start in enumerate(range(0, len(items), size)):
         file = folder / f"{number}.json"
-        some = items[start : start + size]
-        ids = [item.id for item in some]
         kept = json.loads(file.read_text()) if file.is_file() else {}
-        if kept.get("key") != key or kept.get("items") != ids:
+        if kept.get("key") != key:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = {"key": key, "items": ids, "rows": measure(some)}
+            kept = {"key": key, "rows": measure(items[start : start + size])}
             with atomic_file(file) as part:
                 part.write_text(json.dumps(kept))
         rows += kept["rows"]

@@ -8,20 +8,18 @@ receiver's own KV of a text in which all that either knows is visible, with gate
 Shapes: B passages a step, T their tokens, Q questions of each, H hidden size.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ember.c2c.fuse import SectionCache, fuse
 from ember.c2c.fuser import Fuser
 from ember.c2c.pair import Reader, read, share
 from ember.c2c.world import World, ask, passages, pick, split_generator
-from ember.optim.loop import Diverged
-from ember.optim.optimizers import apply_gradients, linear_rate, make_optimizers
+from ember.optim.optimizers import Learner, linear_rate, make_optimizers
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,10 @@ class Recipe:
     warmup_steps: int
     seed: int
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step (0-based)."""
-        return linear_rate(step, self.steps, self.learning_rate, self.warmup_steps, 0.05)
+    def rate(self, step: int) -> tuple[float, str]:
+        """Learning rate of a step (0-based), and which one it is in words."""
+        rate = linear_rate(step, self.steps, self.learning_rate, self.warmup_steps, 0.05)
+        return rate, f"step {step + 1} of {self.steps}"
 
 
 def answer_loss(reader: Reader, hidden: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +51,7 @@ def answer_loss(reader: Reader, hidden: Tensor, questions: Tensor) -> tuple[Tens
     return loss, (logits.argmax(-1) == right).float().mean()
 
 
-class Lookup:
+class Lookup(Learner):
     """A model that learns to answer questions about the records of its own copy.
 
     A curriculum: half of the records, all visible, until `enough` of the answers are right
@@ -72,16 +71,16 @@ class Lookup:
         enough: float = 0.93,
         autocast: torch.dtype | None = None,
     ):
-        self.reader, self.world, self.role, self.recipe = reader, world, role, recipe
+        self.world, self.role, self.recipe = world, role, recipe
         self.asked, self.enough, self.autocast = asked, enough, autocast
         self.names = np.arange(world.vocab_size) if names is None else names
-        self.device = reader.device
-        self.optimizers = make_optimizers(
+        optimizers = make_optimizers(
             reader.decoder, "muon", outer_factor=3.0, weight_decay=0.05, betas=(0.9, 0.98)
         )
         if reader.smear is not None:
             smear = {"params": list(reader.smear.parameters()), "weight_decay": 0.0, "factor": 1.0}
-            self.optimizers[-1].add_param_group(smear)
+            optimizers[-1].add_param_group(smear)
+        super().__init__(reader, optimizers)
         self.easy, self.right = asked == "own", 0.0
 
     def step(self, number: int) -> dict[str, float]:
@@ -98,12 +97,12 @@ class Lookup:
         copy = getattr(made, self.role)
         tokens = np.concatenate([copy, questions.reshape(len(copy), -1)], 1)
         tokens = torch.from_numpy(self.names[tokens]).to(self.device)
-        self.reader.train()
+        self.module.train()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            hidden = self.reader(tokens)[:, copy.shape[1] :]
+            hidden = self.module(tokens)[:, copy.shape[1] :]
             asked = tokens[:, copy.shape[1] :].unflatten(1, questions.shape[1:])
-            loss, right = answer_loss(self.reader, hidden, asked)
-        _learn(loss, self.reader.parameters(), self.optimizers, recipe, number)
+            loss, right = answer_loss(self.module, hidden, asked)
+        self.learn(loss, *recipe.rate(number))
         found = right.item()
         self.right += 0.05 * (found - self.right)
         if self.easy and self.right >= self.enough:
@@ -111,14 +110,14 @@ class Lookup:
         return {"loss": loss.item(), "right": found, "easy": float(self.easy)}
 
     def state_dict(self) -> dict:
-        return _state(self.reader, self.optimizers) | {"easy": self.easy, "right": self.right}
+        return super().state_dict() | {"easy": self.easy, "right": self.right}
 
     def load_state_dict(self, state: dict) -> None:
-        _restore(self.reader, self.optimizers, state)
+        super().load_state_dict(state)
         self.easy, self.right = state["easy"], state["right"]
 
 
-class Fusing:
+class Fusing(Learner):
     """A fuser that learns between two frozen models.
 
     For `hold` of the steps gates are open; then they are soft with a temperature that falls
@@ -141,10 +140,10 @@ class Fusing:
         hold: float = 0.4,
         autocast: torch.dtype | None = None,
     ):
-        self.sharer, self.receiver, self.fuser = sharer, receiver, fuser
+        self.sharer, self.receiver = sharer, receiver
         self.world, self.recipe, self.names, self.shared = world, recipe, names, shared
         self.warm, self.warm_until, self.hold = warm, warm_until, hold
-        self.autocast, self.device = autocast, receiver.device
+        self.autocast = autocast
         for reader in (sharer, receiver):
             reader.eval().requires_grad_(False)
         gates = [p for name, p in fuser.named_parameters() if name.endswith("gate")]
@@ -153,10 +152,10 @@ class Fusing:
             {"params": others, "weight_decay": 0.01, "factor": 1.0},
             {"params": gates, "weight_decay": 0.0, "factor": 20.0},
         ]
-        self.optimizers = [torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)]
+        super().__init__(fuser, [torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)])
 
     def step(self, number: int) -> dict[str, float]:
-        recipe, fuser, done = self.recipe, self.fuser, number / self.recipe.steps
+        recipe, fuser, done = self.recipe, self.module, number / self.recipe.steps
         rng = split_generator(recipe.seed, "tune", number)
         torch.manual_seed(int(rng.integers(2**62)))  # the gates' noise
         made = passages(self.world, recipe.batch_size, rng)
@@ -186,7 +185,7 @@ class Fusing:
             loss, right = answer_loss(self.receiver, hidden, asked)
             distance = _distance(fused, target) if warm else loss.new_zeros(())
         total = loss + warm * distance
-        _learn(total, fuser.parameters(), self.optimizers, recipe, number)
+        self.learn(total, *recipe.rate(number))
         opened = (fuser.gate_logits() > 0).float().mean()
         return {
             "loss": loss.item(),
@@ -200,12 +199,6 @@ class Fusing:
         tokens = torch.cat([own, questions.flatten(1)], 1)
         hidden = self.receiver.embed(tokens)[:, own.shape[1] :]
         return self.receiver.decoder(hidden=hidden, cache=cache)
-
-    def state_dict(self) -> dict:
-        return _state(self.fuser, self.optimizers)
-
-    def load_state_dict(self, state: dict) -> None:
-        _restore(self.fuser, self.optimizers, state)
 
 
 def inject_outliers(reader: Reader, factor: float) -> None:
@@ -238,24 +231,3 @@ def _distance(fused, target) -> Tensor:
         for mine, wanted in zip(ours, theirs, strict=True)
     ]
     return torch.stack([error / size for error, size in pairs]).mean()
-
-
-def _learn(loss: Tensor, parameters, optimizers, recipe: Recipe, number: int) -> None:
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(list(parameters), 1.0)
-    if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-        raise Diverged(
-            f"training diverged at step {number + 1} of {recipe.steps}: loss {loss.item()}, "
-            f"gradient norm {norm.item()}.\nLower learning_rate or raise warmup_steps."
-        )
-    apply_gradients(optimizers, recipe.rate(number))
-
-
-def _state(module: nn.Module, optimizers) -> dict:
-    return {"model": module.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}
-
-
-def _restore(module: nn.Module, optimizers, state: dict) -> None:
-    module.load_state_dict(state["model"])
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)

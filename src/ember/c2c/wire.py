@@ -159,13 +159,6 @@ class Header:
         return placed
 
 
-def part_of(x: Tensor, along: Along) -> Part:
-    """KV (n, H, D) of one layer as it is sent."""
-    packed = along.pack(x)
-    kind = (along.scheme, along.axis, along.symmetric, along.group)
-    return Part(*kind, tuple(x.shape), packed.data, packed.parts)
-
-
 def pack(payload: Payload) -> bytes:
     """The payload as one blob. Raises `WireError` for one that contradicts itself."""
     return pack_buffer(payload).numpy().tobytes()

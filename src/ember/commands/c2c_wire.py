@@ -39,7 +39,7 @@ def add(commands) -> None:
 
 def _pack(options) -> str:
     from ember.c2c import wire
-    from ember.c2c.channel import Payload
+    from ember.c2c.channel import Payload, part_of
     from ember.formats import axes
     from ember.formats.pairs import axes_of
     from ember.records.atomic import atomic_file
@@ -55,7 +55,7 @@ def _pack(options) -> str:
 
     def parts(name: str, axis: str) -> tuple:
         along = axes.Along(options.scheme, axis, symmetric, options.group)
-        return tuple(wire.part_of(tensors[f"{name}.{layer}"], along) for layer in layers)
+        return tuple(part_of(tensors[f"{name}.{layer}"], along) for layer in layers)
 
     sent = len(tensors[f"keys.{layers[0]}"])
     length = _number(about, "length", sent if index is None else int(index.amax()) + 1)

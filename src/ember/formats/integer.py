@@ -58,9 +58,11 @@ def dequantise(q: Quantised, *, bits: int) -> Tensor:
     return values.flatten(-2)
 
 
-def stochastic(x: Tensor, generator: torch.Generator) -> Tensor:
-    """x rounded up or down at random, so that the mean of many roundings is x."""
-    noise = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
+def stochastic(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """x rounded up or down at random (None: by the device's own generator), so that the mean of
+    many roundings is x."""
+    device = x.device if generator is None else generator.device
+    noise = torch.rand(x.shape, generator=generator, device=device).to(x.device)
     return (x + noise).floor()
 
 

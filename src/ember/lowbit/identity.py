@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ember.model.decoder import Decoder
 from ember.optim.loop import BadTraining, Diverged
 from ember.optim.loss import token_losses
-from ember.optim.optimizers import apply_gradients, linear_rate, make_optimizers
+from ember.optim.optimizers import Learner, apply_gradients, linear_rate, make_optimizers
 from ember.records.errors import EmberError
 
 KINDS = ("identity", "near", "general")
@@ -161,8 +161,8 @@ def vocabulary() -> list[str]:
 class Words:
     """Token ids of words and back."""
 
-    def __init__(self, words: Sequence[str] | None = None):
-        self.words = list(words or vocabulary())
+    def __init__(self):
+        self.words = vocabulary()
         self.ids = {word: index for index, word in enumerate(self.words)}
 
     def prompt(self, question: str) -> list[int]:
@@ -286,41 +286,32 @@ class IntentHead:
         return nn.functional.linear(states, self.weight[:, :-1], self.weight[:, -1])
 
 
-class Chat:
+class Chat(Learner):
     """A dense model that learns all dialogues of the base identity but the probes' phrasings of who
     is who: a task of the loop."""
 
     def __init__(self, decoder: Decoder, steps: int, size: int, rate: float, seed: int):
-        self.decoder, self.steps, self.size, self.rate, self.seed = decoder, steps, size, rate, seed
-        self.device = decoder.embed_tokens.weight.device
+        self.steps, self.size, self.rate, self.seed = steps, size, rate, seed
         self.words = Words()
         learned = [d for d in dialogues() if d.kind == "general" or not d.probe]
         self.by_kind = {kind: [d for d in learned if d.kind == kind] for kind in KINDS}
         if not rate > 0:
             raise BadTraining("the learning rate is not above 0.\nRaise it.")
-        self.optimizers = make_optimizers(
+        optimizers = make_optimizers(
             decoder, "muon", outer_factor=3.0, weight_decay=0.02, betas=(0.9, 0.98)
         )
+        super().__init__(decoder, optimizers)
 
     def step(self, number: int) -> dict[str, float]:
         rng = random.Random(f"{self.seed} {number}")
         mix = {"general": 0.7, "identity": 0.15, "near": 0.15}
         tokens, answers = batch(self.words, draw(mix, self.by_kind, self.size, rng), self.device)
-        loss = answer_loss(self.decoder, tokens, answers)
+        loss = answer_loss(self.module, tokens, answers)
         if not bool(loss.isfinite()):
             raise Diverged("the loss is not finite.\nLower the learning rate.")
         loss.backward()
         apply_gradients(self.optimizers, linear_rate(number, self.steps, self.rate, 20, 0.05))
         return {"loss": loss.item()}
-
-    def state_dict(self) -> dict:
-        optimizers = [one.state_dict() for one in self.optimizers]
-        return {"decoder": self.decoder.state_dict(), "optimizers": optimizers}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.decoder.load_state_dict(state["decoder"])
-        for one, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            one.load_state_dict(kept)
 
 
 def routed(questions: Sequence[str]) -> list[bool]:

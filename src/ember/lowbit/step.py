@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ember.lowbit.training import Control, TrainedLinear, pack, pack_head
+from ember.lowbit.training import Control, TrainedLinear, first_trained, pack, pack_head
 from ember.model.checkpoint import load_decoder, random_decoder
 from ember.model.decoder import Decoder
 from ember.model.folder import read_architecture, read_contents
@@ -37,14 +37,12 @@ def load_trainable(
     in `dtype`. Random weights are drawn layer by layer on the device.
     """
     arch = read_architecture(folder)
-    count = arch.num_layers if last_layers is None else last_layers
-    if not 1 <= count <= arch.num_layers:
-        raise BadTraining(f"{count} layers are to be trained.\nSet 1 to {arch.num_layers}.")
+    first = first_trained(arch.num_layers, last_layers)
     outer, layers = _by_layer(folder, device, dtype)
     found: list[TrainedLinear] = []
     for index, layer in enumerate(layers):
         layer.to(device).requires_grad_(False)
-        if index >= arch.num_layers - count:
+        if index >= first:
             found += pack(layer, control, headroom)
         outer.layers.append(layer)
     outer.arch = arch

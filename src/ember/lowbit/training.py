@@ -281,7 +281,8 @@ def quantise_stochastically(
     above = (bits + 1).clamp(max=0x7E)
     low, high = _e4m3(bits), _e4m3(above)
     share = (wanted - low) / (high - low).clamp(min=1e-30)
-    bits = torch.where(_uniform(share, generator) < share, above, bits)
+    drawn = torch.rand(share.shape, generator=generator, device=share.device)
+    bits = torch.where(drawn < share, above, bits)
     magnitude = blocks.abs()
     largest = (magnitude > (e2m1.MOST * low * overall)[..., None]) * e2m1.MOST
     magnitude.div_((_e4m3(bits) * overall)[..., None]).clamp_(max=e2m1.MOST)
@@ -289,7 +290,7 @@ def quantise_stochastically(
     # E2M1 counts in halves, from 2 in ones, from 4 in twos: the least count is the right one.
     counts = torch.minimum(2 * magnitude, magnitude + 2)
     counts = torch.minimum(counts, magnitude.div_(2).add_(4), out=counts)
-    codes = stochastic(counts, generator or _default(x)).to(torch.uint8)
+    codes = stochastic(counts, generator).to(torch.uint8)
     return codes.add_(torch.signbit(blocks), alpha=8).flatten(-2), bits
 
 
@@ -302,14 +303,6 @@ def _count_changes(before: Tensor, after: Tensor) -> Tensor:
 
 def _e4m3(bits: Tensor) -> Tensor:
     return bits.view(torch.float8_e4m3fn).float()
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(like.shape, generator=generator, device=like.device)
-
-
-def _default(x: Tensor) -> torch.Generator:
-    return torch.default_generator if x.device.type == "cpu" else torch.cuda.default_generators[0]
 
 
 def _group(columns: int) -> int:
@@ -333,14 +326,17 @@ def make_trainable(
     `headroom`: of the tensor scales, which stay, for weights that grow. Raises FormatError where
     rows are no multiple of 16, BadTraining for more layers than there are.
     """
-    depth = len(decoder.layers)
+    first = first_trained(len(decoder.layers), last_layers)
+    decoder.requires_grad_(False)
+    return [one for part in decoder.layers[first:] for one in pack(part, control, headroom)]
+
+
+def first_trained(depth: int, last_layers: int | None) -> int:
+    """The first of `depth` layers that trains; None: all do. Raises BadTraining for too many."""
     count = depth if last_layers is None else last_layers
     if not 1 <= count <= depth:
         raise BadTraining(f"{count} layers of {depth} are to be trained.\nSet 1 to {depth}.")
-    decoder.requires_grad_(False)
-    return [
-        one for part in decoder.layers[depth - count :] for one in pack(part, control, headroom)
-    ]
+    return depth - count
 
 
 @torch.no_grad()

@@ -78,8 +78,7 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _median(drawn: np.ndarray) -> np.ndarray:
-    return np.median(drawn, axis=1)
+_median = partial(np.median, axis=1)
 
 
 def bootstrap(
@@ -104,6 +103,16 @@ def interval(draws: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of what `bootstrap` gives (1 + resamples,); holds the estimate."""
     low, high = np.percentile(draws[1:], [2.5, 97.5])
     return float(min(low, draws[0])), float(max(high, draws[0]))
+
+
+def estimate(draws: np.ndarray) -> tuple[float, float, float]:
+    """The estimate of what `bootstrap` gives, and its 95 % interval."""
+    return float(draws[0]), *interval(draws)
+
+
+def mean(samples, rng: np.random.Generator, resamples: int) -> tuple[float, float, float]:
+    """Mean of the samples (n,), and its 95 % interval by bootstrap."""
+    return estimate(bootstrap(samples, rng, resamples, partial(np.mean, axis=1)))
 
 
 def few(samples: Sequence[float]) -> tuple[float, float, float]:
@@ -141,10 +150,10 @@ def paired(ours, theirs, rng: np.random.Generator, resamples: int = 10_000) -> d
             "measure both subjects on the same items, at least one"
         )
     differences = ours - theirs
-    low, high = interval(bootstrap(differences, rng, resamples, partial(np.mean, axis=1)))
+    difference, low, high = mean(differences, rng, resamples)
     return {
         "n": len(differences),
-        "difference": float(differences.mean()),
+        "difference": difference,
         "low": low,
         "high": high,
         "p": _sign_flip_p(differences[differences != 0], rng, resamples),

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -119,22 +119,35 @@ def save_decoder(
     `weights` (trained, random or pretrained) and `about` go into `ember.json`; `extra_files` (a
     tokenizer's, say) are copied in under their names.
     """
-    from safetensors.torch import save_file
-
-    if weights not in KINDS:
-        raise ValueError(f"weights must be one of {KINDS}, got {weights!r}")
-    folder = Path(folder)
     # Clones, because a packed decoder's parameters share memory, which the format refuses.
     parameters = {name: p.detach().cpu().clone() for name, p in decoder.named_parameters()}
     state = names.to_hf(decoder.arch, parameters)
     dtype = str(next(decoder.parameters()).dtype).removeprefix("torch.")
+    config = decoder.arch.to_hf() | {"dtype": dtype, "torch_dtype": dtype}
+    kind = {"weights": weights} | (about or {})
+    return write_folder(folder, config, kind, state, extra_files)
+
+
+def write_folder(
+    folder: str | Path,
+    config: Mapping,
+    kind: Mapping,
+    state: Mapping[str, Tensor],
+    extra_files: Iterable[str | Path] = (),
+    file: str = WEIGHTS,
+) -> Path:
+    """Writes a model directory whole or not at all: config.json, ember.json, tensors in `file`."""
+    from safetensors.torch import save_file
+
+    if kind["weights"] not in KINDS:
+        raise ValueError(f"weights must be one of {KINDS}, got {kind['weights']!r}")
     with atomic_dir(folder) as part:
-        _write_json(part / CONFIG, decoder.arch.to_hf() | {"dtype": dtype, "torch_dtype": dtype})
-        _write_json(part / KIND, {"weights": weights} | (about or {}))
-        save_file(state, part / WEIGHTS, metadata={"format": "pt"})
-        for file in map(Path, extra_files):
-            shutil.copyfile(file, part / file.name)
-    return folder
+        for name, content in ((CONFIG, config), (KIND, kind)):
+            (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        save_file(state, part / file, metadata={"format": "pt"})
+        for extra in map(Path, extra_files):
+            shutil.copyfile(extra, part / extra.name)
+    return Path(folder)
 
 
 def random_decoder(
@@ -197,7 +210,3 @@ def _tensors(contents: Contents) -> Iterator[tuple[str, Path, Tensor]]:
         with open_weights(file, "pt") as stream:
             for name, stored in found:
                 yield name, file, stream.get_tensor(stored.name)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

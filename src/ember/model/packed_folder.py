@@ -7,7 +7,6 @@ of compressed-tensors (`weight_packed`, `weight_scale`, `weight_global_scale`, t
 ours). A layer takes the form that it has in the file.
 """
 
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,11 @@ from torch import Tensor, nn
 
 from ember.formats.base import FormatError
 from ember.model import names
-from ember.model.checkpoint import empty_decoder
+from ember.model.checkpoint import empty_decoder, write_folder
 from ember.model.dat import read_dat
 from ember.model.decoder import Decoder
 from ember.model.families import family_of
 from ember.model.folder import (
-    CONFIG,
-    KIND,
-    KINDS,
     REMEDY,
     BadCheckpoint,
     eos_token_ids,
@@ -32,7 +28,6 @@ from ember.model.folder import (
     read_architecture,
 )
 from ember.model.packed import PACKED, PackedLinear
-from ember.records.atomic import atomic_dir, write_json
 
 FILE = "packed.safetensors"
 PARTS = ("qdata", "scale", "tensor_scale")
@@ -87,17 +82,9 @@ def save_packed(
     about: Mapping | None = None,
 ) -> Path:
     """Writes a directory of packed weights, whole or not at all; `load_decoder` loads it."""
-    from safetensors.torch import save_file
-
-    if weights not in KINDS:
-        raise ValueError(f"weights must be one of {KINDS}, got {weights!r}")
-    with atomic_dir(folder) as part:
-        write_json(part / CONFIG, decoder.arch.to_hf())
-        write_json(part / KIND, {"weights": weights} | dict(about or {}))
-        save_file(packed_state(decoder), part / FILE, metadata={"format": "pt"})
-        for file in map(Path, extra_files):
-            shutil.copyfile(file, part / file.name)
-    return Path(folder)
+    kind = {"weights": weights} | dict(about or {})
+    state = packed_state(decoder)
+    return write_folder(folder, decoder.arch.to_hf(), kind, state, extra_files, FILE)
 
 
 def save_compressed(decoder: Decoder, folder: str | Path, *, weights: str) -> Path:
@@ -106,8 +93,6 @@ def save_compressed(decoder: Decoder, folder: str | Path, *, weights: str) -> Pa
     The head is dense. Raises BadCheckpoint for other formats, and for a family whose checkpoints
     keep queries, keys and values in one matrix: it has no such layers.
     """
-    from safetensors.torch import save_file
-
     layers = {name: m for name, m in decoder.named_modules() if isinstance(m, PackedLinear)}
     formats = {layer.format for layer in layers.values()}
     if formats != {"nvfp4"} or "lm_head" in layers or family_of(decoder.arch.model_type).packed_qkv:
@@ -124,11 +109,8 @@ def save_compressed(decoder: Decoder, folder: str | Path, *, weights: str) -> Pa
         [full] = names.to_hf(decoder.arch, {layer: tensor})
         tensor = 1 / tensor if part == "tensor_scale" else tensor
         state[f"{full.removesuffix('weight')}{theirs[part]}"] = tensor
-    with atomic_dir(folder) as part:
-        write_json(part / CONFIG, decoder.arch.to_hf() | {"quantization_config": NVFP4_A16})
-        write_json(part / KIND, {"weights": weights})
-        save_file(state, part / "model.safetensors", metadata={"format": "pt"})
-    return Path(folder)
+    config = decoder.arch.to_hf() | {"quantization_config": NVFP4_A16}
+    return write_folder(folder, config, {"weights": weights}, state)
 
 
 def load_packed(

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ember.model.decoder import Decoder
-from ember.optim.loop import BadTraining, Diverged, run
+from ember.optim.loop import BadTraining, run
 from ember.optim.loss import next_token_loss, token_losses
-from ember.optim.optimizers import OPTIMIZERS, apply_gradients, linear_rate, make_optimizers
+from ember.optim.optimizers import OPTIMIZERS, Learner, linear_rate, make_optimizers
 
 BITS_PER_NAT = 1 / math.log(2)
 LOG_ROWS = 30  # rows of a training log, about
@@ -201,49 +201,29 @@ def train(
     return rows
 
 
-class LanguageModelling:
+class LanguageModelling(Learner):
     """A decoder that learns to predict the next token of a stream: a task of the loop."""
 
     def __init__(
         self, decoder: Decoder, stream: np.ndarray, recipe: Recipe, autocast: torch.dtype | None
     ):
-        self.decoder, self.recipe, self.autocast = decoder, recipe, autocast
+        self.recipe, self.autocast = recipe, autocast
         self.windows = Windows(stream, recipe.sequence_length, recipe.seed, recipe.start_token)
-        self.optimizers = make_optimizers(
+        optimizers = make_optimizers(
             decoder,
             recipe.optimizer,
             outer_factor=recipe.outer_factor,
             weight_decay=recipe.weight_decay,
             betas=recipe.betas,
         )
-        self.device = next(decoder.parameters()).device
+        super().__init__(decoder, optimizers)
 
     def step(self, number: int) -> dict[str, float]:
         recipe = self.recipe
         batch = self.windows.batch(number * recipe.batch_size, recipe.batch_size)
-        self.decoder.train()
+        self.module.train()
         enabled = self.autocast is not None
         with torch.autocast(self.device.type, self.autocast, enabled=enabled):
-            loss = next_token_loss(self.decoder, torch.from_numpy(batch).to(self.device))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), recipe.grad_clip)
-        value, norm, rate = loss.item(), norm.item(), recipe.rate(number)
-        if not (math.isfinite(value) and math.isfinite(norm)):
-            raise Diverged(
-                f"training diverged at step {number + 1} of {recipe.steps}: loss {value}, "
-                f"gradient norm {norm}, learning rate {rate:.2e}.\n"
-                "Lower training.learning_rate or raise training.warmup_steps."
-            )
-        apply_gradients(self.optimizers, rate)
-        return {"train_loss": value}
-
-    def state_dict(self) -> dict:
-        return {
-            "model": self.decoder.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        self.decoder.load_state_dict(state["model"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+            loss = next_token_loss(self.module, torch.from_numpy(batch).to(self.device))
+        at = f"step {number + 1} of {recipe.steps}"
+        return {"train_loss": self.learn(loss, recipe.rate(number), at, recipe.grad_clip)}

@@ -1,10 +1,13 @@
-"""Optimizers of a decoder by parameter group, and the learning rate's schedule."""
+"""Optimizers of a decoder by parameter group, steps with them, and the learning rate's schedule."""
 
+import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 
 from ember.model.decoder import Decoder
+from ember.optim.loop import Diverged
 from ember.optim.muon import Muon
 
 OPTIMIZERS = ("muon", "adamw")
@@ -42,6 +45,38 @@ def apply_gradients(optimizers: Sequence[torch.optim.Optimizer], rate: float) ->
             group["lr"] = rate * group["factor"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+class Learner:
+    """A task of the loop that trains one module: its steps, and what is saved of it."""
+
+    def __init__(self, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]):
+        self.module, self.optimizers = module, optimizers
+        self.device = next(module.parameters()).device
+
+    def learn(self, loss: Tensor, rate: float, at: str, clip: float = 1.0) -> float:
+        """One step down a loss, gradients clipped to the norm `clip`; the loss as a number.
+
+        Raises `Diverged`, saying `at` which step, where loss or gradient is not finite.
+        """
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), clip).item()
+        if not (math.isfinite(value := loss.item()) and math.isfinite(norm)):
+            raise Diverged(
+                f"training diverged at {at}: loss {value}, gradient norm {norm}, learning rate "
+                f"{rate:.2e}.\nLower training.learning_rate or raise training.warmup_steps."
+            )
+        apply_gradients(self.optimizers, rate)
+        return value
+
+    def state_dict(self) -> dict:
+        optimizers = [one.state_dict() for one in self.optimizers]
+        return {"model": self.module.state_dict(), "optimizers": optimizers}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.module.load_state_dict(state["model"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
 
 
 def linear_rate(

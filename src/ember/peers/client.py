@@ -41,6 +41,7 @@ from ember.peers.adapters import (  # noqa: F401
     vllm_offline,
 )
 from ember.records.errors import EmberError
+from ember.records.provenance import source_root
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +214,26 @@ class Peer:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+
+def peer_of(framework: Mapping, setup: Mapping, timeout_s: float) -> Peer:
+    """The process of a framework as the configuration has it (`Framework`), not started.
+
+    A relative path of an interpreter starts at this checkout.
+    """
+    python = framework.get("python")
+    return Peer(
+        framework["adapter"],
+        None if python is None else source_root() / python,
+        {**setup, "arguments": dict(framework.get("arguments") or {})},
+        timeout_s=timeout_s,
+        environment=framework.get("environment"),
+    )
+
+
+def versions_of(ready: Mapping) -> str:
+    """Versions of a peer and what it rests on, of its "ready" line."""
+    return ", ".join(f"{name} {version}" for name, version in ready["versions"].items())
 
 
 def _environment(own: bool, threads: int) -> dict[str, str]:

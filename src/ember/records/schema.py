@@ -178,6 +178,18 @@ def spread(
     )
 
 
+def estimate(
+    name: str, unit: str, meaning: str, over: str = "streams", kind=number
+) -> tuple[Column, ...]:
+    """Columns of a number and the ends of its 95 % interval over streams, seeds or the like,
+    `name`_low and `name`_high; `kind` is `number` or `maybe`."""
+    return (
+        kind(name, unit, meaning),
+        kind(f"{name}_low", unit, f"lower end of its 95 % interval over {over}"),
+        kind(f"{name}_high", unit, "upper end"),
+    )
+
+
 EVIDENCE = text(
     "evidence",
     "measured: timed or counted here; modelled: computed from measured tables; "

@@ -127,6 +127,18 @@ def point_id(method: Method) -> str:
     return "-".join(parts)
 
 
+def columns(method: Method) -> dict:
+    """What tables say of a point: its id, method and budget."""
+    return {
+        "point": point_id(method),
+        "method": method.name,
+        "peak": method.peak,
+        "compression_interval": method.compression_interval,
+        "n_sink": method.n_sink,
+        "window": method.window if method.prunes else None,
+    }
+
+
 def _find(name: object, what: str, registry: Mapping[str, type]) -> type:
     known = names(f"{what}s")
     if name not in known:

@@ -103,7 +103,6 @@ def prunes(
     peak: int,
     n_sink: int,
     interval: int,
-    repairs: Mapping[str, Callable[[Parts], Tensor]] = REPAIRS,
 ) -> Iterator[Prune]:
     """Every prune of lazily pruned streams (B, T) whose whole period is in them.
 
@@ -125,7 +124,7 @@ def prunes(
         gone.turn(cache)
         known = tokens[:, step + 1 : step + interval + 1]
         found, measured = {}, []
-        for name, repair in repairs.items():
+        for name, repair in REPAIRS.items():
             branch = _Branch(cache)
             with _attending(decoder, partial(gone.attend, repair, measured)):
                 logits = decoder.logits(

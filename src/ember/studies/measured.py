@@ -5,21 +5,22 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from ember.measure.device import resolve
+from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.records.schema import Schema
 
 
-def on_device(model: str | Path, device: str, dtype: str) -> tuple:
-    """The device (resolved), the decoder of a model directory on it, and `measured_on` it."""
+def on_device(model: str | Path, device: str, dtype: str, *, named: bool = False) -> tuple:
+    """The device (resolved), the decoder of a model directory on it, and `measured_on` it, or with
+    `named` the `machine`."""
     import torch
 
     from ember.model.checkpoint import load_decoder
 
     device = resolve(device)
     decoder = load_decoder(model, device, getattr(torch, dtype))
-    return device, decoder, measured_on(model, device, dtype)
+    return device, decoder, (machine if named else measured_on)(model, device, dtype)
 
 
 def in_turns(
@@ -45,6 +46,11 @@ def blank(schema: Schema, **values) -> dict:
 def in_order(rows: list[dict], schema: Schema) -> list[dict]:
     """The rows sorted by the schema's key."""
     return sorted(rows, key=lambda row: tuple(row[name] for name in schema.key))
+
+
+def machine(model: str | Path, device: str, dtype: str) -> dict:
+    """What `measured_on` says, and the name of the device (`ember.records.schema.MACHINE`)."""
+    return measured_on(model, device, dtype) | {"device_name": device_name(device)}
 
 
 def measured_on(model: str | Path, device: str, dtype: str) -> dict:

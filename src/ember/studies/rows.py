@@ -8,14 +8,19 @@ from ember.records.schema import STATISTICS, Schema
 
 
 def records(table, schema: Schema) -> list[dict]:
-    """Rows of a table given as its path, as a data frame or as rows; nulls are None."""
+    """Rows of a table, given as its path, as a data frame or as rows, or of a list of tables, one
+    after the other; nulls are None."""
     if isinstance(table, str | Path):
         from ember.records.tables import read_rows
 
         return read_rows(table, schema)
     if hasattr(table, "to_dict"):
         table = table.astype(object).where(table.notna(), None).to_dict("records")
-    return list(table)
+    return [
+        row
+        for one in table
+        for row in ([one] if isinstance(one, Mapping) else records(one, schema))
+    ]
 
 
 def frame(table, schema: Schema):
@@ -35,6 +40,16 @@ def grouped(rows: Iterable[Mapping], *names: str) -> dict[tuple, list[Mapping]]:
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)
     return groups
+
+
+def better_of(ours: Iterable[Mapping], theirs: Iterable[Mapping], by: str) -> list[Mapping]:
+    """Of each pair of rows the one with more in a column; of equal ones the first."""
+    return [max(pair, key=lambda row: row[by]) for pair in zip(ours, theirs, strict=True)]
+
+
+def with_ends(name: str, found: Sequence[float]) -> dict[str, float]:
+    """Columns of an estimate and its interval, as `ember.records.schema.estimate` has them."""
+    return dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
 
 
 def summary_row(schema: Schema, runs: Sequence[Mapping]) -> tuple[dict, list[Mapping]]:

@@ -147,10 +147,11 @@ def panel(axes, letter: str, **where) -> None:
 
 
 def label(axes, letter: str, x: str, y: str, **legend) -> None:
-    """Name a panel and its axes, and put its legend where `legend` says."""
+    """Name a panel and its axes, and put its legend where `legend` says, if it has one."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.legend(**legend)
+    if legend:
+        axes.legend(**legend)
     panel(axes, letter)
 
 

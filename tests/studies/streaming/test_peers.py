@@ -82,7 +82,7 @@ class FakePeer:
 
 @pytest.fixture
 def compare(streaming_model, monkeypatch):
-    monkeypatch.setattr(measure, "Peer", FakePeer)
+    monkeypatch.setattr("ember.peers.client.Peer", FakePeer)
     monkeypatch.setattr(measure, "cut_streams", lambda *_: np.arange(160).reshape(2, 80) % 61)
     FakePeer.started = 0
 

@@ -1,7 +1,6 @@
 """`adaptive`: a prune waits for a token after which the model is sure what comes."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ember.streaming.method import BadMethod, Method
 
@@ -11,10 +10,10 @@ class Adaptive(Method):
     """From the fraction `early` of the period on the first token whose prediction has less entropy
     than the stream's median so far is pruned after, at the latest at the peak."""
 
-    name: ClassVar[str] = "adaptive"
-    improves: ClassVar[str] = "extremes"
-    needs: ClassVar[frozenset[str]] = frozenset({"entropy"})
-    one_row: ClassVar[bool] = True
+    name = "adaptive"
+    improves = "extremes"
+    needs = frozenset({"entropy"})
+    one_row = True
 
     early: float = 0.75
 

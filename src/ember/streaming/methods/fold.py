@@ -4,9 +4,9 @@ Derivation in docs/streaming.md.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from ember.streaming.method import Method, oldest, whole
+from ember.streaming.method import Method, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +18,8 @@ class Fold(Method):
     the last `queries` queries gave them. With `carry` the earlier slots are folded in as well, so
     that nothing is ever lost whole; without, a slot lives for one period."""
 
-    name: ClassVar[str] = "fold"
-    improves: ClassVar[str] = "spike"
+    name = "fold"
+    improves = "spike"
 
     slots: int = 1
     queries: int = 1
@@ -56,9 +56,6 @@ class Fold(Method):
             stays.append(end - 1)
         gone = torch.tensor([n for n in range(first, stop) if n not in stays])
         cache.drop(gone.to(places.device))
-
-    def choose(self, moment, count):
-        return oldest(moment, self.n_sink, count)
 
 
 def folded(

@@ -1,7 +1,6 @@
 """`max_drop`: no prune drops more than so many tokens; the rest goes in the next steps."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ember.streaming.method import Method, whole
 
@@ -11,8 +10,8 @@ class MaxDrop(Method):
     """Lazy pruning in portions: while a prune lasts, each step adds a token and drops up to
     `max_drop`, until the target is reached."""
 
-    name: ClassVar[str] = "max_drop"
-    improves: ClassVar[str] = "drop_size_max"
+    name = "max_drop"
+    improves = "drop_size_max"
 
     max_drop: int | None = None  # None: all at once
 

@@ -1,7 +1,6 @@
 """`overlap`: the newest tokens of what a prune drops stay until half of the next period."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ember.streaming.method import BadMethod, Method, oldest, whole
 
@@ -11,8 +10,8 @@ class Overlap(Method):
     """A prune in two halves. Kept for ever, the overlap would be no different from a smaller
     compression_interval."""
 
-    name: ClassVar[str] = "overlap"
-    improves: ClassVar[str] = "spike"
+    name = "overlap"
+    improves = "spike"
 
     overlap: int
 

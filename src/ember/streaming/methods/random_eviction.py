@@ -1,7 +1,6 @@
 """Random eviction: how much of a method's gain any choice would have."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ember.streaming.ranking import RankingMethod
 
@@ -10,8 +9,8 @@ from ember.streaming.ranking import RankingMethod
 class RandomEviction(RankingMethod):
     """Any tokens between the sinks and the newest ones, drawn anew at each prune."""
 
-    name: ClassVar[str] = "random_eviction"
-    improves: ClassVar[str] = "none: a reference"
+    name = "random_eviction"
+    improves = "none: a reference"
 
     n_sink: int = 4
     recent: int = 16

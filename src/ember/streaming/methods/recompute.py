@@ -1,18 +1,14 @@
 """Window recomputation: what is kept is read anew, as a text of its own. The oracle of quality."""
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from ember.streaming.method import Method
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recompute(Method):
     """Sinks and window, whose keys and values know nothing of what was dropped: at each prune they
     are computed from the kept tokens alone."""
 
-    name: ClassVar[str] = "recompute"
-    improves: ClassVar[str] = "none: a reference"
+    name = "recompute"
+    improves = "none: a reference"
 
     def apply(self, moment, places):
         cache = moment.cache

@@ -1,7 +1,6 @@
 """`refresh`: besides sinks and window a few old tokens stay, chosen anew at each prune."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ember.streaming.method import BadMethod, lowest, whole
 from ember.streaming.methods.max_drop import MaxDrop
@@ -13,8 +12,8 @@ class Refresh(MaxDrop):
     """`refresh_budget` tokens of all that is older than the window stay: those that the selector
     scores highest. With `max_drop` the others go in portions."""
 
-    name: ClassVar[str] = "refresh"
-    improves: ClassVar[str] = "spike and drift"
+    name = "refresh"
+    improves = "spike and drift"
 
     refresh_budget: int
     selector: Selector

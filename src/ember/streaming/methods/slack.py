@@ -1,7 +1,6 @@
 """`slack`: pruned on schedule, and between the prunes never more than so many tokens too long."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ember.streaming.method import Method, whole
 
@@ -11,8 +10,8 @@ class Slack(Method):
     """Lazy pruning with a bound on the overshoot: a cache that is `slack` tokens beyond its target
     drops one at each step until the prune comes."""
 
-    name: ClassVar[str] = "slack"
-    improves: ClassVar[str] = "extremes"
+    name = "slack"
+    improves = "extremes"
 
     slack: int
 

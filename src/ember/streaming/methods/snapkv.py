@@ -1,7 +1,6 @@
 """SnapKV's score at decoding: mass of the last queries, smoothed (Li et al., 2404.14469)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from ember.streaming.method import whole
 from ember.streaming.ranking import RankingMethod
@@ -12,8 +11,8 @@ class SnapKV(RankingMethod):
     """Attention of the last `window_size` queries (of a shorter period, of all its queries),
     averaged over heads and over `kernel_size` neighbours; those tokens themselves stay."""
 
-    name: ClassVar[str] = "snapkv"
-    improves: ClassVar[str] = "perplexity"
+    name = "snapkv"
+    improves = "perplexity"
 
     recent: int = field(default=0, init=False)  # those that look
     window_size: int = 32

@@ -1,7 +1,6 @@
 """StreamingLLM: sinks and a window, pruned at each token (Xiao et al., 2309.17453)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from ember.streaming.method import Method
 
@@ -10,7 +9,7 @@ from ember.streaming.method import Method
 class StreamingLLM(Method):
     """Sinks and a sliding window."""
 
-    name: ClassVar[str] = "streaming_llm"
-    improves: ClassVar[str] = "none: the reference at equal peak"
+    name = "streaming_llm"
+    improves = "none: the reference at equal peak"
 
     compression_interval: int = field(default=1, init=False)

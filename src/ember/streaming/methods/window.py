@@ -1,7 +1,6 @@
 """The newest tokens alone, without sinks: what fails on models that have them."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from ember.streaming.method import Method
 
@@ -10,8 +9,8 @@ from ember.streaming.method import Method
 class SlidingWindow(Method):
     """A sliding window, pruned at each token."""
 
-    name: ClassVar[str] = "window"
-    improves: ClassVar[str] = "none: a reference"
+    name = "window"
+    improves = "none: a reference"
 
     n_sink: int = field(default=0, init=False)
     compression_interval: int = field(default=1, init=False)

@@ -1,13 +1,11 @@
 """Tokens with the most attention so far, a query: the stronger reference (H2O's score)."""
 
-from typing import ClassVar
-
 from ember.streaming.selector import Selector, numbers
 
 
 class Attention(Selector):
-    name: ClassVar[str] = "attention"
-    needs: ClassVar[frozenset[str]] = frozenset({"mass"})
+    name = "attention"
+    needs = frozenset({"mass"})
 
     def scores(self, moment, start, stop):
         age = moment.step - numbers(moment, start, stop)  # queries that saw the token

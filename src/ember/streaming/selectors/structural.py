@@ -1,13 +1,11 @@
 """The newest ends of lines and sentences, and quotes."""
 
-from typing import ClassVar
-
 from ember.streaming.selector import Selector, by_number, numbers
 
 
 class Structural(Selector):
-    name: ClassVar[str] = "structural"
-    needs: ClassVar[frozenset[str]] = frozenset({"structure"})
+    name = "structural"
+    needs = frozenset({"structure"})
 
     def scores(self, moment, start, stop):
         ids = numbers(moment, start, stop)

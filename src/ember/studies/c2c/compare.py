@@ -11,11 +11,11 @@ from functools import cached_property
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, holm, interval, paired
+from ember.measure.statistics import bootstrap, estimate, holm, paired
 from ember.records.errors import EmberError
 from ember.records.schema import MEASURED_ON
 from ember.studies.c2c.point_tables import C2C_POINTS, POINT
-from ember.studies.rows import grouped, records
+from ember.studies.rows import grouped, records, with_ends
 
 FULL = "fp16"
 MEANS = ("tokens", "passage_tokens", "estimated_bytes", "measured_bytes", "charged_bytes")
@@ -62,7 +62,7 @@ class Comparison:
     """Tables C2C_POINTS (one or more a family, of all worlds), by family, point and stratum."""
 
     def __init__(self, runs: Iterable, strata: Sequence[str], seed: int, resamples: int):
-        rows = [row for table in runs for row in records(table, C2C_POINTS)]
+        rows = records(runs, C2C_POINTS)
         self.rng, self.resamples = np.random.default_rng(seed), resamples
         self.points: dict[tuple[str, str], dict[str, Answers]] = {}
         for (family, point), some in grouped(rows, "family", "point").items():
@@ -76,27 +76,26 @@ class Comparison:
             )
         self.strata = [one for one in strata if one not in missing]
 
-    def difference(self, ours: np.ndarray, theirs: np.ndarray, of: Answers) -> dict:
-        """Mean of ours - theirs over questions, its interval, and p, by passage."""
+    def difference(
+        self, ours: np.ndarray, theirs: np.ndarray, of: Answers
+    ) -> tuple[tuple[float, float, float], float]:
+        """Mean of ours - theirs over questions with its interval, and p, by passage."""
         sums = [np.bincount(of.passages, weights=x) for x in (ours, theirs)]
         counts = np.bincount(of.passages).astype(float)
-        draws = self._ratio(np.stack([sums[0] - sums[1], counts], 1))
-        low, high = interval(draws)
-        tested = paired(*sums, self.rng, self.resamples)
-        return {"difference": float(draws[0]), "low": low, "high": high, "p": tested["p"]}
+        found = self._ratio(np.stack([sums[0] - sums[1], counts], 1))
+        return found, paired(*sums, self.rng, self.resamples)["p"]
 
     def accuracy(self, of: Answers) -> tuple[float, float, float]:
         """With its interval."""
         sums = np.bincount(of.passages, weights=of.correct)
-        draws = self._ratio(np.stack([sums, np.bincount(of.passages)], 1).astype(float))
-        return float(draws[0]), *interval(draws)
+        return self._ratio(np.stack([sums, np.bincount(of.passages)], 1).astype(float))
 
-    def _ratio(self, sums: np.ndarray) -> np.ndarray:
+    def _ratio(self, sums: np.ndarray) -> tuple[float, float, float]:
         def ratio(some: np.ndarray) -> np.ndarray:
             total = some.sum(1)
             return total[:, 0] / np.maximum(total[:, 1], 1)
 
-        return bootstrap(sums, self.rng, self.resamples, ratio)
+        return estimate(bootstrap(sums, self.rng, self.resamples, ratio))
 
     def rows(self, family: str | None, margin: float) -> list[dict]:
         """Columns COMPARED of every point of a family (None: of all) and stratum."""
@@ -119,8 +118,8 @@ class Comparison:
                 "Measure them again, in one job."
             )
         first, worlds = ours.rows[0], ours.by_world()
-        accuracy, low, high = self.accuracy(ours)
-        to_full = self.difference(ours.correct, full.correct, ours)
+        accuracy = self.accuracy(ours)
+        to_full, p = self.difference(ours.correct, full.correct, ours)
         means = {name: ours.mean(name) for name in MEANS}
         measured = means["measured_bytes"]
         values = first["elements"]
@@ -133,17 +132,13 @@ class Comparison:
             "questions": len(ours.correct),
             "seeds": len(worlds),
             "limited": any(row["limited"] for row in ours.rows),
-            "accuracy": accuracy,
-            "accuracy_low": low,
-            "accuracy_high": high,
+            **with_ends("accuracy", accuracy),
             "accuracy_min": min(worlds) if len(worlds) > 1 else None,
             "accuracy_max": max(worlds) if len(worlds) > 1 else None,
-            "difference": to_full["difference"],
-            "difference_low": to_full["low"],
-            "difference_high": to_full["high"],
-            "p": to_full["p"],
+            **with_ends("difference", to_full),
+            "p": p,
             "margin": margin,
-            "non_inferior": to_full["low"] > -margin,
+            "non_inferior": to_full[1] > -margin,
             **{name: value for name, value in means.items() if name != "charged_bytes"},
             "drift": (measured - means["estimated_bytes"]) / measured if measured else 0.0,
             "bytes_share": measured / full.mean("measured_bytes"),
@@ -179,6 +174,6 @@ def at_equal_bytes(ladder: Sequence[Answers], size: float) -> np.ndarray | None:
     return (1 - share) * steps[above - 1].correct + share * steps[above].correct
 
 
-def verdict(low: float, high: float, better: str = "better", worse: str = "worse") -> str:
+def verdict(low: float, high: float) -> str:
     """What an interval of a difference says."""
-    return better if low > 0 else worse if high < 0 else "no difference"
+    return "better" if low > 0 else "worse" if high < 0 else "no difference"

@@ -6,24 +6,19 @@ from ember.c2c.evaluate import BadEvaluation, Item
 from ember.studies.c2c.tables import C2C_ITEMS
 from ember.studies.rows import records
 
+TOKENS = ("sharer", "index", "choices", "question", "theirs")
+FLAGS = ("fused", "instruction")  # 0 or 1 in the table
+
 
 def item_row(item: Item, split: str) -> dict:
     """A row of C2C_ITEMS."""
     return {
         "split": split,
         "item": item.id,
-        "group": item.group,
-        "stratum": item.stratum,
-        "sharer": list(item.sharer),
         "receiver": list(itertools.chain(*item.sections)),
         "lengths": [len(section) for section in item.sections],
-        "fused": [int(x) for x in item.fused],
-        "index": list(item.index),
-        "instruction": [int(x) for x in item.instruction],
-        "choices": list(item.choices),
-        "right": item.right,
-        "question": list(item.question),
-        "theirs": list(item.theirs),
+        **{name: getattr(item, name) for name in ("group", "stratum", "right")},
+        **{name: [int(x) for x in getattr(item, name)] for name in (*TOKENS, *FLAGS)},
     }
 
 
@@ -35,22 +30,10 @@ def read_items(table, split: str, limit: int | None = None) -> list[Item]:
             continue
         tokens = iter(row["receiver"])
         sections = tuple(tuple(itertools.islice(tokens, n)) for n in row["lengths"])
-        found.append(
-            Item(
-                row["item"],
-                row["group"],
-                row["stratum"],
-                tuple(row["sharer"]),
-                sections,
-                tuple(map(bool, row["fused"])),
-                tuple(row["index"]),
-                tuple(map(bool, row["instruction"])),
-                tuple(row["choices"]),
-                row["right"],
-                tuple(row["question"]),
-                tuple(row["theirs"]),
-            )
-        )
+        lists = {name: tuple(row[name]) for name in TOKENS}
+        lists |= {name: tuple(map(bool, row[name])) for name in FLAGS}
+        same = {name: row[name] for name in ("group", "stratum", "right")}
+        found.append(Item(id=row["item"], sections=sections, **lists, **same))
     if not found:
         raise BadEvaluation(f"there are no items of the split {split!r}.\nMake the items again.")
     return found

@@ -35,14 +35,6 @@ SHARD = 8  # points that a stopped run loses at most
 COUNTED = ("tokens", "passage_tokens", "estimated_bytes", "measured_bytes", "charged_bytes")
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """A point, as shards know it."""
-
-    id: str
-    point: Mapping
-
-
 @dataclass
 class Bench:
     """A pair on its device, the questions of a split, and what the sharer made of them."""
@@ -93,15 +85,14 @@ class Bench:
         key = state_key(bench=self.key, points=[dict(one) for one in points], code=code)
         progress = Progress(log, len(points))
 
-        def some_rows(some: Sequence[Numbered]) -> list[dict]:
+        def some_rows(some: Sequence[Mapping]) -> list[dict]:
             rows = []
             for one in some:
-                rows += measure_point(self, one.point)
-                progress.step(one.id)
+                rows += measure_point(self, one)
+                progress.step(one["point"])
             return rows
 
-        numbered = [Numbered(one["point"], one) for one in points]
-        rows = in_shards(numbered, SHARD, Path(shards), key, some_rows)
+        rows = in_shards(points, SHARD, Path(shards), key, some_rows)
         shutil.rmtree(shards, ignore_errors=True)
         return rows
 

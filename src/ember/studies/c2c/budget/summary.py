@@ -6,7 +6,7 @@ import numpy as np
 
 from ember.records.errors import EmberError
 from ember.studies.c2c.budget.tables import C2C_DECISIONS, C2C_M4
-from ember.studies.c2c.compare import FULL, Comparison, adjust, verdict
+from ember.studies.c2c.compare import FULL, Answers, Comparison, adjust, verdict
 from ember.studies.c2c.layers.tables import CONTROLS
 from ember.studies.c2c.selection.tables import C2C_M8
 from ember.studies.rows import records
@@ -141,40 +141,26 @@ def _expectations(made: Comparison, stratum: str, rows: Sequence[Mapping]) -> It
         if point not in answers or other not in answers:
             continue
         ours, theirs = answers[point], answers[other]
-        over = made.difference(ours.correct, theirs.correct, ours)
-        said = verdict(over["low"], over["high"])
+        (value, low, high), p = made.difference(ours.correct, theirs.correct, ours)
+        said = verdict(low, high)
         holds = {
             "better": said == "better",
             "at least": said != "worse",
             "no difference": said == "no difference",
         }[wanted]
         sizes = [one.mean("measured_bytes") for one in (ours, theirs)]
-        yield {
-            "decision": question,
-            "kind": "expectation",
-            "point": point,
-            "other": other,
-            "questions": len(ours.correct),
-            "seeds": len(ours.by_world()),
-            "value": over["difference"],
-            "low": over["low"],
-            "high": over["high"],
-            "p": over["p"],
-            "verdict": said,
-            "holds": holds,
-            "note": f"accuracy {ours.correct.mean():.3f} in {sizes[0]:.0f} bytes against "
-            f"{theirs.correct.mean():.3f} in {sizes[1]:.0f}",
-        }
+        note = (
+            f"accuracy {ours.correct.mean():.3f} in {sizes[0]:.0f} bytes against "
+            f"{theirs.correct.mean():.3f} in {sizes[1]:.0f}"
+        )
+        about = {"point": point, "other": other, "value": value, "low": low, "high": high, "p": p}
+        yield _decision("expectation", question, said, holds, note) | about | _asked(ours)
     plain = [row for row in rows if not row["oracle"]]
     rank = _spearman(*(np.array([row[k] for row in plain]) for k in ("measured_bytes", "accuracy")))
-    yield {
-        "decision": "accuracy falls with bytes",
-        "kind": "expectation",
-        "value": rank,
-        "verdict": "it does" if rank > 0 else "it does not",
-        "holds": rank > 0,
-        "note": f"Spearman's rank correlation over {len(plain)} points",
-    }
+    said = "it does" if rank > 0 else "it does not"
+    note = f"Spearman's rank correlation over {len(plain)} points"
+    falls = _decision("expectation", "accuracy falls with bytes", said, rank > 0, note)
+    yield falls | {"value": rank}
 
 
 def _goals(rows: Sequence[Mapping], chosen: Sequence[Mapping]) -> Iterable[dict]:
@@ -196,13 +182,8 @@ def _goals(rows: Sequence[Mapping], chosen: Sequence[Mapping]) -> Iterable[dict]
         within = [row for row in plain if row["bytes_share"] <= share]
         question = f"non-inferior to FP16 within its margin at {what} of its bytes or fewer"
         if not within:
-            yield {
-                "decision": question,
-                "kind": "goal",
-                "verdict": "no point is so small",
-                "holds": False,
-                "note": f"the smallest takes {min(row['bytes_share'] for row in plain):.3f}",
-            }
+            note = f"the smallest takes {min(row['bytes_share'] for row in plain):.3f}"
+            yield _decision("goal", question, "no point is so small", False, note)
             continue
         found = max(within, key=lambda row: row["difference_low"])
         yield _goal(
@@ -217,38 +198,34 @@ def _goals(rows: Sequence[Mapping], chosen: Sequence[Mapping]) -> Iterable[dict]
         found = max(rivals, key=lambda row: row["over_back_low"])
         better = [row["point"] for row in rivals if row["verdict"] == "better"]
         worse = sum(row["verdict"] == "worse" for row in rivals)
-        yield {
-            "decision": "a selector that a sender can compute beats back at equal bytes",
-            "kind": "goal",
-            "point": found["point"],
-            "other": "back at equal bytes",
-            "questions": found["questions"],
-            "seeds": found["seeds"],
-            "value": found["over_back"],
-            "low": found["over_back_low"],
-            "high": found["over_back_high"],
-            "verdict": found["verdict"],
-            "holds": found["over_back_low"] > 0,
-            "note": f"of {len(rivals)} points {len(better)} are better and {worse} worse than "
-            f"back; corrected p {found['over_back_p_holm']:.2g}",
-        }
+        question = "a selector that a sender can compute beats back at equal bytes"
+        note = (
+            f"of {len(rivals)} points {len(better)} are better and {worse} worse than "
+            f"back; corrected p {found['over_back_p_holm']:.2g}"
+        )
+        beats = _decision("goal", question, found["verdict"], found["over_back_low"] > 0, note)
+        yield beats | {"other": "back at equal bytes"} | _of(found, "over_back")
 
 
 def _goal(question: str, row: Mapping, holds: bool, note: str) -> dict:
-    return {
-        "decision": question,
-        "kind": "goal",
-        "point": row["point"],
-        "other": FULL,
-        "questions": row["questions"],
-        "seeds": row["seeds"],
-        "value": row["difference"],
-        "low": row["difference_low"],
-        "high": row["difference_high"],
-        "verdict": "reached" if holds else "not reached",
-        "holds": bool(holds),
-        "note": note,
-    }
+    said = "reached" if holds else "not reached"
+    found = _decision("goal", question, said, bool(holds), note)
+    return found | {"other": FULL} | _of(row, "difference")
+
+
+def _decision(kind: str, question: str, verdict: str, holds: bool, note: str) -> dict:
+    """What every decision says."""
+    return {"kind": kind, "decision": question, "verdict": verdict, "holds": holds, "note": note}
+
+
+def _of(row: Mapping, name: str) -> dict:
+    """The point that a decision is about, by a row of a final table, and its estimate `name`."""
+    ends = {"value": row[name], "low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+    return {key: row[key] for key in ("point", "questions", "seeds")} | ends
+
+
+def _asked(of: Answers) -> dict:
+    return {"questions": len(of.correct), "seeds": len(of.by_world())}
 
 
 def _tripwires(
@@ -257,39 +234,29 @@ def _tripwires(
     counted = [row for row in rows if row["include_scale_overhead"]]
     worst = max(counted, key=lambda row: abs(row["drift"]))
     over = [row for row in counted if abs(row["drift"]) > most]
-    yield {
-        "decision": f"estimated and measured bytes differ by {100 * most:g} % at most",
-        "kind": "tripwire",
-        "point": worst["point"],
-        "value": worst["drift"],
-        "verdict": "they do" if not over else f"not of {len(over)} points",
-        "holds": not over,
-        "note": f"the largest is of a payload of {worst['measured_bytes']:.0f} bytes, of which "
-        f"{worst['header_bytes']:.0f} are header, which estimates leave out",
-    }
+    question = f"estimated and measured bytes differ by {100 * most:g} % at most"
+    said = "they do" if not over else f"not of {len(over)} points"
+    note = (
+        f"the largest is of a payload of {worst['measured_bytes']:.0f} bytes, of which "
+        f"{worst['header_bytes']:.0f} are header, which estimates leave out"
+    )
+    about = {"point": worst["point"], "value": worst["drift"]}
+    yield _decision("tripwire", question, said, not over, note) | about
     different = []
     for (family, point), strata in made.points.items():
         first = next(of for (_, name), of in made.points.items() if name == point)
         if not np.array_equal(strata[stratum].correct, first[stratum].correct):
             different.append(f"{point} of {family}")
-    yield {
-        "decision": "a point has the same answers in every study (all tokens sent is C-M1)",
-        "kind": "tripwire",
-        "verdict": "it has" if not different else ", ".join(different),
-        "holds": not different,
-        "note": f"{len(made.points)} measurements of {len({p for _, p in made.points})} points",
-    }
+    question = "a point has the same answers in every study (all tokens sent is C-M1)"
+    note = f"{len(made.points)} measurements of {len({p for _, p in made.points})} points"
+    said = ", ".join(different) or "it has"
+    yield _decision("tripwire", question, said, not different, note)
     backs = [row for row in rows if row["mode"] == "back"]
     fronts = [row for row in rows if row["front"] and row["mode"] not in ("all", "back")]
-    yield {
-        "decision": "the baseline back does not dominate",
-        "kind": "tripwire",
-        "verdict": f"{len(fronts)} points of other selectors are on the front"
-        if fronts
-        else "no other selector is on the front",
-        "holds": bool(fronts),
-        "note": f"{sum(row['front'] for row in backs)} of {len(backs)} back points are on it",
-    }
+    said = f"{len(fronts)} points of other selectors are on the front"
+    said = said if fronts else "no other selector is on the front"
+    note = f"{sum(row['front'] for row in backs)} of {len(backs)} back points are on it"
+    yield _decision("tripwire", "the baseline back does not dominate", said, bool(fronts), note)
 
 
 def _difficulty(made: Comparison, target: Sequence[float]) -> dict:
@@ -304,20 +271,13 @@ def _difficulty(made: Comparison, target: Sequence[float]) -> dict:
     else:
         said = "as hard as it was meant to be"
     worlds = ", ".join(f"{one:.3f}" for one in full.by_world())
-    return {
-        "decision": f"FP16 answers {100 * floor:g} to {100 * ceiling:g} % of {stratum} questions",
-        "kind": "tripwire",
-        "point": FULL,
-        "questions": len(full.correct),
-        "seeds": len(full.by_world()),
-        "value": accuracy,
-        "low": low,
-        "high": high,
-        "verdict": said,
-        "holds": floor <= accuracy <= ceiling,
-        "note": f"accuracy on the development split, by world {worlds}; the knob is "
-        "c2c.fuser.training.steps",
-    }
+    question = f"FP16 answers {100 * floor:g} to {100 * ceiling:g} % of {stratum} questions"
+    note = (
+        f"accuracy on the development split, by world {worlds}; the knob is "
+        "c2c.fuser.training.steps"
+    )
+    about = {"point": FULL, "value": accuracy, "low": low, "high": high} | _asked(full)
+    return _decision("tripwire", question, said, floor <= accuracy <= ceiling, note) | about
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

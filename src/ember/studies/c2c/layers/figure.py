@@ -58,14 +58,15 @@ def _losses(axes, sensitivity: pd.DataFrame) -> None:
 
 
 def _chosen(axes, schedules: pd.DataFrame) -> None:
+    from matplotlib.patches import Rectangle
+
     best = schedules[schedules["kind"] == "optimum"].sort_values("budget")
     rows = [row["schemes"].split(",") for _, row in best.iterrows()]
     for height, schemes in enumerate(rows):
         for layer, scheme in enumerate(schemes):
             shade = ORDER.index(scheme) / (len(ORDER) - 1)
-            axes.add_patch(
-                _square(layer, height, COLOURS[0], 0.08 + 0.72 * shade),
-            )
+            corner, look = (layer - 0.46, height - 0.44), {"color": COLOURS[0], "lw": 0}
+            axes.add_patch(Rectangle(corner, 0.92, 0.88, alpha=0.08 + 0.72 * shade, **look))
             if len(schemes) <= 10:
                 axes.text(layer, height, scheme, ha="center", va="center", fontsize=5.5)
     axes.set_xlim(-0.5, max(map(len, rows), default=1) - 0.5)
@@ -76,12 +77,6 @@ def _chosen(axes, schedules: pd.DataFrame) -> None:
     axes.set_xlabel("receiver's layer")
     axes.grid(False)
     panel(axes, "b")
-
-
-def _square(x: float, y: float, colour: str, alpha: float):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, color=colour, alpha=alpha, lw=0)
 
 
 def _answers(axes, main: pd.DataFrame) -> None:

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ember.records.schema import MEASURED_ON
-from ember.studies.c2c.compare import Comparison, adjust
+from ember.studies.c2c.compare import FULL, Comparison, adjust
 from ember.studies.c2c.layers.tables import C2C_M6, C2C_SCHEDULES, C2C_SENSITIVITY
 from ember.studies.c2c.point_tables import C2C_POINTS
-from ember.studies.rows import grouped, records
+from ember.studies.rows import grouped, records, with_ends
 from ember.studies.steps import makes
-
-FULL = "fp16"
 
 
 @makes(C2C_M6)
@@ -23,10 +21,10 @@ def summarise_layers(
     An optimum is compared with the heuristic that takes as many bytes, or with its own schemes
     backwards; beside it stands the mean of random orders.
     """
-    told = {row["schedule"]: row for table in schedules for row in records(table, C2C_SCHEDULES)}
+    told = {row["schedule"]: row for row in records(schedules, C2C_SCHEDULES)}
     made = Comparison(runs, judged["strata"], seed, resamples)
-    names = {name: point for _, point in made.points if (name := _schedule(made, point))}
     rows = made.rows("layers", judged["margin"])
+    names = {row["schedule"]: row["point"] for row in rows}
     for row in rows:
         schedule = told.get(row["schedule"], {})
         rival = schedule.get("rival")
@@ -36,29 +34,22 @@ def summarise_layers(
         ours, theirs = (
             made.points["layers", point][row["stratum"]] for point in (row["point"], names[rival])
         )
-        over = made.difference(ours.correct, theirs.correct, ours)
+        over, p = made.difference(ours.correct, theirs.correct, ours)
         row |= {
             "rival": rival,
             "rival_accuracy": float(theirs.correct.mean()),
-            "over_rival": over["difference"],
-            "over_rival_low": over["low"],
-            "over_rival_high": over["high"],
-            "over_rival_p_holm": over["p"],
+            **with_ends("over_rival", over),
+            "over_rival_p_holm": p,
         }
     adjust(rows, "over_rival_p_holm", "over_rival_p_holm")
     return rows
-
-
-def _schedule(made: Comparison, point: str) -> str:
-    return next(iter(made.points["layers", point].values())).rows[0]["schedule"]
 
 
 @makes(C2C_SENSITIVITY)
 def summarise_sensitivity(runs: Sequence, *, stratum: str, seed: int, resamples: int) -> list[dict]:
     """Rows of C2C_SENSITIVITY from tables C2C_POINTS on the development split."""
     found = []
-    rows = [row for table in runs for row in records(table, C2C_POINTS)]
-    for (world,), of_world in grouped(rows, "world").items():
+    for (world,), of_world in grouped(records(runs, C2C_POINTS), "world").items():
         made = Comparison([of_world], [stratum], seed, resamples)
         full = made.points["layers", FULL][stratum]
         for (_, point), strata in made.points.items():
@@ -69,7 +60,7 @@ def summarise_sensitivity(runs: Sequence, *, stratum: str, seed: int, resamples:
             layer, _, scheme = name.partition("-")
             schemes = ours.rows[0]["schemes"].split(",")
             nll = [np.concatenate([row["nll"] for row in one.rows]) for one in (ours, full)]
-            loss = made.difference(*nll, ours)
+            loss, _ = made.difference(*nll, ours)
             found.append(
                 {
                     "world": world,
@@ -77,9 +68,7 @@ def summarise_sensitivity(runs: Sequence, *, stratum: str, seed: int, resamples:
                     "targets": ",".join(str(n) for n, one in enumerate(schemes) if one == scheme),
                     "scheme": scheme,
                     "questions": len(ours.correct),
-                    "loss": loss["difference"],
-                    "loss_low": loss["low"],
-                    "loss_high": loss["high"],
+                    **with_ends("loss", loss),
                     "accuracy_change": float((ours.correct - full.correct).mean()),
                     **{column.name: ours.rows[0][column.name] for column in MEASURED_ON},
                 }

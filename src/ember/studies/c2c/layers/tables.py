@@ -36,9 +36,7 @@ C2C_SENSITIVITY = s.Schema(
         s.text("targets", "the receiver's layers that read it through an open gate"),
         s.text("scheme", "of this layer; none: not sent"),
         s.integer("questions", "", "of the first stratum"),
-        s.number("loss", "nats", "above the FP16 channel's, of the right answer"),
-        s.number("loss_low", "nats", "lower end, paired bootstrap over passages"),
-        s.number("loss_high", "nats", "upper end"),
+        *s.estimate("loss", "nats", "above the FP16 channel's, of the right answer", "passages"),
         s.number("accuracy_change", "fraction", "against the FP16 channel"),
         *s.MEASURED_ON,
     ),
@@ -51,8 +49,8 @@ C2C_M6 = compared(
     s.text("kind", "how the schedule was found; null: one scheme for all", nullable=True),
     s.text("rival", "point of as many bytes that it is compared with", nullable=True),
     s.maybe("rival_accuracy", "fraction", "the rival's (of random schedules, their mean)"),
-    s.maybe("over_rival", "fraction", "difference to it on the same questions"),
-    s.maybe("over_rival_low", "fraction", "lower end"),
-    s.maybe("over_rival_high", "fraction", "upper end"),
+    *s.estimate(
+        "over_rival", "fraction", "difference to it on the same questions", "passages", s.maybe
+    ),
     s.maybe("over_rival_p_holm", "", "of the paired test, corrected for the stratum (Holm)"),
 )

@@ -91,62 +91,31 @@ def draw_channel(sharer: Mapping, receiver: Mapping, fuser: Mapping, tokens: int
         axes.set_xlim(0, PAGE)
         axes.set_ylim(0.2, 2.3)
         theirs, ours, wire = "#dcebf5", "#fbe3d6", "#eeeeee"
-        _box(
-            axes,
-            0.05,
-            1.45,
-            1.35,
-            "sharer",
-            f"{_layers(sharer['num_layers'])}\nreads its copy",
-            theirs,
-        )
-        _box(
-            axes,
-            1.75,
-            1.45,
-            1.35,
-            "keys, values",
-            f"{_layers(layers)} of {heads} × {size}\n{each:,} B a token at FP16",
-            theirs,
-        )
-        _box(
-            axes,
-            3.45,
-            1.45,
-            1.45,
-            "channel",
-            "select tokens, quantise,\npack: the bytes sent",
-            wire,
-        )
-        _box(
-            axes,
-            5.25,
-            1.45,
-            1.7,
-            "fuser",
-            "gate · weight · projected,\nfor each receiver layer",
-            ours,
-        )
-        _box(
-            axes,
-            0.05,
-            0.3,
-            1.35,
-            "receiver",
-            f"{_layers(receiver['num_layers'])}\nreads its copy",
-            ours,
-        )
-        _box(axes, 1.75, 0.3, 1.35, "own cache", f"of all {tokens} tokens", ours)
-        _box(axes, 3.45, 0.3, 1.45, "fused cache", "own + what the fuser\nadds, same tokens", ours)
-        _box(
-            axes,
-            5.25,
-            0.3,
-            1.7,
-            "question",
-            "not fused; attends to the\nfused cache: the answer",
-            ours,
-        )
+        sent = f"{_layers(layers)} of {heads} × {size}"
+        for left, width, upper, lower in (
+            (
+                *(0.05, 1.35),
+                ("sharer", f"{_layers(sharer['num_layers'])}\nreads its copy", theirs),
+                ("receiver", f"{_layers(receiver['num_layers'])}\nreads its copy", ours),
+            ),
+            (
+                *(1.75, 1.35),
+                ("keys, values", f"{sent}\n{each:,} B a token at FP16", theirs),
+                ("own cache", f"of all {tokens} tokens", ours),
+            ),
+            (
+                *(3.45, 1.45),
+                ("channel", "select tokens, quantise,\npack: the bytes sent", wire),
+                ("fused cache", "own + what the fuser\nadds, same tokens", ours),
+            ),
+            (
+                *(5.25, 1.7),
+                ("fuser", "gate · weight · projected,\nfor each receiver layer", ours),
+                ("question", "not fused; attends to the\nfused cache: the answer", ours),
+            ),
+        ):
+            _box(axes, left, 1.45, width, *upper)
+            _box(axes, left, 0.3, width, *lower)
         for left, right in ((1.4, 1.75), (3.1, 3.45), (4.9, 5.25)):
             _arrow(axes, (left, 1.82), (right, 1.82))
             _arrow(axes, (left, 0.67), (right, 0.67))

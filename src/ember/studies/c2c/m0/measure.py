@@ -15,6 +15,7 @@ from ember.measure.device import resolve
 from ember.studies.c2c.items import read_items
 from ember.studies.c2c.m0.tables import C2C_ANSWERS, C2C_STAGES
 from ember.studies.measured import in_turns, measured_on
+from ember.studies.rows import better_of
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ def answer_baselines(
     found = {
         "receiver": alone,
         "sharer": theirs,
-        "routing": _better(alone, theirs, "confidence"),
-        "oracle": _better(alone, theirs, "correct"),
+        "routing": better_of(alone, theirs, "confidence"),
+        "oracle": better_of(alone, theirs, "correct"),
         "tuned": asked(_alone(load_reader(tuned, device, number)), source="none"),
     }
     told, sizes = told_items(items, theirs, made)
@@ -70,12 +71,6 @@ def answer_baselines(
         for method, rows in found.items()
         for row in rows
     ]
-
-
-def _better(ours: Sequence[dict], theirs: Sequence[dict], by: str) -> list[dict]:
-    """Of each question the answer of the model that is better by a column."""
-    pairs = zip(ours, theirs, strict=True)
-    return [max(pair, key=lambda row: row[by]) for pair in pairs]
 
 
 def _alone(reader: Reader) -> Pair:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, holm, interval, paired
+from ember.measure.statistics import bootstrap, estimate, paired
+from ember.studies.c2c.compare import adjust
 from ember.studies.c2c.m0.tables import C2C_ANSWERS, C2C_M0, C2C_SPEED, C2C_STAGES, STRATA
-from ember.studies.rows import grouped, records, summary_row
+from ember.studies.rows import grouped, records, summary_row, with_ends
 from ember.studies.steps import makes
 
 
@@ -16,7 +17,7 @@ def summarise_baselines(
 ) -> list[dict]:
     """Rows of C2C_M0 from tables C2C_ANSWERS, one a seed."""
     rng = np.random.default_rng(seed)
-    rows = [row for table in answers for row in records(table, C2C_ANSWERS)]
+    rows = records(answers, C2C_ANSWERS)
     methods, found = grouped(rows, "method"), []
     for stratum in STRATA:
         some = {
@@ -28,9 +29,7 @@ def summarise_baselines(
         compared = [
             _row(method, group, some["receiver"], rng, resamples) for method, group in some.items()
         ]
-        tested = [row for row in compared if row["p"] is not None]
-        for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = p
+        adjust(compared, "p", "p_holm")
         said = {"stratum": stratum, "chance": 1 / choices, "recipe": recipe}
         found += [row | said for row in compared]
     return found
@@ -38,8 +37,7 @@ def summarise_baselines(
 
 def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) -> dict:
     counts = by_text(rows)
-    draws = bootstrap(counts, rng, resamples, share)
-    low, high = interval(draws)
+    accuracy, low, high = estimate(bootstrap(counts, rng, resamples, share))
     seeds = [share(by_text(group)[None])[0] for group in grouped(rows, "seed").values()]
     row = dict.fromkeys(C2C_M0.names) | {name: rows[0][name] for name in ABOUT}
     row |= {
@@ -47,7 +45,7 @@ def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) ->
         "questions": len(rows),
         "groups": len(counts),
         "seeds": len(seeds),
-        "accuracy": float(draws[0]),
+        "accuracy": accuracy,
         "low": low,
         "high": high,
         "seed_min": float(min(seeds)),
@@ -57,9 +55,7 @@ def _row(method: str, rows: Sequence[Mapping], receiver, rng, resamples: int) ->
     if method != "receiver":
         gained = counts[:, 0] - by_text(receiver)[:, 0]
         pairs = np.stack([gained, counts[:, 1]], 1)
-        draws = bootstrap(pairs, rng, resamples, share)
-        row["gain"] = float(draws[0])
-        row["gain_low"], row["gain_high"] = interval(draws)
+        row |= with_ends("gain", estimate(bootstrap(pairs, rng, resamples, share)))
         row["p"] = paired(gained, np.zeros(len(gained)), rng, resamples)["p"]
     return row
 

@@ -39,9 +39,9 @@ C2C_M0 = s.Schema(
         s.number("seed_min", "fraction", "accuracy of the worst seed"),
         s.number("seed_max", "fraction", "accuracy of the best seed"),
         s.number("chance", "fraction", "one over the number of choices"),
-        s.maybe("gain", "fraction", "above the receiver alone, paired by text"),
-        s.maybe("gain_low", "fraction", "95 % interval of it, lower end"),
-        s.maybe("gain_high", "fraction", "95 % interval, upper end"),
+        *s.estimate(
+            "gain", "fraction", "above the receiver alone, paired by text", "texts", s.maybe
+        ),
         s.maybe("p", "", "sign-flip test of it over texts"),
         s.maybe("p_holm", "", "adjusted for all methods of the stratum (Holm)"),
         s.number("bytes", "B", "sent for a question, mean"),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ember.c2c.channel import channel_of, scales_of
 from ember.c2c.evaluate import context_of
+from ember.records.schema import MEASURED_ON
 from ember.studies.c2c.points import Bench
 from ember.studies.c2c.ptq.tables import C2C_SCALES
 from ember.studies.steps import makes
@@ -29,8 +30,7 @@ def measure_scales(
     """Rows of C2C_SCALES: the scales of the test split's first batch of passages."""
     models = (sharer, receiver, fuser)
     bench = Bench.of(models, questions, "test", "ptq", world_seed, batch_size, limit, runtime)
-    source, about = bench.sources[0], {k: bench.about[k] for k in ("device", "dtype", "model")}
-    about |= {k: bench.about[k] for k in ("weights", "evidence")}
+    source, about = bench.sources[0], {c.name: bench.about[c.name] for c in MEASURED_ON}
     context = context_of(bench.pair, bench.passages())
     rows = []
     for point in points:

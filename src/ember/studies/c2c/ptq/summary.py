@@ -21,4 +21,4 @@ def summarise_ptq(runs: Sequence, *, judged: Mapping, seed: int, resamples: int)
 @makes(C2C_SCALES)
 def join_scales(runs: Sequence) -> list[dict]:
     """Rows of C2C_SCALES of all worlds."""
-    return [row for table in runs for row in records(table, C2C_SCALES)]
+    return records(runs, C2C_SCALES)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, holm, interval, paired
+from ember.measure.statistics import mean, paired
+from ember.studies.c2c.compare import adjust
 from ember.studies.c2c.real.tables import C2C_REAL, C2C_REAL_ANSWERS, C2C_REAL_STAGES
 from ember.studies.measured import blank
-from ember.studies.rows import grouped, records
+from ember.studies.rows import better_of, grouped, records
 from ember.studies.steps import makes
 
 # Cache-to-Cache (arXiv 2510.03215), receiver Qwen3-0.6B, sharer Qwen2.5-0.5B-Instruct: accuracy,
@@ -40,19 +41,20 @@ NO_PAIR = "real models and data sets are named at scale paper (c2c.real)"
 def summarise_real(answers: Sequence, stages: Sequence, *, resamples: int, seed: int) -> list[dict]:
     """Rows of C2C_REAL from tables of answers and stages, one of each a pair and benchmark."""
     rng = np.random.default_rng(seed)
-    rows = [row for table in answers for row in records(table, C2C_REAL_ANSWERS)]
-    times = [row for table in stages for row in records(table, C2C_REAL_STAGES)]
+    rows = records(answers, C2C_REAL_ANSWERS)
+    times = grouped(records(stages, C2C_REAL_STAGES), "pair", "benchmark", "method")
     found = []
     for (pair, benchmark), group in grouped(rows, "pair", "benchmark").items():
         methods = {method: some for (method,), some in grouped(group, "method").items()}
         for name, by in (("routing", "confidence"), ("oracle", "correct")):
-            methods[name] = _better(methods["receiver"], methods["sharer"], by)
+            methods[name] = better_of(methods["receiver"], methods["sharer"], by)
         some = [_row(name, of, methods, rng, resamples) for name, of in methods.items()]
-        tested = [row for row in some if row["p"] is not None]
-        for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = p
+        adjust(some, "p", "p_holm")
         for row in some:
-            _add_times(row, [t for t in times if _same(row, t)])
+            spent = times.get((pair, benchmark, row["method"]), [])
+            for one in spent:
+                row |= {f"{one['stage']}_ms": one["ms"], "batch_size": one["batch_size"]}
+            row["total_ms"] = sum(one["ms"] for one in spent) if spent else None
         missing = {m: NO_FUSER for m in ("c2c", "shuffled", "zero") if m not in methods} | WITHOUT
         found += some + [_skipped(pair, benchmark, *one) for one in missing.items()]
     if not rows:
@@ -64,21 +66,14 @@ def summarise_real(answers: Sequence, stages: Sequence, *, resamples: int, seed:
     return found + _published()
 
 
-def _better(ours: Sequence[dict], theirs: Sequence[dict], by: str) -> list[dict]:
-    """Of each question the row of the model that is better by a column; nothing is sent."""
-    pairs = zip(ours, theirs, strict=True)
-    return [max(pair, key=lambda row: row[by]) for pair in pairs]
-
-
 def _row(method: str, rows: Sequence[dict], methods: dict, rng, resamples: int) -> dict:
     said = {name: rows[0][name] for name in C2C_REAL.names if name in rows[0]}
     row = blank(C2C_REAL) | said | {"method": method, "n": len(rows)}
     right = np.array([[one["correct"], one["forced_correct"]] for one in rows], float)
     for column, name in enumerate(("accuracy", "forced_accuracy")):
-        draws = bootstrap(right[:, column], rng, resamples, lambda drawn: drawn.mean(axis=1))
         start = name.removesuffix("accuracy")
-        row |= {name: float(draws[0])}
-        row |= dict(zip((f"{start}low", f"{start}high"), interval(draws), strict=True))
+        found = mean(right[:, column], rng, resamples)
+        row |= dict(zip((name, f"{start}low", f"{start}high"), found, strict=True))
     for name, other, p in (("gain", "receiver", "p"), ("change", "c2c", "change_p")):
         if method == other or other not in methods:
             continue
@@ -90,16 +85,6 @@ def _row(method: str, rows: Sequence[dict], methods: dict, rng, resamples: int) 
     for name, column in (("failures", "failed"), ("output_tokens",) * 2, ("bytes",) * 2):
         row[name] = float(np.mean([one[column] for one in rows]))
     return row
-
-
-def _same(row: dict, other: dict) -> bool:
-    return all(row[name] == other[name] for name in ("pair", "benchmark", "method"))
-
-
-def _add_times(row: dict, times: Sequence[dict]) -> None:
-    for one in times:
-        row |= {f"{one['stage']}_ms": one["ms"], "batch_size": one["batch_size"]}
-    row["total_ms"] = sum(one["ms"] for one in times) if times else None
 
 
 def _skipped(pair: str, benchmark: str, method: str, reason: str) -> dict:

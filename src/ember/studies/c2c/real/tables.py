@@ -68,14 +68,14 @@ C2C_REAL = s.Schema(
         s.maybe("accuracy", "fraction", "answered right, by the letter in the text"),
         s.maybe("low", "fraction", "95 % interval over questions, lower end"),
         s.maybe("high", "fraction", "95 % interval, upper end"),
-        s.maybe("gain", "fraction", "above the receiver alone, paired by question"),
-        s.maybe("gain_low", "fraction", "95 % interval of it, lower end"),
-        s.maybe("gain_high", "fraction", "95 % interval, upper end"),
+        *s.estimate(
+            "gain", "fraction", "above the receiver alone, paired by question", "questions", s.maybe
+        ),
         s.maybe("p", "", "sign-flip test of it"),
         s.maybe("p_holm", "", "adjusted for all methods of the pair and benchmark (Holm)"),
-        s.maybe("change", "fraction", "against C2C at FP16, paired by question"),
-        s.maybe("change_low", "fraction", "95 % interval of it, lower end"),
-        s.maybe("change_high", "fraction", "95 % interval, upper end"),
+        *s.estimate(
+            "change", "fraction", "against C2C at FP16, paired by question", "questions", s.maybe
+        ),
         s.maybe("change_p", "", "sign-flip test of it"),
         s.maybe("forced_accuracy", "fraction", "right by the likeliest letter"),
         s.maybe("forced_low", "fraction", "95 % interval, lower end"),

@@ -38,7 +38,8 @@ def measure_selectors(
     source, about = bench.sources[0], {c.name: bench.about[c.name] for c in MEASURED_ON}
     context = context_of(bench.pair, bench.passages())
     with torch.inference_mode():
-        sets = [_chosen(Selection(mode, proportion), source, context) for mode in modes]
+        chosen = (Selection(mode, proportion) for mode in modes)
+        sets = [one.choose(source, context, one.scores(source, context)) for one in chosen]
         shared = overlap(sets).tolist()
         pairs = [
             {
@@ -65,10 +66,6 @@ def measure_selectors(
                         said = {"mode": mode, "proportion": share, "sparse_fuse": sparse}
                         times += [{**said, "repeat": repeat, **row, **about}] * (repeat >= 0)
     return pairs, times
-
-
-def _chosen(selection: Selection, source, context):
-    return selection.choose(source, context, selection.scores(source, context))
 
 
 def _timed(bench: Bench, source, context, own, mode: str, share: float, sparse: bool) -> dict:

@@ -10,7 +10,7 @@ from ember.studies.c2c.selection.tables import (
     C2C_OVERLAP,
     C2C_STAGE_TIMES,
 )
-from ember.studies.rows import grouped, records, summary_row
+from ember.studies.rows import grouped, records, summary_row, with_ends
 from ember.studies.steps import makes
 
 USUAL = ("scheme", "axis", "symmetric", "group", "eps", "scope", "scatter_fill")
@@ -39,14 +39,12 @@ def summarise_selection(
         back = at_equal_bytes(ladder, row["measured_bytes"])
         if back is None:
             continue
-        over = made.difference(ours.correct, back, ours)
+        over, p = made.difference(ours.correct, back, ours)
         row |= {
             "back_accuracy": float(back.mean()),
-            "over_back": over["difference"],
-            "over_back_low": over["low"],
-            "over_back_high": over["high"],
-            "over_back_p_holm": over["p"],
-            "verdict": verdict(over["low"], over["high"]),
+            **with_ends("over_back", over),
+            "over_back_p_holm": p,
+            "verdict": verdict(*over[1:]),
         }
     adjust(rows, "over_back_p_holm", "over_back_p_holm")
     return rows
@@ -61,13 +59,13 @@ def _alike(row: Mapping, other: Mapping) -> bool:
 @makes(C2C_OVERLAP)
 def join_overlap(runs: Sequence) -> list[dict]:
     """Rows of C2C_OVERLAP of all worlds."""
-    return [row for table in runs for row in records(table, C2C_OVERLAP)]
+    return records(runs, C2C_OVERLAP)
 
 
 @makes(C2C_M8_STAGES)
 def summarise_stages(runs: Sequence) -> list[dict]:
     """Rows of C2C_M8_STAGES from tables C2C_STAGE_TIMES; runs of all worlds count alike."""
-    rows = [row for table in runs for row in records(table, C2C_STAGE_TIMES)]
+    rows = records(runs, C2C_STAGE_TIMES)
     found = []
     every = {
         mode: summarise(

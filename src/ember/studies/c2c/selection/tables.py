@@ -8,9 +8,9 @@ C2C_M8 = compared(
     "Which tokens are sent: against the FP16 channel, and against `back` at equal bytes",
     s.flag("oracle", "whether choosing needs the receiver's own KV, whose traffic is charged"),
     s.maybe("back_accuracy", "fraction", "of `back` in the same scheme, at as many bytes"),
-    s.maybe("over_back", "fraction", "difference to it on the same questions"),
-    s.maybe("over_back_low", "fraction", "lower end, paired bootstrap over passages"),
-    s.maybe("over_back_high", "fraction", "upper end"),
+    *s.estimate(
+        "over_back", "fraction", "difference to it on the same questions", "passages", s.maybe
+    ),
     s.maybe("over_back_p_holm", "", "of the paired test, corrected for the stratum (Holm)"),
     s.text("verdict", "against `back`: better, no difference, worse", nullable=True),
 )

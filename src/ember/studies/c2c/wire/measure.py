@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ember.c2c import wire
-from ember.c2c.channel import Payload
+from ember.c2c.channel import Payload, part_of
 from ember.c2c.evaluate import share_items
 from ember.c2c.fuse import fuse
 from ember.c2c.pair import Pair, Reader, load_pair, read
 from ember.c2c.source import SourceKV
 from ember.formats.axes import Along
 from ember.measure.clock import repeat, timed
-from ember.measure.device import device_name, resolve
+from ember.measure.device import resolve
 from ember.measure.memory import require
 from ember.measure.progress import Progress
 from ember.measure.roofline import copy_bandwidth_gb_s, last_cache_bytes
@@ -30,7 +30,7 @@ from ember.records.errors import EmberError
 from ember.studies.c2c.items import read_items
 from ember.studies.c2c.wire.peer import Link, linked
 from ember.studies.c2c.wire.tables import WIRE_BLOBS, WIRE_STAGES
-from ember.studies.measured import measured_on
+from ember.studies.measured import machine
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,7 @@ class KV:
 
     def payload(self, along: Along) -> Payload:
         """All tokens, as one scheme says."""
-        keys, values = (
-            tuple(wire.part_of(pair[side], along) for pair in self.pairs) for side in (0, 1)
-        )
+        keys, values = (tuple(part_of(pair[side], along) for pair in self.pairs) for side in (0, 1))
         tokens = len(self.tensors[0])
         return Payload(tokens, 0, None, self.layers, keys, values, self.rotated)
 
@@ -85,14 +83,14 @@ def measure_wire(
 ) -> tuple[list[dict], list[dict]]:
     """Rows of WIRE_BLOBS and WIRE_STAGES. Every scheme has a scale for each token."""
     device, kind = resolve(device), getattr(torch, dtype)
-    about = measured_on(receiver, device, dtype) | {"model": "c2c pair"}
-    about["device_name"] = device_name(device)
+    about = machine(receiver, device, dtype) | {"model": "c2c pair"}
     copy_gb_s = copy_bandwidth_gb_s(device)
     pair = load_pair(sharer, receiver, fuser, device, kind)
     with torch.inference_mode(), linked() as link:
         source = next(share_items(pair, read_items(questions, "test", 1), batch_size=1))
+        pairs = [(k[0], v[0]) for k, v in zip(source.keys, source.values, strict=True)]
         payloads = [
-            _real(source),
+            KV("pair", pairs, source.layers, source.rotated),
             _random("published", *PUBLISHED, published_tokens, device, kind, seed),
             _random("big", *WIDE, _tokens(big_mb, WIDE), device, kind, seed),
         ]
@@ -107,12 +105,6 @@ def measure_wire(
         stages = _stages(pair, source, text_tokens, link, warmup, repeats)
     text = {"text_tokens": text_tokens, "text_bytes": text_bytes}
     return blobs, [row | text | about for row in stages]
-
-
-def _real(source: SourceKV) -> KV:
-    """The sharer's KV of one passage."""
-    pairs = [(k[0], v[0]) for k, v in zip(source.keys, source.values, strict=True)]
-    return KV("pair", pairs, source.layers, source.rotated)
 
 
 def _random(name, layers, heads, size, tokens, device, dtype, seed) -> KV:

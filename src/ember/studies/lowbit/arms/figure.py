@@ -38,9 +38,6 @@ def draw(runs: pd.DataFrame, arms: pd.DataFrame, scale: str):
         label(decay, "c  weight decay by itself", "% of it that reaches 4 bits", "")
         decay.set_yticks([])
         decay.set_xlim(-10, 115)
-        for axes in (losses, codes, decay):
-            if axes.get_legend():
-                axes.get_legend().remove()
         legend_below(figure, losses, columns=4)
         said = "; ".join(
             f"{row['arm'].replace('_', ' ')} ({row['states']}) {row['verdict']}"

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 
-from ember.measure.device import device_name
 from ember.measure.progress import Progress
 from ember.studies.lowbit.arms.tables import ARM_RUNS, DECAY_RUNS
 from ember.studies.measured import on_device
@@ -51,8 +50,7 @@ def train_arms(
 
     documents, words = join_corpora([corpus]), load_tokenizer(model)
     streams = {split: token_stream(documents, words, split) for split in ("train", "validation")}
-    device, dense, about = on_device(model, device, dtype)
-    about |= {"device_name": device_name(device)}
+    device, dense, about = on_device(model, device, dtype, named=True)
     every = max(1, steps // validations)
     progress, rows, decays = Progress(log, len(variants)), [], []
     weight = dense.layers[-1].mlp.down_proj.weight[:DECAYED]

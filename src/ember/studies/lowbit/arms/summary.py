@@ -4,7 +4,7 @@ import numpy as np
 
 from ember.measure.statistics import few
 from ember.studies.lowbit.arms.tables import ARM_RUNS, DECAY_RUNS, LOWBIT_ARMS
-from ember.studies.rows import grouped, records, summary_row
+from ember.studies.rows import grouped, records, summary_row, with_ends
 from ember.studies.steps import makes
 
 MASTER = ("master_float32", "float32")
@@ -13,9 +13,8 @@ MASTER = ("master_float32", "float32")
 @makes(LOWBIT_ARMS)
 def summarise_arms(runs, decays) -> list[dict]:
     """Rows of LOWBIT_ARMS, of the tables of all seeds."""
-    decayed = [row for table in decays for row in records(table, DECAY_RUNS)]
-    alone = grouped(decayed, "arm", "states")
-    groups = grouped([row for table in runs for row in records(table, ARM_RUNS)], "arm", "states")
+    alone = grouped(records(decays, DECAY_RUNS), "arm", "states")
+    groups = grouped(records(runs, ARM_RUNS), "arm", "states")
     last = max(run["step"] for some in groups.values() for run in some)
     master = {run["seed"]: run["val_loss"] for run in groups.get(MASTER, ()) if run["step"] == last}
     rows = []
@@ -27,24 +26,19 @@ def summarise_arms(runs, decays) -> list[dict]:
         row |= {"steps": last, "changed": float(np.mean(steps))}
         row["learned"] = float(np.mean(began)) - row["val_loss_mean"]
         if variant != MASTER and master:
-            apart = [run["val_loss"] - master[run["seed"]] for run in ended]
-            above, low, high = few(apart)
-            share = above / float(np.mean(list(master.values())))
-            row |= {"above": above, "above_low": low, "above_high": high, "above_share": share}
+            row |= with_ends("above", few([r["val_loss"] - master[r["seed"]] for r in ended]))
+            row["above_share"] = row["above"] / float(np.mean(list(master.values())))
         rows.append(row | _decay(alone[variant]) | {"verdict": _verdict(row)})
     return rows
 
 
 def _decay(some: list[dict]) -> dict:
     """Columns of the weight decay by itself."""
-    share, low, high = few([run["decayed"] / run["wanted"] for run in some])
     masters = [
         run["master_decayed"] / run["wanted"] for run in some if run["master_decayed"] is not None
     ]
     return {
-        "decay": share,
-        "decay_low": low,
-        "decay_high": high,
+        **with_ends("decay", few([run["decayed"] / run["wanted"] for run in some])),
         "decay_master": float(np.mean(masters)) if masters else None,
         "decay_changed": float(np.mean([run["changed"] for run in some])),
     }

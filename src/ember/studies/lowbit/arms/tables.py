@@ -58,13 +58,13 @@ LOWBIT_ARMS = s.Schema(
         s.number("changed", "fraction", "of codes that a step changes, mean"),
         s.number("learned", "nats/token", "fall of the held-out loss"),
         *s.spread("val_loss", "nats/token", "held-out loss at the end", ("mean", "min", "max")),
-        s.maybe("above", "nats/token", "loss above the float32 master's, paired by seed"),
-        s.maybe("above_low", "nats/token", "lower end of its 95 % interval"),
-        s.maybe("above_high", "nats/token", "upper end"),
+        *s.estimate(
+            "above", "nats/token", "loss above a float32 master's, paired by seed", "seeds", s.maybe
+        ),
         s.maybe("above_share", "fraction", "of the float32 master's loss"),
-        s.number("decay", "fraction", "of a weight decay by itself that reaches the 4-bit weights"),
-        s.number("decay_low", "fraction", "lower end of its 95 % interval over seeds"),
-        s.number("decay_high", "fraction", "upper end"),
+        *s.estimate(
+            "decay", "fraction", "of a weight decay by itself that reaches 4-bit weights", "seeds"
+        ),
         s.maybe("decay_master", "fraction", "of it that reaches the master copy"),
         s.number("decay_changed", "fraction", "of codes that it changes in the end"),
         s.text("verdict", "whether anything is learned, and whether as well as with the master"),

@@ -4,7 +4,7 @@ import pandas as pd
 
 from ember.studies.lowbit.conversation.tables import LOWBIT_CONVERSATION
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, MARKERS, PAGE, basis, label, style
+from ember.studies.style import COLOURS, MARKERS, PAGE, basis, error, label, style
 
 NAMES = {"kept": "KV kept", "replay": "full replay"}
 
@@ -16,17 +16,16 @@ def draw(turns: pd.DataFrame, scale: str):
         figure, (times, lengths) = plt.subplots(1, 2, figsize=(PAGE, 2.4))
         for index, (kind, rows) in enumerate(turns.groupby("kind", sort=True)):
             looks = {"color": COLOURS[index], "marker": MARKERS[index], "label": NAMES[kind]}
-            middle = rows["prefill_ms_median"]
-            bars = [middle - rows["prefill_ms_min"], rows["prefill_ms_max"] - middle]
-            times.errorbar(rows["turn"], middle, yerr=bars, **looks)
+            bars = error(rows, "prefill_ms_median", "prefill_ms_min", "prefill_ms_max")
+            times.errorbar(rows["turn"], rows["prefill_ms_median"], yerr=bars, **looks)
         kept = turns[turns["kind"] == "kept"]
         lengths.bar(kept["turn"], kept["cached_tokens"], color=COLOURS[0], label="reused")
         new = kept["user_tokens"]
         lengths.bar(
             kept["turn"], new, bottom=kept["cached_tokens"], color=COLOURS[4], label="prefilled"
         )
-        label(times, "a  time to the first token", "turn", "prefill (ms)")
-        label(lengths, "b  tokens of the turn's prompt, KV kept", "turn", "tokens")
+        label(times, "a  time to the first token", "turn", "prefill (ms)", loc="best")
+        label(lengths, "b  tokens of the turn's prompt, KV kept", "turn", "tokens", loc="best")
         for axes in (times, lengths):
             axes.set_xticks(sorted(set(turns["turn"])))
             axes.set_ylim(bottom=0)

@@ -4,7 +4,6 @@ import hashlib
 import logging
 from pathlib import Path
 
-from ember.measure.device import device_name
 from ember.studies.lowbit.conversation.tables import TURN_RUNS
 from ember.studies.lowbit.texts import passages
 from ember.studies.measured import in_order, in_turns, on_device
@@ -36,8 +35,7 @@ def time_turns(
 
     words = load_tokenizer(tokenizer)
     said = passages(corpus, words, turns, user_tokens, seed)
-    device, decoder, about = on_device(model, device, dtype)
-    about |= {"device_name": device_name(device)}
+    device, decoder, about = on_device(model, device, dtype, named=True)
     room = sum(len(words.encode(text)) + max_tokens + TEMPLATE_TOKENS for text in said)
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
     rows = []

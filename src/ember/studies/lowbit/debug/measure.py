@@ -6,7 +6,6 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
-from ember.measure.device import device_name
 from ember.studies.lowbit.debug.tables import LOWBIT_DEBUG, LOWBIT_FIRST_TOKEN
 from ember.studies.lowbit.texts import passages
 from ember.studies.measured import on_device
@@ -161,14 +160,14 @@ def _decoders(model, tokenizer, corpus, tokens: int, device: str, dtype: str, se
     from ember.text.tokenizer import load_tokenizer
 
     words = load_tokenizer(tokenizer)
-    device, dense, about = on_device(model, device, dtype)
+    device, dense, about = on_device(model, device, dtype, named=True)
     got = deepcopy(dense)
     quantise_decoder(got, "nvfp4")
     reference = deepcopy(got)
     densify(reference)
     [text] = passages(corpus, words, 1, tokens, seed)
     prompt = torch.tensor([words.encode(text)], device=device)
-    return dense, got, reference, prompt, about | {"device_name": device_name(device)}
+    return dense, got, reference, prompt, about
 
 
 def _packed_layers(decoder) -> list:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from ember.studies.lowbit.kernels.tables import DECODE, KERNELS
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, MARKERS, PAGE, basis, label, spread, style
+from ember.studies.style import COLOURS, PAGE, basis, label, look, spread, style
 
 NAMES = {"nvfp4": "NVFP4", "nf4": "NF4", "int4": "INT4", "q4_0": "Q4_0", "dense": "dense"}
 PATHS = {"torch": "torch", "kernels": "own kernels"}
@@ -33,14 +33,9 @@ def _roofline(axes, timed) -> None:
     chosen = layers[layers["path"].isin(PATHS)]
     for index, ((format, path), group) in enumerate(chosen.groupby(["format", "path"], sort=False)):
         group = group.sort_values("intensity")
-        axes.plot(
-            group["intensity"],
-            group["gflops"],
-            color=COLOURS[index],
-            marker=MARKERS[index],
-            linewidth=0.8,
-            label=f"{NAMES[format]}, {PATHS[path]}",
-        )
+        shown = look(index) | {"linestyle": "-", "linewidth": 0.8}
+        name = f"{NAMES[format]}, {PATHS[path]}"
+        axes.plot(group["intensity"], group["gflops"], **shown, label=name)
     ends = [chosen["intensity"].min() / 1.5, chosen["intensity"].max() * 1.5]
     peak = 1e3 * first["tflops"]
     ridge = peak / first["read_gb_s"]
@@ -61,14 +56,8 @@ def _decoding(axes, decoding) -> None:
         places = [place + 0.1 * (index - (len(kinds) - 1) / 2) for place in range(len(counts))]
         named = "dense" if format == "dense" else f"{NAMES[format]}, {head} head"
         named += "" if engine == "ember" else f" ({engine})"
-        look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
-        axes.errorbar(
-            places,
-            group["tokens_per_s_median"],
-            spread(group, "tokens_per_s"),
-            label=named,
-            **look,
-        )
+        shown, bars = look(index) | {"linestyle": "none"}, spread(group, "tokens_per_s")
+        axes.errorbar(places, group["tokens_per_s_median"], bars, label=named, **shown)
         axes.plot(places, group["limit_tokens_per_s"], "_", color=COLOURS[index], markersize=9)
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set_xlim(-0.5, len(counts) - 0.5)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from ember.measure.clock import PhaseClock, repeat
 from ember.measure.cost import step_tokens
-from ember.measure.device import device_name
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.peers.client import PeerFailed
@@ -54,9 +53,8 @@ def time_kernels(
 
     torch.manual_seed(runtime["seed"])
     torch.set_num_threads(threads)
-    device, decoder, about = on_device(model, runtime["device"], runtime["dtype"])
+    device, decoder, about = on_device(model, runtime["device"], runtime["dtype"], named=True)
     about["read_gb_s"] = read_bandwidth_gb_s(device, repeats=20)
-    about["device_name"] = device_name(device)
     peak = matmul_tflops(device, runtime["dtype"])
     here = {"cache_bytes": last_cache_bytes(device), "tflops": peak} | about
     with torch.inference_mode():
@@ -81,12 +79,9 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
     progress, found = Progress(log, len(shapes) * (1 + len(formats))), []
     for product, dense in shapes.items():
         for format in ("dense", *formats):
-            if format == "dense":
-                weight = dense
-            else:
-                weight = PACKED[format].of(dense).matrix
-            shown = weight[:CHECKED] if format == "dense" else next(weight.split(CHECKED))
-            exact = shown.double() if format == "dense" else shown.dense().double()
+            packed = format != "dense"
+            weight = PACKED[format].of(dense).matrix if packed else dense
+            exact = (next(weight.split(CHECKED)).dense() if packed else dense[:CHECKED]).double()
             reference = dense[:CHECKED].double()
             what = {
                 "format": format,
@@ -94,9 +89,9 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
                 "out": len(dense),
                 "inner": dense.shape[1],
                 "weight_bytes": weight.nbytes,
-                "quantisation_error": None
-                if format == "dense"
-                else ((exact - reference).norm() / reference.norm()).item(),
+                "quantisation_error": ((exact - reference).norm() / reference.norm()).item()
+                if packed
+                else None,
             } | about
             copies = _copies(weight, what)
             for batch in rows:
@@ -206,10 +201,7 @@ def _decoding(
         facts[name]["weight_bytes"] = step_weight_bytes(each)
         engines[name] = engine
         calls[name] = partial(_times, engine, drawn, sampling, about["device"])
-    setup = {name: about[name] for name in ("device", "dtype")} | {
-        "seed": seed,
-        "weights": "random",
-    }
+    setup = {"device": about["device"], "dtype": about["dtype"], "seed": seed, "weights": "random"}
     setup |= {"threads": threads, "capacity": capacity, "candidates": max(candidates)}
     rows = []
     with ExitStack() as stack:

@@ -12,11 +12,20 @@ Path = Callable[[Sequence], Callable]
 
 def paths_of(format: str, device: str) -> dict[str, Path | str]:
     """By name the paths of a format on a device, or why there is none."""
+    import torch.nn.functional as F
+
+    if device == "cpu":
+        from ember.backends.compiled.native_step import Products
+
+        own, dense = Products, lambda weight, dtype: weight.dense(dtype)
+    else:
+        from ember.backends.cuda.packed import dense, product
+
+        own = _each(product)
     if format == "dense":
-        return {"torch": _torch} | ({"kernels": _compiled} if device == "cpu" else {})
-    kernels = _compiled if device == "cpu" else _triton
-    dense = _dequantise if device == "cpu" else _dequantise_by_kernel
-    found: dict[str, Path | str] = {"kernels": kernels, "dequantise": dense}
+        return {"torch": _each(F.linear)} | ({"kernels": own} if device == "cpu" else {})
+    dequantise = _each(lambda x, weight: F.linear(x, dense(weight, x.dtype)))
+    found: dict[str, Path | str] = {"kernels": own, "dequantise": dequantise}
     if device == "cuda":
         found["fp8"] = _fp8() if format == "nvfp4" else "NVFP4 alone is converted to FP8"
     if format == "nvfp4":
@@ -24,12 +33,6 @@ def paths_of(format: str, device: str) -> dict[str, Path | str]:
     if format == "nf4":
         found["bitsandbytes"] = _bitsandbytes()
     return found
-
-
-def _compiled(copies: Sequence) -> Callable:
-    from ember.backends.compiled.native_step import Products
-
-    return Products(copies)
 
 
 def _each(multiply: Callable) -> Path:
@@ -44,32 +47,6 @@ def _each(multiply: Callable) -> Path:
         return call
 
     return made
-
-
-def _torch(copies: Sequence) -> Callable:
-    import torch.nn.functional as F
-
-    return _each(F.linear)(copies)
-
-
-def _dequantise(copies: Sequence) -> Callable:
-    import torch.nn.functional as F
-
-    return _each(lambda x, weight: F.linear(x, weight.dense(x.dtype)))(copies)
-
-
-def _dequantise_by_kernel(copies: Sequence) -> Callable:
-    import torch.nn.functional as F
-
-    from ember.backends.cuda.packed import dense
-
-    return _each(lambda x, weight: F.linear(x, dense(weight, x.dtype)))(copies)
-
-
-def _triton(copies: Sequence) -> Callable:
-    from ember.backends.cuda.packed import product
-
-    return _each(product)(copies)
 
 
 def _fp8() -> Path | str:

@@ -10,9 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ember.peers.client import Peer, PeerFailed, PeerMissing
+from ember.peers.client import Peer, PeerFailed, PeerMissing, peer_of, versions_of
 from ember.records.errors import EmberError
-from ember.records.provenance import source_root
 
 WEIGHTS = {"llama_cpp_decode": ("q4_0", "packed"), "vllm_offline": ("nvfp4", "dense")}  # and head
 # llama.cpp's AMX products of Q4_0 crash (ggml-org/llama.cpp issue 20824).
@@ -72,10 +71,9 @@ def _start(stack: ExitStack, framework: Mapping, model, packed, setup: dict) -> 
 
     if framework["adapter"] == "vllm_offline" and not setup["device"].startswith("cuda"):
         raise PeerMissing("vLLM multiplies by NVFP4 weights on a GPU alone\nrun it on one")
-    python = framework.get("python") and source_root() / framework["python"]
-    about = {"timeout_s": TIMEOUT_S, "environment": framework.get("environment")}
-    setup["arguments"] = OWN.get(framework["adapter"], {}) | (framework.get("arguments") or {})
-    with Peer(framework["adapter"], python, setup, **about) as probe:
+    arguments = OWN.get(framework["adapter"], {}) | (framework.get("arguments") or {})
+    framework = {**framework, "arguments": arguments}
+    with peer_of(framework, setup, TIMEOUT_S) as probe:
         probe.probe()  # before its weights are written
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="ember-lowbit-")))
     if framework["adapter"] == "llama_cpp_decode":
@@ -88,10 +86,9 @@ def _start(stack: ExitStack, framework: Mapping, model, packed, setup: dict) -> 
         made = save_compressed(packed, folder / "model", weights=weights_kind(model))
         setup |= {"model": str(made), "weights": "files"}
         size = step_weight_bytes(packed)
-    peer = stack.enter_context(Peer(framework["adapter"], python, setup, **about))
+    peer = stack.enter_context(peer_of(framework, setup, TIMEOUT_S))
     ready = peer.start()
-    said = [f"{name} {version}" for name, version in ready["versions"].items()]
-    said += [ready["weights_format"]] if "weights_format" in ready else []
+    said = [versions_of(ready), *([ready["weights_format"]] if "weights_format" in ready else [])]
     return peer, {"backend": ", ".join(said), "weight_bytes": size}
 
 

@@ -40,8 +40,6 @@ def draw(memory: pd.DataFrame, scale: str):
             )
         axes.set_xlim(right=1.3 * left.max())
         label(axes, "", f"memory at the peak of backward and update ({name})", "")
-        if axes.get_legend():
-            axes.get_legend().remove()
         legend_below(figure, axes, columns=3)
         least = rows.loc[rows["peak_bytes"].idxmin()]
         tokens = int(memory["tokens"].iloc[0])

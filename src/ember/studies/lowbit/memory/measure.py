@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ember.measure.device import device_name, resolve
+from ember.measure.device import resolve
 from ember.measure.live import live_tensors
 from ember.measure.memory import NotEnoughMemory, require
 from ember.studies.lowbit.memory.tables import LOWBIT_MEMORY, PHASES
-from ember.studies.measured import blank, measured_on
+from ember.studies.measured import blank, machine
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def measure_steps(
     """Rows of LOWBIT_MEMORY: AdamW on dense weights, then the variants. One that does not fit is
     skipped."""
     device = resolve(device)
-    about = measured_on(model, device, dtype) | {"device_name": device_name(device)}
+    about = machine(model, device, dtype)
     about |= {"tokens": tokens, "method": "allocator" if "cuda" in device else "live tensors"}
     rows = []
     for variant in (None, *variants):

@@ -8,4 +8,4 @@ from ember.studies.steps import makes
 @makes(QUANTISED)
 def join_formats(errors) -> list[dict]:
     """Rows of QUANTISED from the tables of the formats."""
-    return [row for table in errors for row in records(table, QUANTISED)]
+    return records(errors, QUANTISED)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from ember.studies.lowbit.whoami.tables import LOWBIT_WHOAMI
 from ember.studies.steps import reads
-from ember.studies.style import COLOURS, MARKERS, PAGE, basis, label, legend_below, style
+from ember.studies.style import PAGE, basis, error, label, legend_below, look, style
 
 NAMES = {
     "identity": "gives its name",
@@ -21,14 +21,11 @@ def draw(whoami: pd.DataFrame, scale: str):
         figure, axes = plt.subplots(figsize=(PAGE, 0.9 + 0.24 * len(rows)))
         for index, (name, words) in enumerate(NAMES.items()):
             place = [n + 0.22 * (1 - index) for n in range(len(rows))]
-            middle = 100 * rows[name]
-            bars = [middle - 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"] - middle]
-            looks = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
-            axes.errorbar(middle, place, xerr=bars, label=words, **looks)
+            bars = error(rows, name, f"{name}_low", f"{name}_high", 100)
+            looks = look(index) | {"linestyle": "none"}
+            axes.errorbar(100 * rows[name], place, xerr=bars, label=words, **looks)
         axes.set_yticks(range(len(rows)), [name.replace("-", " ") for name in rows["tuning"]])
         label(axes, "", "held-out questions (%)", "")
-        if axes.get_legend():
-            axes.get_legend().remove()
         legend_below(figure, axes, columns=3)
         kept = whoami[whoami["kept"] & (whoami["tuning"] != "base")]["tuning"].tolist()
         surely = whoami[whoami["surely"] & (whoami["tuning"] != "base")]["tuning"].tolist()

@@ -13,8 +13,7 @@ from ember.studies.steps import makes
 def summarise_identities(runs) -> list[dict]:
     """Rows of LOWBIT_WHOAMI."""
     rows, ability = [], None
-    asked = [row for table in runs for row in records(table, WHOAMI_RUNS)]
-    for (tuning,), some in grouped(asked, "tuning").items():
+    for (tuning,), some in grouped(records(runs, WHOAMI_RUNS), "tuning").items():
         seeds = grouped(some, "seed")
         row, _ = summary_row(LOWBIT_WHOAMI, some)
         row |= {"n": len(seeds), "questions": len(some) // len(seeds)}

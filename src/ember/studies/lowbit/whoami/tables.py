@@ -38,11 +38,7 @@ LOWBIT_WHOAMI = s.Schema(
                 ("near", "who the user is: answered as before"),
                 ("captured", "who the user is: the model's new name is given"),
             )
-            for column in (
-                s.number(name, "fraction", f"{meaning}, mean over seeds"),
-                s.number(f"{name}_low", "fraction", "lower end of its 95 % interval over seeds"),
-                s.number(f"{name}_high", "fraction", "upper end"),
-            )
+            for column in s.estimate(name, "fraction", f"{meaning}, mean over seeds", "seeds")
         ),
         s.number("general_ppl", "", "perplexity of the wanted general answers"),
         s.number("repeated", "fraction", "of the answers' tokens that repeat the one before"),

@@ -26,9 +26,8 @@ from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.measure.statistics import leading_equal
 from ember.measure.turns import rounds
-from ember.peers.client import Peer, PeerFailed, PeerMissing
+from ember.peers.client import Peer, PeerFailed, PeerMissing, peer_of, versions_of
 from ember.records.errors import EmberError
-from ember.records.provenance import source_root
 from ember.studies.measured import blank, measured_on
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
 from ember.studies.p1.gates.gguf import exported
@@ -124,25 +123,13 @@ def compare_frameworks(
 def why_not_installed(framework: Mapping, *, threads: int, timeout_s: float) -> str | None:
     """Why a framework cannot be imported; None where it can (or fails at something else)."""
     try:
-        with _peer(framework, {"threads": threads}, timeout_s) as peer:
+        with peer_of(framework, {"threads": threads}, timeout_s) as peer:
             peer.probe()
     except PeerMissing as error:
         return str(error).splitlines()[0]
     except PeerFailed:
         return None
     return None
-
-
-def _peer(framework: Mapping, setup: dict, timeout_s: float) -> Peer:
-    """Its process, not started; a relative path of an interpreter starts at this checkout."""
-    python = framework.get("python")
-    return Peer(
-        framework["adapter"],
-        None if python is None else source_root() / python,
-        setup | {"arguments": dict(framework.get("arguments") or {})},
-        timeout_s=timeout_s,
-        environment=framework.get("environment"),
-    )
 
 
 def _not_run(about: dict, load: Load, framework: str, error: EmberError) -> dict:
@@ -377,11 +364,11 @@ def _start(
     reads_gguf = framework["adapter"] == "llama_cpp_decode"
     if reads_gguf and ground.gguf is None:
         raise PeerMissing(f"reads GGUF, and there is none: {ground.no_gguf}\nsee docs/peers.md")
-    peer = stack.enter_context(_peer(framework, setup, timeout_s))
+    peer = stack.enter_context(peer_of(framework, setup, timeout_s))
     ready = peer.start()
     files = setup["weights"] == "files"
     return peer, {
-        "versions": ", ".join(f"{name} {version}" for name, version in ready["versions"].items()),
+        "versions": versions_of(ready),
         "weights_format": ready.get("weights_format", "safetensors" if files else "drawn"),
         "gguf_sha256": digest if reads_gguf else None,
         "decode_threads": ready.get("decode_threads"),

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, interval
-from ember.studies.rows import grouped, records
+from ember.measure.statistics import bootstrap, estimate, interval, mean
+from ember.studies.rows import grouped, records, with_ends
 from ember.studies.steps import makes
 from ember.studies.streaming.cause.tables import (
     CAUSE_PARTS,
@@ -56,8 +56,8 @@ def summarise_cause(runs, gate, *, seed: int, resamples: int) -> list[dict]:
             "streams": len(rows),
             "prunes": sum(one["prunes"] for one in rows),
             "nll": float(losses[repair].mean()),
-            **_named("saved", saved),
-            **(_named("removed", saved / whole) if worth else {}),
+            **with_ends("saved", estimate(saved)),
+            **(with_ends("removed", estimate(saved / whole)) if worth else {}),
             "status": "ok" if passes["passes"] else "skipped",
             "reason": None if passes["passes"] else f"no attention sinks: {passes['reason']}",
         }
@@ -88,12 +88,6 @@ def summarise_parts(parts, *, seed: int, resamples: int) -> list[dict]:
         row = {"layer": layer, "streams": len(rows)} | {name: rows[0][name] for name in SAID}
         for part in PARTS:
             values = np.array([one[part.name] for one in rows])
-            row |= _named(part.name, bootstrap(values, rng, resamples, partial(np.mean, axis=1)))
+            row |= with_ends(part.name, mean(values, rng, resamples))
         found.append(row)
     return found
-
-
-def _named(name: str, draws: np.ndarray) -> dict[str, float]:
-    return dict(
-        zip((name, f"{name}_low", f"{name}_high"), (float(draws[0]), *interval(draws)), strict=True)
-    )

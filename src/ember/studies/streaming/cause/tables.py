@@ -51,12 +51,13 @@ STREAMING_CAUSE = s.Schema(
         s.integer("streams", "streams", "that were measured"),
         s.integer("prunes", "", "of all streams"),
         s.number("nll", "nats/token", "mean loss of the period"),
-        s.number("saved", "nats/token", "loss without a repair minus this, paired by stream"),
-        s.number("saved_low", "nats/token", "95 % interval by bootstrap over streams, lower end"),
-        s.number("saved_high", "nats/token", "upper end"),
-        s.maybe("removed", "fraction", "of what repairing all saves; null where that is nothing"),
-        s.maybe("removed_low", "fraction", "lower end of its 95 % interval"),
-        s.maybe("removed_high", "fraction", "upper end"),
+        *s.estimate("saved", "nats/token", "loss without a repair minus this, paired by stream"),
+        *s.estimate(
+            "removed",
+            "fraction",
+            "of what repairing all saves; null where that is nothing",
+            kind=s.maybe,
+        ),
         s.text("verdict", "what follows"),
         *s.MEASURED_ON,
         *s.OUTCOME,
@@ -71,15 +72,7 @@ STREAMING_CAUSE_LAYERS = s.Schema(
         s.integer("layer", "", "layer, from 0"),
         *BUDGET,
         s.integer("streams", "streams", "that were measured"),
-        *(
-            column
-            for part in PARTS
-            for column in (
-                part,
-                s.number(f"{part.name}_low", part.unit, "95 % interval over streams, lower end"),
-                s.number(f"{part.name}_high", part.unit, "upper end"),
-            )
-        ),
+        *(column for part in PARTS for column in s.estimate(part.name, part.unit, part.meaning)),
         *s.MEASURED_ON,
     ),
     key=("layer",),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ember.measure.clock import timed
 from ember.measure.cost import parameters_read
-from ember.measure.device import device_name, resolve
-from ember.studies.measured import in_order, in_turns, measured_on
+from ember.measure.device import resolve
+from ember.studies.measured import in_order, in_turns, machine
 from ember.studies.steps import makes
 from ember.studies.streaming.ceiling.tables import CEILING_RUNS, KINDS
 
@@ -46,8 +46,7 @@ def time_caches(
     arch, device = read_architecture(model), resolve(device)
     number = getattr(torch, dtype)
     enough = 7 if device == "cpu" else 50  # a GPU's first come out up to a tenth low
-    about = measured_on(model, device, dtype) | {
-        "device_name": device_name(device),
+    about = machine(model, device, dtype) | {
         "read_gb_s": read_bandwidth_gb_s(device, repeats=enough),
         "copy_gb_s": copy_bandwidth_gb_s(device, repeats=enough),
         "weight_bytes": parameters_read(arch) * number.itemsize,

@@ -25,7 +25,7 @@ def time_tokens(
     """Rows of LATENCY_RUNS: points take turns on one stream."""
     import torch
 
-    from ember.streaming.build import build, point_id
+    from ember.streaming.build import build, columns, point_id
     from ember.streaming.stream import run
 
     check_peaks(model, *(spec["peak"] for spec in specs))
@@ -50,12 +50,7 @@ def time_tokens(
             start = found.prefilled
             rows.append(
                 {
-                    "point": point_id(method),
-                    "method": method.name,
-                    "peak": method.peak,
-                    "compression_interval": method.compression_interval,
-                    "n_sink": method.n_sink,
-                    "window": method.window if method.prunes else None,
+                    **columns(method),
                     "repeat": turn,
                     "prefill_ms": found.prefill_ms,
                     "token_ms": found.token_ms[start:].tolist(),

@@ -5,7 +5,7 @@ from itertools import groupby
 
 import numpy as np
 
-from ember.studies.rows import grouped, records
+from ember.studies.rows import grouped, records, with_ends
 from ember.studies.steps import makes
 from ember.studies.streaming.diagnose.tables import STREAMING_LATENCY
 from ember.studies.streaming.matrix.tables import (
@@ -46,7 +46,7 @@ def judge_matrix(
             "lazy_delta": lazy_delta,
             "lazy_delta_low": lazy_low,
             "delta": own["delta"],
-            **dict(zip(("saved", "saved_low", "saved_high"), saved, strict=True)),
+            **with_ends("saved", saved),
             "removed": saved[0] / lazy_delta if lazy_low > 0 else None,
             "max_drop_binds": own["method"] in ("max_drop", "refresh")
             and "max_drop=" in point

@@ -43,7 +43,6 @@ def draw(pareto: pd.DataFrame, scale: str):
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.xaxis.minorticks_off()
             label(axes, f"{letter}  {corpus}", "perplexity above R = 1 (%)", "")
-            axes.get_legend().remove()
         panels[0].set_ylabel("steady TPOT (ms)")
         legend_below(figure, panels[0], columns=6)
         front = pareto[(pareto["corpus"] == "long") & pareto["on_front"]]

@@ -44,7 +44,6 @@ def draw(peers: pd.DataFrame, scale: str):
         label(times, "b", "steady time per token (ms)", "")
         for axes in (losses, times):
             axes.grid(axis="y", linewidth=0.3)
-            axes.get_legend().remove()
         legend_below(figure, losses, columns=6)
         return figure, _caption(peers, shown, scale)
 

@@ -16,9 +16,8 @@ import numpy as np
 
 from ember.measure.progress import Progress
 from ember.model.gguf import BadGguf, export_gguf
-from ember.peers.client import Peer, PeerFailed, PeerMissing
+from ember.peers.client import Peer, PeerFailed, PeerMissing, peer_of, versions_of
 from ember.records.errors import EmberError
-from ember.records.provenance import source_root
 from ember.streaming import fast
 from ember.streaming.build import build, point_id
 from ember.streaming.stream import run
@@ -111,18 +110,14 @@ class Crew:
     """All that stream: this project here, frameworks in processes that are started when first asked
     and again after a failure."""
 
-    def __init__(self, frameworks: Mapping, setup: Mapping, decoder, timeout_s: float):
+    def __init__(
+        self, stack: ExitStack, frameworks: Mapping, setup: Mapping, decoder, timeout_s: float
+    ):
+        """`stack`: at its end processes do."""
         self.frameworks, self.setup, self.timeout_s = frameworks, setup, timeout_s
-        self.decoder = decoder
+        self._stack, self.decoder = stack, decoder
         self._running: dict[str, tuple[Peer, dict]] = {}
         self._gone: dict[str, PeerMissing] = {}
-
-    def __enter__(self):
-        self._stack = ExitStack()
-        return self
-
-    def __exit__(self, *_):
-        self._stack.close()
 
     def stream(self, point: Point, texts: np.ndarray, timed: bool) -> dict:
         """`nll` (streams, tokens - 1) of a point, `ms` of each call, the prefill first, and columns
@@ -171,23 +166,14 @@ class Crew:
                 self._gone[name] = error
                 raise
         peer, ready = self._running[name]
-        versions = ", ".join(f"{package} {v}" for package, v in ready["versions"].items())
-        about = {"version": versions, "attention": ready["attention"], "rows": ready.get("rows")}
-        return peer, about
+        about = {"attention": ready["attention"], "rows": ready.get("rows")}
+        return peer, about | {"version": versions_of(ready)}
 
     def _start(self, name: str) -> tuple[Peer, dict]:
         given = self.frameworks[name]
-        setup = dict(self.setup) | {"arguments": dict(given["arguments"])}
-        if given["adapter"] == "llama_cpp_shift":
-            setup["gguf"] = self._gguf()
-        peer = Peer(
-            given["adapter"],
-            given["python"] and source_root() / given["python"],
-            setup,
-            timeout_s=self.timeout_s,
-            environment=given["environment"],
-        )
-        self._stack.enter_context(peer)
+        shifts = given["adapter"] == "llama_cpp_shift"
+        setup = {**self.setup, "gguf": self._gguf() if shifts else None}
+        peer = self._stack.enter_context(peer_of(given, setup, self.timeout_s))
         return peer, peer.start()
 
     def _gguf(self) -> str:
@@ -223,11 +209,12 @@ def stream_peers(
     texts = cut_streams(model, long, evaluated)[:streams, :tokens]
     points = points_of(frameworks, budget, n_sink)
     own = own_points(points, n_sink)
-    setup = {"model": str(Path(model).resolve()), "weights": "files", "gguf": None}
+    setup = {"model": str(Path(model).resolve()), "weights": "files"}
     setup |= {"device": device, "dtype": dtype, "threads": threads, "seed": seed}
     setup |= {"capacity": budget["peak"], "candidates": 1}
     scored, timed, able, lost = [], [], [], set()
-    with Crew(frameworks, setup, decoder, timeout_s) as crew:
+    with ExitStack() as stack:
+        crew = Crew(stack, frameworks, setup, decoder, timeout_s)
         progress = Progress(log, len(own) + len(points))
         for point in [*own, *points]:
             rows = _scored(crew, point, texts)

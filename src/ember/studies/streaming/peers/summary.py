@@ -1,12 +1,11 @@
 """Other frameworks beside this project: loss above R = 1 at equal peak, and time per token."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from statistics import median
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, interval
+from ember.measure.statistics import mean
 from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 from ember.studies.streaming.peers.tables import PEER_STREAMS, PEER_TIMES, STREAMING_PEERS
@@ -49,9 +48,8 @@ def _losses(rows: Sequence[Mapping], scored: Mapping, rng, resamples: int) -> di
     found["ppl"] = float(np.exp(found["nll"]))
     own = {p[1]: np.array([row["nll"] for row in r]) for p, r in scored.items() if p[0] == EMBER}
     reference = next(losses for name, losses in own.items() if name.startswith("streaming_llm-"))
-    above = (nll - reference)[:, peak:].mean(1)
-    low, high = interval(bootstrap(above, rng, resamples, partial(np.mean, axis=1)))
-    found |= {"loss_above_r1": float(above.mean()), "low": low, "high": high}
+    above = mean((nll - reference)[:, peak:].mean(1), rng, resamples)
+    found |= dict(zip(("loss_above_r1", "low", "high"), above, strict=True))
     if rows[0]["framework"] != EMBER and rows[0]["equals"] is not None:
         found["largest_difference"] = float(np.abs(nll - own[rows[0]["equals"]]).max())
     return found

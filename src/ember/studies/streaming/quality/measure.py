@@ -51,7 +51,7 @@ def measure_quality(
 
 
 def _measured(decoder, tokens, method, structural, alone: int) -> list[dict]:
-    from ember.streaming.build import point_id
+    from ember.streaming.build import columns
     from ember.streaming.stream import run
 
     if not method.prunes:
@@ -64,12 +64,7 @@ def _measured(decoder, tokens, method, structural, alone: int) -> list[dict]:
         for nll in found.nll:
             rows.append(
                 {
-                    "point": point_id(method),
-                    "method": method.name,
-                    "peak": method.peak,
-                    "compression_interval": method.compression_interval,
-                    "n_sink": method.n_sink,
-                    "window": method.window if method.prunes else None,
+                    **columns(method),
                     "stream": len(rows),
                     "nll": nll.tolist(),
                     "drop_steps": [step for step, _ in found.drops],

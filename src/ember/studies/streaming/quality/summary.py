@@ -6,12 +6,11 @@ prunes at each token, on the same streams at the same peak visible length.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 
-from ember.measure.statistics import bootstrap, interval, percentile
-from ember.studies.rows import grouped, records
+from ember.measure.statistics import mean, percentile
+from ember.studies.rows import grouped, records, with_ends
 from ember.studies.steps import makes
 from ember.studies.streaming.quality.tables import (
     QUALITY_RUNS,
@@ -29,9 +28,7 @@ class Points:
     """Runs by corpus and point, and what each is compared with."""
 
     def __init__(self, runs: Sequence, rng: np.random.Generator, resamples: int):
-        self.runs = grouped(
-            (row for table in runs for row in records(table, QUALITY_RUNS)), "corpus", "point"
-        )
+        self.runs = grouped(records(runs, QUALITY_RUNS), "corpus", "point")
         self.rng, self.resamples = rng, resamples
         self.references: dict[tuple, list] = {}
         self.lazy: dict[tuple, list] = {}
@@ -62,8 +59,7 @@ class Points:
 
     def bounds(self, by_stream: np.ndarray) -> tuple[float, float, float]:
         """Mean over streams, and its interval."""
-        draws = bootstrap(by_stream, self.rng, self.resamples, partial(np.mean, axis=1))
-        return float(by_stream.mean()), *interval(draws)
+        return mean(by_stream, self.rng, self.resamples)
 
 
 @makes(STREAMING_QUALITY)
@@ -161,11 +157,11 @@ def _quality(points: Points, corpus: str, rows: Sequence[Mapping]) -> dict:
     reference = points.references.get((corpus, first["peak"]))
     if reference and first["method"] != "full":
         above = points.difference(rows, reference, start).mean(1)
-        found |= _named("delta", points.bounds(above))
+        found |= with_ends("delta", points.bounds(above))
         found["ppl_change"] = float(np.expm1(found["delta"]))
     full = points.full.get(corpus)
     if full and first["method"] != "full" and len(full[0]["nll"]) > start:
-        found |= _named("to_full", points.bounds(points.difference(rows, full, start).mean(1)))
+        found |= with_ends("to_full", points.bounds(points.difference(rows, full, start).mean(1)))
     found["improved"] = _improved(points, corpus, rows, found)
     return found
 
@@ -198,7 +194,7 @@ def _bins(points: Points, corpus: str, rows: Sequence[Mapping]) -> list[dict]:
             by_stream = np.where(inside, above, 0).sum(1) / inside.sum(1)
             found.append(
                 {"since": low, "until": min(high, int(since.max()) + 1), "streams": len(rows)}
-                | _named("delta", points.bounds(by_stream))
+                | with_ends("delta", points.bounds(by_stream))
             )
     return found
 
@@ -216,8 +212,4 @@ def _spike(points: Points, corpus: str, rows: Sequence[Mapping], bins: Sequence[
     above = points.difference(rows, reference, first["peak"]).mean(1)
     area = points.bounds(above * first["compression_interval"])
     peak = (worst["delta"], worst["delta_low"], worst["delta_high"])
-    return _named("spike_peak", peak) | {"spike_width": width} | _named("spike_area", area)
-
-
-def _named(name: str, bounds: tuple[float, float, float]) -> dict:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True))
+    return with_ends("spike_peak", peak) | {"spike_width": width} | with_ends("spike_area", area)

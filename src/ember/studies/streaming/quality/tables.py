@@ -37,11 +37,7 @@ QUALITY_RUNS = s.Schema(
 
 
 def _delta(name: str, what: str) -> tuple[s.Column, ...]:
-    return (
-        s.maybe(f"{name}", "nats/token", f"loss above {what}, paired by stream"),
-        s.maybe(f"{name}_low", "nats/token", "95 % interval, lower end"),
-        s.maybe(f"{name}_high", "nats/token", "95 % interval, upper end"),
-    )
+    return s.estimate(name, "nats/token", f"loss above {what}, paired by stream", kind=s.maybe)
 
 
 STREAMING_QUALITY = s.Schema(
@@ -94,9 +90,7 @@ STREAMING_SPIKES = s.Schema(
         s.integer("since", "tokens", "first step of the bin, the prune's is 0"),
         s.integer("until", "tokens", "first step after the bin"),
         s.integer("streams", "streams", "that were measured"),
-        s.maybe("delta", "nats/token", "mean over prunes and streams"),
-        s.maybe("delta_low", "nats/token", "95 % interval by bootstrap over streams, lower end"),
-        s.maybe("delta_high", "nats/token", "upper end"),
+        *s.estimate("delta", "nats/token", "mean over prunes and streams", kind=s.maybe),
         *s.MEASURED_ON,
         *s.OUTCOME,
     ),

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ember.measure.cost import step_bytes
-from ember.measure.device import device_name
 from ember.studies.measured import blank, in_turns, on_device
 from ember.studies.steps import makes
 from ember.studies.streaming.speed.tables import SPEED_RUNS, SWITCHES
@@ -48,14 +47,13 @@ def time_streams(
 
     from ember.backends.threads import fastest_threads, restored_threads, use_threads
     from ember.measure.roofline import last_cache_bytes, read_bandwidth_gb_s
-    from ember.streaming.build import build, point_id
+    from ember.streaming.build import build, columns
 
-    device, decoder, about = on_device(model, device, dtype)
+    device, decoder, about = on_device(model, device, dtype, named=True)
     size, arch = decoder.embed_tokens.weight.element_size(), decoder.arch
     peak, cache = specs[-1]["peak"], last_cache_bytes(device)
     weights, kv = step_bytes(arch, size, peak)
     about |= {
-        "device_name": device_name(device),
         "read_gb_s": read_bandwidth_gb_s(device, repeats=7 if device == "cpu" else 50),
         "weight_bytes": weights,
         "limit_kind": "memory" if cache is None or weights + kv > cache else "cache",
@@ -67,15 +65,7 @@ def time_streams(
     rows, runs = [], {}  # by name: what is called, and what its rows say
     for subject in _subjects(specs):
         method = build(subject.spec)
-        what = about | {
-            "point": point_id(method),
-            "method": method.name,
-            "peak": method.peak,
-            "compression_interval": method.compression_interval,
-            "n_sink": method.n_sink,
-            "window": method.window if method.prunes else None,
-            "off": subject.off,
-        }
+        what = about | columns(method) | {"off": subject.off}
         call, why = _call(subject, method, model, decoder)
         if call is None:
             empty = {"token_ms": [], "drop_steps": [], "repeat": 0}
