@@ -75,13 +75,12 @@ class Prepared:
 class Merger:
     """The adapted weights of one decoder; see the module."""
 
-    def __init__(self, decoder: Decoder, *, keep: str = "device", kernels: bool = True):
-        """`kernels`: use Triton's on CUDA; plain operators elsewhere, and without."""
+    def __init__(self, decoder: Decoder, *, keep: str = "device"):
         if keep not in KEEPS:
             raise BadAdapter(f"keep is {keep!r}.\nChoose {', '.join(KEEPS)}.")
         self.decoder, self.keep = decoder, keep
         self._linears = linears(decoder)
-        self.uses_kernels = kernels and kernels_serve(decoder)  # Triton's do the work
+        self.uses_kernels = kernels_serve(decoder)  # Triton's do the work
         self._small = _are_small(dense_weight(linear) for linear in self._linears.values())
         self._base: dict[Key, Tensor] = {}
         self._base_name = object()  # stands for the base, in names of states

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from ember.studies.p1.gates.row import passed, skipped
+from ember.studies.p1.gates.row import passed
 from ember.studies.p1.gates.tables import GATES
 from ember.studies.steps import makes
 
@@ -34,7 +34,7 @@ def check_gguf_export(model: Path, gguf: Path) -> list[dict]:
     if weights_kind(model) == "random":
         reason = "random weights are drawn on load; there is no checkpoint to export"
         (folder / "SKIPPED").write_text(reason + "\n")
-        return [skipped("gguf", reason)]
+        return [passed("gguf", reason) | {"status": "skipped"}]
     path = folder / "model.gguf"
     export_gguf(model, model, path)
     check_gguf(path, model)
