@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
+from ember.measure.overhead import record_file
 from ember.records.atomic import atomic_dir
 from ember.records.errors import EmberError
+from ember.records.foreign import inside, read_object
+from ember.records.provenance import digest
 from ember.records.remedy import remake
 from ember.records.trace import format_trace, mismatches, nodes, trace
 
@@ -74,9 +77,6 @@ def archive(
 
 def verify(folder: Path) -> int:
     """How many files an archive holds, each as it was archived. Raises `Changed`."""
-    from ember.records.foreign import inside, read_object
-    from ember.records.provenance import digest
-
     folder = Path(folder)
     remedy = "Take the archive from where it was copied from, or archive the runs again."
     listed = read_object(folder / "MANIFEST.json", Changed, remedy).values_of(str)
@@ -125,9 +125,6 @@ def _validated(trees, root: Path) -> dict[str, str]:
 
 def _copy_jobs(jobs: Mapping[str, str], results: Path, folder: Path) -> dict[str, str]:
     """Records and logs of jobs, by their place in the archive."""
-    from ember.measure.overhead import record_file
-    from ember.records.provenance import digest
-
     files = {}
     for name, scale in jobs.items():
         record = record_file(scale, name, results.parent)
@@ -151,8 +148,6 @@ def _refuse_changed(trees) -> None:
 
 
 def _copy(trees, results: Path, folder: Path) -> dict[str, str]:
-    from ember.records.provenance import digest
-
     wanted = set(trees)
     for product, tree in trees.items():
         caption = product.with_suffix(".caption.md")
