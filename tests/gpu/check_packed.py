@@ -141,31 +141,38 @@ def check_engine(name: str) -> list[tuple[bool, str]]:
 def cuts() -> list[tuple]:
     """(product, rows of x, its cut), the present cuts first for each product and number of rows."""
     plans = [
-        packed.Plan(rows, longs, warps)
-        for rows, longs, warps in itertools.product((4, 8, 16, 32), (32, 64, 128), (1, 2, 4))
-        if 32 * warps <= longs <= 64 * warps
+        packed.Plan(rows, longs, ahead, longs // 32)
+        for rows, longs, ahead in itertools.product((2, 4, 8), (32, 64, 128), (2, 3, 5))
     ]
-    tiles = [
-        cut
-        for cut in itertools.product((16, 32, 64, 128), (16, 32), (3, 4, 5), (1, 2, 4))
-        if 16 <= cut[0] // cut[3] <= 64
-    ]
+    slabs = [(*cut, cut[3]) for cut in itertools.product((16, 32), (16, 32), (2, 3, 4), (2, 4, 8))]
+    whole = [(128, 16, 3, 4, 1), (64, 32, 3, 4, 1), (64, 32, 4, 4, 1), (64, 16, 4, 4, 1)]
     found = []
     for name, (n, k, kind) in SHAPES.items():
         asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
-        found += [(name, 1, plan) for plan in [packed.plan_of(**asked), *plans]]
-        for rows in (1, 8, 64):
+        found += [(name, 1, plan) for plan in [packed.plan_of(n, **asked), *plans]]
+        for rows in (8, 64):
             first = packed.tiling_of(rows, n, k, **asked)
-            sizes = [replace(first, rows=a, words=b, ahead=c, warps=d) for a, b, c, d in tiles]
-            found += [(name, rows, tiling) for tiling in [first, *sizes]]
+            tiles = [*slabs, *whole] if rows == 8 else whole
+            found += [(name, rows, tiling) for tiling in [first, *tilings(first, tiles, n, k)]]
     return found
+
+
+def tilings(first, tiles: list[tuple], n: int, k: int):
+    """Tilings of these sizes; where columns may be split, among two and four times as many
+    programs as there are multiprocessors."""
+    for rows, words, ahead, warps, slabs in tiles:
+        tiling = replace(first, rows=rows, words=words, ahead=ahead, warps=warps, slabs=slabs)
+        steps = k // (packed.WORD * words * slabs)
+        most = {1} if first.splits == 1 else {packed.PROGRAMS // 2, packed.PROGRAMS}
+        for programs in most:
+            yield replace(tiling, splits=max(1, min(steps, programs * rows // n)))
 
 
 def call_of(name: str, rows: int, cut):
     """What multiplies by a weight as the cut says."""
     n, k, kind = SHAPES[name]
     out_rows = n // 2 if "gated" in kind else n
-    options = {"gated": True, "act": "silu"} if "gated" in kind else {}
+    options = {"pdl": True} | ({"gated": True, "act": "silu"} if "gated" in kind else {})
     splits = getattr(cut, "splits", 1)
     shape = (splits, rows, out_rows) if splits > 1 else (rows, out_rows)
     dtype = torch.float32 if splits > 1 else torch.bfloat16

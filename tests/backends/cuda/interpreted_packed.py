@@ -1,5 +1,8 @@
 """Products with packed weights against the dequantised weight, under Triton's interpreter."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,7 @@ from tests.tiny import wild
 EPS = 1e-5
 CUT = 8e-3  # the interpreter cuts numbers off where the device rounds them
 FORMATS = sorted(PACKED)
-SMALL = packed.Plan(rows=4, longs=4, warps=1)
+SMALL = packed.Plan(rows=4, longs=4, ahead=2, warps=1)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -64,14 +67,16 @@ def test_one_row(name, variant, dtype):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split"])
+@pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split", "slabs", "gated slabs"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_some_rows(name, variant, dtype):
-    gated, rows = variant == "gated", 5
+    gated, rows = variant.startswith("gated"), 5
     weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 13)
     n, k = (24 if gated else len(weight)), weight.shape[1]
     splits = 2 if variant == "split" else 1
     tiling = packed.Tiling(batch=16, rows=16, words=16, ahead=2, warps=1, splits=splits)
+    if variant.endswith("slabs"):
+        tiling = replace(tiling, batch=8, words=8, warps=2, slabs=2)
     x = draw(rows, k).to(dtype)
     bias = draw(len(weight)).to(dtype) if variant == "bias" else None
     exact = F.linear(x.double(), weight.dense().double(), None if bias is None else bias.double())
@@ -142,6 +147,40 @@ def test_pairs_are_decoded_by_the_instructions_that_the_device_runs():
         np.testing.assert_array_equal(half, values[codes[:, pair]])
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e15])
+def test_x_is_made_ready_by_the_instructions_that_the_device_runs(norm, size):
+    """Pairs times their scale are x, each as exact as the largest of 16 lets it be."""
+    x, by = (draw(512, 16, seed=n).bfloat16() for n in range(2))
+    x *= size
+    x[0] = 0.0
+    held = {f"${(10 if norm else 9) + n}": longs_of(x)[:, n] for n in range(4)}
+    if norm:
+        held |= {f"${14 + n}": longs_of(by)[:, n] for n in range(4)}
+    text = packed.NORMED_COLUMNS if norm else packed.COLUMNS
+    *pairs, scale = ptx(text.value, held, 9)
+    wide = x.double().numpy() * (by.double().numpy() if norm else 1.0)
+    scale = scale.view(np.float32)[:, None] / 2.0**6
+    order = [0, 2, 1, 3, 4, 6, 5, 7]
+    order += [n + 8 for n in order]
+    found = np.concatenate([halves(r).astype(np.uint16).view(np.float16) for r in pairs], 1)
+    assert np.abs(found).max() < 2.0**15
+    np.testing.assert_allclose(
+        found * scale.astype(np.float64),
+        wide[:, order],
+        rtol=2.0**-8 if norm else 0,
+        atol=np.abs(wide).max() * 2.0**-38,
+    )
+    if norm:
+        squares = held["$9"].view(np.float32)
+        np.testing.assert_allclose(squares, (x.float() ** 2).sum(1).numpy(), rtol=1e-6)
+
+
+def longs_of(x):
+    """Four bfloat16 in 64 bits, the first lowest."""
+    return x.view(torch.int16).numpy().view(np.uint64)
+
+
 def words_of(codes):
     """Eight codes in 32 bits, the first lowest."""
     return (codes << (4 * np.arange(8, dtype=np.uint32))).sum(1, dtype=np.uint32)
@@ -161,13 +200,19 @@ def bfloat16(bits):
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def times(x, y):
-    """Two bfloat16 in each, whose products are exact."""
-    out = np.concatenate([bfloat16(halves(x)), bfloat16(halves(y))], 1).reshape(-1, 2, 2).prod(1)
-    bits = torch.from_numpy(out).bfloat16()
-    assert (bits.double().numpy() == out).all()
-    bits = bits.view(torch.int16).numpy().astype(np.uint16).astype(np.uint32)
-    return bits[:, 0] | bits[:, 1] << np.uint32(16)
+def rounded(numbers):
+    """Pairs of numbers (n, 2) as bfloat16, in 32 bits."""
+    bits = torch.from_numpy(numbers).bfloat16().view(torch.int16).numpy()
+    return paired(bits)
+
+
+def paired(halves):
+    both = halves.view(np.uint16).astype(np.uint32)
+    return both[:, 0] | both[:, 1] << np.uint32(16)
+
+
+def each_half(call, *registers):
+    return rounded(call(*(bfloat16(halves(register)) for register in registers)))
 
 
 def ptx(text: str, held: dict, outputs: int):
@@ -175,19 +220,25 @@ def ptx(text: str, held: dict, outputs: int):
     size = len(next(iter(held.values())))
 
     def value(name):
+        if name.startswith("0f"):
+            name = "0x" + name[2:]
         return held[name] if name in held else np.full(size, int(name, 0), np.uint32)
 
-    for line in text.replace("{l, h}", "l:h").split(";"):
+    for line in re.sub(r"\{(\w+), *(\w+)\}", r"\1:\2", text).split(";"):
         words = line.replace("{", "").replace("}", "").replace(",", " ").split()
         if not words or words[0] == ".reg":
             continue
         operation, target, *sources = words
-        if target == "l:h":
-            both = value(sources[0])
-            held["l"], held["h"] = both & np.uint32(0xFFFF), both >> np.uint32(16)
-            continue
         x = [value(name) for name in sources]
-        if operation == "mov.b32":
+        if ":" in target:
+            bits = 16 if operation == "mov.b32" else 32
+            mask = x[0].dtype.type(2**bits - 1)
+            parts = x[0] & mask, x[0] >> x[0].dtype.type(bits)
+            held |= {
+                n: part.astype(np.uint32) for n, part in zip(target.split(":"), parts, strict=True)
+            }
+            continue
+        if operation in ("mov.b32", "mov.f32"):
             out = x[0]
         elif operation == "shr.b32":
             out = x[0] >> x[1]
@@ -195,15 +246,25 @@ def ptx(text: str, held: dict, outputs: int):
             out = x[0] << x[1]
         elif operation == "and.b32":
             out = x[0] & x[1]
+        elif operation == "sub.u32":
+            out = x[0] - x[1]
+        elif operation == "max.u32":
+            out = np.maximum(x[0], x[1])
         elif operation == "lop3.b32" and sources[3] == "0xEA":
             out = (x[0] & x[1]) | x[2]
         elif operation == "fma.rn.bf16x2" and sources[2] == "z":  # adds -0
-            out = times(x[0], x[1])
+            out = each_half(np.multiply, x[0], x[1])
+        elif operation == "max.xorsign.abs.bf16x2":
+            out = each_half(lambda a, b: np.maximum(abs(a), abs(b)), x[0], x[1])
+        elif operation == "fma.rn.f32":
+            a, b, c = (register.view(np.float32).astype(np.float64) for register in x)
+            out = (a * b + c).astype(np.float32).view(np.uint32)
+        elif operation == "cvt.rn.f16x2.f32":  # the first to the upper half
+            both = np.stack([x[1].view(np.float32), x[0].view(np.float32)], 1)
+            out = paired(both.astype(np.float16))
         elif operation == "cvt.rn.f16x2.e4m3x2":  # the lower byte to the lower half
             two = np.stack([x[0] & 0xFF, x[0] >> 8], 1).astype(np.uint8)
-            wide = torch.from_numpy(two).view(torch.float8_e4m3fn).half().view(torch.int16)
-            two = wide.numpy().view(np.uint16).astype(np.uint32)
-            out = two[:, 0] | two[:, 1] << np.uint32(16)
+            out = paired(torch.from_numpy(two).view(torch.float8_e4m3fn).half().numpy())
         elif operation == "prmt.b32":
             parts = [x[n // 4] >> np.uint32(8 * (n % 4)) for n in range(8)]
             both = np.stack(parts) & np.uint32(255)

@@ -6,8 +6,11 @@ products of many rows. Sums are float32; an overall scale is applied to them, be
 rounded to a half format.
 
 What decides the speed of NVFP4 is instructions per weight (compiled code for Hopper has about 4 in
-both), so codes are decoded where they lie, two or four in a register: the codes at place j of all
-words meet the numbers at place j of x, and nothing is put in order.
+both) and warps enough to issue them. So codes are decoded where they lie, two or four in a
+register: the codes at place j of all words meet the numbers at place j of x, and nothing is put in
+order. A lane of `matvec` makes the columns of x ready that its codes meet, with a power of 2 for
+each 16, and nobody waits for the largest of a whole row; `wide` gives each warp columns of its own
+where x has few rows.
 
 E2M1's bits, as exponent and mantissa of a wider float, are too small: 2**126 in bfloat16 and
 float32; in E4M3 it is 2**120. They are multiplied with what is as much too large before they meet
@@ -32,8 +35,6 @@ LONG = 16  # codes of 64 bits
 E4M3 = tl.constexpr(2.0**120)
 E2M1 = tl.constexpr(2.0**126)
 HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see PLANES
-MOST = tl.constexpr(2.0**15)  # the largest |x| in float16: eight products with codes stay in range
-LEFT = tl.constexpr(2.0**6)  # of a code, as which DOT reads it
 # Eight codes of the word w as float16, (0, 2), (1, 3), (4, 6), (5, 7) in a0 … a3: the sign and the
 # rest are set apart, as E4M3 has them 2**6 too small, four at a time, and the device converts that.
 HALVES = """
@@ -66,7 +67,40 @@ cvt.f32.f16 g, h;
 add.rn.f32 $0, f, g;
 }}
 """)
-PAIR = tl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
+
+
+def _columns_of_x(norm: bool) -> str:
+    """Sixteen bfloat16 of x as `DOT` takes them ($0 … $7), with a power of 2 of their own that puts
+    the largest below 2**15, so that sums stay in range, and what undoes that and DOT's 2**-6 ($8).
+    `norm`: x is multiplied by another sixteen before, and the sum of its squares is $9."""
+    first = 10 if norm else 9
+    text = "{.reg .b32 t, u, m, z, n<8>, w<8>; .reg .f32 f, q; mov.b32 z, 0x80008000;"
+    for four in range(4):
+        text += f"mov.b64 {{n{2 * four}, n{2 * four + 1}}}, ${first + four};"
+    if norm:
+        text += "mov.f32 q, 0f00000000;"
+        for four in range(4):
+            text += f"mov.b64 {{w{2 * four}, w{2 * four + 1}}}, ${first + 4 + four};"
+        for n in range(8):
+            text += f"shl.b32 t, n{n}, 16; and.b32 u, n{n}, 0xFFFF0000;"
+            text += "mov.b32 f, t; fma.rn.f32 q, f, f, q; mov.b32 f, u; fma.rn.f32 q, f, f, q;"
+            text += f"fma.rn.bf16x2 n{n}, n{n}, w{n}, z;"
+        text += "mov.f32 $9, q;"
+    text += "max.xorsign.abs.bf16x2 m, n0, n1;"
+    text += "".join(f"max.xorsign.abs.bf16x2 m, m, n{n};" for n in range(2, 8))
+    text += "shl.b32 t, m, 16; max.xorsign.abs.bf16x2 m, m, t; and.b32 m, m, 0x7F800000;"
+    text += "max.u32 m, m, 0x14000000; sub.u32 t, m, 0x04000000; mov.b32 $8, t;"
+    text += "sub.u32 m, 0x86000000, m; prmt.b32 m, m, m, 0x3232;"
+    text += "".join(f"fma.rn.bf16x2 n{n}, n{n}, m, z;" for n in range(8))
+    for n in range(0, 8, 2):
+        text += f"shl.b32 t, n{n}, 16; shl.b32 u, n{n + 1}, 16; cvt.rn.f16x2.f32 ${n}, u, t;"
+        text += f"and.b32 t, n{n}, 0xFFFF0000; and.b32 u, n{n + 1}, 0xFFFF0000;"
+        text += f"cvt.rn.f16x2.f32 ${n + 1}, u, t;"
+    return text + "}"
+
+
+COLUMNS = tl.constexpr(_columns_of_x(norm=False))
+NORMED_COLUMNS = tl.constexpr(_columns_of_x(norm=True))
 # An E4M3 scale ($1) times 2**119 in bfloat16, in two steps: no constant is that large.
 SCALE = tl.constexpr("""
 {
@@ -167,47 +201,112 @@ def _eight(x, HIGH_FIRST: tl.constexpr):
 
 
 @triton.jit
-def _pair(low, high):
-    """(1, n): two float16 each in 32 bits."""
-    pairs = tl.inline_asm_elementwise(
-        PAIR, "=r,r,r", [low, high], dtype=tl.int32, is_pure=True, pack=1
+def _sixteen(ptr, at, inside):
+    """Sixteen bfloat16 in a row, four in 64 bits."""
+    fours = ptr.to(tl.pointer_type(tl.int64)) + 4 * at
+    return (
+        tl.load(fours, mask=inside, other=0),
+        tl.load(fours + 1, mask=inside, other=0),
+        tl.load(fours + 2, mask=inside, other=0),
+        tl.load(fours + 3, mask=inside, other=0),
     )
-    return pairs[None, :]
 
 
 @triton.jit
-def _ready(x, HIGH_FIRST: tl.constexpr, FAST: tl.constexpr):
-    """x (BW, 16) in float32 as `_dots` takes it: pairs in float16, or eight columns twice."""
-    first, second = tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, 8)), (0, 2, 1)))
-    a = _eight(first, HIGH_FIRST)
-    b = _eight(second, HIGH_FIRST)
+def _columns(
+    x_ptr, norm_ptr, at, inside, HIGH_FIRST: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr
+):  # fmt: skip
+    """Of 16 columns of x each, at (1, BW): what `_dots` takes, its scale, and sums of squares."""
     if FAST:
-        a = (_pair(a[0], a[2]), _pair(a[1], a[3]), _pair(a[4], a[6]), _pair(a[5], a[7]))
-        b = (_pair(b[0], b[2]), _pair(b[1], b[3]), _pair(b[4], b[6]), _pair(b[5], b[7]))
-    return a, b
+        x = _sixteen(x_ptr, at, inside)
+        if NORM:
+            y = _sixteen(norm_ptr, at, inside)
+            found = tl.inline_asm_elementwise(
+                NORMED_COLUMNS,
+                "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&f,=&f,l,l,l,l,l,l,l,l",
+                [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]],
+                dtype=(
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.float32,
+                    tl.float32,
+                ),
+                is_pure=True,
+                pack=1,
+            )
+            return found[:8], found[8], found[9]
+        else:
+            found = tl.inline_asm_elementwise(
+                COLUMNS,
+                "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&f,l,l,l,l",
+                [x[0], x[1], x[2], x[3]],
+                dtype=(
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.int32,
+                    tl.float32,
+                ),
+                is_pure=True,
+                pack=1,
+            )
+            return found[:8], found[8], tl.zeros(at.shape, tl.float32)
+    else:
+        squares = tl.zeros(at.shape, tl.float32)
+        xs = ()
+        for j in tl.static_range(16):
+            place = 16 * at + (j ^ 1 if HIGH_FIRST else j)
+            x = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+            if NORM:
+                squares += x * x
+                x *= tl.load(norm_ptr + place, mask=inside, other=0.0).to(tl.float32)
+            xs = xs + (x,)
+        return xs, tl.full(at.shape, 1.0, tl.float32), squares
 
 
 @triton.jit
 def _dots(longs, x, table_ptr, FORMAT: tl.constexpr, FAST: tl.constexpr):
     """Of 16 codes in 64 bits (BN, BW): dot products with their x, without scales."""
-    a, b = x
     if FAST:
         return tl.inline_asm_elementwise(
             DOT,
             "=f,l,r,r,r,r,r,r,r,r",
-            [longs, a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]],
+            [longs, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]],
             dtype=tl.float32,
             is_pure=True,
             pack=1,
         )
     else:
         dots = tl.zeros(longs.shape, tl.float32)
-        for j in tl.static_range(8):
-            low = ((longs >> (4 * j)) & 15).to(tl.int32)
-            high = ((longs >> (4 * j + 32)) & 15).to(tl.int32)
-            dots += _value(low, table_ptr, FORMAT) * a[j][None, :]
-            dots += _value(high, table_ptr, FORMAT) * b[j][None, :]
+        for j in tl.static_range(16):
+            dots += _value(((longs >> (4 * j)) & 15).to(tl.int32), table_ptr, FORMAT) * x[j]
         return dots
+
+
+@triton.jit
+def _long_tile(
+    step: tl.constexpr, longs_ptr, scales_ptr, rows, there, K: tl.constexpr, BW: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A step's codes of a weight in 64 bits each, and their scales, (BN, BW)."""
+    # Lanes lie along the columns, rows in registers: what was made of x serves them all.
+    columns = step * BW + tl.max_contiguous(tl.arange(0, BW), 1)[None, :]
+    mask = there[:, None]
+    if K % (16 * BW) != 0:
+        mask = mask & (columns < K // 16)
+    longs = _read(longs_ptr + (rows * (K // 16))[:, None] + columns, mask)
+    scales = _read(scales_ptr + (rows * (K // BLOCK))[:, None] + columns // (BLOCK // 16), mask)
+    return longs, scales
 
 
 @triton.jit
@@ -228,7 +327,7 @@ def _packed_matvec(
     K: tl.constexpr,
     BN: tl.constexpr,
     BW: tl.constexpr,  # 64 bits each, of a tile
-    PASS: tl.constexpr,  # of x at a time, to find its largest
+    AHEAD: tl.constexpr,  # tiles in flight
     BLOCK: tl.constexpr,
     FORMAT: tl.constexpr,
     HIGH_FIRST: tl.constexpr,
@@ -243,66 +342,44 @@ def _packed_matvec(
 ):
     if PDL:
         gdc_launch_dependents()
-    LONGS: tl.constexpr = K // 16
-    BLOCKS: tl.constexpr = K // BLOCK
-    GROUP: tl.constexpr = BLOCK // 16
-    STEPS: tl.constexpr = (LONGS + BW - 1) // BW
+    STEPS: tl.constexpr = (K // 16 + BW - 1) // BW
+    EARLY: tl.constexpr = AHEAD if AHEAD < STEPS else STEPS
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
-    # Lanes lie along the columns, rows in registers: what was made of x serves them all.
-    columns = tl.max_contiguous(tl.arange(0, BW), 1)[None, :]
-    there = (rows < N)[:, None]
-    place = rows.to(tl.int64)[:, None]
-    longs, ups = longs_ptr + place * LONGS + columns, longs_ptr + (place + N) * LONGS + columns
-    scales, up_scales = scales_ptr + place * BLOCKS, scales_ptr + (place + N) * BLOCKS
-    # Two tiles of the weight are on their way before x is there.
-    mask, next_mask = there & (columns < LONGS), there & (columns < LONGS - BW)
-    shared, next_shared = columns // GROUP, (BW + columns) // GROUP
-    w, next_w = _read(longs, mask), _read(longs + BW, next_mask)
-    s, next_s = _read(scales + shared, mask), _read(scales + next_shared, next_mask)
-    if GATED:
-        u, next_u = _read(ups, mask), _read(ups + BW, next_mask)
-        t = _read(up_scales + shared, mask)
-        next_t = _read(up_scales + next_shared, next_mask)
+    there = rows < N
+    tiles = ()
+    up_tiles = ()
+    for step in tl.static_range(EARLY):  # before x is there
+        tiles = tiles + (_long_tile(step, longs_ptr, scales_ptr, rows, there, K, BW, BLOCK),)
+        if GATED:
+            new = _long_tile(step, longs_ptr, scales_ptr, rows + N, there, K, BW, BLOCK)
+            up_tiles = up_tiles + (new,)
     if PDL:
         gdc_wait()
-    squares = tl.zeros((PASS,), tl.float32)
-    most = tl.zeros((PASS,), tl.float32)
-    if FAST or NORM:
-        flat = tl.arange(0, PASS)
-        for start in tl.static_range(0, K, PASS):
-            some = tl.load(x_ptr + start + flat, mask=flat < K - start, other=0.0).to(tl.float32)
-            if NORM:
-                squares += some * some
-                norm = tl.load(norm_ptr + start + flat, mask=flat < K - start, other=0.0)
-                some *= norm.to(tl.float32)
-            most = tl.maximum(most, tl.abs(some))
-    enlarged = MOST / tl.maximum(tl.max(most, 0), 1e-30) if FAST else 1.0
-    elements = 16 * tl.arange(0, BW)[:, None] + tl.arange(0, 16)[None, :]
+    squares = tl.zeros((1, BW), tl.float32)
     acc = tl.zeros((BN, BW), tl.float32)
     up_acc = tl.zeros((BN, BW), tl.float32)
-    for step in range(STEPS):
-        later = (step + 2) * BW
-        mask = there & (columns < LONGS - later)
-        shared = (later + columns) // GROUP
-        last_w, last_s = _read(longs + later, mask), _read(scales + shared, mask)
+    for step in tl.static_range(STEPS):
+        at = step * BW + tl.max_contiguous(tl.arange(0, BW), 1)[None, :]
+        x, scale, more = _columns(x_ptr, norm_ptr, at, at < K // 16, HIGH_FIRST, NORM, FAST)
+        squares += more
+        longs, raw = tiles[0]
+        tiles = tiles[1:]
+        acc += _dots(longs, x, table_ptr, FORMAT, FAST) * (_scale(raw, FORMAT) * scale)
         if GATED:
-            last_u, last_t = _read(ups + later, mask), _read(up_scales + shared, mask)
-        at = step * BW * 16 + elements
-        x = tl.load(x_ptr + at, mask=at < K, other=0.0).to(tl.float32) * enlarged
-        if NORM:
-            x *= tl.load(norm_ptr + at, mask=at < K, other=0.0).to(tl.float32)
-        ready = _ready(x, HIGH_FIRST, FAST)
-        acc += _dots(w, ready, table_ptr, FORMAT, FAST) * _scale(s, FORMAT)
-        w, s, next_w, next_s = next_w, next_s, last_w, last_s
-        if GATED:
-            up_acc += _dots(u, ready, table_ptr, FORMAT, FAST) * _scale(t, FORMAT)
-            u, t, next_u, next_t = next_u, next_t, last_u, last_t
-    factor = LEFT / enlarged if FAST else 1.0
+            longs, raw = up_tiles[0]
+            up_tiles = up_tiles[1:]
+            up_acc += _dots(longs, x, table_ptr, FORMAT, FAST) * (_scale(raw, FORMAT) * scale)
+        if step + AHEAD < STEPS:
+            new = _long_tile(step + AHEAD, longs_ptr, scales_ptr, rows, there, K, BW, BLOCK)
+            tiles = tiles + (new,)
+            if GATED:
+                new = _long_tile(step + AHEAD, longs_ptr, scales_ptr, rows + N, there, K, BW, BLOCK)
+                up_tiles = up_tiles + (new,)
+    factor = 1.0
     if NORM:
-        factor *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
+        factor = tl.rsqrt(tl.sum(squares) / K + eps)
     out = tl.sum(acc, 1) * factor * _overall(overall_ptr, rows, FIRST, SECOND, SCALED)
     up = tl.sum(up_acc, 1) * factor * _overall(overall_ptr, rows + N, FIRST, SECOND, SCALED)
-    there = rows < N
     if BIAS:
         out += tl.load(bias_ptr + rows, mask=there, other=0.0).to(tl.float32)
         if GATED:
@@ -316,22 +393,39 @@ def _packed_matvec(
 
 
 @triton.jit
+def _flat(x):
+    """A single slab without that dimension: of two, tensor cores of a whole warp group multiply."""
+    if x.shape[0] == 1:
+        return tl.reshape(x, x.shape[1:])
+    else:
+        return x
+
+
+@triton.jit
+def _turned(x):
+    if len(x.shape) == 2:
+        return tl.trans(x)
+    else:
+        return tl.permute(x, (0, 2, 1))
+
+
+@triton.jit
 def _decoded(
     words, raw, table_ptr, KIND: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    """Eight planes of words (BN, BW) in the type KIND, plane j of the words' nibbles j times their
-    scales `raw` (BN, BW / GROUP); where FAST bfloat16, 2**7 too small."""
-    BN: tl.constexpr = words.shape[0]
-    BW: tl.constexpr = words.shape[1]
+    """Eight planes of words (…, BW) in the type KIND, plane j of the words' nibbles j times their
+    scales `raw` (…, BW / GROUP); where FAST bfloat16, 2**7 too small."""
+    LINES: tl.constexpr = words.shape[:-1]
+    BW: tl.constexpr = words.shape[-1]
     if FAST:
         scale = tl.inline_asm_elementwise(
             SCALE, "=r,r", [raw.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1
         )
     else:
         scale = _scale(raw, FORMAT)
-    wide = tl.broadcast_to(scale[:, :, None], (BN, BW // GROUP, GROUP))
-    wide = tl.reshape(wide, (BN, BW))
+    wide = tl.broadcast_to(tl.expand_dims(scale, -1), LINES + (BW // GROUP, GROUP))
+    wide = tl.reshape(wide, words.shape)
     if FAST:
         return tl.inline_asm_elementwise(
             PLANES,
@@ -371,6 +465,7 @@ def _packed_wide(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BW: tl.constexpr,  # words of a row at a time
+    SLABS: tl.constexpr,  # of BW words, each with a warp of its own
     SPLITS: tl.constexpr,  # of the columns, each for other programs
     STAGES: tl.constexpr,  # tiles in flight
     BLOCK: tl.constexpr,
@@ -386,43 +481,49 @@ def _packed_wide(
     WORDS: tl.constexpr = K // 8
     BLOCKS: tl.constexpr = K // BLOCK
     GROUP: tl.constexpr = BLOCK // 8  # words that share a scale
-    STEPS: tl.constexpr = (WORDS + BW - 1) // BW
+    WIDE: tl.constexpr = SLABS * BW
+    STEPS: tl.constexpr = (WORDS + WIDE - 1) // WIDE
     EACH: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
     KIND: tl.constexpr = x_ptr.dtype.element_ty
     batch = tl.program_id(0) * BM + tl.arange(0, BM)
     rows = tl.program_id(1) * BN + tl.arange(0, BN)
     split = tl.program_id(2)
-    columns = tl.arange(0, BW)[None, :]
-    shared = tl.arange(0, BW // GROUP)[None, :]
-    inside, present = (rows < N)[:, None], (batch < M)[:, None]
-    place = rows.to(tl.int64)[:, None]
+    slabs = tl.arange(0, SLABS)[:, None, None]
+    columns = slabs * BW + tl.arange(0, BW)[None, None, :]
+    shared = slabs * (BW // GROUP) + tl.arange(0, BW // GROUP)[None, None, :]
+    inside, present = (rows < N)[None, :, None], (batch < M)[None, :, None]
+    place = rows.to(tl.int64)[None, :, None]
     words, ups = words_ptr + place * WORDS + columns, words_ptr + (place + N) * WORDS + columns
     scales = scales_ptr + place * BLOCKS + shared
     up_scales = scales_ptr + (place + N) * BLOCKS + shared
-    elements = tl.arange(0, 8 * BW)[None, :]
-    inputs = x_ptr + batch[:, None] * K + elements
+    elements = slabs * (8 * BW) + tl.arange(0, 8 * BW)[None, None, :]
+    inputs = x_ptr + batch[None, :, None] * K + elements
     if PDL:
         gdc_wait()
-    acc = tl.zeros((BN, BM), tl.float32)
-    up = tl.zeros((BN, BM), tl.float32)
+    acc = _flat(tl.zeros((SLABS, BN, BM), tl.float32))
+    up = _flat(tl.zeros((SLABS, BN, BM), tl.float32))
     begin = split * EACH
     for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
-        left = columns < WORDS - step * BW
-        held = shared < BLOCKS - step * (BW // GROUP)
-        within = present & (elements < K - 8 * step * BW)
-        x = tl.load(inputs + 8 * step * BW, mask=within, other=0.0)
-        xs = _eight(tl.reshape(x, (BM, BW, 8)), HIGH_FIRST)
-        some = _read(words + step * BW, inside & left)
-        raw = _read(scales + step * (BW // GROUP), inside & held)
+        left, held, within = inside, inside, present
+        if WORDS % WIDE != 0:
+            left = inside & (columns < WORDS - step * WIDE)
+            held = inside & (shared < BLOCKS - step * (WIDE // GROUP))
+            within = present & (elements < K - 8 * step * WIDE)
+        x = _flat(tl.load(inputs + 8 * step * WIDE, mask=within, other=0.0))
+        xs = _eight(tl.reshape(x, x.shape[:-1] + (BW, 8)), HIGH_FIRST)
+        some = _flat(_read(words + step * WIDE, left))
+        raw = _flat(_read(scales + step * (WIDE // GROUP), held))
         planes = _decoded(some, raw, table_ptr, KIND, GROUP, FORMAT, FAST)
         for j in tl.static_range(8):
-            acc = tl.dot(planes[j], tl.trans(xs[j]), acc, input_precision="ieee")
+            acc = tl.dot(planes[j], _turned(xs[j]), acc, input_precision="ieee")
         if GATED:
-            some = _read(ups + step * BW, inside & left)
-            raw = _read(up_scales + step * (BW // GROUP), inside & held)
+            some = _flat(_read(ups + step * WIDE, left))
+            raw = _flat(_read(up_scales + step * (WIDE // GROUP), held))
             planes = _decoded(some, raw, table_ptr, KIND, GROUP, FORMAT, FAST)
             for j in tl.static_range(8):
-                up = tl.dot(planes[j], tl.trans(xs[j]), up, input_precision="ieee")
+                up = tl.dot(planes[j], _turned(xs[j]), up, input_precision="ieee")
+    if SLABS > 1:
+        acc, up = tl.sum(acc, 0), tl.sum(up, 0)
     if PDL:
         gdc_launch_dependents()
     factor = _overall(overall_ptr, rows, FIRST, SECOND, SCALED)
@@ -458,8 +559,8 @@ def _unpack(
     shared = tl.program_id(1) * (BYTES // GROUP) + tl.arange(0, BYTES // GROUP)
     place, inside = rows.to(tl.int64)[:, None], (rows < N)[:, None]
     left, held = columns[None, :] < K // 2, shared[None, :] < K // BLOCK
-    codes = tl.load(codes_ptr + place * (K // 2) + columns[None, :], mask=inside & left, other=0)
-    raw = tl.load(scales_ptr + place * (K // BLOCK) + shared[None, :], mask=inside & held, other=0)
+    codes = tl.load(codes_ptr + place * (K // 2) + columns[None, :], mask=left, other=0)
+    raw = tl.load(scales_ptr + place * (K // BLOCK) + shared[None, :], mask=held, other=0)
     scale = (
         _scale(raw, FORMAT) * _overall(overall_ptr, rows, FIRST, SECOND, SCALED)[:, None] * FACTOR
     )
@@ -476,42 +577,53 @@ def _unpack(
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product of one row is cut: `rows` of the weight, `longs` of 16 codes at a time."""
+    """How a product of one row is cut: `rows` of the weight, `longs` of 16 codes at a time, `ahead`
+    such tiles in flight."""
 
     rows: int
     longs: int
+    ahead: int
     warps: int
 
 
 @dataclass(frozen=True)
 class Tiling:
     """How a product of more rows is cut: tiles of `rows` of the weight, `words` of 8 codes at a
-    time, `ahead` in flight, for up to `batch` rows of x; `splits` programs share the columns."""
+    time for each of `slabs`, `ahead` in flight, for up to `batch` rows of x; `splits` programs
+    share the columns."""
 
     batch: int
     rows: int
     words: int
     ahead: int
     warps: int
+    slabs: int = 1
     splits: int = 1
 
 
-# By what is asked: to be tuned on the device (tests/gpu/check_packed.py times them).
+# By what is asked; measured on an H200 (tests/gpu/check_packed.py).
 PLANS = {
-    "gated": Plan(rows=8, longs=32, warps=1),
-    "summed": Plan(rows=8, longs=128, warps=4),
-    "plain": Plan(rows=16, longs=32, warps=1),
+    "gated": Plan(rows=4, longs=32, ahead=2, warps=1),
+    "summed": Plan(rows=4, longs=128, ahead=3, warps=4),
+    "plain": Plan(rows=4, longs=32, ahead=3, warps=1),
+    "large": Plan(rows=8, longs=32, ahead=3, warps=1),  # plain, and of programs enough
 }
-TILES = {"gated": (32, 16, 4, 2), "summed": (64, 16, 4, 2), "plain": (64, 16, 4, 2)}
+TILES = {  # of up to 16 rows of x, and of more: rows of the weight, words, ahead, warps, slabs
+    "gated": ((16, 16, 3, 4, 4), (64, 16, 4, 4, 1)),
+    "summed": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
+    "plain": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
+    "large": ((128, 16, 3, 4, 1), (128, 16, 4, 4, 1)),
+}
+LARGE = 65536  # rows of a weight
 FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
-PROGRAMS = 132  # that keep the device busy: a multiprocessor each
+PROGRAMS = 528  # that keep the device busy: four of a multiprocessor each
 MOST_BATCH = 64  # rows of x of one program
 MOST_ROWS = 128
 
 
-def plan_of(*, gated: bool, summed: bool) -> Plan:
+def plan_of(out: int, *, gated: bool, summed: bool) -> Plan:
     """How a product of one row is cut."""
-    return PLANS["gated" if gated else "summed" if summed else "plain"]
+    return PLANS[_kind_of(out, gated, summed)]
 
 
 def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling | None:
@@ -519,11 +631,17 @@ def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -
     that the weight is better written dense."""
     if rows > MOST_ROWS:
         return None
-    tall, size, ahead, warps = TILES["gated" if gated else "summed" if summed else "plain"]
-    batch = min(MOST_BATCH, max(16, triton.next_power_of_2(rows)))
+    batch = min(MOST_BATCH, max(8, triton.next_power_of_2(rows)))
+    tall, size, ahead, warps, slabs = TILES[_kind_of(out, gated, summed)][batch > 16]
     programs = -(-out // tall) * -(-rows // batch)
-    splits = min(-(-columns // (WORD * size)), max(1, PROGRAMS // programs)) if summed else 1
-    return Tiling(batch, tall, size, ahead, warps, splits)
+    steps = -(-columns // (WORD * size * slabs))
+    splits = min(steps, max(1, PROGRAMS // programs)) if summed else 1
+    return Tiling(batch, tall, size, ahead, warps, slabs, splits)
+
+
+def _kind_of(out: int, gated: bool, summed: bool) -> str:
+    plain = "large" if out >= LARGE else "plain"
+    return "gated" if gated else "summed" if summed else plain
 
 
 def most_sums(rows: int, layer) -> int:
@@ -552,10 +670,10 @@ def matvec(
     pdl: bool = False,
 ) -> Tensor:
     """out (1, N) = x (1, K) · weightᵀ; see `products.matvec`."""
-    plan = plan or plan_of(gated=gated, summed=summed)
     n, k = out.shape[1], weight.shape[1]
+    plan = plan or plan_of(n, gated=gated, summed=summed)
     codes, *others = _operands(weight)
-    fast = x.dtype != torch.float32 and weight.format == "nvfp4" and has_fp8(x.device)
+    fast = x.dtype == torch.bfloat16 and weight.format == "nvfp4" and has_fp8(x.device)
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
         *(x, codes.view(torch.int64), *others, out),
         *(x if norm is None else norm, out if residual is None else residual),
@@ -563,7 +681,7 @@ def matvec(
         K=k,
         BN=plan.rows,
         BW=min(plan.longs, triton.next_power_of_2(k // LONG)),
-        PASS=min(256 * plan.warps, triton.next_power_of_2(k)),
+        AHEAD=plan.ahead,
         **_kind(weight),
         FAST=fast,
         NORM=norm is not None,
@@ -603,6 +721,7 @@ def wide(
         BM=tiling.batch,
         BN=tiling.rows,
         BW=max(tiling.words, weight.block // WORD),
+        SLABS=tiling.slabs,
         SPLITS=tiling.splits,
         STAGES=tiling.ahead,
         **_kind(weight),
