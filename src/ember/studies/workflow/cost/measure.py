@@ -23,10 +23,6 @@ MAIN = "results/p1_fig3.png"
 GOALS = {"first figure": 720.0, "no-op rerun": 5.0, "dry run": 3.0, "dry run of all": 3.0}
 
 
-class CommandFailed(EmberError):
-    """A timed command failed; its last lines are in the message."""
-
-
 def time_steps(
     root: Path, folder: Path, targets: list[str], settings: Mapping, *, repeats: int, jobs: int
 ) -> list[dict]:
@@ -94,7 +90,7 @@ def _empty_jobs(snakemake: list[str], folder: Path, repeat: int, jobs: int) -> l
 
 
 def time_workflow(repository: Path, *, repeats: int = 5) -> list[dict]:
-    """Rows of `WORKFLOW_STEPS` for a clone of `repository`'s HEAD. Raises `CommandFailed`.
+    """Rows of `WORKFLOW_STEPS` for a clone of `repository`'s HEAD. Raises `EmberError`.
 
     "first figure" is `make results/p1_fig3.png` on a clone with no virtual environment, as the sum
     of its two parts, which are rows too: "installation" and "main job".
@@ -140,7 +136,7 @@ def _run(command: list[str], folder: Path) -> str:
     )
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-20:])
-        raise CommandFailed(f"{' '.join(command)} failed ({done.returncode}):\n{tail}")
+        raise EmberError(f"{' '.join(command)} failed ({done.returncode}):\n{tail}")
     return done.stdout
 
 
