@@ -2,6 +2,9 @@
 
 from ember.records import schema as s
 
+OVERHEAD = ("start_s", "imports_s", "model_load_s", "provenance_s", "exit_s")
+PARTS = (*OVERHEAD, "work_s")
+
 WORKFLOW_STEPS = s.Schema(
     "workflow_steps",
     "Wall time of what a user types",
@@ -75,7 +78,7 @@ WORKFLOW_COST = s.Schema(
         s.number("scheduling_s", "s", _SCHEDULING),
         s.maybe("overhead_share", "fraction", _OVERHEAD),
         s.maybe("goal", "fraction", "the goal for the overhead's share"),
-        s.integer("cores", "", "CPU cores of the machine that made this table"),
+        s.integer("cores", "", "CPU cores of the machine that timed workflow_steps"),
         s.EVIDENCE,
     ),
     key=("scale", "stage", "rule"),
