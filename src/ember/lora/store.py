@@ -53,13 +53,7 @@ class Loaded:
 class AdapterStore:
     """The adapters of one decoder."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        *,
-        engine: Versioned | None = None,
-        keep: str = "device",
-    ):
+    def __init__(self, decoder: Decoder, *, engine: Versioned | None = None, keep: str = "device"):
         """`keep`: as of `Merger`. The weights are now the base's."""
         if engine is not None and engine.decoder is not decoder:
             raise BadAdapter(
@@ -99,12 +93,7 @@ class AdapterStore:
         return self._merger.base_bytes
 
     def load(
-        self,
-        name: str,
-        source: str | Path | Adapter,
-        *,
-        scale: float = 1.0,
-        replace: bool = False,
+        self, name: str, source: str | Path | Adapter, *, scale: float = 1.0, replace: bool = False
     ) -> Loaded:
         """Reads (or takes) an adapter and keeps it under a name, ready to be activated.
 

@@ -34,12 +34,7 @@ class Changed(EmberError):
 
 
 def archive(
-    experiment: str,
-    results: Path,
-    reports: Path,
-    *,
-    day: date | None = None,
-    golden: bool = False,
+    experiment: str, results: Path, reports: Path, *, day: date | None = None, golden: bool = False
 ) -> Path:
     """Copy the products `results/<experiment>*`, the tables they rest on and their trace.
 

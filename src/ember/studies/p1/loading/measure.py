@@ -48,13 +48,7 @@ def measure_loading(
 
 
 def time_loading(
-    *,
-    model: str | Path,
-    gguf: str | Path,
-    repeats: int,
-    device: str,
-    dtype: str,
-    seed: int,
+    *, model: str | Path, gguf: str | Path, repeats: int, device: str, dtype: str, seed: int
 ) -> list[dict]:
     """Rows of LOADING_RUNS: each loader `repeats` times with a cold and a warm page cache.
 

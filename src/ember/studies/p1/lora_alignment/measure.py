@@ -4,22 +4,17 @@
 The truth that half-precision errors are taken against is PEFT's float32 forward.
 """
 
+import copy
 import itertools
 import logging
+import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.studies.measured import blank, measured_on
-from ember.studies.p1.lora_alignment.tables import (
-    LORA_BLOCKS,
-    LORA_CASES,
-    LORA_FREEZE,
-    LORA_LAYERS,
-    LORA_SPOT,
-    LORA_WEIGHTS,
-)
+from ember.studies.p1.lora_alignment import tables as t
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -27,12 +22,12 @@ log = logging.getLogger(__name__)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = {name: (name,) for name in PROJECTIONS} | {"all": PROJECTIONS}
 TABLES = {
-    "cases": LORA_CASES,
-    "weights": LORA_WEIGHTS,
-    "layers": LORA_LAYERS,
-    "freeze": LORA_FREEZE,
-    "blocks": LORA_BLOCKS,
-    "spot": LORA_SPOT,
+    "cases": t.LORA_CASES,
+    "weights": t.LORA_WEIGHTS,
+    "layers": t.LORA_LAYERS,
+    "freeze": t.LORA_FREEZE,
+    "blocks": t.LORA_BLOCKS,
+    "spot": t.LORA_SPOT,
 }
 
 
@@ -102,8 +97,6 @@ class Pair:
 
     def __init__(self, decoder, peer, dtype):
         """`decoder` and `peer` in float32: themselves, or copies that are rounded."""
-        import copy
-
         import torch
 
         from ember.lora.branch import Branches
@@ -164,8 +157,6 @@ class Pair:
 
 def _with_adapters(peer, kinds, arch):
     """The peer as PEFT's model with each adapter restricted to each target."""
-    import tempfile
-
     from peft import PeftModel
 
     from ember.lora.peft import save_adapter
@@ -250,8 +241,6 @@ def _branched(pair: Pair, adapter, tokens):
 
 def _two_stages(pair: Pair, adapter, tokens):
     """Logits through two stages, of which each merged the adapter's part of its own layers."""
-    import copy
-
     from ember.lora.merge import Merger
 
     given = {"tokens": tokens}
@@ -323,7 +312,7 @@ def _profile(pair, kind, adapter, tokens, exact, settings, labels, tables: dict)
         if block == "attn_residual":
             found |= _decomposition(our_base, ours, their_base, theirs, layer)
         row = labels | {"layer": layer, "block": block} | found
-        tables["blocks"].append(blank(LORA_BLOCKS, **row))
+        tables["blocks"].append(blank(t.LORA_BLOCKS, **row))
     pair.merger.swap(None)
     freezes = [0] + [round(f * depth) for f in settings["freeze_fractions"]]
     for freeze in dict.fromkeys(n for n in freezes if n < depth):

@@ -21,12 +21,7 @@ from ember.measure.turns import rounds
 from ember.studies.measured import blank, in_order, in_process, measured_on, on_device
 from ember.studies.p1.lora_latency import process
 from ember.studies.p1.lora_latency.switchers import Ember, Peft
-from ember.studies.p1.lora_latency.tables import (
-    LORA_EXACT,
-    LORA_FIRST,
-    LORA_LATENCY,
-    SWITCHES,
-)
+from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_FIRST, LORA_LATENCY, SWITCHES
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)

@@ -7,25 +7,19 @@ from statistics import median
 from ember.records.errors import BadProvenance
 from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
-from ember.studies.workflow.cost.tables import (
-    OVERHEAD,
-    PARTS,
-    WORKFLOW_COST,
-    WORKFLOW_JOBS,
-    WORKFLOW_STEPS,
-)
+from ember.studies.workflow.cost import tables as t
 
 ALL = "all"
 
 
-@makes(WORKFLOW_COST)
+@makes(t.WORKFLOW_COST)
 def cost_by_rule(jobs, steps, goal: float) -> list[dict]:
     """Rows of WORKFLOW_COST: by rule, by stage and in all, for each scale.
 
     Args: jobs: a table WORKFLOW_JOBS; steps: a table WORKFLOW_STEPS, whose empty jobs say what
     Snakemake adds around a job; goal: for the overhead's share of the total.
     """
-    jobs, steps = records(jobs, WORKFLOW_JOBS), records(steps, WORKFLOW_STEPS)
+    jobs, steps = records(jobs, t.WORKFLOW_JOBS), records(steps, t.WORKFLOW_STEPS)
     around, cores = scheduling_s(steps), steps[0]["cores"]
     rows = []
     for scale in dict.fromkeys(job["scale"] for job in jobs):
@@ -67,9 +61,9 @@ def scheduling_s(steps: Sequence[dict]) -> float:
 
 def _summed(jobs: list[dict], total: float, around: float, goal: float | None) -> dict:
     wall, scheduling = sum(job["wall_s"] for job in jobs), around * len(jobs)
-    parts = {key: _total(jobs, key) for key in PARTS}
+    parts = {key: _total(jobs, key) for key in t.PARTS}
     known = None not in (parts["start_s"], parts["exit_s"])
-    overhead = sum(parts[key] or 0.0 for key in OVERHEAD) + scheduling
+    overhead = sum(parts[key] or 0.0 for key in t.OVERHEAD) + scheduling
     return {
         "jobs": len(jobs),
         "wall_s": wall,
