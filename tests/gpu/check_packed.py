@@ -100,9 +100,11 @@ def check_products(name: str, dtype) -> list[tuple[bool, str]]:
         if rows == 1:
             packed.matvec(x, gates, out, **options)
         else:
-            tiling = packed.tiling_of(rows, *gates.shape, gated=True, summed=False)
+            size = x.itemsize
+            tiling = packed.tiling_of(rows, *gates.shape, gated=True, summed=False, size=size)
             packed.wide(x, gates, out, tiling=tiling, **options)
-            tiling = replace(packed.tiling_of(rows, 300, 1088, gated=False, summed=True), splits=4)
+            tiling = packed.tiling_of(rows, 300, 1088, gated=False, summed=True, size=size)
+            tiling = replace(tiling, splits=4)
             sums = torch.empty(4, rows, 300, device=DEVICE)
             worst = max(worst, relative(packed.wide(x, weight, sums, tiling=tiling).sum(0), exact))
         worst = max(worst, relative(out, fed))

@@ -50,10 +50,28 @@ def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
     assert found < most, found
 
 
+@pytest.mark.parametrize(("kind", "out"), [("gated", 320), ("summed", 300), ("plain", 300)])
+def test_tiles_of_float32_fit_in_a_program_s_memory(kind, out, tmp_path):
+    asked = {"gated": kind == "gated", "summed": kind == "summed"}
+    tiling = packed.tiling_of(33, out, 1088, **asked, size=4)
+    sizes = {"K": 1088, "BM": tiling.batch, "BN": tiling.rows, "BW": tiling.words}
+    sizes |= {"SLABS": tiling.slabs, "SPLITS": tiling.splits, "STAGES": tiling.ahead}
+    options = {"GATED": asked["gated"], "ACT": "", "BIAS": False, "PDL": True}
+    types = POINTERS | dict.fromkeys(["x_ptr", "out_ptr", "bias_ptr"], "*fp32")
+    constants = sizes | KIND | options | {"FAST": False}
+    made = build(packed._packed_wide, constants, types, tiling.warps)
+    assert made.metadata.shared <= 232448  # of compute capability 9.0
+
+
 def compiled(
     kernel, constants: dict, file: Path, types: dict = POINTERS, warps: int = 2
 ) -> tuple[str, str]:
     """Instructions of a kernel for compute capability 9.0, and what it uses."""
+    file.write_bytes(build(kernel, constants, types, warps).asm["cubin"])
+    return tool("nvdisasm", "-c", file), tool("cuobjdump", "-res-usage", file)
+
+
+def build(kernel, constants: dict, types: dict, warps: int):
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32")
         for name in kernel.arg_names
@@ -64,11 +82,8 @@ def compiled(
         if name.endswith("_ptr") or name == "N"
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    stages = constants.get("STAGES", 1)
-    options = {"num_warps": warps, "num_stages": stages}
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    file.write_bytes(made.asm["cubin"])
-    return tool("nvdisasm", "-c", file), tool("cuobjdump", "-res-usage", file)
+    options = {"num_warps": warps, "num_stages": constants.get("STAGES", 1)}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
 def tool(name: str, option: str, file: Path) -> str:

@@ -11,7 +11,7 @@ from tests.backends.cuda.test_packed_compiled import compiled
 
 PLAIN = {"NORM": "", "MORE": 0, "BESIDE": False, "MORE_BIAS": False}
 CASES = {  # at the sizes of Pythia-2.8B and Qwen3-4B: options, and tiles read after the wait
-    "qkv and up": ({"K": 2560, "NORM": "layer", "BESIDE": True, "ACT": "gelu"}, 0),
+    "qkv and up": ({"K": 2560, "NORM": "layer", "BESIDE": True, "ACT": "gelu"}, 2),
     "o and down": ({"K": 2560, "MORE": 10240, "RESIDUAL": True}, 42),
     "qkv": ({"K": 2560, "NORM": "rms"}, 0),
     "gate and up": ({"K": 2560, "NORM": "rms", "GATED": True, "ACT": "silu"}, 0),

@@ -27,6 +27,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from ember.backends.cuda.attention import shared_memory
 from ember.backends.cuda.products import activated
 from ember.model.packed import PackedMatrix, values_of
 
@@ -601,16 +602,18 @@ class Tiling:
     splits: int = 1
 
 
-# By what is asked; measured on an H200 (tests/gpu/check_packed.py).
+# By what is asked, "large" if nothing and programs are enough, "slow" of other formats. Measured on
+# an H200 (tests/gpu/check_packed.py), but for large and slow, and the first tiling of gated.
 PLANS = {
-    "gated": Plan(rows=4, longs=32, ahead=2, warps=1),
-    "summed": Plan(rows=4, longs=128, ahead=3, warps=4),
-    "plain": Plan(rows=4, longs=32, ahead=3, warps=1),
-    "large": Plan(rows=8, longs=32, ahead=3, warps=1),  # plain, and of programs enough
+    "gated": Plan(rows=2, longs=32, ahead=5, warps=1),
+    "summed": Plan(rows=2, longs=128, ahead=3, warps=4),
+    "plain": Plan(rows=8, longs=32, ahead=5, warps=1),
+    "large": Plan(rows=8, longs=32, ahead=3, warps=1),
+    "slow": Plan(rows=2, longs=128, ahead=1, warps=4),
 }
 TILES = {  # of up to 16 rows of x, and of more: rows of the weight, words, ahead, warps, slabs
     "gated": ((16, 16, 3, 4, 4), (64, 16, 4, 4, 1)),
-    "summed": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
+    "summed": ((32, 16, 2, 2, 2), (64, 16, 4, 4, 1)),
     "plain": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
     "large": ((128, 16, 3, 4, 1), (128, 16, 4, 4, 1)),
 }
@@ -626,17 +629,30 @@ def plan_of(out: int, *, gated: bool, summed: bool) -> Plan:
     return PLANS[_kind_of(out, gated, summed)]
 
 
-def tiling_of(rows: int, out: int, columns: int, *, gated: bool, summed: bool) -> Tiling | None:
-    """How a product of more rows is cut; `summed`: someone adds up split columns. None: so many
-    that the weight is better written dense."""
+def tiling_of(
+    rows: int,
+    out: int,
+    columns: int,
+    *,
+    gated: bool,
+    summed: bool,
+    size: int = 2,
+    shared: int = 232448,
+) -> Tiling | None:
+    """How a product of more rows is cut; `summed`: someone adds up split columns; `size`: bytes of
+    a number of x, `shared`: of a program's memory. None: so many that the weight is better written
+    dense."""
     if rows > MOST_ROWS:
         return None
     batch = min(MOST_BATCH, max(8, triton.next_power_of_2(rows)))
-    tall, size, ahead, warps, slabs = TILES[_kind_of(out, gated, summed)][batch > 16]
+    tall, words, ahead, warps, slabs = TILES[_kind_of(out, gated, summed)][batch > 16]
+    word = slabs * (WORD * batch * size + (1 + gated) * tall * 5)  # its bytes in a tile
+    while words > 8 and (ahead + 1) * words * word > shared:
+        words //= 2
     programs = -(-out // tall) * -(-rows // batch)
-    steps = -(-columns // (WORD * size * slabs))
+    steps = -(-columns // (WORD * words * slabs))
     splits = min(steps, max(1, PROGRAMS // programs)) if summed else 1
-    return Tiling(batch, tall, size, ahead, warps, slabs, splits)
+    return Tiling(batch, tall, words, ahead, warps, slabs, splits)
 
 
 def _kind_of(out: int, gated: bool, summed: bool) -> str:
@@ -644,11 +660,12 @@ def _kind_of(out: int, gated: bool, summed: bool) -> str:
     return "gated" if gated else "summed" if summed else plain
 
 
-def most_sums(rows: int, layer) -> int:
-    """Sums of split columns that a layer's products of up to `rows` rows leave, a row's each."""
+def most_sums(rows: int, layer, **memory: int) -> int:
+    """Sums of split columns that a layer's products of up to `rows` rows leave, a row's each;
+    `memory`: `size` and `shared` of `tiling_of`."""
     shapes = [weight.shape for weight in (layer.o, layer.down)]
     return max(
-        some * tiling_of(some, *shape, gated=False, summed=True).splits
+        some * tiling_of(some, *shape, gated=False, summed=True, **memory).splits
         for some in {min(rows, MOST_BATCH), rows}
         for shape in shapes
     )
@@ -671,9 +688,10 @@ def matvec(
 ) -> Tensor:
     """out (1, N) = x (1, K) · weightᵀ; see `products.matvec`."""
     n, k = out.shape[1], weight.shape[1]
-    plan = plan or plan_of(n, gated=gated, summed=summed)
     codes, *others = _operands(weight)
     fast = x.dtype == torch.bfloat16 and weight.format == "nvfp4" and has_fp8(x.device)
+    if plan is None:
+        plan = plan_of(n, gated=gated, summed=summed) if fast else PLANS["slow"]
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
         *(x, codes.view(torch.int64), *others, out),
         *(x if norm is None else norm, out if residual is None else residual),
@@ -742,7 +760,8 @@ def product(x: Tensor, weight: PackedMatrix, bias: Tensor | None = None) -> Tens
     out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
     if len(x) < FROM_ROWS:
         return matvec(x, weight, out, bias=bias)
-    tiling = tiling_of(len(x), *weight.shape, gated=False, summed=False)
+    memory = {"size": x.itemsize, "shared": shared_memory(x.device)}
+    tiling = tiling_of(len(x), *weight.shape, gated=False, summed=False, **memory)
     if tiling is None:
         return F.linear(x, dense(weight, x.dtype), bias)
     return wide(x.contiguous(), weight, out, tiling=tiling, bias=bias)

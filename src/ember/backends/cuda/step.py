@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ember.backends.cuda import packed
 from ember.backends.cuda.attention import FEW_ROWS, Attention, Sharing, shared_memory, upload
+from ember.backends.cuda.packed import tiling_of as packed_tiling
 from ember.backends.cuda.prefill import activate
 from ember.backends.cuda.products import (
     NORM_TILE,
@@ -106,7 +107,8 @@ class KernelStep:
             self._packed or arch.post_norms or (arch.parallel_residual and arch.gated_mlp)
         )
         if self._packed:
-            most = max(most, packed.most_sums(min(slots, MANY_ROWS), weights.layers[0]))
+            memory = {"size": self._x.itemsize, "shared": self._shared_memory}
+            most = max(most, packed.most_sums(min(slots, MANY_ROWS), weights.layers[0], **memory))
         self._sums = torch.zeros(most * arch.hidden_size, device=device)
         self._sampler = Sampler(self.logits, self._tokens, self._position, rows.shape[4])
         self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
@@ -419,8 +421,7 @@ class KernelStep:
         alone = few and post is None and not feeds  # nobody has to add but the product itself
         summed = adds and not alone
         options = {} if summed else {"bias": bias, "gated": gated, "act": act}
-        cut = packed.tiling_of if is_packed else self._tiling
-        tiling = cut(rows, *weight.shape, gated=gated, summed=adds)
+        tiling = self._tiling(rows, *weight.shape, packed=is_packed, gated=gated, summed=adds)
         if summed and tiling is not None:
             splits = 1 if few else tiling.splits
             parts = self._sums[: splits * rows * len(weight)].view(splits, rows, -1)
@@ -470,8 +471,9 @@ class KernelStep:
         if bias is not None:
             out += bias
 
-    def _tiling(self, *shape: int, **kind: bool) -> Tiling | None:
-        return many_tiling(*shape, **kind, size=self._x.itemsize, shared=self._shared_memory)
+    def _tiling(self, *shape: int, packed: bool = False, **kind: bool) -> Tiling | None:
+        cut = packed_tiling if packed else many_tiling
+        return cut(*shape, **kind, size=self._x.itemsize, shared=self._shared_memory)
 
     def _step(self) -> None:
         parts = self.parts()
@@ -525,15 +527,14 @@ def tall_rows(rows: int) -> int:
 
 def matvec_plan(columns: int, *, gated: bool, summed: bool, centred: bool = False) -> Plan:
     """How a product of one row is cut; `summed`: it adds to the residual stream, and has few rows;
-    `centred`: of an input through a LayerNorm. Measured on an H200 (docs/engine.md), but for the
-    last, whose instructions were counted."""
+    `centred`: of an input through a LayerNorm. Measured on an H200 (docs/engine.md)."""
     if summed:  # programs of one warp: none waits for another, and all of them start at once
         return Plan(
             rows=2, columns=min(256, _power(columns)), ahead=8 if columns > 8192 else 14, warps=1
         )
     if centred and not gated and columns <= 3072:
         # A LayerNorm costs a warp as many instructions as four rows of the weight: fewer warps.
-        return Plan(rows=4, columns=min(512, _power(columns)), ahead=5, warps=2)
+        return Plan(rows=4, columns=min(512, _power(columns)), ahead=3, warps=2)
     width = min(1024, _power(columns))
     return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
 
