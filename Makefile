@@ -9,6 +9,7 @@ PYTHON ?= python3
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 # Byte code is kept, or every command would compile the libraries it imports anew.
 export PYTHONDONTWRITEBYTECODE :=
+export UV_COMPILE_BYTECODE := 1
 BIN := .venv/bin
 
 .PHONY: env test test-slurm peers FORCE

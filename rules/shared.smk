@@ -7,6 +7,7 @@ use rule larger as build_corpus with:
         corpus=inter("corpora/{corpus}.parquet"),
     pathvars:
         job="build_corpus_{corpus}",
+    priority: 2
     localrule: True
     params:
         **study("shared.corpora.make.build_corpus"),
@@ -26,6 +27,7 @@ use rule larger as train_tokenizer with:
         tokenizer=directory(inter("tokenizer")),
     pathvars:
         job="train_tokenizer",
+    priority: 2
     threads: threads_for_model()
     params:
         **study("shared.tokenizer.make.train_tokenizer"),
@@ -49,6 +51,7 @@ use rule held as train_model with:
         job="train_model_{model}",
     wildcard_constraints:
         model=models_from("train"),
+    priority: 2  # most of a programme waits for it
     params:
         **study("shared.models.train.train_model"),
         settings=lambda w: conf("models", w.model),

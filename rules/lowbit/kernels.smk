@@ -9,6 +9,7 @@ use rule held as quantise_model with:
         packed=directory(inter("lowbit/quantise/{format}")),
     pathvars:
         job="quantise_model_{format}",
+    threads: 1
     params:
         **study("lowbit.quantise.make.quantise_model"),
         format=lambda w: w.format,

@@ -58,6 +58,7 @@ use rule held as find_faults with:
         table("lowbit_debug", "Debug", "Planted faults, and what finds them"),
     pathvars:
         job="find_faults",
+    threads: 1
     params:
         **publish("lowbit.debug.measure.find_faults"),
         settings=conf("lowbit", "debug"),
@@ -74,6 +75,7 @@ use rule held as compare_first_token with:
         table("lowbit_first_token", "Debug", "The first token by every path"),
     pathvars:
         job="compare_first_token",
+    threads: 1
     params:
         **publish("lowbit.debug.measure.compare_paths"),
         settings=conf_of(["lowbit", "debug"], "tokens", "max_kl"),

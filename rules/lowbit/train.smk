@@ -9,6 +9,7 @@ use rule held as train_arms with:
         decays=inter("lowbit/arms/{seed}/decays.parquet"),
     pathvars:
         job="train_arms_{seed}",
+    priority: 1  # the longest jobs; shorter ones fill the cores that they leave
     threads: 1  # seeds side by side
     params:
         **study("lowbit.arms.measure.train_arms"),
@@ -55,6 +56,7 @@ use rule held as measure_step with:
         table("lowbit_memory", "Train", "Memory of a training step"),
     pathvars:
         job="measure_step",
+    threads: 1
     params:
         **publish("lowbit.memory.measure.measure_steps"),
         settings=conf_of(["lowbit", "memory"], "tokens", "variants"),

@@ -66,7 +66,7 @@ def test_an_untrained_fuser_is_the_receiver_alone_bit_for_bit():
     pair, tokens = small.pair(opened=False, rotated=True), tokens_of(12)
     with torch.inference_mode():
         source = source_of(pair, tokens[:, :9])
-        _, cache = read(pair.receiver, tokens[:, :9], True)
+        cache = read(pair.receiver, tokens[:, :9], True)
         own = cache.section(0, 9)
         cache.replace(0, fuse(pair.fuser, own, source, torch.ones_like(source.tokens)))
         hidden = pair.receiver.embed(tokens)[:, 9:]
@@ -83,7 +83,7 @@ def test_only_tokens_that_are_sent_and_fused_change():
     source = source_of(pair, tokens)
     sent = torch.rand(2, 10) < 0.5
     mask = torch.rand(2, 10) < 0.5
-    own = read(pair.receiver, tokens, False)[1].section(0, 10)
+    own = read(pair.receiver, tokens, False).section(0, 10)
     fused = fuse(pair.fuser, own, replace(source, tokens=sent), mask)
     for mine, made in zip(own, fused, strict=True):
         for before, after in zip(mine, made, strict=True):
@@ -95,7 +95,7 @@ def test_what_is_added_is_the_gate_times_what_the_branch_gives():
     pair, tokens = small.pair(), tokens_of(6)
     pair.fuser[1].key.gate.data.fill_(-1.0)
     source = source_of(pair, tokens)
-    own = read(pair.receiver, tokens, False)[1].section(0, 6)
+    own = read(pair.receiver, tokens, False).section(0, 6)
     fused = fuse(pair.fuser, own, source, torch.ones_like(source.tokens))
     for number, layer in enumerate(pair.fuser):
         keys, values = source.of(pair.fuser.sources[number])
@@ -111,7 +111,7 @@ def test_what_is_added_is_the_gate_times_what_the_branch_gives():
 def test_sparse_fusion_is_dense_fusion():
     pair, tokens = small.pair(), tokens_of(10)
     source = replace(source_of(pair, tokens), tokens=torch.rand(2, 10) < 0.4)
-    own = read(pair.receiver, tokens, False)[1].section(0, 10)
+    own = read(pair.receiver, tokens, False).section(0, 10)
     mask = torch.ones(2, 10, dtype=torch.bool)
     dense, sparse = (fuse(pair.fuser, own, source, mask, sparse=on) for on in (False, True))
     for one, other in zip(dense, sparse, strict=True):
@@ -123,7 +123,7 @@ def test_soft_gates_carry_gradients_to_fuser_and_gates():
     pair, tokens = small.pair(opened=False, noise="gumbel"), tokens_of(6)
     pair.fuser.requires_grad_(True)
     source = source_of(pair, tokens)
-    own = read(pair.receiver, tokens, False)[1].section(0, 6)
+    own = read(pair.receiver, tokens, False).section(0, 6)
     gates = pair.fuser.soft_gates(1.0, 2, 6)
     fused = fuse(pair.fuser, own, source, torch.ones_like(source.tokens), gates=gates)
     sum(k.square().sum() + v.square().sum() for k, v in fused).backward()
@@ -134,7 +134,7 @@ def test_gates_are_read_from_the_device_once_for_all_layers(monkeypatch):
     """A scalar read of each layer's gate would wait for the device in every layer."""
     pair, tokens = small.pair(), tokens_of(6)
     source = source_of(pair, tokens)
-    own = read(pair.receiver, tokens, False)[1].section(0, 6)
+    own = read(pair.receiver, tokens, False).section(0, 6)
     reads = []
 
     def counted(name, plain):

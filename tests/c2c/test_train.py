@@ -77,9 +77,9 @@ def test_models_stay_as_they_are_while_the_fuser_learns():
 
 def test_outliers_change_keys_and_values_and_not_the_function():
     reader, tokens = small.reader(small.SHARER, 1), torch.arange(12)[None]
-    plain, cache = read(reader, tokens, False)
+    plain, cache = reader(tokens), read(reader, tokens, False)
     inject_outliers(reader, 16.0)
-    with_outliers, other = read(reader, tokens, False)
+    with_outliers, other = reader(tokens), read(reader, tokens, False)
     assert torch.equal(plain, with_outliers)
     for (k, v), (big_k, big_v) in zip(cache.kv, other.kv, strict=True):
         for before, after, channels in ((k, big_k, [3, 7]), (v, big_v, [2])):
@@ -169,7 +169,7 @@ def test_the_mechanism_in_the_easy_world():
     others = {"params": [p for p in fuser.parameters() if p.ndim], "lr": 3e-3}
     optimizer = torch.optim.AdamW([logits, others])
     for step in range(300):
-        _, cache = read(receiver, asked, True)
+        cache = read(receiver, asked, True)
         gates = [[1.0, 1.0]] * len(fuser) if step < 150 else fuser.soft_gates(0.1, len(asked), 3)
         own = cache.section(0, 3)
         cache.replace(0, fuse(fuser, own, source, torch.ones_like(source.tokens), gates=gates))

@@ -116,13 +116,15 @@ def test_a_finished_job_leaves_a_record_of_its_products_and_times(snakemake, tmp
     assert times["imports_s"] > 0, "a job that runs a model imports torch before its body"
 
 
-@pytest.mark.parametrize(("resources", "policy"), [({}, "PASSIVE"), ({"timing": 1}, None)])
-def test_threads_wait_asleep_unless_times_are_measured(snakemake, monkeypatch, resources, policy):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # put back after it
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+@pytest.mark.parametrize(("resources", "asleep"), [({}, True), ({"timing": 1}, False)])
+def test_threads_wait_asleep_unless_times_are_measured(snakemake, monkeypatch, resources, asleep):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # put back after it
+        monkeypatch.delenv(name)
     snakemake.resources = resources
     with job.start(snakemake) as run:
-        assert os.environ.get("OMP_WAIT_POLICY") == policy
+        assert all((name in os.environ) == asleep for name in names)
         run.table([{"x": 1, "evidence": "measured"}], TABLE)
 
 

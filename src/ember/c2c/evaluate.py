@@ -286,7 +286,7 @@ def context_of(pair: Pair, items: Sequence[Item]) -> Context:
         cache, start = SectionCache(pair.receiver.arch, pair.fuser.rotated, device), 0
         for hidden, real in _sections(pair.receiver, items):
             cache.expect(real)
-            pair.receiver.decoder(hidden=hidden, cache=cache)
+            pair.receiver.decoder(hidden=hidden, cache=cache, last=1)
             start += hidden.shape[1]
         return cache.section(0, start)
 
@@ -333,7 +333,7 @@ def _answer(
         stop = start + hidden.shape[1]
         with clock.phase("receiver_prefill"):
             cache.expect(real)
-            receiver.decoder(hidden=hidden, cache=cache)
+            receiver.decoder(hidden=hidden, cache=cache, last=1)
         if sent is not None and any(item.fused[number] for item in batch.prefixes):
             with clock.phase("fuse"):
                 part = _between(sent.source, start, stop)

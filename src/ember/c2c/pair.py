@@ -79,13 +79,13 @@ class Pair:
         return (self.receiver or self.sharer).device
 
 
-def read(
-    reader: Reader, tokens: Tensor, rotated: bool, real: Tensor | None = None
-) -> tuple[Tensor, SectionCache]:
-    """Runs texts (B, T), padding where not `real`: last layer's output (B, T, H), and the cache."""
+def read(reader: Reader, tokens: Tensor, rotated: bool, real: Tensor | None = None) -> SectionCache:
+    """The cache of texts (B, T), padding where not `real`. Nobody asks what comes after them, so
+    that the last layer only makes its keys and values."""
     cache = SectionCache(reader.arch, rotated, reader.device)
     cache.expect(real)
-    return reader.decoder(hidden=reader.embed(tokens), cache=cache), cache
+    reader.decoder(hidden=reader.embed(tokens), cache=cache, last=1)
+    return cache
 
 
 def share(
@@ -102,7 +102,7 @@ def share(
     `index` (B, T): of each of the receiver's tokens the sharer's token whose KV it takes, or -1
     for none.
     """
-    _, cache = read(sharer, tokens, rotated, real)
+    cache = read(sharer, tokens, rotated, real)
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     picked = index.clamp(min=0)
     pairs = [tuple(x[rows, picked] for x in cache.kv[layer]) for layer in layers]

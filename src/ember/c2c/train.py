@@ -173,8 +173,8 @@ class Fusing:
                 index = torch.arange(own.shape[1], device=self.device).expand(own.shape)
                 layers = tuple(sorted(set(fuser.sources)))
                 source = share(self.sharer, theirs, index, layers, rotated=fuser.rotated)
-                _, cache = read(self.receiver, own, fuser.rotated)
-                target = read(self.receiver, union, fuser.rotated)[1].kv if warm else None
+                cache = read(self.receiver, own, fuser.rotated)
+                target = read(self.receiver, union, fuser.rotated).kv if warm else None
             before = cache.section(0, own.shape[1])
             gates = [[1.0, 1.0]] * len(fuser)
             if done >= self.hold:

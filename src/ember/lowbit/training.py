@@ -233,9 +233,7 @@ class TrainedLinear(nn.Module):
             made = nvfp4.quantise(target, scale=overall)
             codes, scales = made.codes, made.parts["scales"].view(len(target), -1)
         packed = codes[:, ::2] | codes[:, 1::2] << 4
-        packed, before = _without_sign_of_zero(packed), _without_sign_of_zero(layer.qdata[rows])
-        differ = packed ^ before
-        changed = (differ & 15).count_nonzero() + (differ >> 4).count_nonzero()
+        changed = _count_changes(layer.qdata[rows], packed)
         control.changed = control.changed + changed  # on the device: nobody waits
         control.codes += target.numel()
         layer.qdata[rows], layer.scale[rows] = packed, scales
@@ -284,21 +282,22 @@ def quantise_stochastically(
     low, high = _e4m3(bits), _e4m3(above)
     share = (wanted - low) / (high - low).clamp(min=1e-30)
     bits = torch.where(_uniform(share, generator) < share, above, bits)
-    steps = blocks / (_e4m3(bits) * overall)[..., None]
-    values = torch.tensor(e2m1.VALUES, device=x.device)
-    largest = blocks.abs() > (e2m1.MOST * low * overall)[..., None]
-    magnitude = torch.where(largest, e2m1.MOST, steps.abs().clamp(max=e2m1.MOST))
-    # Below 2 E2M1 counts in halves, below 4 in ones, and then in twos.
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    rounded = stochastic(magnitude / step, generator or _default(x)) * step
-    codes = torch.searchsorted(values, rounded.contiguous()).to(torch.uint8)
-    return (codes | torch.signbit(steps).to(torch.uint8) << 3).flatten(-2), bits
+    magnitude = blocks.abs()
+    largest = (magnitude > (e2m1.MOST * low * overall)[..., None]) * e2m1.MOST
+    magnitude.div_((_e4m3(bits) * overall)[..., None]).clamp_(max=e2m1.MOST)
+    magnitude = torch.maximum(magnitude, largest, out=magnitude)
+    # E2M1 counts in halves, from 2 in ones, from 4 in twos: the least count is the right one.
+    counts = torch.minimum(2 * magnitude, magnitude + 2)
+    counts = torch.minimum(counts, magnitude.div_(2).add_(4), out=counts)
+    codes = stochastic(counts, generator or _default(x)).to(torch.uint8)
+    return codes.add_(torch.signbit(blocks), alpha=8).flatten(-2), bits
 
 
-def _without_sign_of_zero(packed: Tensor) -> Tensor:
-    """Bytes of codes with 0 for -0: a change between them is none."""
-    low, high = packed & 15, packed & 0xF0
-    return torch.where(low == 8, 0, low) | torch.where(high == 0x80, 0, high)
+def _count_changes(before: Tensor, after: Tensor) -> Tensor:
+    """How many codes differ between bytes of two each; a change between 0 and -0 is none."""
+    differ, either = before ^ after, (before | after) & 0x77
+    low, high = (differ & 0x0F) * (either & 0x0F), (differ >> 4) * (either >> 4)
+    return low.count_nonzero() + high.count_nonzero()
 
 
 def _e4m3(bits: Tensor) -> Tensor:
