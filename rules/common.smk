@@ -163,19 +163,10 @@ def plot(step):
     return _run("plot.py", step)
 
 
-def own_script(name):
-    """Params of a rule with a script of its own."""
-    return {"script": name, "code": code(name)}
-
-
 def _run(name, step):
-    return {"script": name, "step": step, "code": code(name, step)}
-
-
-def code(script, step=None):
-    """Hash of a script, of a step's module, and of all that they import from the library."""
+    """With the hash of the script, of the step's module, and of all that they import."""
     try:
-        return LIBRARY.job_hash(script, step)
+        return {"script": name, "step": step, "code": LIBRARY.job_hash(name, step)}
     except EmberError as error:
         raise WorkflowError(str(error)) from None
 

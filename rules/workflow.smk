@@ -3,7 +3,7 @@
 
 use rule job as time_workflow with:
     input:
-        products(*PROGRAMMES.values(), "Paper"),
+        products=products(*PROGRAMMES.values(), "Paper"),
     output:
         steps=inter("workflow/steps.parquet"),
     pathvars:
@@ -14,7 +14,7 @@ use rule job as time_workflow with:
         runtime=minutes(10),
         timing=1,
     params:
-        **own_script("time_workflow.py"),
+        **study("workflow.cost.measure.time_steps"),
         settings=conf("workflow"),
         given=given_settings(),
     message:
@@ -23,14 +23,14 @@ use rule job as time_workflow with:
 
 use rule job as collect_job_cost with:
     input:
-        products(*PROGRAMMES.values(), "Paper"),
+        products=products(*PROGRAMMES.values(), "Paper"),
     output:
         table("workflow_jobs", "Workflow", "Time of every job"),
     pathvars:
         job="collect_job_cost",
     localrule: True
     params:
-        **own_script("collect_job_cost.py"),
+        **publish("workflow.cost.make.collect_jobs"),
         stages=stages(),
     message:
         "Every job that a product comes from: its time, and what of it was overhead"
@@ -46,7 +46,7 @@ use rule job as summarise_workflow with:
         job="summarise_workflow",
     localrule: True
     params:
-        **own_script("summarise_workflow.py"),
+        **publish("workflow.cost.summary.cost_by_rule"),
         goal=conf("workflow", "overhead_goal"),
     message:
         "Time by rule, and the share spent on starting, importing and loading"

@@ -17,7 +17,7 @@ from ember.measure.system import hardware
 from ember.records.provenance import collect
 from ember.records.tables import write_table
 from ember.studies.p1.lora_alignment import tables as lora
-from ember.studies.p1.lora_alignment.measure import align
+from ember.studies.p1.lora_alignment.measure import TABLES, align
 from ember.studies.p1.lora_alignment.summary import summarise_alignment
 from ember.studies.p1.lora_latency.measure import time_adapters
 from ember.studies.p1.lora_latency.summary import summarise_latency
@@ -111,22 +111,16 @@ def _align(model: Path, folder: Path) -> list:
         settings=ALIGNMENT,
         **RUN,
     )
-    summary = summarise_alignment(found.cases, seed=20, resamples=1000)
+    found = dict(zip(TABLES, found, strict=True))
+    summary = summarise_alignment(found["cases"], seed=20, resamples=1000)
     for row in summary:
         print({k: v for k, v in row.items() if k not in ("model", "weights", "device")})
-    for row in found.freeze:
+    for row in found["freeze"]:
         names = ("dtype", "freeze", "threshold", "first_layer", "prefix_effect_max")
         print(*(row[name] for name in (*names, "delta_max_abs_diff", "effect_max_abs")))
-    print("ulp", max(row["error_max_ulp"] for row in found.weights))
-    return [
-        (lora.LORA_CASES, found.cases),
-        (lora.LORA_ALIGNMENT, summary),
-        (lora.LORA_WEIGHTS, found.weights),
-        (lora.LORA_LAYERS, found.layers),
-        (lora.LORA_FREEZE, found.freeze),
-        (lora.LORA_BLOCKS, found.blocks),
-        (lora.LORA_SPOT, found.spot),
-    ]
+    print("ulp", max(row["error_max_ulp"] for row in found["weights"]))
+    made = [(schema, found[name]) for name, schema in TABLES.items()]
+    return [*made, (lora.LORA_ALIGNMENT, summary)]
 
 
 if __name__ == "__main__":

@@ -109,12 +109,11 @@ def test_a_new_adapter_of_the_same_name_takes_its_place():
     assert equal_bits(decoder, bits(other))
 
 
-@pytest.mark.parametrize("merged", [True, False])
-def test_load_activate_deactivate_unload_list(merged, tmp_path):
+def test_load_activate_deactivate_unload_list(tmp_path):
     decoder = wild()
     base = logits(decoder)
     folder = save_adapter(adapter_of(decoder), tmp_path / "saved", arch=decoder.arch)
-    store = AdapterStore(decoder, merged=merged)
+    store = AdapterStore(decoder)
     loaded = store.load("full", folder)
     store.load("half", folder, scale=0.5)
     assert (loaded.rank, loaded.layers, loaded.active) == (4, (0, 1, 2), False)
@@ -131,7 +130,7 @@ def test_load_activate_deactivate_unload_list(merged, tmp_path):
     assert torch.equal(logits(decoder), base)
     with pytest.raises(BadAdapter, match="no adapter 'half'"):
         store.activate("half")
-    assert (store.base_bytes > 0) == merged
+    assert store.base_bytes > 0
 
 
 @pytest.mark.parametrize("stage", ["load", "swap"])
@@ -170,12 +169,9 @@ def test_a_failed_swap_leaves_the_engine_as_it_was(stage, tmp_path, monkeypatch)
     assert after.cached_tokens > 0, "what was cached is still valid"
 
 
-def test_an_engine_needs_merged_adapters_of_its_own_decoder():
-    decoder = wild()
-    for options in ({"merged": False}, {"merged": True}):
-        other = decoder if not options["merged"] else wild()
-        with pytest.raises(BadAdapter, match="own decoder"):
-            AdapterStore(other, engine=engine_of(decoder), **options)
+def test_an_engine_needs_adapters_of_its_own_decoder():
+    with pytest.raises(BadAdapter, match="own decoder"):
+        AdapterStore(wild(), engine=engine_of(wild()))
 
 
 def test_versions_without_an_engine_are_the_content_of_the_base_and_of_the_adapter():

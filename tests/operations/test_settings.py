@@ -168,7 +168,7 @@ def test_no_number_takes_what_is_none_or_absurd(path, value):
             continue  # the method's own default
         # Where a switch, a text or a missing value is as good.
         assert value in (True, "5", None), (path, value)
-        free = {"architecture", "arguments", "policies", "max_bytes", "last_layers"}
+        free = {"architecture", "arguments", "policies", "max_bytes", "last_layers", "limit"}
         assert free & set(path), (path, value)
 
 

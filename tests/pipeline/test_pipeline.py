@@ -14,8 +14,9 @@ import torch
 
 from ember.backends.sampling import SamplingParams
 from ember.engine.engine import Engine
+from ember.engine.requests import BadPrompt
 from ember.model.checkpoint import load_decoder
-from ember.pipeline.pipeline import BadRequest, Pipeline, StageFailed, why_no_stages
+from ember.pipeline.pipeline import Pipeline, StageFailed, why_no_stages
 from ember.pipeline.plan import BadSplit
 from ember.pipeline.timeline import busy_ms
 from tests.tiny import declared
@@ -108,10 +109,10 @@ def test_costs_of_all_parts_are_measured(pipeline):
 @pytest.mark.parametrize(
     ("given", "options", "error", "message"),
     [
-        ([[1, 2]], {"split": 3}, BadRequest, "not made for a first stage of 3"),
-        ([[]], {"split": 1}, BadRequest, "prompt 0 is empty"),
-        ([[1], [97]], {"split": 1}, BadRequest, "prompt 1 has token ids outside"),
-        ([[1] * 38], {"split": 1}, BadRequest, "exceeds the pipeline's capacity of 40"),
+        ([[1, 2]], {"split": 3}, BadSplit, "not made for a first stage of 3"),
+        ([[]], {"split": 1}, BadPrompt, "a prompt is empty"),
+        ([[1], [97]], {"split": 1}, BadPrompt, "a prompt has token ids outside"),
+        ([[1] * 38], {"split": 1}, BadPrompt, "exceed the engine's capacity of 40"),
         ([[1, 2]], {"split": 1, "micro_batches": 2}, BadSplit, "1 sequences cannot make 2"),
     ],
 )

@@ -459,9 +459,6 @@ def test_memory_is_reported_by_what_it_is_for():
     frozen = PolicyRunner(decoder, UpdateLocality(LAYERS, 2))
     frozen.prefill(1, prompt())
     assert frozen.store[prompt_key(prompt())].bytes["hidden"] == (TOKENS + 1) * 32 * 8
-    frozen.forget(prompt())
-    assert len(frozen.store) == 0
-    assert frozen.prefill(1, prompt()).plan.full_refresh
 
 
 def test_impossible_work_is_refused_with_a_remedy():

@@ -17,9 +17,6 @@ def add(commands) -> None:
 
 
 def _run(options) -> str:
-    from ember.model.folder import read_architecture
-
-    read_architecture(options.model)  # before the seconds that torch takes
     from ember.studies.p1.prefix.measure import sweep_prefix
     from ember.studies.p1.prefix.summary import prefix_savings
     from ember.studies.p1.prefix.tables import PREFIX_SAVINGS

@@ -7,10 +7,6 @@ from ember.commands.shared import DTYPES, Job
 from ember.records.errors import EmberError
 
 
-class BadCheck(EmberError):
-    """A prompt that the model cannot run."""
-
-
 def add(commands) -> None:
     parser = commands.add_parser("check", help="export logits with and without a LoRA adapter")
     parser.add_argument("--model", type=Path, required=True, help="model directory")
@@ -38,7 +34,7 @@ def _tokens(text: str) -> list[int]:
 def _run(options) -> str:
     """Writes a LORA_LOGITS table and says in words what the adapter moves.
 
-    The adapter is merged, as the engine uses it. Raises BadAdapter, BadCheckpoint or BadCheck.
+    The adapter is merged, as the engine uses it. Raises EmberError.
     """
     import torch
 
@@ -94,9 +90,9 @@ def _run(options) -> str:
 
 def _check_prompt(tokens: list[int], vocabulary: int) -> None:
     if not tokens:
-        raise BadCheck("the prompt is empty.\nGive a token or more.")
+        raise EmberError("the prompt is empty.\nGive a token or more.")
     if max(tokens) >= vocabulary:
-        raise BadCheck(
+        raise EmberError(
             f"the prompt has token {max(tokens)}, the vocabulary ends at {vocabulary - 1}.\n"
             "Use the model's own tokenizer."
         )

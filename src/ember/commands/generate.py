@@ -12,10 +12,6 @@ from ember.records.errors import EmberError
 log = logging.getLogger(__name__)
 
 
-class BadPromptFile(EmberError):
-    """A file of prompts that cannot be read; the message says where and what is expected."""
-
-
 def add(commands) -> None:
     parser = commands.add_parser("generate", help="sample completions of prompts from a file")
     parser.add_argument("model", type=Path, help="model directory in Hugging Face format")
@@ -81,12 +77,12 @@ def read_prompts(path: str | Path) -> list[str | list[int]]:
         try:
             rows = pq.read_table(path).to_pylist()
         except (OSError, ValueError) as error:
-            raise BadPromptFile(f"{path}: {error}\ngive a Parquet file of prompts") from None
+            raise EmberError(f"{path}: {error}\ngive a Parquet file of prompts") from None
         return [_prompt(path, f"row {n}", row) for n, row in enumerate(rows)]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadPromptFile(f"{path}: {error}\ngive a UTF-8 text file of prompts") from None
+        raise EmberError(f"{path}: {error}\ngive a UTF-8 text file of prompts") from None
     if path.suffix != ".jsonl":
         return lines
     found = []
@@ -94,7 +90,7 @@ def read_prompts(path: str | Path) -> list[str | list[int]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise BadPromptFile(
+            raise EmberError(
                 f"{path}, line {number}: {error}\ngive one JSON object a line"
             ) from None
         found.append(_prompt(path, f"line {number}", row))
@@ -106,7 +102,7 @@ def _prompt(path: Path, where: str, row) -> str | list[int]:
         value = row.get(name) if isinstance(row, dict) else None
         if isinstance(value, kind):
             return value
-    raise BadPromptFile(f'{path}, {where}: give "prompt" (text) or "tokens" (a list of ids)')
+    raise EmberError(f'{path}, {where}: give "prompt" (text) or "tokens" (a list of ids)')
 
 
 def generate(

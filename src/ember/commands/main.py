@@ -8,50 +8,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from ember.commands import (
-    archive,
-    bench_workflow,
-    c2c,
-    cache_sweep,
-    check,
-    clean,
-    config_schema,
-    converse,
-    doctor,
-    estimate,
-    generate,
-    guard,
-    memory_budget,
-    profile_rollout,
-    quantise,
-    rebuild,
-    show,
-    train_step,
-    why,
-)
 from ember.records.errors import EmberError
 
 COMMANDS = (
-    *(
-        show,
-        why,
-        rebuild,
-        config_schema,
-        archive,
-        clean,
-        c2c,
-        generate,
-        estimate,
-        doctor,
-        check,
-        bench_workflow,
-        guard,
-        converse,
-        train_step,
-        quantise,
-    ),
-    *(profile_rollout, cache_sweep, memory_budget),
+    *("show", "why", "rebuild", "config_schema", "archive", "clean", "c2c", "generate", "estimate"),
+    *("doctor", "check", "bench_workflow", "guard", "converse", "train_step", "quantise"),
+    *("profile_rollout", "cache_sweep", "memory_budget"),
 )
 
 
@@ -81,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ember", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        command.add(commands)
+        import_module(f"ember.commands.{command}").add(commands)
     return parser
 
 

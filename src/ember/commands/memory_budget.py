@@ -11,9 +11,6 @@ def add(commands) -> None:
 
 
 def _run(options) -> str:
-    from ember.model.folder import read_architecture
-
-    read_architecture(options.model)  # before the seconds that torch takes
     from ember.studies.p1.memory.measure import memory_budget
     from ember.studies.p1.memory.tables import MEMORY_BUDGET
 

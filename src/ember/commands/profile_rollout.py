@@ -15,9 +15,6 @@ def add(commands) -> None:
 
 
 def _run(options) -> str:
-    from ember.model.folder import read_architecture
-
-    read_architecture(options.model)  # before the seconds that torch takes
     from ember.studies.p1.profile.measure import profile_rollout
     from ember.studies.p1.profile.summary import prefill_share
     from ember.studies.p1.profile.tables import PREFILL_SHARE

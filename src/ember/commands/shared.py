@@ -48,8 +48,10 @@ def add_measurement(commands, name: str, help: str) -> argparse.ArgumentParser:
 def measured(options, name: str, measure, schema) -> str:
     """The table of `measure`, called with the command's arguments; written and shown."""
     from ember.measure.device import resolve
+    from ember.model.folder import read_architecture
     from ember.records.show import show
 
+    read_architecture(options.model)  # before the seconds that torch takes
     params = {key: value for key, value in vars(options).items() if key not in ("run", "out")}
     params["device"] = resolve(options.device)
     out = options.out or Path("results") / f"{name.replace('-', '_')}.parquet"

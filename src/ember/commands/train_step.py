@@ -6,10 +6,6 @@ from ember.commands.shared import DTYPES, count, positive
 from ember.records.errors import EmberError, nearest
 
 
-class TooFewTokens(EmberError):
-    """A text that is shorter than the sequence asked for."""
-
-
 def add(commands) -> None:
     parser = commands.add_parser("train-step", help="one step of packed weights, and its memory")
     parser.add_argument("model", type=Path, metavar="MODEL", help="directory with config.json")
@@ -59,10 +55,10 @@ def _read(options) -> list[int]:
     try:
         text = options.text.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TooFewTokens(f"{options.text}: {error}\ngive a UTF-8 text file") from None
+        raise EmberError(f"{options.text}: {error}\ngive a UTF-8 text file") from None
     tokens = load_tokenizer(options.model).encode_prompt(text)
     if len(tokens) <= options.tokens:
-        raise TooFewTokens(
+        raise EmberError(
             f"{options.text} has {len(tokens)} tokens, {options.tokens + 1} are needed\n"
             "give a longer text, or lower --tokens"
         )

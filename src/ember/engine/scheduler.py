@@ -23,7 +23,7 @@ from ember.engine.prefill import PlainPrefill
 from ember.engine.requests import Chunk, Completion, Prompt, Row
 from ember.engine.stats import RolloutStats, StepBatch
 from ember.engine.stops import Detokenize, TextStream, final_text
-from ember.measure.clock import PhaseClock
+from ember.measure.clock import PhaseClock, between_ms, mark
 from ember.records.errors import EmberError
 
 log = logging.getLogger(__name__)
@@ -152,14 +152,14 @@ class Scheduler:
         later = self._admit()
         due = [row for row in self._rows if row.own]
         if due:  # what rows chose last, and the last tokens of prompts whose KV lacks them
-            begin = self._mark()
+            begin = mark(self._device)
             self._advance()
             self._note(begin, due, 1, sum(row.own for row in due))
         for rows, logits in later:
             self._join(rows, logits)
         if not self._rows:
             return changed | self._receive(0), False
-        steps, begin = self._steps_ahead(), self._mark()
+        steps, begin = self._steps_ahead(), mark(self._device)
         for step in range(steps):
             if step:
                 self._advance()
@@ -380,15 +380,7 @@ class Scheduler:
             found.append(StepBatch(*same))
         found[-1].steps += steps
         found[-1].own_tokens += own_tokens
-        self._marks.append((found[-1], begin, self._mark()))
-
-    def _mark(self):
-        """A point of time in the device's work."""
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        self._marks.append((found[-1], begin, mark(self._device)))
 
     def _close(self) -> None:
         with self._working():
@@ -399,7 +391,7 @@ class Scheduler:
             held.clear()
         self.stats.seconds = time.perf_counter() - self._began
         for batch, begin, end in self._marks:
-            batch.ms += _milliseconds(begin, end)
+            batch.ms += between_ms([begin, end])[0]
         self._marks.clear()
         self.stats.add_times(self._times_before, self._clock.times_ms())
         if self.stats.seconds > SAY_EVERY:
@@ -427,11 +419,3 @@ class Scheduler:
             "%d of %d prompts done, %d rows running, %.0f tokens/s, at most %.0f s left",
             *(done, stats.prompts, len(self._rows), speed, left / speed),
         )
-
-
-def _milliseconds(begin, end) -> float:
-    """Between two marks: seconds of the host, or events of the device, for which it waits."""
-    if isinstance(begin, float):
-        return (end - begin) * 1e3
-    end.synchronize()
-    return begin.elapsed_time(end)

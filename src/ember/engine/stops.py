@@ -38,15 +38,11 @@ class TextStream:
         if last:
             whole = final_text(self._decode, self._ids, self._stops)
         else:
-            hold = next(
-                (n for n in range(self._longest - 1, 0, -1) if self._begins(self._text[-n:])), 0
-            )
-            whole = self._text[: len(self._text) - hold]
+            lengths = range(self._longest - 1, 0, -1)
+            begun = (n for n in lengths if any(s.startswith(self._text[-n:]) for s in self._stops))
+            whole = self._text[: len(self._text) - next(begun, 0)]
         part, self._given = whole[self._given :], max(self._given, len(whole))
         return part
-
-    def _begins(self, tail: str) -> bool:
-        return any(stop.startswith(tail) for stop in self._stops)
 
 
 def final_text(decode: Detokenize, tokens: Sequence[int], stops: Sequence[str]) -> str:

@@ -97,11 +97,6 @@ class Adapter(Mapping[Key, LowRank]):
         found = {name for _, name in self._parts}
         return tuple(name for name in (*ATTENTION, *MLP) if name in found)
 
-    @property
-    def bytes(self) -> int:
-        """Memory of the factors."""
-        return sum(part.a.nbytes + part.b.nbytes for part in self._parts.values())
-
     def scaled(self, factor: float) -> "Adapter":
         """The adapter with all scales times `factor`."""
         if factor == 1.0:

@@ -75,14 +75,17 @@ class Prepared:
 class Merger:
     """The adapted weights of one decoder; see the module."""
 
-    def __init__(self, decoder: Decoder, *, keep: str = "device", kernels: bool = True):
-        """`kernels`: use Triton's on CUDA; plain operators elsewhere, and without."""
+    def __init__(self, decoder: Decoder, *, keep: str = "device"):
         if keep not in KEEPS:
             raise BadAdapter(f"keep is {keep!r}.\nChoose {', '.join(KEEPS)}.")
         self.decoder, self.keep = decoder, keep
         self._linears = linears(decoder)
-        self.uses_kernels = kernels and kernels_serve(decoder)  # Triton's do the work
-        self._small = _are_small(dense_weight(linear) for linear in self._linears.values())
+        self.uses_kernels = kernels_serve(decoder)  # Triton's do the work
+        # Whether these are on the CPU and each is done before a second thread would be there.
+        self._small = all(
+            weight.device.type == "cpu" and weight.numel() <= ONE_THREAD
+            for weight in self._all_weights()
+        )
         self._base: dict[Key, Tensor] = {}
         self._base_name = object()  # stands for the base, in names of states
         self._marks: dict[Key, tuple] = {}  # of weights with a copy, as the last swap left them
@@ -178,7 +181,7 @@ class Merger:
                 self._restore(new, done)
                 raise
         self._merged = new
-        self._mark()
+        self._marks = {key: (w, *mark(w)) for key, w in self._weights(self._base).items()}
         changed(self.decoder, self._state())
 
     def forget_base(self) -> None:
@@ -220,9 +223,6 @@ class Merger:
             del self._base[key], self._marks[key]
             self._base_name = object()
             self._launches.clear()
-
-    def _mark(self) -> None:
-        self._marks = {key: (w, *mark(w)) for key, w in self._weights(self._base).items()}
 
     def _state(self) -> tuple | None:
         """A name of what the weights are, where a swap does not depend on the one before."""
@@ -374,11 +374,6 @@ def _launch(weights, sources, new, old):
     launch = Launch(matrices)
     launch.matrices = matrices  # the zeros live as long as the pointers to them
     return launch
-
-
-def _are_small(weights: Iterable[Tensor]) -> bool:
-    """Whether these are on the CPU and each is done before a second thread would be there."""
-    return all(w.device.type == "cpu" and w.numel() <= ONE_THREAD for w in weights)
 
 
 @contextlib.contextmanager

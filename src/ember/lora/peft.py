@@ -8,6 +8,7 @@ PEFT itself is not imported.
 import json
 import re
 from dataclasses import dataclass
+from math import inf, nextafter
 from pathlib import Path
 
 import torch
@@ -239,8 +240,6 @@ def _targets(adapter: Adapter, num_layers: int) -> list[str]:
 
 def _alpha(part: LowRank) -> float:
     """alpha for which alpha / rank is the scale, to the last bit where a float exists."""
-    from math import inf, nextafter
-
     alpha = part.scale * part.rank
     for candidate in (alpha, nextafter(alpha, inf), nextafter(alpha, -inf)):
         if candidate / part.rank == part.scale:

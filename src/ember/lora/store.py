@@ -1,4 +1,4 @@
-"""Adapters known by name and switched by name, merged into an engine's weights or beside them.
+"""Adapters known by name and switched by name, merged into an engine's weights.
 
     store = AdapterStore(decoder, engine=engine)
     store.load("round-1", "results/tiny/p1/lora_adapters/trained")
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ember.lora.adapter import Adapter, BadAdapter, check_fits
-from ember.lora.branch import Branches, check_name
+from ember.lora.adapter import Adapter, BadAdapter
+from ember.lora.branch import check_name
 from ember.lora.merge import Merger, Prepared
 from ember.lora.peft import load_adapter
 from ember.model.decoder import Decoder
@@ -53,26 +53,16 @@ class Loaded:
 class AdapterStore:
     """The adapters of one decoder."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        *,
-        engine: Versioned | None = None,
-        merged: bool = True,
-        keep: str = "device",
-    ):
-        """`merged`: into the weights, with `keep` as of `Merger`; else as branches beside them,
-        which the engine's packed weights do not allow. The weights are now the base's."""
-        if engine is not None and (not merged or engine.decoder is not decoder):
+    def __init__(self, decoder: Decoder, *, engine: Versioned | None = None, keep: str = "device"):
+        """`keep`: as of `Merger`. The weights are now the base's."""
+        if engine is not None and engine.decoder is not decoder:
             raise BadAdapter(
-                "an engine runs merged adapters of its own decoder only.\n"
-                "Leave merged=True and pass the engine's decoder, or use the decoder alone."
+                "an engine runs adapters of its own decoder only.\n"
+                "Pass the engine's decoder, or use the decoder alone."
             )
         self._decoder, self._engine = decoder, engine
         self._base_version = self._version_now()
-        self._merger = Merger(decoder, keep=keep) if merged else None
-        self._branches = None if merged else Branches(decoder)
-        self._adapters: dict[str, Adapter] = {}
+        self._merger = Merger(decoder, keep=keep)
         self._prepared: dict[str, Prepared] = {}
         self._active: str | None = None
 
@@ -95,21 +85,15 @@ class AdapterStore:
         free memory.
         """
         self.deactivate()
-        if self._merger is not None:
-            self._merger.forget_base()
+        self._merger.forget_base()
 
     @property
     def base_bytes(self) -> int:
         """Memory of the copies that make deactivating exact."""
-        return 0 if self._merger is None else self._merger.base_bytes
+        return self._merger.base_bytes
 
     def load(
-        self,
-        name: str,
-        source: str | Path | Adapter,
-        *,
-        scale: float = 1.0,
-        replace: bool = False,
+        self, name: str, source: str | Path | Adapter, *, scale: float = 1.0, replace: bool = False
     ) -> Loaded:
         """Reads (or takes) an adapter and keeps it under a name, ready to be activated.
 
@@ -118,20 +102,15 @@ class AdapterStore:
         changes nothing.
         """
         check_name(name)
-        if name in self._adapters and not replace:
+        if name in self._prepared and not replace:
             raise BadAdapter(
                 f"an adapter {name} is loaded already.\nUnload it, or load with replace=True."
             )
         adapter = source if isinstance(source, Adapter) else load_adapter(source)
-        adapter = adapter.scaled(scale)
-        if self._merger is not None:
-            prepared = self._merger.prepare(adapter)
-            if name == self._active:
-                self._merger.swap(prepared)
-            self._prepared[name] = prepared
-        else:
-            self._replace_branch(name, adapter)
-        self._adapters[name] = adapter
+        prepared = self._merger.prepare(adapter.scaled(scale))
+        if name == self._active:
+            self._merger.swap(prepared)
+        self._prepared[name] = prepared
         if name == self._active:
             self._tell()
         return self._describe(name)
@@ -150,39 +129,24 @@ class AdapterStore:
         self._check_there(name)
         if name == self._active:
             self.deactivate()
-        if self._branches is not None:
-            self._branches.detach(name)
-        self._prepared.pop(name, None)
-        del self._adapters[name]
+        del self._prepared[name]
 
     def list(self) -> list[Loaded]:
         """The adapters, in the order they were loaded."""
-        return [self._describe(name) for name in self._adapters]
+        return [self._describe(name) for name in self._prepared]
 
     def adapter(self, name: str) -> Adapter:
         """An adapter by name."""
         self._check_there(name)
-        return self._adapters[name]
+        return self._prepared[name].adapter
 
     def _switch(self, name: str | None) -> str:
         if self._active is None:
             self._base_version = self._version_now()
-        if self._merger is not None:
-            self._merger.swap(None if name is None else self._prepared[name])
-        else:
-            self._branches.activate(name)
+        self._merger.swap(None if name is None else self._prepared[name])
         self._active = name
         self._tell()
         return self._version(name)
-
-    def _replace_branch(self, name: str, adapter: Adapter) -> None:
-        check_fits(adapter, self._branches.decoder)
-        was_active = name == self._active
-        if name in self._adapters:
-            self._branches.detach(name)
-        self._branches.attach(name, adapter)
-        if was_active:
-            self._branches.activate(name)
 
     def _tell(self) -> None:
         now = self._version(self._active)
@@ -196,22 +160,22 @@ class AdapterStore:
     def _version(self, name: str | None) -> str:
         if name is None:
             return self._base_version
-        return f"{self._base_version}+{self._adapters[name].hash[:HASH_DIGITS]}"
+        return f"{self._base_version}+{self._prepared[name].adapter.hash[:HASH_DIGITS]}"
 
     def _describe(self, name: str) -> Loaded:
-        adapter = self._adapters[name]
-        prepared = self._prepared.get(name)
+        prepared = self._prepared[name]
+        adapter = prepared.adapter
         return Loaded(
             name=name,
             version=self._version(name),
             rank=adapter.rank,
             layers=adapter.layers,
             projections=adapter.projections,
-            bytes=adapter.bytes if prepared is None else prepared.bytes,
+            bytes=prepared.bytes,
             active=name == self._active,
         )
 
     def _check_there(self, name: str) -> None:
-        if name not in self._adapters:
-            there = ", ".join(self._adapters) or "none"
+        if name not in self._prepared:
+            there = ", ".join(self._prepared) or "none"
             raise BadAdapter(f"there is no adapter {name!r} (there are: {there}).\nLoad it first.")

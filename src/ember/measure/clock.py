@@ -52,11 +52,11 @@ class PhaseClock:
             )
         self._open = name
         self._calls[name] = self._calls.get(name, 0) + 1
-        begin = self._mark()
+        begin = mark(self.device)
         try:
             yield
         finally:
-            end = self._mark()
+            end = mark(self.device)
             self._open = None
             if self._cuda:
                 self._events.append((name, begin, end))
@@ -76,9 +76,6 @@ class PhaseClock:
     def calls(self) -> dict[str, int]:
         """How often each phase was entered."""
         return dict(self._calls)
-
-    def _mark(self):
-        return mark(self.device)
 
 
 def mark(device):

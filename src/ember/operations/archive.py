@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
+from ember.measure.overhead import record_file
 from ember.records.atomic import atomic_dir
 from ember.records.errors import EmberError
+from ember.records.foreign import inside, read_object
+from ember.records.provenance import digest
 from ember.records.remedy import remake
 from ember.records.trace import format_trace, mismatches, nodes, trace
 
@@ -31,12 +34,7 @@ class Changed(EmberError):
 
 
 def archive(
-    experiment: str,
-    results: Path,
-    reports: Path,
-    *,
-    day: date | None = None,
-    golden: bool = False,
+    experiment: str, results: Path, reports: Path, *, day: date | None = None, golden: bool = False
 ) -> Path:
     """Copy the products `results/<experiment>*`, the tables they rest on and their trace.
 
@@ -65,7 +63,8 @@ def archive(
     _refuse_changed(trees)
     jobs = _validated(trees, results.parent) if golden else {}
     with atomic_dir(target) as folder:
-        files = _copy(trees, results, Path(folder)) | _copy_jobs(jobs, results, Path(folder))
+        wanted = _tables(trees, results) | _job_files(jobs, results)
+        files = {place: _copied(path, Path(folder, place)) for place, path in wanted.items()}
         (Path(folder) / "MANIFEST.json").write_text(json.dumps(files, indent=2) + "\n")
         text = "\n\n".join(format_trace(tree) for tree in trees.values())
         (Path(folder) / "TRACE.txt").write_text(text + "\n")
@@ -74,9 +73,6 @@ def archive(
 
 def verify(folder: Path) -> int:
     """How many files an archive holds, each as it was archived. Raises `Changed`."""
-    from ember.records.foreign import inside, read_object
-    from ember.records.provenance import digest
-
     folder = Path(folder)
     remedy = "Take the archive from where it was copied from, or archive the runs again."
     listed = read_object(folder / "MANIFEST.json", Changed, remedy).values_of(str)
@@ -123,22 +119,14 @@ def _validated(trees, root: Path) -> dict[str, str]:
     return jobs
 
 
-def _copy_jobs(jobs: Mapping[str, str], results: Path, folder: Path) -> dict[str, str]:
+def _job_files(jobs: Mapping[str, str], results: Path) -> dict[str, Path]:
     """Records and logs of jobs, by their place in the archive."""
-    from ember.measure.overhead import record_file
-    from ember.records.provenance import digest
-
     files = {}
     for name, scale in jobs.items():
         record = record_file(scale, name, results.parent)
         log = results.parent / "logs" / str(scale) / f"{name}.log"
-        for kind, path in (("records", record), ("logs", log)):
-            if path.is_file():
-                copy = folder / kind / path.name
-                copy.parent.mkdir(exist_ok=True)
-                shutil.copy2(path, copy)
-                files[str(copy.relative_to(folder))] = digest(copy)[0]
-    return files
+        files |= {f"records/{record.name}": record, f"logs/{log.name}": log}
+    return {place: path for place, path in files.items() if path.is_file()}
 
 
 def _refuse_changed(trees) -> None:
@@ -150,21 +138,20 @@ def _refuse_changed(trees) -> None:
         )
 
 
-def _copy(trees, results: Path, folder: Path) -> dict[str, str]:
-    from ember.records.provenance import digest
-
+def _tables(trees, results: Path) -> dict[str, Path]:
+    """Products, captions and the tables they rest on, by their place in the archive."""
     wanted = set(trees)
     for product, tree in trees.items():
         caption = product.with_suffix(".caption.md")
         wanted |= {caption} if caption.exists() else set()
-        for node in nodes(tree):
-            path = results.parent / node.path
-            if path.suffix == ".parquet" and path.exists():
-                wanted.add(path)
-    files = {}
-    for path in sorted(wanted):
-        copy = folder / path.resolve().relative_to(results.resolve())
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, copy)
-        files[str(copy.relative_to(folder))] = digest(copy)[0]
-    return files
+        paths = (results.parent / node.path for node in nodes(tree))
+        wanted |= {path for path in paths if path.suffix == ".parquet" and path.exists()}
+    top = results.resolve()
+    return {str(path.resolve().relative_to(top)): path for path in sorted(wanted)}
+
+
+def _copied(path: Path, copy: Path) -> str:
+    """The hash of a file's copy."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(path, copy)
+    return digest(copy)[0]

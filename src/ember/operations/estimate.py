@@ -198,7 +198,7 @@ def format_estimate(found: Mapping) -> str:
     width = max(map(len, found["jobs"]))
     parts = [
         [f"{head}, scale {found['scale']}, at a time: {limits}"],
-        [_plural(sum(found["jobs"].values()), "job") + " to run"]
+        [_jobs(sum(found["jobs"].values())) + " to run"]
         + [f"  {rule:<{width}}  {count}" for rule, count in sorted(found["jobs"].items())],
         [f"{name:<14} {text}" for name, text in _figures(found)],
         _basis(found),
@@ -220,18 +220,18 @@ def _figures(found: Mapping) -> list[tuple[str, str]]:
         rows += [("peak memory", f"{found['peak_rss_mb']:.0f} MB at once, {largest}")]
     if missing:
         wall = duration(found["wall_with_limits_s"])
-        at = f"{_plural(missing, 'job')} without a record at the limit of the rule"
+        at = f"{_jobs(missing)} without a record at the limit of the rule"
         rows += [("with limits", f"{wall}, with {at}")]
     disk = f"{size(found['write_bytes'])} to write"
     if found["unsized"]:
-        disk += f", and {_plural(len(found['unsized']), 'job')} of unknown size"
+        disk += f", and {_jobs(len(found['unsized']))} of unknown size"
     if found["replace_bytes"]:
         disk += f"; replaces {size(found['replace_bytes'])}"
     return [*rows, ("disk", f"{disk}; {size(found['free_bytes'])} free at {found['free_at']}")]
 
 
 def _basis(found: Mapping) -> list[str]:
-    lines = [f"{_plural(count, 'job')} by {what}" for what, count in found["rests_on"].items()]
+    lines = [f"{_jobs(count)} by {what}" for what, count in found["rests_on"].items()]
     said = {
         "unscaled": "of these by other jobs of the same rule, not scaled",
         "no_record": "without a record, in the figures only under 'with limits'",
@@ -274,8 +274,8 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+def _jobs(count: int) -> str:
+    return f"{count} job" if count == 1 else f"{count} jobs"
 
 
 def _names(names: Sequence[str]) -> str:

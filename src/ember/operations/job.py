@@ -30,6 +30,7 @@ from ember.measure import overhead
 from ember.measure.memory import total_bytes
 from ember.records.atomic import write_text
 from ember.records.errors import EmberError
+from ember.records.provenance import collect, describe, file_hashes, write_sidecar
 
 log = logging.getLogger("ember.job")
 PARTS = ("imports", "model_load", "provenance")
@@ -59,7 +60,6 @@ class Job:
 
     def _collect(self) -> dict:
         from ember.measure.system import hardware
-        from ember.records.provenance import collect
 
         params = {key: value for key, value in self.params.items() if key != "code"}
         named = {
@@ -97,8 +97,6 @@ class Job:
 
         Not in the products' provenance: they are written before the job is done.
         """
-        from ember.records.provenance import describe
-
         made = self._made or self.provenance()
         with overhead.part("provenance"):
             products = [describe(path) for path in self.output]
@@ -123,8 +121,6 @@ class Job:
 
     def stamp(self, folder) -> None:
         """Leave the provenance inside a directory product, with the hashes of its files."""
-        from ember.records.provenance import file_hashes, write_sidecar
-
         write_sidecar(Path(folder), self.provenance() | {"files": file_hashes(folder)})
 
 

@@ -6,20 +6,16 @@ from pathlib import Path
 from ember.records.errors import EmberError
 
 
-class BadContract(EmberError):
-    """An import contract that says no layers, or not those that there are."""
-
-
 def read_layers(contract: str | Path) -> list[list[str]]:
     """Packages of each layer, the highest first, of the contract `layers` in a pyproject.toml.
 
-    Raises BadContract where it is not there, or a package beside it stands in no layer.
+    Raises EmberError where it is not there, or a package beside it stands in no layer.
     """
     contract = Path(contract)
     found = tomllib.loads(contract.read_text("utf-8")).get("tool", {}).get("importlinter", {})
     layers = [one["layers"] for one in found.get("contracts", ()) if one.get("type") == "layers"]
     if len(layers) != 1:
-        raise BadContract(
+        raise EmberError(
             f"{contract} has {len(layers)} import contracts of type layers\n"
             "declare one under [[tool.importlinter.contracts]]"
         )
@@ -27,7 +23,7 @@ def read_layers(contract: str | Path) -> list[list[str]]:
     source = contract.parent / "src" / found["root_package"]
     there = {file.parent.name for file in source.glob("*/__init__.py")}
     if odd := sorted(there ^ {name for row in rows for name in row}):
-        raise BadContract(
+        raise EmberError(
             f"{', '.join(odd)}: in {source} or in the layers of {contract}, not in both\n"
             "give each package its layer"
         )

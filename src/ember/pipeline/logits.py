@@ -15,15 +15,15 @@ from ember.model.checkpoint import load_decoder
 from ember.pipeline.pipeline import StageFailed
 
 
-def two_stage_logits(model: Path, prompt: list[int], *, device: str, split: int | None = None):
+def two_stage_logits(model: Path, prompt: list[int], *, device: str):
     """Logits of the prompt's last token from one stage and from two: two (V,) float32 tensors.
 
-    `split` is the number of layers of the first stage, half of them by default. Weights are float32
-    in both, so that the two differ by nothing but where they were computed.
+    The first stage has half of the layers. Weights are float32 in both, so that the two differ by
+    nothing but where they were computed.
     """
     two_devices = device == "cuda" and torch.cuda.device_count() > 1
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (str(model), prompt, device, split, two_devices, folder)
+        arguments = (str(model), prompt, device, two_devices, folder)
         try:
             mp.spawn(_stage, args=arguments, nprocs=2)
         except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
@@ -39,7 +39,7 @@ def two_stage_logits(model: Path, prompt: list[int], *, device: str, split: int 
     return one, two
 
 
-def _stage(rank: int, model: str, prompt: list, device: str, split, two_devices: bool, folder: str):
+def _stage(rank: int, model: str, prompt: list, device: str, two_devices: bool, folder: str):
     torch.set_num_threads(1)
     place = f"cuda:{rank}" if two_devices else device
     if two_devices:
@@ -53,7 +53,7 @@ def _stage(rank: int, model: str, prompt: list, device: str, split, two_devices:
     wire = place if two_devices else "cpu"
     decoder = load_decoder(Path(model), device=place, dtype=torch.float32)
     layers = decoder.arch.num_layers
-    first = layers // 2 if split is None else split
+    first = layers // 2
     with torch.inference_mode():
         if rank == 0:
             hidden = decoder(torch.tensor([prompt], device=place), layers=range(first))

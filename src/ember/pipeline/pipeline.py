@@ -29,9 +29,10 @@ import torch
 
 import ember
 from ember.backends.sampling import SamplingParams
+from ember.engine.requests import check_prompt
 from ember.model.folder import eos_token_ids, read_architecture
 from ember.pipeline import worker
-from ember.pipeline.plan import check_split, make_micro_batches
+from ember.pipeline.plan import BadSplit, check_split, make_micro_batches
 from ember.pipeline.timeline import Event
 from ember.records.errors import EmberError
 
@@ -40,10 +41,6 @@ GRACE_S = 2.0  # for the other stage's own message, once one has failed
 
 class StageFailed(EmberError):
     """A pipeline stage ended with an error, was killed, or did not answer."""
-
-
-class BadRequest(EmberError):
-    """Prompts that the pipeline cannot run; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ class Pipeline:
         token.
 
         `chunks`: pieces in which a prompt is prefilled, each of which passes on by itself. Raises
-        `BadRequest`, `BadSplit` before anything runs.
+        `BadPrompt`, `BadSplit` before anything runs.
         """
         self._check(prompts, sampling, split)
         make_micro_batches([len(prompt) for prompt in prompts], micro_batches)
@@ -212,24 +209,12 @@ class Pipeline:
 
     def _check(self, prompts, sampling: SamplingParams, split: int | None) -> None:
         if split is not None and split not in self._splits:
-            raise BadRequest(
+            raise BadSplit(
                 f"this pipeline was not made for a first stage of {split} layers.\n"
                 f"Choose one of {', '.join(map(str, self._splits))}, or make it with that split."
             )
-        for number, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise BadRequest(f"prompt {number} is empty.\nGive it at least one token.")
-            if len(prompt) + sampling.max_tokens > self._capacity:
-                raise BadRequest(
-                    f"prompt {number} has {len(prompt)} tokens; with {sampling.max_tokens} new "
-                    f"ones it exceeds the pipeline's capacity of {self._capacity}.\n"
-                    "Shorten it or make the pipeline with more."
-                )
-            if not (min(prompt) >= 0 and max(prompt) < self.arch.vocab_size):
-                raise BadRequest(
-                    f"prompt {number} has token ids outside of 0 … {self.arch.vocab_size - 1}.\n"
-                    "Use the model's own tokenizer."
-                )
+        for prompt in prompts:
+            check_prompt(prompt, sampling.max_tokens, self.arch, self._capacity)
 
     def _launch(self) -> None:
         ours, theirs = Pipe()

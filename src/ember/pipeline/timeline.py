@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ember.measure.clock import mark
+
 COMPUTE = ("prefill", "decode", "sampling")
 
 
@@ -72,9 +74,7 @@ class DeviceTimeline(HostTimeline):
         _, self._origin, self._origin_s = closest
 
     def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        return mark(self._device)
 
     def seconds(self) -> list[tuple]:
         """As on the host; waits for the device.

@@ -211,22 +211,14 @@ class PolicyRunner:
                 phase=phase,
             )
         except BaseException:
-            self._drop(request.prompt, kv)
+            self._donors = {key: other for key, other in self._donors.items() if other is not kv}
+            self.policy.forget(request.prompt)
             raise
         self.store[request.prompt] = kv
         self.policy.record(request, plan)
         if shared_prefix and self.policy.history.prefix_donor(request) == request.prompt:
             self._donors[prefix] = kv
         return Prefill(logits, kv, plan, self.version)
-
-    def forget(self, tokens: Sequence[int]) -> None:
-        """Drop a prompt's KV, here and in the policy's view."""
-        prompt = prompt_key(tokens)
-        self._drop(prompt, self.store.pop(prompt, None))
-
-    def _drop(self, prompt: str, gone: PromptKV | None) -> None:
-        self._donors = {key: kv for key, kv in self._donors.items() if kv is not gone}
-        self.policy.forget(prompt)
 
 
 def _entering(kv: PromptKV, layer: int, first: int, layers: int) -> Tensor:

@@ -96,22 +96,6 @@ class RoundStats:
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Statistics over all rounds. recompute_ratio and mean_staleness are means over rounds."""
-
-    rounds: int
-    prompts: int
-    hits: int
-    misses: int
-    recompute_cells: int
-    reuse_cells: int
-    corrected_cells: int
-    full_refreshes: int
-    recompute_ratio: float
-    mean_staleness: float
-
-
-@dataclass(frozen=True)
 class Visit:
     """The last prefill of a prompt."""
 
@@ -269,8 +253,9 @@ class CachePolicy:
         if owner and owner[3] == prompt:
             self.history.prefix_owner = None
 
-    def totals(self) -> Totals:
-        """Statistics over all recorded rounds."""
+    def totals(self) -> dict:
+        """Statistics over all recorded rounds: sums, recompute_ratio and mean_staleness in the mean
+        over rounds."""
         rounds = self.stats
         if not rounds:
             raise BadPolicy(f"policy {self.id} has recorded nothing yet; run a round first")
@@ -278,12 +263,10 @@ class CachePolicy:
             *("prompts", "hits", "misses", "recompute_cells", "reuse_cells", "corrected_cells"),
             "full_refreshes",
         )
-        return Totals(
-            rounds=len(rounds),
-            **{name: sum(getattr(stats, name) for stats in rounds) for name in summed},
-            recompute_ratio=sum(stats.recompute_ratio for stats in rounds) / len(rounds),
-            mean_staleness=sum(stats.mean_staleness for stats in rounds) / len(rounds),
-        )
+        found = {name: sum(getattr(stats, name) for stats in rounds) for name in summed}
+        for name in ("recompute_ratio", "mean_staleness"):
+            found[name] = sum(getattr(stats, name) for stats in rounds) / len(rounds)
+        return {"rounds": len(rounds)} | found
 
 
 def count(name: str, key: str, value, low: int, high: int | None = None) -> int:

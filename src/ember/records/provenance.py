@@ -192,14 +192,10 @@ def tree_sha256(root: Path) -> str:
     for name in SOURCES:
         path = root / name
         for file in [path] if path.is_file() else _files(path):
-            if file.suffix != ".pyc" and not _in_build_output(file.relative_to(root)):
-                sha256 = _file_digest(file)[0]
-                total.update(f"{file.relative_to(root).as_posix()}:{sha256}\n".encode())
+            place = file.relative_to(root)
+            if file.suffix != ".pyc" and not any(p.endswith(".egg-info") for p in place.parts):
+                total.update(f"{place.as_posix()}:{_file_digest(file)[0]}\n".encode())
     return total.hexdigest()
-
-
-def _in_build_output(path: Path) -> bool:
-    return any(part.endswith(".egg-info") for part in path.parts)
 
 
 def _git_status(root: Path) -> str:

@@ -160,11 +160,7 @@ STATISTICS = {
 
 
 def spread(
-    name: str,
-    unit: str,
-    meaning: str,
-    statistics: tuple[str, ...] = SPREAD,
-    kind=number,
+    name: str, unit: str, meaning: str, statistics: tuple[str, ...] = SPREAD, kind=number
 ) -> tuple[Column, ...]:
     """Columns `name`_median and so on over the runs; `kind` is `number` or `maybe`.
 

@@ -19,16 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ember.records import errors
 from ember.records.atomic import atomic_file
-from ember.records.errors import (
-    BadRow,
-    BadTable,
-    DamagedTable,
-    ForeignTable,
-    MissingTable,
-    SchemaMismatch,
-    TruncatedTable,
-)
 from ember.records.remedy import again, remake
 from ember.records.schema import Column, Schema, differences
 
@@ -162,16 +154,16 @@ def _read(path: Path, schema: Schema | None) -> tuple[pa.Table, Schema]:
 def _opened(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         what = "is a directory, not a table" if path.is_dir() else "does not exist"
-        raise MissingTable(f"{path} {what}\nmake it with `{remake(path)}`")
+        raise errors.MissingTable(f"{path} {what}\nmake it with `{remake(path)}`")
     with path.open("rb") as file:
         head = file.read(len(_MAGIC))
         size = file.seek(0, 2)
         file.seek(max(0, size - len(_MAGIC)))
         tail = file.read()
     if not _MAGIC.startswith(head):
-        raise ForeignTable(f"{path} is not a Parquet file\nif ember made it, {again(path)}")
+        raise errors.ForeignTable(f"{path} is not a Parquet file\nif ember made it, {again(path)}")
     if size < 3 * len(_MAGIC) or tail != _MAGIC:
-        raise TruncatedTable(
+        raise errors.TruncatedTable(
             f"{path} is truncated: it ends after {size} bytes, without a Parquet footer\n"
             f"{again(path)}"
         )
@@ -184,7 +176,7 @@ def _opened(path: Path) -> pq.ParquetFile:
 def _header(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict:
     text = (metadata or {}).get(_HEADER)
     if text is None:
-        raise ForeignTable(
+        raise errors.ForeignTable(
             f"{path} was not written by ember: it has no declared schema\n"
             f"write it with ember.records.tables.write_table; if a rule makes it, {again(path)}"
         )
@@ -192,7 +184,7 @@ def _header(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict:
         raise _damaged(path, "its schema or provenance does not match its checksum")
     header = json.loads(text)
     if header["format"] != FORMAT:
-        raise SchemaMismatch(
+        raise errors.SchemaMismatch(
             f"{path} has table format {header['format']}, this ember reads {FORMAT}\n{again(path)}"
         )
     return header
@@ -201,14 +193,14 @@ def _header(path: Path, metadata: Mapping[bytes, bytes] | None) -> dict:
 def _check_schema(path: Path, found: Schema, wanted: Schema | None) -> None:
     phrases = differences(found, wanted) if wanted else []
     if phrases:
-        raise SchemaMismatch(
+        raise errors.SchemaMismatch(
             f"{path} is not a table of schema {wanted.name!r}: {'; '.join(phrases)}\n"
             f"it was written by other code than reads it: {again(path)}"
         )
 
 
-def _damaged(path: Path, why: str) -> DamagedTable:
-    return DamagedTable(f"{path} is damaged: {why}\n{again(path)}")
+def _damaged(path: Path, why: str) -> errors.DamagedTable:
+    return errors.DamagedTable(f"{path} is damaged: {why}\n{again(path)}")
 
 
 def _first_line(error: Exception) -> str:
@@ -257,7 +249,7 @@ def _numbers(array: pa.Array) -> np.ndarray:
 def _columns(path: Path, rows, schema: Schema) -> dict[str, list]:
     """Values by column, as plain Python with None for missing."""
     if isinstance(rows, Mapping):
-        raise BadRow(f"{path}: one mapping given for the rows\npass a list of rows")
+        raise errors.BadRow(f"{path}: one mapping given for the rows\npass a list of rows")
     columns: dict[str, list] = {name: [] for name in schema.names}
     wanted = set(schema.names)
     for number, row in enumerate(rows):
@@ -286,7 +278,7 @@ def _check_names(path: Path, schema: Schema, names: Iterable[str], where: str) -
     if unknown or missing:
         faults = [f"unknown column {', '.join(unknown)}"] if unknown else []
         faults += [f"missing column {', '.join(missing)}"] if missing else []
-        raise BadRow(
+        raise errors.BadRow(
             f"{path}, table {schema.name}, {where}: {' and '.join(faults)}\n"
             f"the schema declares {', '.join(schema.names)}"
         )
@@ -298,14 +290,14 @@ def _check(path: Path, schema: Schema, column: Column, values: list) -> pa.Array
         try:
             checked[number] = _checked(column, value)
         except ValueError as error:
-            raise BadRow(
+            raise errors.BadRow(
                 f"{path}, table {schema.name}, column {column.name}, row {number}: {error}\n"
                 f"{column.name} is declared {_declared(column)}"
             ) from None
     try:
         return pa.array(checked, _ARROW[column.type])
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
-        raise BadTable(
+        raise errors.BadTable(
             f"{path}, table {schema.name}, column {column.name}: {_first_line(error)}\n"
             f"{column.name} is declared {_declared(column)}"
         ) from None
@@ -362,7 +354,7 @@ def _check_key(path: Path, schema: Schema, table: pa.Table) -> None:
         key = repr(values)
         if key in seen:
             named = ", ".join(f"{n}={v!r}" for n, v in zip(schema.key, values, strict=True))
-            raise BadRow(
+            raise errors.BadRow(
                 f"{path}, table {schema.name}, row {number}: "
                 f"the key {named} already stands in row {seen[key]}\n"
                 f"rows are unique in {', '.join(schema.key)}"

@@ -1,19 +1,34 @@
-"""What measurements have in common: the model on its device, the columns of all rows, the turns."""
+"""What measurements have in common: the model on its device, the columns of all rows, the turns,
+processes of their own."""
 
+import json
 import logging
+import os
 import random
-from collections.abc import Callable, Collection, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from ember.measure.device import device_name, resolve
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
+from ember.records.errors import EmberError
 from ember.records.schema import Schema
 
 
 def on_device(model: str | Path, device: str, dtype: str, *, named: bool = False) -> tuple:
     """The device (resolved), the decoder of a model directory on it, and `measured_on` it, or with
     `named` the `machine`."""
+
+
+class ProcessFailed(EmberError):
+    """A process of a measurement that ended with an error; the message has its last line."""
+
+
+def on_device(model: str | Path, device: str, dtype: str) -> tuple:
+    """The device (resolved), the decoder of a model directory on it, and `measured_on` it."""
     import torch
 
     from ember.model.checkpoint import load_decoder
@@ -64,3 +79,22 @@ def measured_on(model: str | Path, device: str, dtype: str) -> dict:
         "weights": weights_kind(model),
         "evidence": "measured",
     }
+
+
+def in_process(module: ModuleType, request: Mapping, what: str, **environment: str) -> dict:
+    """What a module answers to a request, both JSON, in a process of its own with these variables.
+
+    Raises `ProcessFailed`, which names `what` failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module.__name__, json.dumps(request)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+        raise ProcessFailed(
+            f"{what} failed: {last}\nmake the model again, or run where there is more memory"
+        )
+    return json.loads(done.stdout.splitlines()[-1])

@@ -101,7 +101,7 @@ def test_a_wrong_token_shows_in_the_greedy_gap(model):
 def test_two_stages_in_two_processes_give_the_logits_of_one(model):
     from ember.pipeline.logits import StageFailed, two_stage_logits
 
-    one, two = two_stage_logits(model, [1, 2, 3, 4], device="cpu", split=1)
+    one, two = two_stage_logits(model, [1, 2, 3, 4], device="cpu")
     torch.testing.assert_close(two, one, atol=1e-5, rtol=0)
     (model / "config.json").unlink()
     with pytest.raises(StageFailed):

@@ -5,8 +5,9 @@ import pytest
 from ember.model.checkpoint import load_decoder, save_decoder
 from ember.model.gguf import export_gguf
 from ember.records.tables import write_table
+from ember.studies.measured import ProcessFailed
 from ember.studies.p1.loading import measure as loading
-from ember.studies.p1.loading.measure import LoadFailed, time_first_token, time_loading
+from ember.studies.p1.loading.measure import time_first_token, time_loading
 from ember.studies.p1.loading.process import LOADERS, main
 from ember.studies.p1.loading.summary import summarise_loading
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING, LOADING_RUNS
@@ -105,5 +106,5 @@ def test_the_first_token_of_a_process(random_model, tmp_path):
 def test_a_load_that_fails_says_why(stored):
     weights = stored / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(LoadFailed, match="truncated"):
+    with pytest.raises(ProcessFailed, match="truncated"):
         time_first_token(model=stored, prompt=[1], repeats=1, device="cpu", dtype="float32")

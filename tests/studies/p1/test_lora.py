@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,11 +12,12 @@ from ember.lora.adapter import draw_adapter
 from ember.lora.peft import load_adapter, save_adapter
 from ember.model.checkpoint import load_decoder
 from ember.records.tables import read_table, table_provenance, write_table
+from ember.studies.measured import ProcessFailed
 from ember.studies.p1.lora_adapters.make import make_adapters
 from ember.studies.p1.lora_alignment import tables as lora
-from ember.studies.p1.lora_alignment.measure import align
+from ember.studies.p1.lora_alignment.measure import TABLES, align
 from ember.studies.p1.lora_alignment.summary import summarise_alignment
-from ember.studies.p1.lora_latency.measure import FirstFailed, time_adapters, time_first
+from ember.studies.p1.lora_latency.measure import time_adapters, time_first
 from ember.studies.p1.lora_latency.summary import summarise_latency
 from ember.studies.p1.lora_latency.tables import (
     FIRST,
@@ -75,7 +77,8 @@ def adapters(model, workload, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tables(model, workload, adapters):
-    return align(model=model, workload=workload, adapters=adapters, settings=ALIGN, **RUN)
+    found = align(model=model, workload=workload, adapters=adapters, settings=ALIGN, **RUN)
+    return SimpleNamespace(**dict(zip(TABLES, found, strict=True)))
 
 
 def test_adapters_are_what_their_names_say(adapters):
@@ -213,7 +216,7 @@ def test_a_process_that_fails_says_why(model, monkeypatch):
     import ember.studies.p1.lora_latency.measure as measure
 
     monkeypatch.setattr(measure, "_drawn", lambda *_: nullcontext([Path("/gone/0"), "/gone/1"]))
-    with pytest.raises(FirstFailed, match=r"ember's first adapter failed: .*/gone/0"):
+    with pytest.raises(ProcessFailed, match=r"ember's first adapter failed: .*/gone/0"):
         time_first(model=model, settings=SWITCH, **RUN)
 
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ember.pipeline.plan import plan_units
+from ember.records.errors import EmberError
 from ember.studies.p1.pipeline.schedule import (
-    NoSolution,
     PhaseCosts,
     best_split,
     makespan,
@@ -50,8 +50,8 @@ def test_one_micro_batch_cannot_overlap_while_decoding():
 def test_a_heavy_head_moves_layers_to_the_first_stage():
     light, heavy = both([1.0] * 6), both([1.0] * 6, head=2.0)
     units = plan_units([8] * 4, 6)
-    assert best_split(units, light, overlap=True) == 3
-    assert best_split(units, heavy, overlap=True) == 4
+    assert best_split(units, light) == 3
+    assert best_split(units, heavy) == 4
 
 
 TIMES = st.floats(0.01, 5.0)
@@ -72,13 +72,13 @@ def test_the_solver_finds_the_split_that_trying_all_finds(layers, parts, micro_b
     totals = {
         split: makespan(units, costs, split, overlap=True).total for split in range(1, len(layers))
     }
-    found = best_split(units, costs, overlap=True)
+    found = best_split(units, costs)
     assert totals[found] == pytest.approx(min(totals.values()), rel=1e-6)
 
 
 def test_one_layer_has_no_best_split():
-    with pytest.raises(NoSolution, match="Infeasible"):
-        best_split(plan_units([8], 2), both([1.0]), overlap=True)
+    with pytest.raises(EmberError, match="Infeasible"):
+        best_split(plan_units([8], 2), both([1.0]))
 
 
 def test_costs_are_medians_by_phase():

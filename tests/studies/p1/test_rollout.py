@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from ember.backends.sampling import SamplingParams
-from ember.commands.generate import BadPromptFile, generate, read_prompts, write_jsonl
+from ember.commands.generate import generate, read_prompts, write_jsonl
 from ember.engine.stats import RolloutStats, StepBatch
 from ember.measure.cost import parameters_read
 from ember.model.checkpoint import load_decoder
+from ember.records.errors import EmberError
 from ember.records.tables import read_rows, read_table, write_table
 from ember.studies.p1.completions.tables import COMPLETIONS
 from ember.studies.p1.consistency.measure import check_consistency, compare
@@ -228,5 +229,5 @@ def test_a_bad_file_of_prompts_is_named(tmp_path, name, content, message):
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
-    with pytest.raises(BadPromptFile, match=message):
+    with pytest.raises(EmberError, match=message):
         read_prompts(path)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ember.operations.layers import BadContract, read_layers
+from ember.operations.layers import read_layers
+from ember.records.errors import EmberError
 from ember.studies.paper.architecture.figure import ROLES, draw
 
 ROOT = Path(__file__).parents[3]
@@ -40,13 +41,13 @@ def test_layers_are_the_contracts(house):
 def test_a_package_without_a_layer_is_refused(house):
     (house / "src/house/shed").mkdir()
     (house / "src/house/shed/__init__.py").touch()
-    with pytest.raises(BadContract, match="shed: in"):
+    with pytest.raises(EmberError, match="shed: in"):
         read_layers(house / "pyproject.toml")
 
 
 def test_a_contract_without_layers_is_refused(house):
     (house / "pyproject.toml").write_text("[project]\n")
-    with pytest.raises(BadContract, match="has 0 import contracts"):
+    with pytest.raises(EmberError, match="has 0 import contracts"):
         read_layers(house / "pyproject.toml")
 
 

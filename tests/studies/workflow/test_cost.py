@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from ember.records.errors import BadProvenance
 from ember.records.schema import EVIDENCE, Column, Schema
 from ember.records.tables import write_table
-from ember.studies.workflow.cost.summary import OVERHEAD, collect_jobs, cost_by_rule, scheduling_s
-from ember.studies.workflow.cost.tables import WORKFLOW_COST, WORKFLOW_JOBS
+from ember.studies.workflow.cost.make import collect_jobs
+from ember.studies.workflow.cost.summary import cost_by_rule, scheduling_s
+from ember.studies.workflow.cost.tables import OVERHEAD, WORKFLOW_COST, WORKFLOW_JOBS
 
 TABLE = Schema("table", "A table", (Column("x", "int"), EVIDENCE))
 PARTS = {"start_s": 1.0, "imports_s": 2.0, "model_load_s": 0.5, "provenance_s": 0.25}
@@ -101,7 +102,7 @@ def job(rule, wall, parts, stage="p1", scale="tiny"):
 
 
 def step(name, seconds):
-    return {"step": name, "seconds": seconds, "status": "ok"}
+    return {"step": name, "seconds": seconds, "status": "ok", "cores": 4}
 
 
 STEPS = [step("empty job", 0.9), step("empty job", 1.1), step("its process", 0.5)]

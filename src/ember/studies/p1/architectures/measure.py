@@ -8,6 +8,8 @@ generation by the engine.
 
 import itertools
 import logging
+import math
+import sys
 import tempfile
 from dataclasses import replace
 from operator import eq
@@ -28,13 +30,7 @@ DIFFERENCES = ("logits_whole", "logits_pieces", "logits_steps", "keys_values", "
 
 @makes(ARCHITECTURES)
 def check_architectures(
-    *,
-    presets: list[str],
-    tokens: int,
-    new_tokens: int,
-    draws: int,
-    tolerance: float,
-    seed: int,
+    *, presets: list[str], tokens: int, new_tokens: int, draws: int, tolerance: float, seed: int
 ) -> list[dict]:
     """Rows of ARCHITECTURES: one per preset, the worst of all draws.
 
@@ -203,8 +199,5 @@ def _greedy(ours, theirs, prompt, new_tokens: int) -> dict:
 
 def _apart(a, b) -> float:
     """Largest absolute difference; the largest float where either is not finite."""
-    import math
-    import sys
-
     apart = (a - b).abs().max().item() if a.numel() else 0.0
     return apart if math.isfinite(apart) else sys.float_info.max

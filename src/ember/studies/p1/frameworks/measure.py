@@ -9,7 +9,6 @@ candidate, then all tokens. What is not installed is a skipped row, what crashes
 a failed one.
 """
 
-import hashlib
 import itertools
 import logging
 import os
@@ -28,6 +27,7 @@ from ember.measure.statistics import leading_equal
 from ember.measure.turns import rounds
 from ember.peers.client import Peer, PeerFailed, PeerMissing, peer_of, versions_of
 from ember.records.errors import EmberError
+from ember.records.provenance import digest, source_root
 from ember.studies.measured import blank, measured_on
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
 from ember.studies.p1.gates.gguf import exported
@@ -266,10 +266,7 @@ def _run_point(
     from ember.model.folder import weight_files
 
     files = bool(weight_files(ground.model))
-    digest = None
-    if ground.gguf is not None:
-        with ground.gguf.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = ground.gguf and digest(ground.gguf)[0]
     setup = {
         "model": str(ground.model.resolve()),
         "weights": "files" if files else "random",
@@ -290,7 +287,7 @@ def _run_point(
         for name, framework in chosen.items():
             log.info("%s: starting %s", about["point"], name)
             try:
-                found = _start(stack, framework, setup, ground, digest, timeout_s)
+                found = _start(stack, framework, setup, ground, sha256, timeout_s)
                 running[name], facts[name] = found
             except (PeerMissing, PeerFailed) as error:
                 gone[name] = error
@@ -357,7 +354,7 @@ def _start(
     framework: Mapping,
     setup: dict,
     ground: Ground,
-    digest: str | None,
+    gguf_sha256: str | None,
     timeout_s: float,
 ) -> tuple[Peer, dict]:
     """A framework that has loaded the model, and what its rows say of it."""
@@ -370,7 +367,7 @@ def _start(
     return peer, {
         "versions": versions_of(ready),
         "weights_format": ready.get("weights_format", "safetensors" if files else "drawn"),
-        "gguf_sha256": digest if reads_gguf else None,
+        "gguf_sha256": gguf_sha256 if reads_gguf else None,
         "decode_threads": ready.get("decode_threads"),
         "same_weights": files or framework["adapter"].startswith("ember_"),
         "load_s": ready["load_s"],

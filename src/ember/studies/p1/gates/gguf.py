@@ -1,10 +1,10 @@
 """Gate: the same weights exist as GGUF, and their hash is recorded (P1-0.3)."""
 
-import hashlib
 import logging
 from pathlib import Path
 
-from ember.studies.p1.gates.row import passed, skipped
+from ember.records.provenance import digest
+from ember.studies.p1.gates.row import passed
 from ember.studies.p1.gates.tables import GATES
 from ember.studies.steps import makes
 
@@ -34,11 +34,10 @@ def check_gguf_export(model: Path, gguf: Path) -> list[dict]:
     if weights_kind(model) == "random":
         reason = "random weights are drawn on load; there is no checkpoint to export"
         (folder / "SKIPPED").write_text(reason + "\n")
-        return [skipped("gguf", reason)]
+        return [passed("gguf", reason) | {"status": "skipped"}]
     path = folder / "model.gguf"
     export_gguf(model, model, path)
     check_gguf(path, model)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    log.info("%s: %d bytes, every tensor equal to the model's", path, path.stat().st_size)
-    return [passed("gguf", f"{path.name}: {path.stat().st_size:,} bytes, sha256 {digest}")]
+    sha256, size = digest(path)
+    log.info("%s: %d bytes, every tensor equal to the model's", path, size)
+    return [passed("gguf", f"{path.name}: {size:,} bytes, sha256 {sha256}")]

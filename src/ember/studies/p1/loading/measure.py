@@ -6,10 +6,7 @@ system confirms it; where it cannot be confirmed the row says so, where pages st
 """
 
 import contextlib
-import json
 import logging
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +14,7 @@ from pathlib import Path
 from ember.measure.device import resolve
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
-from ember.records.errors import EmberError
-from ember.studies.measured import blank, in_order, measured_on
+from ember.studies.measured import blank, in_order, in_process, measured_on
 from ember.studies.p1.gates.gguf import exported
 from ember.studies.p1.loading import process as load_once
 from ember.studies.p1.loading.tables import FIRST_TOKEN, LOADING_RUNS
@@ -28,10 +24,6 @@ log = logging.getLogger(__name__)
 
 STAYED = 0.02  # share of pages that may stay in memory in a cold load (the header, say)
 PARTS = ("start_s", "import_s", "load_s", "prefill_s", "rest_s")
-
-
-class LoadFailed(EmberError):
-    """A load that ended with an error; the message has its last line."""
 
 
 @makes(LOADING_RUNS, FIRST_TOKEN)
@@ -56,13 +48,7 @@ def measure_loading(
 
 
 def time_loading(
-    *,
-    model: str | Path,
-    gguf: str | Path,
-    repeats: int,
-    device: str,
-    dtype: str,
-    seed: int,
+    *, model: str | Path, gguf: str | Path, repeats: int, device: str, dtype: str, seed: int
 ) -> list[dict]:
     """Rows of LOADING_RUNS: each loader `repeats` times with a cold and a warm page cache.
 
@@ -137,18 +123,8 @@ def stored(model: str | Path, device: str, dtype: str) -> Iterator[tuple[Path, l
 
 def _in_process(request: dict) -> dict:
     """The answer of `load_once` in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-m", load_once.__name__, json.dumps(request)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise LoadFailed(
-            f"loading {request['model']} by {request.get('loader', 'ember')} failed: {last}\n"
-            "make the model again, or run where there is more memory"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+    what = f"loading {request['model']} by {request.get('loader', 'ember')}"
+    return in_process(load_once, request, what)
 
 
 def _timed(loader: str, cache: str, repeat: int, about: dict, found: dict) -> dict:

@@ -8,12 +8,7 @@ the difference to it over the adapter's effect.
 import numpy as np
 import pandas as pd
 
-from ember.studies.p1.lora_alignment.tables import (
-    LORA_BLOCKS,
-    LORA_FREEZE,
-    LORA_LAYERS,
-    LORA_SPOT,
-)
+from ember.studies.p1.lora_alignment.tables import LORA_BLOCKS, LORA_FREEZE, LORA_LAYERS, LORA_SPOT
 from ember.studies.steps import reads
 from ember.studies.style import PAGE, basis, legend_below, look, style
 

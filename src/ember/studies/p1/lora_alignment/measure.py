@@ -4,47 +4,34 @@
 The truth that half-precision errors are taken against is PEFT's float32 forward.
 """
 
+import copy
 import itertools
 import logging
+import tempfile
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ember.measure.device import resolve
 from ember.studies.measured import blank, measured_on
-from ember.studies.p1.lora_alignment.tables import (
-    LORA_BLOCKS,
-    LORA_CASES,
-    LORA_FREEZE,
-    LORA_LAYERS,
-    LORA_SPOT,
-    LORA_WEIGHTS,
-)
+from ember.studies.p1.lora_alignment import tables as t
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = {name: (name,) for name in PROJECTIONS} | {"all": PROJECTIONS}
+TABLES = {
+    "cases": t.LORA_CASES,
+    "weights": t.LORA_WEIGHTS,
+    "layers": t.LORA_LAYERS,
+    "freeze": t.LORA_FREEZE,
+    "blocks": t.LORA_BLOCKS,
+    "spot": t.LORA_SPOT,
+}
 
 
-@dataclass
-class Tables:
-    """Rows of the schema LORA_… of the same name, in the order of the rule's files."""
-
-    cases: list[dict] = field(default_factory=list)
-    weights: list[dict] = field(default_factory=list)
-    layers: list[dict] = field(default_factory=list)
-    freeze: list[dict] = field(default_factory=list)
-    blocks: list[dict] = field(default_factory=list)
-    spot: list[dict] = field(default_factory=list)
-
-    def __iter__(self):
-        return iter(vars(self).values())
-
-
-@makes(LORA_CASES, LORA_WEIGHTS, LORA_LAYERS, LORA_FREEZE, LORA_BLOCKS, LORA_SPOT)
+@makes(*TABLES.values())
 def align(
     *,
     model: str | Path,
@@ -54,8 +41,8 @@ def align(
     device: str,
     dtype: str,
     seed: int,
-) -> Tables:
-    """All tables, for the adapters in the folders below `adapters` and `settings["dtypes"]`."""
+) -> list[list[dict]]:
+    """Rows of TABLES, for the adapters in folders below `adapters` and `settings["dtypes"]`."""
     import torch
 
     from ember.lora.peft import load_adapter
@@ -77,7 +64,7 @@ def align(
     }
     about = measured_on(model, device, dtype)
     del about["dtype"]
-    tables = Tables()
+    tables = {name: [] for name in TABLES}
     with torch.no_grad():
         peer = _with_adapters(load_peer(model, truth_decoder), kinds, truth_decoder.arch)
         truth = _truth(peer, kinds, tokens)
@@ -89,10 +76,12 @@ def align(
             for kind, adapter in kinds.items():
                 for target in TARGETS:
                     found = _cases(pair, kind, target, adapter, tokens, truth, bases)
-                    tables.cases += [{"adapter": kind, "target": target} | r | facts for r in found]
+                    tables["cases"] += [
+                        {"adapter": kind, "target": target} | r | facts for r in found
+                    ]
                 log.info("%s, %s: logits compared", name, kind)
                 labels = {"adapter": kind, **facts}
-                tables.weights += [labels | row for row in _weights(pair, adapter, settings)]
+                tables["weights"] += [labels | row for row in _weights(pair, adapter, settings)]
                 if kind in settings["profiled"]:
                     exact = None
                     if pair.dtype != torch.float32:  # there PEFT's forward is itself the truth
@@ -100,7 +89,7 @@ def align(
                     _profile(pair, kind, adapter, tokens, exact, settings, labels, tables)
             pair.close()
             del pair
-    return tables
+    return list(tables.values())
 
 
 class Pair:
@@ -108,8 +97,6 @@ class Pair:
 
     def __init__(self, decoder, peer, dtype):
         """`decoder` and `peer` in float32: themselves, or copies that are rounded."""
-        import copy
-
         import torch
 
         from ember.lora.branch import Branches
@@ -170,8 +157,6 @@ class Pair:
 
 def _with_adapters(peer, kinds, arch):
     """The peer as PEFT's model with each adapter restricted to each target."""
-    import tempfile
-
     from peft import PeftModel
 
     from ember.lora.peft import save_adapter
@@ -256,8 +241,6 @@ def _branched(pair: Pair, adapter, tokens):
 
 def _two_stages(pair: Pair, adapter, tokens):
     """Logits through two stages, of which each merged the adapter's part of its own layers."""
-    import copy
-
     from ember.lora.merge import Merger
 
     given = {"tokens": tokens}
@@ -307,7 +290,7 @@ def _weight_row(before, after, part) -> dict:
     }
 
 
-def _profile(pair, kind, adapter, tokens, exact, settings, labels, tables: Tables) -> None:
+def _profile(pair, kind, adapter, tokens, exact, settings, labels, tables: dict) -> None:
     """Layers, blocks, operators and freezes of one adapter merged into all projections.
 
     `exact`: PEFT's float32 blocks without and with the adapter; None where PEFT's are the truth.
@@ -318,23 +301,23 @@ def _profile(pair, kind, adapter, tokens, exact, settings, labels, tables: Table
     theirs = _watch_theirs(pair, tokens, True)
     pair.merger.swap(adapter)
     ours = _watch_ours(pair, tokens)
-    tables.spot += [labels | row for row in _spot(pair, ours, theirs, settings)]
+    tables["spot"] += [labels | row for row in _spot(pair, ours, theirs, settings)]
     labels = labels | {"num_layers": depth}
     for layer, block in sorted(theirs):
         at = (layer, block)
         found = _differences(our_base[at], ours[at], their_base[at], theirs[at])
         found |= _errors(at, our_base, ours, their_base, theirs, exact)
         if block == "layer_output":
-            tables.layers.append(labels | {"layer": layer} | found)
+            tables["layers"].append(labels | {"layer": layer} | found)
         if block == "attn_residual":
             found |= _decomposition(our_base, ours, their_base, theirs, layer)
         row = labels | {"layer": layer, "block": block} | found
-        tables.blocks.append(blank(LORA_BLOCKS, **row))
+        tables["blocks"].append(blank(t.LORA_BLOCKS, **row))
     pair.merger.swap(None)
     freezes = [0] + [round(f * depth) for f in settings["freeze_fractions"]]
     for freeze in dict.fromkeys(n for n in freezes if n < depth):
         found = _freeze(pair, adapter, freeze, tokens, our_base, their_base, settings)
-        tables.freeze += [labels | row for row in found]
+        tables["freeze"] += [labels | row for row in found]
 
 
 def _freeze(pair, adapter, freeze, tokens, our_base, their_base, settings) -> list[dict]:

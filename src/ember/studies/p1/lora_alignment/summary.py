@@ -2,6 +2,9 @@
 
 from functools import partial
 
+import numpy as np
+
+from ember.measure.statistics import bootstrap, interval
 from ember.studies.p1.lora_alignment.tables import LORA_ALIGNMENT, LORA_CASES
 from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
@@ -10,10 +13,6 @@ from ember.studies.steps import makes
 @makes(LORA_ALIGNMENT)
 def summarise_alignment(cases, *, seed: int, resamples: int) -> list[dict]:
     """Rows of LORA_ALIGNMENT from a table LORA_CASES: the worst over targets, error ratios."""
-    import numpy as np
-
-    from ember.measure.statistics import bootstrap, interval
-
     key_columns = ("adapter", "dtype", "path", "reference")
     groups = grouped(records(cases, LORA_CASES), *key_columns)
     rng, rows = np.random.default_rng(seed), []
@@ -29,11 +28,7 @@ def summarise_alignment(cases, *, seed: int, resamples: int) -> list[dict]:
             dict(zip(key_columns, key, strict=True))
             | {"cases": len(group)}
             | {name: max(row[name] for row in group) for name in worst}
-            | {
-                "error_ratio": ratio,
-                "error_ratio_low": low,
-                "error_ratio_high": high,
-            }
+            | {"error_ratio": ratio, "error_ratio_low": low, "error_ratio_high": high}
             | {name: group[0][name] for name in ("model", "weights", "device", "evidence")}
         )
     return rows

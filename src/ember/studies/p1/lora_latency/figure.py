@@ -3,13 +3,7 @@
 import pandas as pd
 
 from ember.measure.statistics import ends_in_words
-from ember.studies.p1.lora_latency.tables import (
-    FIRST,
-    LORA_EXACT,
-    LORA_FIRST,
-    LORA_LATENCY_SUMMARY,
-    SWITCHES,
-)
+from ember.studies.p1.lora_latency import tables as t
 from ember.studies.steps import reads
 from ember.studies.style import COLOURS, COLUMN, MARKERS, basis, legend_below, spread, style
 
@@ -22,7 +16,7 @@ STEADY = {
 CACHES = {"none": "", "warm": ",\ndisk cache warm", "cold": ",\ndisk cache cold"}
 
 
-@reads(latency=LORA_LATENCY_SUMMARY, first=LORA_FIRST, exact=LORA_EXACT)
+@reads(latency=t.LORA_LATENCY_SUMMARY, first=t.LORA_FIRST, exact=t.LORA_EXACT)
 def draw(latency: pd.DataFrame, first: pd.DataFrame, exact: pd.DataFrame, scale: str):
     """Figure and caption from the tables `p1_lora_latency`, `lora_first` and `lora_exact`."""
     rows = latency[(latency["status"] == "ok") & (latency["phase"] == "steady")]
@@ -35,19 +29,19 @@ def draw(latency: pd.DataFrame, first: pd.DataFrame, exact: pd.DataFrame, scale:
             look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": "none"}
             lift = 0.5 - (index + 0.5) / len(who)
             group = rows[(rows["implementation"] == implementation) & (rows["keep"] == keep)]
-            group = group.set_index("operation", drop=False).reindex(SWITCHES).dropna(subset="n")
-            places = [lift * 0.7 - SWITCHES.index(name) for name in group["operation"]]
+            group = group.set_index("operation", drop=False).reindex(t.SWITCHES).dropna(subset="n")
+            places = [lift * 0.7 - t.SWITCHES.index(name) for name in group["operation"]]
             name = "PEFT" if implementation == "peft" else f"Ember, base kept: {keep}"
             axes.errorbar(group["ms_median"], places, xerr=spread(group, "ms"), **look, label=name)
             mine = ours[(ours["implementation"] == implementation) & (ours["keep"] == keep)]
             for line, cache in enumerate(caches):
                 shown = mine[mine["disk_cache"].isin((cache, "none"))]
-                place = lift * 0.7 - len(SWITCHES) - line
+                place = lift * 0.7 - len(t.SWITCHES) - line
                 axes.plot(shown["ms"], [place] * len(shown), **look, alpha=0.8)
         dashed = {"color": "#222222", "linewidth": 0.9, "linestyle": "--"}
         axes.axvline(rows["limit_ms"].iloc[0], **dashed, label="memory's limit")
-        axes.axhline(0.5 - len(SWITCHES), color="#888888", linewidth=0.6)
-        words = [*(STEADY[name] for name in SWITCHES)]
+        axes.axhline(0.5 - len(t.SWITCHES), color="#888888", linewidth=0.6)
+        words = [*(STEADY[name] for name in t.SWITCHES)]
         words += [f"first of a process{CACHES[cache]}" for cache in caches]
         axes.set_yticks([-place for place in range(len(words))], words)
         axes.set_ylim(0.5 - len(words), 0.5)
@@ -94,7 +88,7 @@ def _caption(latency, exact, scale: str) -> str:
 def _first(who: str, cache: str, parts: pd.DataFrame) -> str:
     """A sentence on the first adapter of processes, with where its time goes."""
     total = parts.loc["first"]
-    steps = ", ".join(f"{name} {parts.loc[name, 'ms_median']:.3g}" for name in FIRST)
+    steps = ", ".join(f"{name} {parts.loc[name, 'ms_median']:.3g}" for name in t.FIRST)
     compiled = ""
     if "compile" in parts.index:
         compiled = f"; Triton compiled for {parts.loc['compile', 'ms_median']:.3g} ms meanwhile"

@@ -6,11 +6,7 @@ the call until the device is done, so what the host needs is in it. First switch
 fresh processes.
 """
 
-import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,23 +18,13 @@ from ember.measure.cost import read_ms, switch_bytes
 from ember.measure.device import resolve, synchronize
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
-from ember.records.errors import EmberError
-from ember.studies.measured import blank, in_order, measured_on, on_device
+from ember.studies.measured import blank, in_order, in_process, measured_on, on_device
 from ember.studies.p1.lora_latency import process
 from ember.studies.p1.lora_latency.switchers import Ember, Peft
-from ember.studies.p1.lora_latency.tables import (
-    LORA_EXACT,
-    LORA_FIRST,
-    LORA_LATENCY,
-    SWITCHES,
-)
+from ember.studies.p1.lora_latency.tables import LORA_EXACT, LORA_FIRST, LORA_LATENCY, SWITCHES
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
-
-
-class FirstFailed(EmberError):
-    """A process that was to switch its first adapter ended with an error."""
 
 
 @makes(LORA_LATENCY, LORA_EXACT)
@@ -120,7 +106,9 @@ def time_first(
                 labels = {"implementation": kind, "keep": keep, "process": number, **about}
                 with tempfile.TemporaryDirectory(prefix="ember-triton-") as folder:
                     for cache in caches[kind]:
-                        found = _in_process(labels | request, folder)
+                        what = f"a process with {kind}'s first adapter"
+                        asked = labels | request
+                        found = in_process(process, asked, what, TRITON_CACHE_DIR=folder)
                         labels["disk_cache"] = cache
                         rows += [
                             blank(LORA_FIRST, **labels, operation=part, ms=ms)
@@ -129,23 +117,6 @@ def time_first(
                         ]
                         progress.step(f"{kind}, disk cache {cache}")
     return in_order(rows, LORA_FIRST)
-
-
-def _in_process(request: Mapping, cache: str) -> dict:
-    """The answer of `process` in a fresh one, with Triton's disk cache in a folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", process.__name__, json.dumps(request)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TRITON_CACHE_DIR": cache},
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-        raise FirstFailed(
-            f"a process with {request['implementation']}'s first adapter failed: {last}\n"
-            "where memory was short, close what else runs there; the log has the whole message"
-        )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @contextmanager

@@ -15,10 +15,6 @@ from ember.records.errors import EmberError
 from ember.studies.rows import grouped
 
 
-class NoSolution(EmberError):
-    """The solver found no best split."""
-
-
 @dataclass(frozen=True)
 class PhaseCosts:
     """Milliseconds of the parts of one phase: prefill of a unit, or a decoding step."""
@@ -87,8 +83,8 @@ def makespan(
     return Schedule(free[1], *busy)
 
 
-def best_split(units: Sequence, costs: Mapping[str, PhaseCosts], *, overlap: bool) -> int:
-    """Layers of the first stage with which the units end soonest, of all possible splits.
+def best_split(units: Sequence, costs: Mapping[str, PhaseCosts]) -> int:
+    """Layers of the first stage with which the units end soonest with overlap, of all splits.
 
     A mixed-integer programme: one binary a layer (in the first stage or not, in order), the start
     of every unit in both stages, the schedule's precedences, and the end to minimise.
@@ -124,13 +120,11 @@ def best_split(units: Sequence, costs: Mapping[str, PhaseCosts], *, overlap: boo
         ended[1] = starts[1] + cost.call + sum(cost.layers) - in_first[unit.phase] + ends
         if unit.replies:
             replied[unit.micro_batch] = ended[1] + cost.tokens
-            if not overlap:
-                ended[0] = replied[unit.micro_batch]
     problem += end >= ended[1]
     # CBC 2.10.3, which PuLP ships, loses optima in its preprocessing of integer problems.
     problem.solve(pulp.PULP_CBC_CMD(msg=False, timeLimit=120, options=["preprocess off"]))
     if pulp.LpStatus[problem.status] != "Optimal":
-        raise NoSolution(
+        raise EmberError(
             f"the solver found no best split ({pulp.LpStatus[problem.status]}).\n"
             "Look at the costs in pipeline/costs.parquet: are some of them far below zero?"
         )

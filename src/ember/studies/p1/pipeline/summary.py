@@ -66,7 +66,7 @@ def _predict(rows: list[dict], cost_rows: list[dict]) -> None:
             measured = row["tokens_per_s_median"]
             row["predicted_to_measured"] = row["predicted_tokens_per_s"] / measured
         if overlap:
-            solved = solved or best_split(units, costs, overlap=True)
+            solved = solved or best_split(units, costs)
             layers = len(costs["decode"].layers)
             row["predicted_best_split"] = f"{solved}+{layers - solved}"
             row["predicted_best"] = row["first_layers"] == solved

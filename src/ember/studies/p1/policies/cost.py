@@ -4,23 +4,10 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
-from ember.policies.cost import (
-    Loop,
-    Measured,
-    MissingMeasurement,
-    Prices,
-    SinglePrices,
-    memory,
-    policy_cost,
-)
+from ember.policies import cost as model
 from ember.studies.p1.learner.tables import LEARNER
 from ember.studies.p1.lora_latency.tables import LORA_LATENCY
-from ember.studies.p1.policies.tables import (
-    CUMULATIVE_COST,
-    POLICY_BATCH1,
-    POLICY_MEMORY,
-    POLICY_ROUNDS,
-)
+from ember.studies.p1.policies import tables as t
 from ember.studies.p1.profile.tables import ROLLOUT_PROFILE
 from ember.studies.p1.restart.tables import RESTART_STORE, RESTART_SWEEP
 from ember.studies.p1.rollout.tables import ROLLOUT_THROUGHPUT
@@ -30,17 +17,9 @@ from ember.studies.steps import makes
 log = logging.getLogger(__name__)
 
 
-@makes(CUMULATIVE_COST, POLICY_MEMORY)
+@makes(t.CUMULATIVE_COST, t.POLICY_MEMORY)
 def model_cost(
-    *,
-    rollout,
-    restart,
-    store,
-    latency,
-    learner,
-    policy_rounds,
-    rounds: Mapping,
-    seed: int,
+    *, rollout, restart, store, latency, learner, policy_rounds, rounds: Mapping, seed: int
 ) -> tuple[list[dict], list[dict]]:
     """Rows of CUMULATIVE_COST and POLICY_MEMORY from six tables: paths, data frames or rows.
 
@@ -58,13 +37,13 @@ def model_cost(
     measured, machine, simulated = _measured(named, policy_rounds)
     costs, needs = [], []
     for loop in loops(rounds):
-        prices = Prices(measured, loop, rounds["bootstrap"], seed)
+        prices = model.Prices(measured, loop, rounds["bootstrap"], seed)
         operating = _operating(loop)
         for history in _histories(simulated, loop):
             labels = operating | _labels(history) | machine
-            need = memory(prices, history)
+            need = model.memory(prices, history)
             needs.append(labels | need)
-            cost = policy_cost(prices, history, need["placement"])
+            cost = model.policy_cost(prices, history, need["placement"])
             labels |= {
                 "placement": need["placement"],
                 "call_prompts": int(prices.calls["prompts"].iloc[0]),
@@ -81,7 +60,7 @@ def model_cost(
     return costs, needs
 
 
-@makes(POLICY_BATCH1)
+@makes(t.POLICY_BATCH1)
 def model_batch1(
     *, profile, restart, latency, policy_rounds, rounds: Mapping, seed: int
 ) -> list[dict]:
@@ -99,30 +78,30 @@ def model_batch1(
     for point in rounds["points"]:
         for sharing in ("separate", "shared"):
             loop = replace(next(loops(rounds | {"points": [point]})), rows=1, sharing=sharing)
-            prices = SinglePrices(measured, loop, rounds["bootstrap"], seed)
+            prices = model.SinglePrices(measured, loop, rounds["bootstrap"], seed)
             for history in _histories(simulated, loop):
-                cost = policy_cost(prices, history)
+                cost = model.policy_cost(prices, history)
                 row = _operating(loop) | _labels(history) | machine
                 row |= {"rounds": len(cost), "total_s": cost[-1]["cumulative_s"]}
-                for name in POLICY_BATCH1.names:
+                for name in t.POLICY_BATCH1.names:
                     if name.endswith("_s") and name != "total_s":
                         row[name] = sum(one[name] for one in cost)
                     elif "_saved" in name:
                         row[name] = cost[-1][name]
                 row["prefill_share"] = prices.prefill_share(int(history[0]["num_layers"]))
                 row["n"] = prices.fewest
-                rows.append({name: row[name] for name in POLICY_BATCH1.names})
+                rows.append({name: row[name] for name in t.POLICY_BATCH1.names})
     return rows
 
 
-def loops(rounds: Mapping) -> Iterator[Loop]:
+def loops(rounds: Mapping) -> Iterator[model.Loop]:
     """The operating points of the settings `p1.rounds`: at each workload first the one that figures
     show (the first of rows, learner and recurrence, candidates sharing KV), then the others, of
     which each differs from it in one thing."""
     sizes = {key: rounds[key] for key in ("prompts", "candidates")}
     for point in rounds["points"]:
         usual = {key: rounds[key][0] for key in ("rows", "learner", "recurrence")}
-        loop = Loop(**point, **sizes, **usual)
+        loop = model.Loop(**point, **sizes, **usual)
         yield loop
         yield from (replace(loop, rows=rows) for rows in rounds["rows"][1:])
         yield replace(loop, sharing="independent", rows=rounds["independent_rows"])
@@ -130,7 +109,7 @@ def loops(rounds: Mapping) -> Iterator[Loop]:
         yield from (replace(loop, recurrence=every) for every in rounds["recurrence"][1:])
 
 
-def _operating(loop: Loop) -> dict:
+def _operating(loop: model.Loop) -> dict:
     return {"point": loop.point} | {
         key: value
         for key, value in asdict(loop).items()
@@ -142,7 +121,7 @@ def _labels(history: list[dict]) -> dict:
     return {key: history[0][key] for key in ("policy", "label")} | {"evidence": "modelled"}
 
 
-def _histories(simulated, loop: Loop) -> Iterator[list[dict]]:
+def _histories(simulated, loop: model.Loop) -> Iterator[list[dict]]:
     """The rounds of each policy under a loop's workload, in order."""
     here = simulated[
         (simulated["point"] == loop.point)
@@ -153,13 +132,13 @@ def _histories(simulated, loop: Loop) -> Iterator[list[dict]]:
         yield group.sort_values("round").to_dict("records")
 
 
-def _measured(named: Mapping, policy_rounds) -> tuple[Measured, dict, object]:
+def _measured(named: Mapping, policy_rounds) -> tuple[model.Measured, dict, object]:
     """The tables, what they agree on having been measured on, and the simulated rounds."""
-    simulated = frame(policy_rounds, POLICY_ROUNDS)
+    simulated = frame(policy_rounds, t.POLICY_ROUNDS)
     tables = {name: frame(*given) for name, given in named.items()}
     absent = {name: None for name in ("store", "learner") if name not in tables}
     depth = int(simulated["num_layers"].iloc[0])
-    return Measured(**tables, **absent, num_layers=depth), _machine(named, tables), simulated
+    return model.Measured(**tables, **absent, num_layers=depth), _machine(named, tables), simulated
 
 
 def _machine(named: Mapping, tables: Mapping) -> dict:
@@ -175,7 +154,7 @@ def _machine(named: Mapping, tables: Mapping) -> dict:
             for name, machines in found.items()
             for machine in sorted(machines)
         )
-        raise MissingMeasurement(
+        raise model.MissingMeasurement(
             f"cumulative cost: its tables were measured on different things ({told})\n"
             "measure all of them on one model and machine"
         )

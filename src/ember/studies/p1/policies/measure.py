@@ -56,7 +56,7 @@ def simulate_policies(
                 found = simulate(policy, workload, rounds["rounds"])
                 rows += [labels | _row(policy, stats) for stats in found]
                 what = (labels["point"], sharing, workload.recurrence, policy.id)
-                ratio = policy.totals().recompute_ratio
+                ratio = policy.totals()["recompute_ratio"]
                 log.info("%s, %s, every %d: %s recomputes %.6f of all cells", *what, ratio)
     return rows
 

@@ -1,32 +1,27 @@
 """One row a policy and operating point: what it recomputes, what the model says that costs."""
 
-from ember.studies.p1.policies.tables import (
-    CUMULATIVE_COST,
-    POLICY_MEMORY,
-    POLICY_ROUNDS,
-    POLICY_SUMMARY,
-)
+from ember.studies.p1.policies import tables as t
 from ember.studies.rows import frame
 from ember.studies.steps import makes
 
 _SIMULATED = ["point", "sharing", "recurrence", "policy"]
 
 
-@makes(POLICY_SUMMARY)
+@makes(t.POLICY_SUMMARY)
 def summarise_policies(rounds, cost, memory) -> list[dict]:
     """Rows of POLICY_SUMMARY from tables POLICY_ROUNDS, CUMULATIVE_COST and POLICY_MEMORY."""
-    rounds, cost = frame(rounds, POLICY_ROUNDS), frame(cost, CUMULATIVE_COST)
-    memory = frame(memory, POLICY_MEMORY)
+    rounds, cost = frame(rounds, t.POLICY_ROUNDS), frame(cost, t.CUMULATIVE_COST)
+    memory = frame(memory, t.POLICY_MEMORY)
     simulated = dict(iter(rounds.groupby(_SIMULATED, sort=False)))
-    needs = memory.set_index(list(POLICY_MEMORY.key)).sort_index()
+    needs = memory.set_index(list(t.POLICY_MEMORY.key)).sort_index()
     rows = []
-    for key, priced in cost.groupby(list(POLICY_SUMMARY.key), sort=False):
+    for key, priced in cost.groupby(list(t.POLICY_SUMMARY.key), sort=False):
         last = priced.loc[priced["round"].idxmax()]
         counted, need = simulated[tuple(last[_SIMULATED])], needs.loc[key]
         cells = (counted["recompute_cells"] + counted["reuse_cells"]).sum()
-        row = {name: last.get(name) for name in POLICY_SUMMARY.names}
+        row = {name: last.get(name) for name in t.POLICY_SUMMARY.names}
         row |= {name: int(counted[name].sum()) for name in ("full_refreshes", "hits", "misses")}
-        terms = (name for name in POLICY_SUMMARY.names if name.endswith("_s") and name in priced)
+        terms = (name for name in t.POLICY_SUMMARY.names if name.endswith("_s") and name in priced)
         row |= {name: float(priced[name].sum()) for name in terms}
         kept = need[[name for name in needs if name.startswith("kept_") and "bytes" in name]].sum()
         rows.append(

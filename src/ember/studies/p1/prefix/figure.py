@@ -73,14 +73,7 @@ def _waterfall(axes, parts) -> None:
         digits = 0 if abs(row["ms"]) >= 100 else 1 if abs(row["ms"]) >= 10 else 2
         words = f"{row['ms']:{'' if whole else '+'}.{digits}f}".replace("-", "−")
         far = max(start, end, start + row["high"])
-        axes.annotate(
-            words,
-            (far, place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            fontsize=6.5,
-            va="center",
-        )
+        note(axes, words, (far, place), (3, 0), fontsize=6.5, va="center")
         below = end
     axes.set_yticks(range(len(parts)), [_NAMES[part] for part in parts["part"]])
     axes.set_ylim(len(parts) - 0.5, -0.5)

@@ -17,23 +17,18 @@ from ember.model.folder import read_architecture
 from ember.records.errors import BadRow
 from ember.records.tables import read_rows
 from ember.studies.measured import in_order
-from ember.studies.p1.prefix.tables import (
-    PREFIX_IDENTITY,
-    PREFIX_LOSSES,
-    PREFIX_SAVINGS,
-    PREFIX_SWEEP,
-)
+from ember.studies.p1.prefix import tables as t
 from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 
 
-@makes(PREFIX_SWEEP)
+@makes(t.PREFIX_SWEEP)
 def join_sweep(shards: Sequence[str | Path], documents: int) -> list[dict]:
     """Rows of all shards in one, in the order of the table's key.
 
     Raises `BadRow` where a document of 0 … `documents` - 1 is missing at some point.
     """
-    rows = [row for path in shards for row in read_rows(path, PREFIX_SWEEP)]
+    rows = [row for path in shards for row in read_rows(path, t.PREFIX_SWEEP)]
     seen: dict[tuple[int, int], set[int]] = {}
     for row in rows:
         seen.setdefault((row["prompt_tokens"], row["prefix_tokens"]), set()).add(row["document"])
@@ -44,10 +39,10 @@ def join_sweep(shards: Sequence[str | Path], documents: int) -> list[dict]:
                 f"prompt {n}, prefix {p}: no measurement of documents {missing[:5]}\n"
                 f"delete the shards and run again: rm -r {Path(shards[0]).parent}"
             )
-    return in_order(rows, PREFIX_SWEEP)
+    return in_order(rows, t.PREFIX_SWEEP)
 
 
-@makes(PREFIX_SAVINGS)
+@makes(t.PREFIX_SAVINGS)
 def prefix_savings(
     sweep, identity=(), *, model: str | Path, tolerance: float, seed: int, resamples: int = 2000
 ) -> list[dict]:
@@ -58,7 +53,7 @@ def prefix_savings(
     precision are held to `tolerance` in their logits; that first tokens are the same is what the
     check in float32 shows (null without that table).
     """
-    checked = grouped(records(identity, PREFIX_IDENTITY), *PREFIX_SWEEP.key[:2])
+    checked = grouped(records(identity, t.PREFIX_IDENTITY), *t.PREFIX_SWEEP.key[:2])
     arch = read_architecture(model)
     rng = np.random.default_rng(seed)
     rows = []
@@ -102,7 +97,7 @@ def prefix_savings(
     return rows
 
 
-@makes(PREFIX_LOSSES)
+@makes(t.PREFIX_LOSSES)
 def prefix_losses(sweep, *, model: str | Path, seed: int, resamples: int = 2000) -> list[dict]:
     """Rows of PREFIX_LOSSES from a table PREFIX_SWEEP: its path, a data frame or rows.
 
@@ -156,10 +151,10 @@ def _split(arch, n: int, p: int, uncached, cached, lookup, store, alone=None) ->
 
 def _points(sweep) -> dict[tuple[int, int], tuple[list, list]]:
     """Rows with and without the cache, by prompt and prefix, both in the order of documents."""
-    rows = in_order(records(sweep, PREFIX_SWEEP), PREFIX_SWEEP)
+    rows = in_order(records(sweep, t.PREFIX_SWEEP), t.PREFIX_SWEEP)
     return {
         point: ([row for row in runs if row["cached"]], [row for row in runs if not row["cached"]])
-        for point, runs in grouped(rows, *PREFIX_SWEEP.key[:2]).items()
+        for point, runs in grouped(rows, *t.PREFIX_SWEEP.key[:2]).items()
     }
 
 

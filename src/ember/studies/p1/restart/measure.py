@@ -197,29 +197,17 @@ def time_store(device: str, repeats: int, about: Mapping) -> list[dict]:
 
 
 def _two_adapters(decoder, work: Fill, seed: int) -> tuple[dict, dict]:
-    """Two random adapters for the keys and values of every layer, with the same A; below the first
+    """Two drawn adapters for the keys and values of every layer, with the same A; below the first
     corrected layer the same altogether. Empty without a rank."""
-    import torch
+    from ember.lora.adapter import LowRank, draw_adapter
 
-    from ember.lora.adapter import LowRank
-
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(like, *shape):
-        values = torch.randn(shape, generator=generator) * shape[-1] ** -0.5
-        return values.to(like.device, like.dtype)
-
-    one, other = {}, {}
-    for index, layer in enumerate(decoder.layers if work.rank else ()):
-        for name in ("k_proj", "v_proj"):
-            weight = getattr(layer.self_attn, name).weight
-            a = draw(weight, work.rank, weight.shape[1])
-            first, second = (
-                LowRank(a, 0.01 * draw(weight, weight.shape[0], work.rank), 1.0) for _ in range(2)
-            )
-            one[index, name] = first
-            other[index, name] = second if index >= work.corrected_from else first
-    return one, other
+    if not work.rank:
+        return {}, {}
+    weight, size = decoder.embed_tokens.weight, {"rank": work.rank, "alpha": work.rank}
+    drawn = draw_adapter(decoder, **size, projections=("k_proj", "v_proj"), seed=seed, b_std=0.01)
+    one = {key: LowRank(x.a.to(weight), x.b.to(weight), 1.0) for key, x in drawn.items()}
+    moved = {key: LowRank(x.a, 2 * x.b, 1.0) for key, x in one.items()}
+    return one, {key: moved[key] if key[0] >= work.corrected_from else one[key] for key in one}
 
 
 def _require_memory(decoder, todo: Sequence[tuple[int, Fill]], device: str) -> None:

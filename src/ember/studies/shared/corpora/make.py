@@ -5,14 +5,7 @@ from collections.abc import Sequence
 from ember.studies.rows import records
 from ember.studies.shared.corpora.tables import CORPUS
 from ember.studies.steps import makes
-from ember.text.corpora import (
-    BadCorpus,
-    Document,
-    hub_dataset,
-    local_files,
-    pydoc_topics,
-    stdlib_sources,
-)
+from ember.text import corpora
 
 
 @makes(CORPUS)
@@ -24,17 +17,17 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
     limits = {"max_bytes": settings.get("max_bytes"), "seed": seed}
     match settings["source"]:
         case "stdlib":
-            documents = stdlib_sources(**limits)
+            documents = corpora.stdlib_sources(**limits)
         case "pydoc":
-            documents = pydoc_topics(**limits)
+            documents = corpora.pydoc_topics(**limits)
         case "files":
-            documents = local_files(settings["paths"], **limits)
+            documents = corpora.local_files(settings["paths"], **limits)
         case "hub":
             keys = ("hub_id", "name", "split", "column", "revision", "begins")
             chosen = {key: settings[key] for key in keys if settings.get(key) is not None}
-            documents = hub_dataset(**chosen, **limits)
+            documents = corpora.hub_dataset(**chosen, **limits)
         case other:
-            raise BadCorpus(
+            raise corpora.BadCorpus(
                 f"unknown source {other!r} of a corpus.\nUse stdlib, pydoc, files or hub."
             )
     return [
@@ -50,7 +43,7 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
     ]
 
 
-def join_corpora(tables: Sequence) -> list[Document]:
+def join_corpora(tables: Sequence) -> list[corpora.Document]:
     """Documents of CORPUS tables (paths or rows), each text once, a trained text never held out."""
     documents: dict[str, Document] = {}
     for row in records(tables, CORPUS):
@@ -59,5 +52,13 @@ def join_corpora(tables: Sequence) -> list[Document]:
             documents[row["sha256"]] = Document(
                 row["doc"], row["source"], row["text"], row["sha256"], row["split"]
             )
+    documents: dict[str, corpora.Document] = {}
+    for table in tables:
+        for row in records(table, CORPUS):
+            known = documents.get(row["sha256"])
+            if known is None or (known.split != "train" and row["split"] == "train"):
+                documents[row["sha256"]] = corpora.Document(
+                    row["doc"], row["source"], row["text"], row["sha256"], row["split"]
+                )
     # By hash: a mixture, and an order that no new document disturbs.
     return [documents[sha256] for sha256 in sorted(documents)]

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ember.records.errors import EmberError
-from ember.studies.workflow.cost.summary import read_last_json
+from ember.records.provenance import source_root
+from ember.studies.steps import makes
+from ember.studies.workflow.cost.make import read_last_json
+from ember.studies.workflow.cost.tables import WORKFLOW_STEPS
 
 log = logging.getLogger(__name__)
 
@@ -23,34 +26,30 @@ MAIN = "results/p1_fig3.png"
 GOALS = {"first figure": 720.0, "no-op rerun": 5.0, "dry run": 3.0, "dry run of all": 3.0}
 
 
-class CommandFailed(EmberError):
-    """A timed command failed; its last lines are in the message."""
-
-
-def time_steps(
-    root: Path, folder: Path, targets: list[str], settings: Mapping, *, repeats: int, jobs: int
-) -> list[dict]:
-    """Rows of WORKFLOW_STEPS for the workflow of `root` as it runs in `folder`.
+@makes(WORKFLOW_STEPS)
+def time_steps(products: Sequence[str], settings: Mapping, given: Mapping) -> list[dict]:
+    """Rows of WORKFLOW_STEPS for this checkout's workflow as it runs in the working folder.
 
     "version": Snakemake's own start. "dry run of all": every job of every programme, as if nothing
-    were made. "no-op rerun": `targets`, which must be up to date (else the row is skipped and
-    nothing runs). "empty job": a script that only makes its file, in a row of `jobs` of them, less
-    one; "its process": the part of it that Snakemake's benchmark counts as the job's.
+    were made. "no-op rerun": `products`, which must be up to date (else the row is skipped and
+    nothing runs). "empty job": a script that only makes its file, in a row of `empty_jobs` of them,
+    less one; "its process": the part of it that Snakemake's benchmark counts as the job's.
 
-    Args: settings: what the command line set over the configuration files.
+    Args: settings: repeats, empty_jobs; given: what the command line set over the configuration.
     """
+    root, folder, jobs = source_root(), Path.cwd(), settings["empty_jobs"]
     snakemake = [sys.executable, "-m", "snakemake"]
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch) / "given.json"
-        given.write_text(json.dumps(dict(settings)))
+        configuration = Path(scratch) / "given.json"
+        configuration.write_text(json.dumps(dict(given)))
         workflow = ["--snakefile", str(root / "Snakefile"), "--directory", str(folder)]
-        workflow += ["--nolock", "--cores", "1", "--configfile", str(given)]
+        workflow += ["--nolock", "--cores", "1", "--configfile", str(configuration)]
         workflow += ["--rerun-triggers", "mtime", "params", "input", "software-env"]
         dry = [*snakemake, "all", "--forceall", "--dry-run", "--quiet", "rules", *workflow]
-        again = [*snakemake, *targets, *workflow]
+        again = [*snakemake, *products, *workflow]
         idle = not _jobs(_run([*again, "--dry-run"], folder))
-        for repeat in range(repeats):
+        for repeat in range(settings["repeats"]):
             seconds, _ = _timed([*snakemake, "--version"], folder)
             rows.append(_row("version", repeat, seconds, None))
             rows.append(_row("dry run of all", repeat, *_seconds_and_jobs(dry, folder)))
@@ -94,7 +93,7 @@ def _empty_jobs(snakemake: list[str], folder: Path, repeat: int, jobs: int) -> l
 
 
 def time_workflow(repository: Path, *, repeats: int = 5) -> list[dict]:
-    """Rows of `WORKFLOW_STEPS` for a clone of `repository`'s HEAD. Raises `CommandFailed`.
+    """Rows of `WORKFLOW_STEPS` for a clone of `repository`'s HEAD. Raises `EmberError`.
 
     "first figure" is `make results/p1_fig3.png` on a clone with no virtual environment, as the sum
     of its two parts, which are rows too: "installation" and "main job".
@@ -140,7 +139,7 @@ def _run(command: list[str], folder: Path) -> str:
     )
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-20:])
-        raise CommandFailed(f"{' '.join(command)} failed ({done.returncode}):\n{tail}")
+        raise EmberError(f"{' '.join(command)} failed ({done.returncode}):\n{tail}")
     return done.stdout
 
 
@@ -150,14 +149,6 @@ def _jobs(output: str) -> int:
 
 
 def _row(step: str, repeat: int, seconds: float | None, jobs: int | None) -> dict:
-    return {
-        "step": step,
-        "repeat": repeat,
-        "seconds": seconds,
-        "goal_s": GOALS.get(step),
-        "jobs": jobs,
-        "cores": os.cpu_count() or 1,
-        "evidence": "measured",
-        "status": "ok",
-        "reason": None,
-    }
+    row = {"step": step, "repeat": repeat, "seconds": seconds, "jobs": jobs}
+    row |= {"goal_s": GOALS.get(step), "cores": os.cpu_count() or 1, "evidence": "measured"}
+    return row | {"status": "ok", "reason": None}

@@ -1,30 +1,22 @@
 """What the workflow itself costs: what a user types, every job, and jobs by rule."""
 
-from ember.records.schema import (
-    EVIDENCE,
-    REASON,
-    STATUS,
-    Schema,
-    flag,
-    integer,
-    maybe,
-    number,
-    text,
-)
+from ember.records import schema as s
 
-WORKFLOW_STEPS = Schema(
+OVERHEAD = ("start_s", "imports_s", "model_load_s", "provenance_s", "exit_s")
+PARTS = (*OVERHEAD, "work_s")
+
+WORKFLOW_STEPS = s.Schema(
     "workflow_steps",
     "Wall time of what a user types",
     (
-        text("step", "what was typed"),
-        integer("repeat", "", "run, from 0"),
-        maybe("seconds", "s", "wall time"),
-        maybe("goal_s", "s", "the project's goal for this step"),
-        integer("jobs", "", "jobs that ran or were planned", nullable=True),
-        integer("cores", "", "CPU cores of the machine"),
-        EVIDENCE,
-        STATUS,
-        REASON,
+        s.text("step", "what was typed"),
+        s.integer("repeat", "", "run, from 0"),
+        s.maybe("seconds", "s", "wall time"),
+        s.maybe("goal_s", "s", "the project's goal for this step"),
+        s.integer("jobs", "", "jobs that ran or were planned", nullable=True),
+        s.integer("cores", "", "CPU cores of the machine"),
+        s.EVIDENCE,
+        *s.OUTCOME,
     ),
     key=("step", "repeat"),
 )
@@ -34,35 +26,35 @@ _START = (
     "script's head"
 )
 _PARTS = (
-    maybe("start_s", "s", _START),
-    maybe("imports_s", "s", "torch in jobs that run a model, matplotlib in those that draw"),
-    maybe("model_load_s", "s", "reading a model into memory"),
-    maybe("provenance_s", "s", "hashing files, asking git and hardware"),
-    maybe("exit_s", "s", "after the last product was written"),
-    maybe("work_s", "s", "the rest of the wall time: what the job is for"),
+    s.maybe("start_s", "s", _START),
+    s.maybe("imports_s", "s", "torch in jobs that run a model, matplotlib in those that draw"),
+    s.maybe("model_load_s", "s", "reading a model into memory"),
+    s.maybe("provenance_s", "s", "hashing files, asking git and hardware"),
+    s.maybe("exit_s", "s", "after the last product was written"),
+    s.maybe("work_s", "s", "the rest of the wall time: what the job is for"),
 )
 
-WORKFLOW_JOBS = Schema(
+WORKFLOW_JOBS = s.Schema(
     "workflow_jobs",
     "One row a job behind the products: how long it took, on what, and what of it was overhead",
     (
-        text("scale", "scale it ran at"),
-        text("stage", "file of rules/ that holds the rule"),
-        text("rule", "rule"),
-        text("job", "rule and wildcard values"),
-        text("started", "ISO 8601, UTC"),
-        number("wall_s", "s", "whole process, by Snakemake's benchmark or the job's own"),
-        text("wall_from", "who measured it", values=("benchmark", "job")),
+        s.text("scale", "scale it ran at"),
+        s.text("stage", "file of rules/ that holds the rule"),
+        s.text("rule", "rule"),
+        s.text("job", "rule and wildcard values"),
+        s.text("started", "ISO 8601, UTC"),
+        s.number("wall_s", "s", "whole process, by Snakemake's benchmark or the job's own"),
+        s.text("wall_from", "who measured it", values=("benchmark", "job")),
         *_PARTS,
-        integer("threads", "", "CPU threads it was given"),
-        maybe("cpu_s", "s", "CPU time, by Snakemake's benchmark"),
-        maybe("max_rss_mb", "MB", "largest resident memory, sampled"),
-        flag("timing", "it measured, and so ran alone"),
-        integer("output_bytes", "bytes", "size of its products"),
-        text("device", "cpu, or the accelerator it was given"),
-        text("machine", "processor and accelerator of the machine"),
-        text("node", "host name", nullable=True),
-        EVIDENCE,
+        s.integer("threads", "", "CPU threads it was given"),
+        s.maybe("cpu_s", "s", "CPU time, by Snakemake's benchmark"),
+        s.maybe("max_rss_mb", "MB", "largest resident memory, sampled"),
+        s.flag("timing", "it measured, and so ran alone"),
+        s.integer("output_bytes", "bytes", "size of its products"),
+        s.text("device", "cpu, or the accelerator it was given"),
+        s.text("machine", "processor and accelerator of the machine"),
+        s.text("node", "host name", nullable=True),
+        s.EVIDENCE,
     ),
     key=("scale", "job"),
 )
@@ -72,22 +64,22 @@ _OVERHEAD = (
 )
 _SCHEDULING = "what Snakemake adds around jobs: jobs x the measured cost of an empty one"
 
-WORKFLOW_COST = Schema(
+WORKFLOW_COST = s.Schema(
     "workflow_cost",
     "Wall time of all jobs by rule and in all, and the share that is not the rule's own work",
     (
-        text("scale", "scale the jobs ran at"),
-        text("stage", "file of rules/ that holds the rule; all for a total"),
-        text("rule", "rule; all for a total"),
-        integer("jobs", "", "jobs"),
-        number("wall_s", "s", "wall time, summed over jobs"),
-        number("share", "fraction", "of the wall time of all jobs"),
+        s.text("scale", "scale the jobs ran at"),
+        s.text("stage", "file of rules/ that holds the rule; all for a total"),
+        s.text("rule", "rule; all for a total"),
+        s.integer("jobs", "", "jobs"),
+        s.number("wall_s", "s", "wall time, summed over jobs"),
+        s.number("share", "fraction", "of the wall time of all jobs"),
         *_PARTS,
-        number("scheduling_s", "s", _SCHEDULING),
-        maybe("overhead_share", "fraction", _OVERHEAD),
-        maybe("goal", "fraction", "the goal for the overhead's share"),
-        integer("cores", "", "CPU cores of the machine that made this table"),
-        EVIDENCE,
+        s.number("scheduling_s", "s", _SCHEDULING),
+        s.maybe("overhead_share", "fraction", _OVERHEAD),
+        s.maybe("goal", "fraction", "the goal for the overhead's share"),
+        s.integer("cores", "", "CPU cores of the machine that timed workflow_steps"),
+        s.EVIDENCE,
     ),
     key=("scale", "stage", "rule"),
 )
