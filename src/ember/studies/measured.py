@@ -18,17 +18,13 @@ from ember.records.errors import EmberError
 from ember.records.schema import Schema
 
 
-def on_device(model: str | Path, device: str, dtype: str, *, named: bool = False) -> tuple:
-    """The device (resolved), the decoder of a model directory on it, and `measured_on` it, or with
-    `named` the `machine`."""
-
-
 class ProcessFailed(EmberError):
     """A process of a measurement that ended with an error; the message has its last line."""
 
 
-def on_device(model: str | Path, device: str, dtype: str) -> tuple:
-    """The device (resolved), the decoder of a model directory on it, and `measured_on` it."""
+def on_device(model: str | Path, device: str, dtype: str, *, named: bool = False) -> tuple:
+    """The device (resolved), the decoder of a model directory on it, and `measured_on` it, or with
+    `named` the `machine`."""
     import torch
 
     from ember.model.checkpoint import load_decoder

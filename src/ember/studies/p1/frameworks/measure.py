@@ -27,7 +27,7 @@ from ember.measure.statistics import leading_equal
 from ember.measure.turns import rounds
 from ember.peers.client import Peer, PeerFailed, PeerMissing, peer_of, versions_of
 from ember.records.errors import EmberError
-from ember.records.provenance import digest, source_root
+from ember.records.provenance import digest
 from ember.studies.measured import blank, measured_on
 from ember.studies.p1.frameworks.tables import FRAMEWORK_RUNS
 from ember.studies.p1.gates.gguf import exported

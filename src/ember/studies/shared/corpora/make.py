@@ -45,20 +45,12 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
 
 def join_corpora(tables: Sequence) -> list[corpora.Document]:
     """Documents of CORPUS tables (paths or rows), each text once, a trained text never held out."""
-    documents: dict[str, Document] = {}
+    documents: dict[str, corpora.Document] = {}
     for row in records(tables, CORPUS):
         known = documents.get(row["sha256"])
         if known is None or (known.split != "train" and row["split"] == "train"):
-            documents[row["sha256"]] = Document(
+            documents[row["sha256"]] = corpora.Document(
                 row["doc"], row["source"], row["text"], row["sha256"], row["split"]
             )
-    documents: dict[str, corpora.Document] = {}
-    for table in tables:
-        for row in records(table, CORPUS):
-            known = documents.get(row["sha256"])
-            if known is None or (known.split != "train" and row["split"] == "train"):
-                documents[row["sha256"]] = corpora.Document(
-                    row["doc"], row["source"], row["text"], row["sha256"], row["split"]
-                )
     # By hash: a mixture, and an order that no new document disturbs.
     return [documents[sha256] for sha256 in sorted(documents)]
