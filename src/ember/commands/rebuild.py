@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from ember.records.errors import EmberError, MissingTable, SchemaMismatch
 
 SCRIPTS = ("study.py", "publish.py", "plot.py")
+ARITHMETIC = ("summary", "figure", "cost")  # modules of steps that neither measure nor train
 CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-12}
 
 
@@ -58,7 +59,7 @@ class Folder:
         params = about.get("params") or {}
         step, script = params.get("step"), params.get("script")
         inputs = [entry["path"] for entry in about.get("inputs", ())]
-        if script not in SCRIPTS or not step or step.split(".")[-2] in ("measure", "make"):
+        if script not in SCRIPTS or not step or step.split(".")[-2] not in ARITHMETIC:
             raw = name.endswith(".parquet")
             return Outcome(name, *(("raw",) if raw else ("incomplete", "does not say its step")))
         if not any(path.endswith(".parquet") for path in inputs):
