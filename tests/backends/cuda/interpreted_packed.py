@@ -154,7 +154,7 @@ def test_x_is_made_ready_by_the_instructions_that_the_device_runs(norm, size):
     x, by = (draw(512, 16, seed=n).bfloat16() for n in range(2))
     x *= size
     x[0] = 0.0
-    held = {f"${(10 if norm else 9) + n}": longs_of(x)[:, n] for n in range(4)}
+    held = {f"${10 + n}": longs_of(x)[:, n] for n in range(4)}
     if norm:
         held |= {f"${14 + n}": longs_of(by)[:, n] for n in range(4)}
     text = packed.NORMED_COLUMNS if norm else packed.COLUMNS

@@ -73,21 +73,19 @@ add.rn.f32 $0, f, g;
 def _columns_of_x(norm: bool) -> str:
     """Sixteen bfloat16 of x as `DOT` takes them ($0 … $7), with a power of 2 of their own that puts
     the largest below 2**15, so that sums stay in range, and what undoes that and DOT's 2**-6 ($8).
-    `norm`: x is multiplied by another sixteen before, and the sum of its squares is $9."""
-    first = 10 if norm else 9
+    `norm`: x is multiplied by another sixteen before, and the sum of its squares is $9 (else 0)."""
     text = "{.reg .b32 t, u, m, z, n<8>, w<8>; .reg .f32 f, q; mov.b32 z, 0x80008000;"
+    text += "mov.f32 q, 0f00000000;"
     for four in range(4):
-        text += f"mov.b64 {{n{2 * four}, n{2 * four + 1}}}, ${first + four};"
+        text += f"mov.b64 {{n{2 * four}, n{2 * four + 1}}}, ${10 + four};"
     if norm:
-        text += "mov.f32 q, 0f00000000;"
         for four in range(4):
-            text += f"mov.b64 {{w{2 * four}, w{2 * four + 1}}}, ${first + 4 + four};"
+            text += f"mov.b64 {{w{2 * four}, w{2 * four + 1}}}, ${14 + four};"
         for n in range(8):
             text += f"shl.b32 t, n{n}, 16; and.b32 u, n{n}, 0xFFFF0000;"
             text += "mov.b32 f, t; fma.rn.f32 q, f, f, q; mov.b32 f, u; fma.rn.f32 q, f, f, q;"
             text += f"fma.rn.bf16x2 n{n}, n{n}, w{n}, z;"
-        text += "mov.f32 $9, q;"
-    text += "max.xorsign.abs.bf16x2 m, n0, n1;"
+    text += "mov.f32 $9, q; max.xorsign.abs.bf16x2 m, n0, n1;"
     text += "".join(f"max.xorsign.abs.bf16x2 m, m, n{n};" for n in range(2, 8))
     text += "shl.b32 t, m, 16; max.xorsign.abs.bf16x2 m, m, t; and.b32 m, m, 0x7F800000;"
     text += "max.u32 m, m, 0x14000000; sub.u32 t, m, 0x04000000; mov.b32 $8, t;"
@@ -102,6 +100,7 @@ def _columns_of_x(norm: bool) -> str:
 
 COLUMNS = tl.constexpr(_columns_of_x(norm=False))
 NORMED_COLUMNS = tl.constexpr(_columns_of_x(norm=True))
+OUT = tl.constexpr(",".join(["=&r"] * 8 + ["=&f"] * 2))
 # An E4M3 scale ($1) times 2**119 in bfloat16, in two steps: no constant is that large.
 SCALE = tl.constexpr("""
 {
@@ -219,49 +218,18 @@ def _columns(
 ):  # fmt: skip
     """Of 16 columns of x each, at (1, BW): what `_dots` takes, its scale, and sums of squares."""
     if FAST:
-        x = _sixteen(x_ptr, at, inside)
+        taken = _sixteen(x_ptr, at, inside)
         if NORM:
-            y = _sixteen(norm_ptr, at, inside)
-            found = tl.inline_asm_elementwise(
-                NORMED_COLUMNS,
-                "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&f,=&f,l,l,l,l,l,l,l,l",
-                [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]],
-                dtype=(
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.float32,
-                    tl.float32,
-                ),
-                is_pure=True,
-                pack=1,
-            )
-            return found[:8], found[8], found[9]
-        else:
-            found = tl.inline_asm_elementwise(
-                COLUMNS,
-                "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&f,l,l,l,l",
-                [x[0], x[1], x[2], x[3]],
-                dtype=(
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.int32,
-                    tl.float32,
-                ),
-                is_pure=True,
-                pack=1,
-            )
-            return found[:8], found[8], tl.zeros(at.shape, tl.float32)
+            taken = taken + _sixteen(norm_ptr, at, inside)
+        found = tl.inline_asm_elementwise(
+            NORMED_COLUMNS if NORM else COLUMNS,
+            OUT + (",l,l,l,l,l,l,l,l" if NORM else ",l,l,l,l"),
+            taken,
+            dtype=(tl.int32,) * 8 + (tl.float32,) * 2,
+            is_pure=True,
+            pack=1,
+        )
+        return found[:8], found[8], found[9]
     else:
         squares = tl.zeros(at.shape, tl.float32)
         xs = ()
