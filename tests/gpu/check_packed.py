@@ -14,8 +14,9 @@ import functools
 import itertools
 import multiprocessing
 import statistics
+import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -68,15 +69,25 @@ def main() -> None:
             *(pool.submit(check_engine, name) for name in PACKED),
         ]
         compiled = [pool.submit(compile_cut, *cut) for cut in cuts()]
-        for check in checks:
-            for ok, text in check.result():
-                print("ok  " if ok else "FAIL", text, flush=True)
+        wrong = sum(not ok for check in checks for ok in said(check))
         left_out = {why for one in compiled if (why := one.result())}
         print(f"{len(compiled)} kernels compiled; left out: {left_out}", flush=True)
     bandwidth = read_bandwidth_gb_s(DEVICE, repeats=20)
     print(f"read bandwidth {bandwidth:.0f} GB/s")
     with torch.inference_mode():
         time_products(bandwidth, time.monotonic() + arguments.seconds)
+    sys.exit(f"{wrong} checks failed" if wrong else 0)
+
+
+def said(check: Future) -> list[bool]:
+    """Prints what a check found; one that broke off is one that failed, and the others go on."""
+    try:
+        found = check.result()
+    except Exception as error:
+        found = [(False, f"broke off: {error}")]
+    for ok, text in found:
+        print("ok  " if ok else "FAIL", text, flush=True)
+    return [ok for ok, _ in found]
 
 
 def relative(found, exact) -> float:
