@@ -223,7 +223,7 @@ def _own(pair: Pair, source: SourceKV) -> list:
     """The receiver's own KV of a passage as long as the source's."""
     length = source.tokens.shape[1]
     tokens = torch.zeros(1, length, dtype=torch.long, device=pair.device)
-    return read(pair.receiver, tokens, pair.fuser.rotated)[1].section(0, length)
+    return read(pair.receiver, tokens, pair.fuser.rotated).section(0, length)
 
 
 def _generate(reader: Reader, context: int, count: int) -> float:
