@@ -229,14 +229,14 @@ def _own(pair: Pair, source: SourceKV) -> list:
 def _generate(reader: Reader, context: int, count: int) -> float:
     """Milliseconds of `count` greedy tokens after a context that was read before."""
     tokens = torch.zeros(1, context, dtype=torch.long, device=reader.device)
-    out, cache = read(reader, tokens, True)
+    cache = read(reader, tokens[:, :-1], True)  # the last of them is the first step's
 
     def steps() -> None:
-        text, token = tokens[:, -2:], reader.decoder.logits(out[:, -1]).argmax(-1)[:, None]
+        text = tokens[:, -3:]
         for _ in range(count):
-            text = torch.cat([text, token], 1)[:, -3:]
             hidden = reader.decoder(hidden=reader.embed(text)[:, -1:], cache=cache)
             token = reader.decoder.logits(hidden[:, -1]).argmax(-1)[:, None]
+            text = torch.cat([text, token], 1)[:, -3:]
 
     return timed(steps, str(reader.device))[0]
 
@@ -244,6 +244,6 @@ def _generate(reader: Reader, context: int, count: int) -> float:
 def _read_more(reader: Reader, context: int, count: int) -> float:
     """Milliseconds of reading `count` tokens after a context that was read before."""
     tokens = torch.zeros(1, context, dtype=torch.long, device=reader.device)
-    _, cache = read(reader, tokens, True)
+    cache = read(reader, tokens, True)
     hidden = reader.embed(tokens.new_zeros(1, count))
     return timed(lambda: reader.decoder(hidden=hidden, cache=cache), str(reader.device))[0]
