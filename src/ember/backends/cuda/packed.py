@@ -363,7 +363,7 @@ def _packed_matvec(
 
 @triton.jit
 def _flat(x):
-    """A single slab without that dimension: of two, tensor cores of a whole warp group multiply."""
+    """A single slab without that dimension, so that a whole warp group multiplies its tile."""
     if x.shape[0] == 1:
         return tl.reshape(x, x.shape[1:])
     else:
@@ -570,8 +570,9 @@ class Tiling:
     splits: int = 1
 
 
-# By what is asked, "large" if nothing and programs are enough, "slow" of other formats. Measured on
-# an H200 (tests/gpu/check_packed.py), but for large and slow, and the first tiling of gated.
+# By what is asked, "large" if nothing and programs are enough, "slow" of other formats. Timed on an
+# H200 (tests/gpu/check_packed.py): plans of gated, plain and summed, the last at o's shape alone;
+# tilings but the first of gated, those of summed at o's shape, of gated and large before slabs.
 PLANS = {
     "gated": Plan(rows=2, longs=32, ahead=5, warps=1),
     "summed": Plan(rows=2, longs=128, ahead=3, warps=4),
