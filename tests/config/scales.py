@@ -1,6 +1,7 @@
 """The configuration of a scale as the Snakefile merges it, and changes to it."""
 
 import copy
+import functools
 from pathlib import Path
 
 import yaml
@@ -10,6 +11,11 @@ SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
 
 
 def merged(scale: str) -> dict:
+    return copy.deepcopy(_merged(scale))
+
+
+@functools.cache
+def _merged(scale: str) -> dict:
     def over(base, top):
         both = isinstance(base, dict) and isinstance(top, dict)
         if not both:

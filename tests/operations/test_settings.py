@@ -154,22 +154,33 @@ NUMBERS = sorted(
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(NUMBERS),
-    st.sampled_from([-1, 10**400, math.inf, -math.inf, math.nan, True, "5", None, [], {}]),
+    st.sampled_from([-1, 10**400, math.inf, -math.inf, math.nan, True, "5", [], {}]),
 )
 def test_no_number_takes_what_is_none_or_absurd(path, value):
     for config in having(path):
-        if value is None and at(config, path) is None:
-            continue
         said = refusal(changed(config, path, value))
         if said is not None:
             assert str(path[0]) in said
             continue
-        if value is None and path[:2] == ("streaming", "points"):
-            continue  # the method's own default
-        # Where a switch, a text or a missing value is as good.
-        assert value in (True, "5", None), (path, value)
-        free = {"architecture", "arguments", "policies", "max_bytes", "last_layers", "limit"}
-        assert free & set(path), (path, value)
+        # Where a switch or a text is as good.
+        assert value in (True, "5"), (path, value)
+        assert {"architecture", "arguments", "policies"} & set(path), (path, value)
+
+
+# Where nothing may stand: the default of a method, a policy or a framework; no limit; all there is.
+OPTIONAL = {
+    *("architecture", "arguments", "policies", "max_bytes", "last_layers", "limit", "items"),
+    *("points", "near_phrasings"),
+}
+
+
+@pytest.mark.parametrize("path", NUMBERS, ids=lambda path: ".".join(map(str, path)))
+def test_a_number_is_missing_only_where_it_has_a_default(path):
+    said = refusal(changed(next(having(path)), path, None))
+    if said is None:
+        assert OPTIONAL & set(path)
+    else:
+        assert path[0] in said
 
 
 names = st.sampled_from(
