@@ -13,7 +13,7 @@ from ember.config.load import ConfigError, load
 from ember.model.architecture import Architecture
 from ember.operations.settings import CHECKS
 from ember.peers.client import ADAPTERS
-from tests.config.scales import SCALES, at, changed, having, leaves, merged
+from tests.config.scales import SCALES, changed, having, leaves, merged
 
 
 def checked(config):

@@ -16,6 +16,7 @@ from ember.text.corpora import (
     assign_splits,
     hub_dataset,
     local_files,
+    package_sources,
     pydoc_topics,
     split_bytes,
     stdlib_sources,
@@ -83,6 +84,32 @@ def test_stdlib_does_not_depend_on_tests_or_installed_packages(tmp_path, monkeyp
         found.append(stdlib_sources())
     assert found[0] == found[1]
     assert len(found[0]) == 4
+
+
+def test_packages_are_those_that_are_named_without_their_tests(tmp_path, monkeypatch):
+    def lay(name: str, recorded: bool = True) -> None:
+        about = tmp_path / f"{name}-1.0.dist-info"
+        files = [f"{name}/{part}.py" for part in ("core", "more", "rest", "tests/test_core")]
+        for file in [*files, f"{name}/data.json", f"{about.name}/METADATA"]:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text(
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{file}"
+            )
+        if recorded:
+            (about / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+    lay("first"), lay("second"), lay("unlisted", recorded=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = package_sources(["first", "second"])
+    assert [doc.doc_id for doc in found] == [
+        f"packages/{name}/{part}.py"
+        for name in ("first", "second")
+        for part in ("core", "more", "rest")
+    ]
+    with pytest.raises(BadCorpus, match="'third' is not installed"):
+        package_sources(["first", "third"])
+    with pytest.raises(BadCorpus, match="'unlisted' was installed without a list"):
+        package_sources(["unlisted"])
 
 
 def test_every_split_has_text_of_about_the_asked_share(small_stdlib):

@@ -66,11 +66,13 @@ class Framework(Strict):
 class Corpus(Strict):
     """Where a corpus comes from."""
 
-    source: Literal["stdlib", "pydoc", "files", "hub"] = Field(
-        description="stdlib: the standard library's sources; pydoc: its topic texts; files: local "
-        "text files; hub: a data set of the Hugging Face hub (or a local copy of one)"
+    source: Literal["stdlib", "packages", "pydoc", "files", "hub"] = Field(
+        description="stdlib: the standard library's sources; packages: those of installed "
+        "packages; pydoc: the standard library's topic texts; files: local text files; hub: a data "
+        "set of the Hugging Face hub (or a local copy of one)"
     )
     max_bytes: Count | None = Field(None, description="keep at most this many bytes of text")
+    packages: Some[str] | None = Field(None, description="distributions, for source packages")
     paths: list[str] = Field([], description="files or globs, for source files")
     hub_id: str | None = Field(None, description="data set id or local path, for source hub")
     name: str | None = Field(None, description="configuration name of the hub data set")
@@ -87,6 +89,8 @@ class Corpus(Strict):
             re.compile(self.begins or "")
         except re.error as error:
             raise ValueError(f"begins is no regular expression: {error}") from None
+        if self.source == "packages" and not self.packages:
+            raise ValueError("source packages needs packages: name installed ones to read")
         if self.source == "files" and not self.paths:
             raise ValueError("source files needs paths: set it to the text files to read")
         if self.source == "hub" and not self.hub_id:

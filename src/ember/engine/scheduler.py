@@ -98,7 +98,7 @@ class Scheduler:
         self.completions: list[list[Completion | None]] = [[None] * p.candidates for p in prompts]
         self._settled, self._to_come = 0, sum(p.candidates * p.params.max_tokens for p in prompts)
         self._began = self._said = time.perf_counter()
-        self._looks = False  # someone wants tokens as they come
+        self._polls = False  # someone wants tokens as they come
         staging = backend.forward.memory
         self.stats = RolloutStats(
             prompts=len(prompts),
@@ -115,17 +115,17 @@ class Scheduler:
         return self.completions
 
     def __iter__(self) -> Iterator[Chunk]:
-        self._looks = True
+        self._polls = True
         for changed in self._rounds():
             yield from map(self._chunk, changed)
 
     def cancel(self, prompt: int | None = None) -> None:
-        """Ends a prompt's candidates, or all, at the next look; they keep what they have."""
+        """Ends a prompt's candidates, or all, at the next poll; they keep what they have."""
         every = range(len(self.completions))
         self._cancelled.update(every if prompt is None else [prompt])
 
     def _rounds(self) -> Iterator[list[Row]]:
-        """Rows that have new tokens or have ended, after every look."""
+        """Rows that have new tokens or have ended, after every poll."""
         with self._lock:
             self._times_before = self._clock.times_ms()
             self._began = self._said = time.perf_counter()
@@ -147,7 +147,7 @@ class Scheduler:
             yield
 
     def _round(self) -> tuple[dict[int, Row], bool]:
-        """Steps up to the next look; changed rows, and whether anything is left to run."""
+        """Steps up to the next poll; changed rows, and whether anything is left to run."""
         backend, changed = self._backend, self._end_cancelled()
         later = self._admit()
         due = [row for row in self._rows if row.own]
@@ -183,10 +183,10 @@ class Scheduler:
             self._backend.advance()
 
     def _steps_ahead(self) -> int:
-        """Until the first row must end, or someone has to look."""
+        """Until the first row must end, or someone has to poll."""
         steps = min(row.params.max_tokens - row.issued for row in self._rows)
-        looks = self._looks or any(row.params.stop or row.prompt.stops for row in self._rows)
-        return min(steps, self._backend.interval) if looks else steps
+        polls = self._polls or any(row.params.stop or row.prompt.stops for row in self._rows)
+        return min(steps, self._backend.interval) if polls else steps
 
     def _admit(self) -> list[tuple[list[Row], Tensor]]:
         """Fills free rows: first the rest of the prompt that has started, then the next ones.

@@ -1,21 +1,25 @@
-"""Files from outside the workflow that models and corpora are made from, as one hash."""
+"""What models and corpora are made from outside of the workflow, as one hash."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from ember.records.provenance import SIDECAR, digest
-from ember.text.corpora import BadCorpus, named_files
+from ember.text.corpora import BadCorpus, installed, named_files
 
 
 def content_sha256(settings: Mapping) -> str | None:
-    """Hash of names and contents of the files that a model or corpus is made from, links followed.
+    """Hash of names and contents of the files that a model or corpus is made from, links followed,
+    or of the versions of packages.
 
     settings: `models.NAME` or `corpora.NAME`; paths are relative to the working folder. None for
-    one that is made from no files here. A large file is read once: `digest` remembers it by size
-    and times. Raises `BadCorpus` where a file cannot be read.
+    one that is made from none of these. A large file is read once: `digest` remembers it by size
+    and times. Raises `BadCorpus` where a file cannot be read or a package is not installed.
     """
     total, found = hashlib.sha256(), _files(settings)
+    if settings["source"] == "packages":
+        versions = [f"{name}=={installed(name).version}" for name in settings["packages"]]
+        return hashlib.sha256("\n".join(versions).encode()).hexdigest()
     try:
         for file, name in found:
             total.update(f"{name}:{digest(file, remembered=True)[0]}\n".encode())

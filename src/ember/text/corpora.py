@@ -1,9 +1,10 @@
 """Corpora as lists of documents, with ids, hashes and splits that do not depend on the machine.
 
-Sources: the standard library's sources (long documents), the `pydoc` topics (prose), local text
-files and data sets of the Hugging Face hub. A document's id never holds an absolute path, its split
-follows from the hash of its id, and text that stands in two documents is kept in one of them only,
-so that nothing held out was trained on. For one build of Python the result is always the same.
+Sources: the standard library's and installed packages' source code (long documents), the `pydoc`
+topics (prose), local text files and data sets of the Hugging Face hub. A document's id never holds
+an absolute path, its split follows from the hash of its id, and text that stands in two documents
+is kept in one of them only, so that nothing held out was trained on. For one build of Python, and
+the same versions of packages, the result is always the same.
 """
 
 import glob
@@ -14,6 +15,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from ember.records.errors import EmberError
@@ -60,6 +62,39 @@ def stdlib_sources(max_bytes: int | None = None, seed: int = 0) -> list[Document
         if _in_stdlib(path.relative_to(root).parts)
     }
     return finish("stdlib", texts, max_bytes, seed)
+
+
+def package_sources(
+    packages: Iterable[str], max_bytes: int | None = None, seed: int = 0
+) -> list[Document]:
+    """Source files of installed distributions, tests left out.
+
+    Raises `BadCorpus` naming one that is not installed.
+    """
+    texts = {
+        f"packages/{file.as_posix()}": Path(file.locate()).read_text("utf-8", "replace")
+        for package in packages
+        for file in installed(package).files
+        if file.suffix == ".py" and not TEST_FOLDERS.intersection(file.parts)
+    }
+    return finish("packages", texts, max_bytes, seed)
+
+
+def installed(package: str) -> Distribution:
+    """An installed distribution that lists its files. Raises `BadCorpus`."""
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        raise BadCorpus(
+            f"the package {package!r} is not installed.\n"
+            f"Install it (pip install {package}), or take it out of the corpus's packages."
+        ) from None
+    if found.files is None:
+        raise BadCorpus(
+            f"the package {package!r} was installed without a list of its files.\n"
+            "Install it with pip, or take it out of the corpus's packages."
+        )
+    return found
 
 
 def pydoc_topics(max_bytes: int | None = None, seed: int = 0) -> list[Document]:
@@ -117,8 +152,8 @@ def hub_dataset(
     except ImportError:
         raise BadCorpus(
             f"the data set {hub_id!r} needs the package `datasets`, which is not installed.\n"
-            "Install it (pip install 'ember[peers]'), or choose a corpus of source stdlib, pydoc "
-            "or files."
+            "Install it (pip install 'ember[peers]'), or choose a corpus of source stdlib, "
+            "packages, pydoc or files."
         ) from None
     texts: dict[str, str] = {}
     size = 0
@@ -144,7 +179,7 @@ def hub_dataset(
             f"the data set {hub_id!r} (name {name!r}, split {split!r}) cannot be read: "
             f"{type(error).__name__}: {error}\n"
             "Check id, name, split and network; without a network give hub_id the path of a local "
-            "copy, or choose a corpus of source stdlib, pydoc or files."
+            "copy, or choose a corpus of source stdlib, packages, pydoc or files."
         ) from error
     # The byte limit cut the stream; a seeded choice over it would drop the row that crossed it.
     return finish("hub", texts, None, seed)

@@ -270,7 +270,7 @@ def test_missing_gpu_is_named(corpus, tokenizer_dir, tmp_path, monkeypatch):
 
 
 def test_unknown_source_names_the_known_ones():
-    with pytest.raises(BadCorpus, match="stdlib, pydoc, files or hub"):
+    with pytest.raises(BadCorpus, match="stdlib, packages, pydoc, files or hub"):
         build_corpus({"source": "web"}, seed=0)
 
 

@@ -13,6 +13,8 @@ from ember.studies.c2c.points import Bench
 from ember.studies.c2c.ptq.tables import C2C_SCALES
 from ember.studies.steps import makes
 
+PASSAGES = 50  # more change no digit that is looked at, and each is packed by itself
+
 
 @makes(C2C_SCALES)
 def measure_scales(
@@ -27,14 +29,16 @@ def measure_scales(
     limit: int | None,
     runtime: Mapping,
 ) -> list[dict]:
-    """Rows of C2C_SCALES: the scales of the test split's first batch of passages."""
+    """Rows of C2C_SCALES: the scales of the test split's first `PASSAGES` passages."""
     models = (sharer, receiver, fuser)
     bench = Bench.of(models, questions, "test", "ptq", world_seed, batch_size, limit, runtime)
     source, about = bench.sources[0], {c.name: bench.about[c.name] for c in MEASURED_ON}
     context = context_of(bench.pair, bench.passages())
     rows = []
     for point in points:
-        payloads = channel_of(point, bench.pair.fuser).send(source, context)
+        channel = channel_of(point, bench.pair.fuser)
+        chosen = channel.choose(source, context)[:PASSAGES]
+        payloads = [channel.payload(source, chosen, item) for item in range(len(chosen))]
         for place, layer in enumerate(source.layers):
             for kv in ("keys", "values"):
                 found = [scales_of(getattr(one, kv)[place]) for one in payloads]

@@ -23,7 +23,7 @@ PARTS = {
 
 @reads(loading=LOADING, first_token=FIRST_TOKEN)
 def draw(loading: pd.DataFrame, first_token: pd.DataFrame, scale: str):
-    """Figure and caption from the tables `p1_loading` and `p1_first_token`."""
+    """Figure and caption from the tables `p1_loading` and `first_token`."""
     with style() as plt:
         figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.4), width_ratios=(1.5, 1))
         _loads(left, loading)

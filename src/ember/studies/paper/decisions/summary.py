@@ -1,4 +1,4 @@
-"""Go/no-go rules: tables and thresholds in, verdicts out (DESIGN "Decisions are data")."""
+"""Go/no-go rules: tables and thresholds in, verdicts out."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product

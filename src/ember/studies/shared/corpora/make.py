@@ -18,6 +18,8 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
     match settings["source"]:
         case "stdlib":
             documents = corpora.stdlib_sources(**limits)
+        case "packages":
+            documents = corpora.package_sources(settings["packages"], **limits)
         case "pydoc":
             documents = corpora.pydoc_topics(**limits)
         case "files":
@@ -28,7 +30,7 @@ def build_corpus(settings: dict, *, seed: int) -> list[dict]:
             documents = corpora.hub_dataset(**chosen, **limits)
         case other:
             raise corpora.BadCorpus(
-                f"unknown source {other!r} of a corpus.\nUse stdlib, pydoc, files or hub."
+                f"unknown source {other!r} of a corpus.\nUse stdlib, packages, pydoc, files or hub."
             )
     return [
         {

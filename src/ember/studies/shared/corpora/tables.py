@@ -10,7 +10,7 @@ CORPUS = s.Schema(
     (
         SPLIT,
         s.text("doc", "id of the document, the same on every machine"),
-        s.text("source", "its origin", values=("stdlib", "pydoc", "files", "hub")),
+        s.text("source", "its origin", values=("stdlib", "packages", "pydoc", "files", "hub")),
         s.integer("bytes", "B", "length of the text as UTF-8"),
         s.text("sha256", "hash of the text as UTF-8"),
         s.text("text", "the text"),
