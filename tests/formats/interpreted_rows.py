@@ -10,7 +10,7 @@ from ember.formats import rows_kernel
 from ember.formats.axes import Along
 from ember.formats.base import FormatError
 from ember.formats.registry import FORMATS
-from ember.formats.rows_kernel import halves, quantise_rows
+from ember.formats.rows_kernel import halves, quantise_blocks, quantise_rows
 
 SHAPES = [(5, 64, None), (3, 96, 24), (70, 32, 16), (1, 8, 4), (2, 4100, None), (0, 8, 4)]
 BITS = (2, 4, 8)
@@ -104,6 +104,41 @@ def _in_large_programs(monkeypatch, off: int) -> None:
         return TensorHandle(wrong.view(np.float32), found.dtype)
 
     monkeypatch.setattr(InterpreterBuilder, "create_fdiv", divided)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_nf4_of_every_narrow_number(dtype, monkeypatch):
+    _in_large_programs(monkeypatch, 0)
+    g = torch.Generator().manual_seed(1)
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).float()
+    # The interpreter takes bfloat16's subnormal numbers for others.
+    x = torch.where(x.isfinite() & (x.abs() >= 2.0**-126), x, 0)
+    x = torch.cat([x, x[torch.randperm(2**16, generator=g)], torch.randn(4096, generator=g)])
+    x = x.to(dtype)
+    assert_nf4(torch.where(x.isfinite(), x, 1))
+
+
+def test_nf4_at_its_bounds(monkeypatch):
+    _in_large_programs(monkeypatch, 0)
+    bounds = torch.tensor(rows_kernel._BOUNDS.value)
+    scales = torch.cat([2.0 ** torch.arange(-149, 128), torch.linspace(0.1, 9, 500)])[:, None]
+    near = [torch.nextafter(bounds, torch.tensor(to)) for to in (-2.0, 2.0)]
+    x = torch.cat([bounds, *near, torch.ones(1), torch.zeros(18)]) * scales
+    assert_nf4(x)
+
+
+def assert_nf4(x: torch.Tensor) -> None:
+    format = FORMATS["nf4"]
+    ours, theirs = quantise_blocks(x), format.pack(format.quantise(x))
+    assert ours.shape == theirs.shape
+    assert torch.equal(ours.parts["scales"], theirs.parts["scales"])
+    assert torch.equal(ours.data, theirs.data)
+
+
+def test_nf4_says_which_block_is_no_number():
+    x = torch.zeros(3, 64)
+    x[1, 5], x[2, 7] = float("nan"), -float("inf")
+    assert quantise_blocks(x).parts["scales"].isnan().tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -1,9 +1,10 @@
 """Values quantised and packed, or halved, in one pass over memory (Triton).
 
 Contract. `quantise_rows` gives, bit for bit, what `int2`, `int4` and `int8` give on the CPU for
-float16 scales, packed; `halves` gives float16. Each value is read once and each byte written once;
-the composition of torch's operators reads and writes float32 intermediates a dozen times. A group
-with NaN or infinity gets a scale of NaN: looking for one makes the host wait for the device.
+float16 scales, packed; `quantise_blocks` what `nf4` gives; `halves` gives float16. Each value is
+read once and each byte written once; the composition of torch's operators reads and writes float32
+intermediates a dozen times. A group with NaN or infinity gets a scale of NaN: looking for one makes
+the host wait for the device.
 
 Quotients. To be as fast as memory, a value can have some ten instructions, as many as one division
 takes. So the inverse of a scale is kept as a sum of two float32, good to 2**-44 even where
@@ -18,12 +19,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ember.formats.base import FormatError, Packed, finite
+from ember.formats.nf4 import BLOCK, LEAST, VALUES
 
 MOST_GROUP = 8192  # values: a program holds whole groups
 _VALUES, _WARPS = 4096, 4  # of a program with smaller groups
 _LEAST = tl.constexpr(2.0**-14)  # float16's least normal number, and its greatest
 _GREATEST = tl.constexpr(65504.0)
 _TO_WHOLE = tl.constexpr(12582912.0)  # 1.5 · 2**23: what is added to it ends in its low bits, whole
+_NF4 = torch.tensor(VALUES)
+_BOUNDS = tl.constexpr(tuple(((_NF4[1:] + _NF4[:-1]) / 2).tolist()))  # between codes
+_DIVISOR = tl.constexpr(LEAST)  # of a block of zeros
 
 
 @triton.jit
@@ -116,6 +121,45 @@ def quantise_rows(x: Tensor, bits: int, group: int | None = None, *, check: bool
         finite(x, f"int{bits}")  # says how many values are not
     scales = scales.view(*x.shape[:-1], x.shape[-1] // group)
     return Packed(f"int{bits}", tuple(x.shape), codes, {"scales": scales})
+
+
+@triton.jit
+def _quantise_nf4(
+    x_ptr,  # (blocks, BLOCK)
+    codes_ptr,  # (blocks, BLOCK / 2) uint8
+    scales_ptr,  # (blocks,) float32
+    blocks,
+    BLOCK: tl.constexpr,
+    TAKEN: tl.constexpr,  # blocks of a program
+):
+    block = tl.program_id(0).to(tl.int64) * TAKEN + tl.arange(0, TAKEN)
+    inside, block_of = (block < blocks)[:, None], block[:, None]
+    at = block_of * BLOCK + tl.arange(0, BLOCK)[None, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    amax = tl.reduce(tl.abs(x), 1, _greater)
+    told = tl.where(amax < float("inf"), amax, float("nan"))
+    tl.store(scales_ptr + block, told, mask=block < blocks)
+    divisor = tl.maximum(amax, tl.full((TAKEN,), _DIVISOR, tl.float32))
+    x *= tl.div_rn(tl.full((TAKEN,), 1.0, tl.float32), divisor)[:, None]
+    codes = tl.zeros((TAKEN, BLOCK), tl.int32)
+    for n in tl.static_range(15):
+        codes += (x > _BOUNDS[n]).to(tl.int32)
+    high, low = tl.split(tl.reshape(codes, (TAKEN, BLOCK // 2, 2)))
+    at = block_of * (BLOCK // 2) + tl.arange(0, BLOCK // 2)[None, :]
+    tl.store(codes_ptr + at, ((high << 4) + low).to(tl.uint8), mask=inside)
+
+
+def quantise_blocks(x: Tensor) -> Packed:
+    """x (any shape of whole blocks of 64) as NF4; a block that is not finite has a scale of NaN."""
+    values, blocks = x.contiguous(), x.numel() // BLOCK
+    codes = torch.empty(values.numel() // 2, dtype=torch.uint8, device=x.device)
+    scales = torch.empty(blocks, dtype=torch.float32, device=x.device)
+    taken = _VALUES // BLOCK
+    if blocks:
+        _quantise_nf4[(-(-blocks // taken),)](
+            values, codes, scales, blocks, BLOCK=BLOCK, TAKEN=taken, num_warps=_WARPS
+        )
+    return Packed("nf4", tuple(x.shape), codes, {"scales": scales})
 
 
 @triton.jit
