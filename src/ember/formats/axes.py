@@ -69,12 +69,14 @@ class Along:
             data = _half(x).contiguous().view(-1).view(torch.uint8)
             return Packed(RAW, tuple(x.shape), data, {})
         if x.is_cuda and self.axis in ("token", "group") and self.symmetric and not self.eps:
-            from ember.formats.rows_kernel import quantise_rows, serves
+            from ember.formats.rows_kernel import quantise_blocks, quantise_rows, serves
 
+            # As of FP16, what is not finite is found where the blob is made.
+            if self.scheme == "nf4" and x.numel() % format_named("nf4").block == 0:
+                return quantise_blocks(x)
             rows = x.flatten(-2)
             group, bits = self._shared(rows.shape[-1]), format_named(self.scheme).bits
             if self.scheme.startswith("int") and serves(rows, bits, group):
-                # As of FP16, what is not finite is found where the blob is made.
                 return quantise_rows(rows, bits, group, check=False)
         return format_named(self.scheme).pack(self._quantise(x))
 
@@ -153,5 +155,9 @@ class Along:
 
 
 def _half(x: Tensor) -> Tensor:
+    if x.is_cuda:
+        from ember.formats.rows_kernel import halves
+
+        return halves(x)
     most = torch.finfo(torch.float16).max
-    return x.clamp(-most, most).to(torch.float16)
+    return x.half().clamp(-most, most)  # in x's own dtype the greatest half may not be

@@ -21,7 +21,7 @@ VALUES = (
     *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
     *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
 )
-_LEAST = 1e-38  # a block of zeros is divided by this
+LEAST = 1e-38  # a block of zeros is divided by this
 
 
 def quantise(x: Tensor, *, double: bool = False, block: int = BLOCK) -> Quantised:
@@ -53,7 +53,7 @@ def _quantise(values: Tensor, table: Tensor, block: int) -> tuple[Tensor, Tensor
     """Codes (N,) of the nearest entries, the lower of two as near; and amax of each block."""
     padded = F.pad(values, (0, -len(values) % block)).view(-1, block)
     scales = padded.abs().amax(1) if len(values) else values.new_zeros(0)
-    scaled = (padded * (1.0 / scales.clamp(min=_LEAST))[:, None]).clamp(-1, 1)
+    scaled = (padded * (1.0 / scales.clamp(min=LEAST))[:, None]).clamp(-1, 1)
     codes = torch.bucketize(scaled, (table[1:] + table[:-1]) / 2, out_int32=True)
     return codes.view(-1)[: len(values)].to(torch.uint8), scales
 
