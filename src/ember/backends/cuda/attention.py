@@ -9,8 +9,8 @@ parts by programs of their own, which all start at once; many in one loop, see `
 part's result and log-sum-exp are merged afterwards, in the order of the parts. A row's result
 depends on lengths, the numbers of parts and its place in its group alone, not on other rows.
 
-Heads of any even number of dimensions are read in the order of memory, see `heads`. Keys
-that have left a layer's window are not read, but for those that another row of the group sees.
+Heads of any even number of dimensions are read in the order of memory, see `heads`. Keys that
+have left a layer's window are not read, but for those that another row of the group sees.
 
 Shapes: B rows, R rows of memory, Hq and Hkv heads, G = Hq / Hkv, D head dimension, T tokens of the
 arena, W tokens of a row's own.
@@ -56,7 +56,7 @@ class Cut(NamedTuple):
     warps: int
 
 
-# Two such programs fit on a multiprocessor at least: an H200 runs 256 at once (docs/engine.md).
+# Two such programs of 32 rows of queries fit on a multiprocessor: an H200 runs 256 at once.
 LONG, SHORT, LEAST, PROGRAMS = Cut(64, 3, 4), Cut(32, 3, 4), Cut(16, 2, 4), 256
 
 

@@ -63,46 +63,6 @@ def store_head(lines, tiles, there, D: tl.constexpr, FIRST: tl.constexpr, REST: 
 
 
 @triton.jit
-def _turned(
-    x,
-    lines,
-    there,
-    factor,
-    norm_ptr,
-    cos_ptr,
-    sin_ptr,
-    position,
-    AT: tl.constexpr,
-    SIZE: tl.constexpr,
-    D: tl.constexpr,
-    ROTATED: tl.constexpr,
-    NORM: tl.constexpr,
-    OFFSET: tl.constexpr,
-):
-    """A tile x (…, SIZE), whose columns begin at AT, normed and rotated."""
-    HALF: tl.constexpr = ROTATED // 2
-    dims = AT + tl.arange(0, SIZE)
-    x = x.to(tl.float32)
-    if NORM:
-        x *= _weight(norm_ptr + dims, dims < D, OFFSET)
-    if AT < ROTATED:
-        turns, early = dims < ROTATED, dims < HALF
-        pair = tl.where(early, dims, dims - HALF)
-        partner = tl.where(early, dims + HALF, dims - HALF)
-        y = tl.load(lines + partner, mask=there & turns, other=0.0).to(tl.float32)
-        sign = tl.where(early, -1.0, 1.0)
-        if NORM:
-            sign *= _weight(norm_ptr + partner, turns, OFFSET)
-        turn = position.to(tl.int64) * (D // 2) + pair
-        cos = tl.load(cos_ptr + turn, mask=turns, other=1.0)
-        sin = tl.load(sin_ptr + turn, mask=turns, other=0.0)
-        x = x * cos + y * sign * sin
-    if NORM:
-        x *= factor
-    return x.to(lines.dtype.element_ty)
-
-
-@triton.jit
 def _weight(places, there, OFFSET: tl.constexpr):
     weight = tl.load(places, mask=there, other=0.0).to(tl.float32)
     if OFFSET:
@@ -128,21 +88,34 @@ def turned_head(
 ):
     """As `load_head`; with an RMSNorm where NORM, and rotated to `position` (…, 1)."""
     tiles = load_head(lines, there, D, FIRST, REST)
-    factor = 1.0
     if NORM:
         squares = 0.0
         for n in tl.static_range(len(tiles)):
             x = tiles[n].to(tl.float32)
             squares += tl.sum(x * x, -1, keep_dims=True)
         factor = tl.rsqrt(squares / D + eps)
+    HALF: tl.constexpr = ROTATED // 2
     found = ()
     for n in tl.static_range(len(tiles)):
-        found = found + (
-            _turned(
-                *(tiles[n], lines, there, factor, norm_ptr, cos_ptr, sin_ptr, position),
-                *(n * FIRST, FIRST if n == 0 else REST, D, ROTATED, NORM, OFFSET),
-            ),
-        )
+        dims = n * FIRST + tl.arange(0, FIRST if n == 0 else REST)
+        x = tiles[n].to(tl.float32)
+        if NORM:
+            x *= _weight(norm_ptr + dims, dims < D, OFFSET)
+        if n * FIRST < ROTATED:
+            turns, early = dims < ROTATED, dims < HALF
+            pair = tl.where(early, dims, dims - HALF)
+            partner = tl.where(early, dims + HALF, dims - HALF)
+            y = tl.load(lines + partner, mask=there & turns, other=0.0).to(tl.float32)
+            sign = tl.where(early, -1.0, 1.0)
+            if NORM:
+                sign *= _weight(norm_ptr + partner, turns, OFFSET)
+            turn = position.to(tl.int64) * (D // 2) + pair
+            cos = tl.load(cos_ptr + turn, mask=turns, other=1.0)
+            sin = tl.load(sin_ptr + turn, mask=turns, other=0.0)
+            x = x * cos + y * sign * sin
+        if NORM:
+            x *= factor
+        found = found + (x.to(lines.dtype.element_ty),)
     return found
 
 
