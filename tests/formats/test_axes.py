@@ -116,3 +116,15 @@ def test_small_magnitudes_are_zero():
     x = torch.tensor([1e-3, -1e-3, 1.0, 0.5]).view(1, 2, 1, 2)
     assert Along("int8", "token").simulate(x)[0, 0].abs().min() > 0
     assert Along("int8", "token", eps=1e-2).simulate(x)[0, 0].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_raw_halves_take_what_is_too_large_for_their_greatest_and_leave_infinity(dtype):
+    x = torch.tensor([1.5, 1e38, -1e38, torch.inf, -torch.inf, torch.nan], dtype=dtype)[
+        :, None, None
+    ]
+    found = Along().simulate(x[None])[0].flatten()
+    assert found[:5].tolist() == [1.5, 65504, -65504, torch.inf, -torch.inf]
+    assert found[5].isnan()
+    sent = Along().pack(x).data.view(torch.float16)
+    assert torch.equal(sent[:5].float(), found[:5])

@@ -159,5 +159,6 @@ def _half(x: Tensor) -> Tensor:
         from ember.formats.rows_kernel import halves
 
         return halves(x)
-    most = torch.finfo(torch.float16).max
-    return x.half().clamp(-most, most)  # in x's own dtype the greatest half may not be
+    half, most = x.half(), torch.finfo(torch.float16).max
+    # In x's own dtype the greatest half may not be. Infinity stays, and the blob is refused.
+    return torch.where(x.isinf(), half, half.clamp(-most, most))

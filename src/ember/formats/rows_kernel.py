@@ -166,12 +166,12 @@ def quantise_blocks(x: Tensor) -> Packed:
 def _halve(x_ptr, halves_ptr, count, TAKEN: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * TAKEN + tl.arange(0, TAKEN)
     x = tl.load(x_ptr + at, mask=at < count).to(tl.float32)
-    x = tl.clamp(x, -_GREATEST, _GREATEST, propagate_nan=tl.PropagateNan.ALL)
+    x = tl.where(tl.abs(x) < float("inf"), tl.clamp(x, -_GREATEST, _GREATEST), x)
     tl.store(halves_ptr + at, x.to(tl.float16), mask=at < count)
 
 
 def halves(x: Tensor) -> Tensor:
-    """x in float16, what is greater than its greatest number taken for it."""
+    """x in float16; a number beyond float16's greatest is taken for it, infinity stays."""
     values = x.contiguous()
     found = torch.empty_like(values, dtype=torch.float16)
     count = values.numel()
