@@ -98,7 +98,9 @@ def test_packages_are_those_that_are_named_without_their_tests(tmp_path, monkeyp
         if recorded:
             (about / "RECORD").write_text("".join(f"{file},,\n" for file in files))
 
-    lay("first"), lay("second"), lay("unlisted", recorded=False)
+    for name in ("first", "second"):
+        lay(name)
+    lay("unlisted", recorded=False)
     monkeypatch.syspath_prepend(tmp_path)
     found = package_sources(["first", "second"])
     assert [doc.doc_id for doc in found] == [
@@ -110,6 +112,9 @@ def test_packages_are_those_that_are_named_without_their_tests(tmp_path, monkeyp
         package_sources(["first", "third"])
     with pytest.raises(BadCorpus, match="'unlisted' was installed without a list"):
         package_sources(["unlisted"])
+    (tmp_path / "second" / "core.py").unlink()
+    with pytest.raises(BadCorpus, match=r"second/core\.py cannot be read"):
+        package_sources(["first", "second"])
 
 
 def test_every_split_has_text_of_about_the_asked_share(small_stdlib):

@@ -16,10 +16,10 @@ def content_sha256(settings: Mapping) -> str | None:
     one that is made from none of these. A large file is read once: `digest` remembers it by size
     and times. Raises `BadCorpus` where a file cannot be read or a package is not installed.
     """
-    total, found = hashlib.sha256(), _files(settings)
     if settings["source"] == "packages":
         versions = [f"{name}=={installed(name).version}" for name in settings["packages"]]
         return hashlib.sha256("\n".join(versions).encode()).hexdigest()
+    total, found = hashlib.sha256(), _files(settings)
     try:
         for file, name in found:
             total.update(f"{name}:{digest(file, remembered=True)[0]}\n".encode())

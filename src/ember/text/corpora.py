@@ -57,7 +57,7 @@ def stdlib_sources(max_bytes: int | None = None, seed: int = 0) -> list[Document
     """Source files of the running Python's standard library, tests left out."""
     root = Path(sysconfig.get_path("stdlib"))
     texts = {
-        f"stdlib/{path.relative_to(root).as_posix()}": path.read_text("utf-8", "replace")
+        f"stdlib/{path.relative_to(root).as_posix()}": _read_text(path, "replace")
         for path in sorted(root.rglob("*.py"))
         if _in_stdlib(path.relative_to(root).parts)
     }
@@ -69,10 +69,10 @@ def package_sources(
 ) -> list[Document]:
     """Source files of installed distributions, tests left out.
 
-    Raises `BadCorpus` naming one that is not installed.
+    Raises `BadCorpus` naming one that is not installed, or a file of it that cannot be read.
     """
     texts = {
-        f"packages/{file.as_posix()}": Path(file.locate()).read_text("utf-8", "replace")
+        f"packages/{file.as_posix()}": _read_text(Path(file.locate()), "replace")
         for package in packages
         for file in installed(package).files
         if file.suffix == ".py" and not TEST_FOLDERS.intersection(file.parts)
@@ -310,9 +310,9 @@ def _fixed_part(pattern: Path) -> Path:
     return Path(*parts)
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, errors: str = "strict") -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise BadCorpus(
             f"{path} is not UTF-8 text (byte {error.start}).\n"
@@ -320,7 +320,7 @@ def _read_text(path: Path) -> str:
         ) from None
     except OSError as error:
         raise BadCorpus(
-            f"{path} cannot be read: {error.strerror}.\nCorrect the corpus's paths or the file."
+            f"{path} cannot be read: {error.strerror}.\nCorrect the corpus's settings or the file."
         ) from None
 
 
