@@ -51,6 +51,7 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_what_peft_writes_gives_its_logits(option, tmp_path):
     decoder = wild()
+    torch.manual_seed(5)  # PEFT draws A: how far roundings take the logits apart depends on it
     settings = {"r": 4, "lora_alpha": 6, "target_modules": list(ATTENTION)} | OPTIONS[option]
     model = peft.get_peft_model(peer_of(decoder, tmp_path), peft.LoraConfig(**settings)).eval()
     generator = torch.Generator().manual_seed(5)
