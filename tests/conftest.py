@@ -38,6 +38,12 @@ def _turn(item) -> int:
     return SLOW if slow else QUICK
 
 
+def pytest_runtest_setup(item):
+    """What a test draws without a seed of its own does not depend on the tests before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
+
+
 @pytest.fixture
 def interpreted(request) -> subprocess.CompletedProcess:
     """What a file of tests gave under Triton's interpreter."""
