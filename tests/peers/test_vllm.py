@@ -69,6 +69,7 @@ class LLM:
             room = self.given["max_model_len"] - len(prompt["prompt_token_ids"])
             assert sampling_params.ignore_eos
             assert not sampling_params.detokenize
+            assert sampling_params.n == 1 or sampling_params.temperature > 0
             assert sampling_params.max_tokens <= room
             # Sequences, though not always lists.
             outputs = [
@@ -108,6 +109,12 @@ def test_candidates_come_by_prompt_with_the_prefix_cache_on():
         "load_format": "dummy",
         "enable_prefix_caching": True,
     }
+
+
+@pytest.mark.usefixtures("vllm")
+def test_greedy_candidates_are_requests_of_their_own():
+    _, run, _ = ask(SETUP | {"arguments": {}}, REQUEST | {"temperature": 0.0})
+    assert run["tokens"] == [[[0] * 3, [0] * 3]] * 2
 
 
 @pytest.mark.usefixtures("vllm")

@@ -29,16 +29,19 @@ def load(setup):
     )
 
     def generate(prompts, candidates, new_tokens, temperature):
+        # vLLM refuses several greedy candidates of one request.
+        requests = 1 if temperature else candidates
         sampling = SamplingParams(
-            n=candidates,
+            n=candidates // requests,
             temperature=temperature,
             max_tokens=new_tokens,
             ignore_eos=True,
             detokenize=False,
         )
-        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts for _ in range(requests)]
         found = engine.generate(asked, sampling, use_tqdm=False)
-        return [[list(one.token_ids) for one in request.outputs] for request in found]
+        tokens = [list(one.token_ids) for request in found for one in request.outputs]
+        return [tokens[n : n + candidates] for n in range(0, len(tokens), candidates)]
 
     return generate, {
         "versions": {"vllm": vllm.__version__},
