@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ember.backends.cuda import packed
 from ember.backends.packing import PackedDecoder, _stack
+from ember.formats.registry import FORMATS as KINDS
 from ember.model.decoder import ACTIVATION_FUNCTIONS
 from ember.model.packed import PACKED, quantise_decoder
 from tests.backends.steps import backend_of, step_through
@@ -147,6 +148,20 @@ def test_pairs_are_decoded_by_the_instructions_that_the_device_runs():
         np.testing.assert_array_equal(half, values[codes[:, pair]])
 
 
+@pytest.mark.parametrize("format", ["nf4", "int4"])
+def test_codes_are_looked_up_by_the_instructions_that_the_device_runs(format):
+    values = (packed.values_of(format) / 2.0**6).half().numpy()
+    codes = np.random.default_rng(2).integers(16, size=(512, 8), dtype=np.uint32)
+    high_first = KINDS[format].high_first
+    place = np.arange(8) ^ high_first
+    table = packed._words(format, torch.device("cpu"))[0].numpy().view(np.uint32)
+    held = {f"${10 + n}": np.full(512, word, np.uint32) for n, word in enumerate(table)}
+    found = ptx(packed._looked_up(high_first), {"w": words_of(codes[:, place])} | held, 0)
+    for register, pair in (("a0", [0, 2]), ("a1", [1, 3]), ("a2", [4, 6]), ("a3", [5, 7])):
+        half = halves(found[register]).astype(np.uint16).view(np.float16)
+        np.testing.assert_array_equal(half, values[codes[:, pair]])
+
+
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e15])
 def test_x_is_made_ready_by_the_instructions_that_the_device_runs(norm, size):
@@ -252,6 +267,8 @@ def ptx(text: str, held: dict, outputs: int):
             out = np.maximum(x[0], x[1])
         elif operation == "lop3.b32" and sources[3] == "0xEA":
             out = (x[0] & x[1]) | x[2]
+        elif operation == "lop3.b32" and sources[3] == "0xCA":
+            out = (x[0] & x[1]) | (~x[0] & x[2])
         elif operation == "fma.rn.bf16x2" and sources[2] == "z":  # adds -0
             out = each_half(np.multiply, x[0], x[1])
         elif operation == "max.xorsign.abs.bf16x2":
@@ -268,9 +285,11 @@ def ptx(text: str, held: dict, outputs: int):
         elif operation == "prmt.b32":
             parts = [x[n // 4] >> np.uint32(8 * (n % 4)) for n in range(8)]
             both = np.stack(parts) & np.uint32(255)
-            picks = [int(sources[2], 0) >> (4 * n) & 15 for n in range(4)]
-            assert max(picks) < 8  # no sign is spread
-            out = sum(both[pick] << np.uint32(8 * n) for n, pick in enumerate(picks))
+            picks = np.stack([x[2] >> np.uint32(4 * n) & 15 for n in range(4)])
+            bytes_ = np.take_along_axis(both, picks & 7, 0)
+            signs = np.where(bytes_ & 128, 255, 0)
+            bytes_ = np.where(picks & 8, signs, bytes_).astype(np.uint32)
+            out = sum(byte << np.uint32(8 * n) for n, byte in enumerate(bytes_))
         else:
             raise AssertionError(f"unknown instruction {line}")
         held[target] = out.astype(np.uint32)

@@ -50,6 +50,17 @@ def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
     assert found < most, found
 
 
+@pytest.mark.parametrize(("format", "block", "most"), [("nf4", 64, 7.0), ("int4", 32, 7.0)])
+def test_a_weight_that_is_looked_up_costs_few_instructions(format, block, most, tmp_path):
+    sizes = MATVEC | KIND | {"FORMAT": format, "BLOCK": block, "HIGH_FIRST": format == "nf4"}
+    options = {"GATED": False, "ACT": "", "BIAS": False, "PDL": True}
+    types = POINTERS | {"scales_ptr": "*fp32", "table_ptr": "*i32"}
+    text, usage = compiled(packed._packed_matvec, sizes | options, tmp_path / "k.cubin", types)
+    assert "STACK:0" in usage, "numbers are spilled to memory"
+    found = instructions(text) / (sizes["BN"] * sizes["K"] / 64)
+    assert found < most, found
+
+
 @pytest.mark.parametrize(("kind", "out"), [("gated", 320), ("summed", 300), ("plain", 300)])
 def test_tiles_of_float32_fit_in_a_program_s_memory(kind, out, tmp_path):
     asked = {"gated": kind == "gated", "summed": kind == "summed"}

@@ -44,30 +44,37 @@ shr.b32 u, w, 2; and.b32 u, u, 0x1C1C1C1C; lop3.b32 u, w, 0x80808080, u, 0xEA;
 mov.b32 {l, h}, t; cvt.rn.f16x2.e4m3x2 a0, l; cvt.rn.f16x2.e4m3x2 a2, h;
 mov.b32 {l, h}, u; cvt.rn.f16x2.e4m3x2 a1, l; cvt.rn.f16x2.e4m3x2 a3, h;
 """
-# Sixteen codes ($1) times the pairs of x at their places ($2 … $9), summed ($0).
-DOT = tl.constexpr(f"""
-{{
-.reg .b32 w, v, t, u, a0, a1, a2, a3, p;
-.reg .b16 l, h;
-.reg .f32 f, g;
-mov.b64 {{w, v}}, $1;
-{HALVES}
-mul.rn.f16x2 p, a0, $2;
-fma.rn.f16x2 p, a1, $3, p;
-fma.rn.f16x2 p, a2, $4, p;
-fma.rn.f16x2 p, a3, $5, p;
-mov.b32 w, v;
-{HALVES}
-fma.rn.f16x2 p, a0, $6, p;
-fma.rn.f16x2 p, a1, $7, p;
-fma.rn.f16x2 p, a2, $8, p;
-fma.rn.f16x2 p, a3, $9, p;
-mov.b32 {{l, h}}, p;
-cvt.f32.f16 f, l;
-cvt.f32.f16 g, h;
-add.rn.f32 $0, f, g;
-}}
-""")
+
+
+def _looked_up(high_first: bool) -> str:
+    """Those of another format, by a table in $10 … $17 (see `_words`): four codes at a time pick
+    upper and lower bytes from the half of the table in which they are."""
+    even, odd = (1, 0) if high_first else (0, 1)
+    text = "shr.b32 t, w, 3; lop3.b32 t, t, 0x11111111, 0x88888888, 0xEA;"
+    text += "and.b32 s, w, 0x77777777;"
+    for first in (0, 2):
+        if first:
+            text += "shr.b32 t, t, 16; shr.b32 s, s, 16;"
+        text += "prmt.b32 m, 0x8000, 0, t;"  # 255 where a code is 8 or more
+        for name, at in (("u", 10), ("k", 14)):
+            text += f"prmt.b32 {name}, ${at}, ${at + 1}, s; prmt.b32 r, ${at + 2}, ${at + 3}, s;"
+            text += f"lop3.b32 {name}, m, r, {name}, 0xCA;"
+        text += f"prmt.b32 a{first + even}, k, u, 0x6240; prmt.b32 a{first + odd}, k, u, 0x7351;"
+    return text
+
+
+def _dot_of(halves: str) -> str:
+    """Sixteen codes ($1) times the pairs of x at their places ($2 … $9), summed ($0)."""
+    text = "{.reg .b32 w, v, t, u, s, m, r, k, a0, a1, a2, a3, p; .reg .b16 l, h; .reg .f32 f, g;"
+    text += f"mov.b64 {{w, v}}, $1; {halves} mul.rn.f16x2 p, a0, $2;"
+    text += "".join(f"fma.rn.f16x2 p, a{n}, ${2 + n}, p;" for n in range(1, 4))
+    text += f"mov.b32 w, v; {halves}"
+    text += "".join(f"fma.rn.f16x2 p, a{n}, ${6 + n}, p;" for n in range(4))
+    return text + "mov.b32 {l, h}, p; cvt.f32.f16 f, l; cvt.f32.f16 g, h; add.rn.f32 $0, f, g;}"
+
+
+NVFP4_DOT = tl.constexpr(_dot_of(HALVES))
+LOW_DOT, HIGH_DOT = (tl.constexpr(_dot_of(_looked_up(high))) for high in (False, True))
 
 
 def _columns_of_x(norm: bool) -> str:
@@ -244,13 +251,28 @@ def _columns(
 
 
 @triton.jit
-def _dots(longs, x, table_ptr, FORMAT: tl.constexpr, FAST: tl.constexpr):
+def _words_of_table(table_ptr, BW: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.constexpr):
+    """What `_dots` looks codes up in. Lanes take one of two copies: words that are known to be the
+    same for a warp would be moved to where they are needed at each use."""
+    words = ()
+    if FAST and FORMAT != "nvfp4":
+        copy = 8 * (tl.arange(0, BW) & 1)[None, :]
+        for n in tl.static_range(8):
+            words = words + (tl.load(table_ptr + copy + n),)
+    return words
+
+
+@triton.jit
+def _dots(
+    longs, x, words, table_ptr, FORMAT: tl.constexpr, HIGH_FIRST: tl.constexpr, FAST: tl.constexpr
+):  # fmt: skip
     """Of 16 codes in 64 bits (BN, BW): dot products with their x, without scales."""
     if FAST:
+        looked_up: tl.constexpr = HIGH_DOT if HIGH_FIRST else LOW_DOT
         return tl.inline_asm_elementwise(
-            DOT,
-            "=f,l,r,r,r,r,r,r,r,r",
-            [longs, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]],
+            NVFP4_DOT if FORMAT == "nvfp4" else looked_up,
+            "=f,l,r,r,r,r,r,r,r,r" + ("" if FORMAT == "nvfp4" else ",r,r,r,r,r,r,r,r"),
+            (longs,) + x + words,
             dtype=tl.float32,
             is_pure=True,
             pack=1,
@@ -324,6 +346,7 @@ def _packed_matvec(
             up_tiles = up_tiles + (new,)
     if PDL:
         gdc_wait()
+    words = _words_of_table(table_ptr, BW, FORMAT, FAST)
     squares = tl.zeros((1, BW), tl.float32)
     acc = tl.zeros((BN, BW), tl.float32)
     up_acc = tl.zeros((BN, BW), tl.float32)
@@ -333,11 +356,15 @@ def _packed_matvec(
         squares += more
         longs, raw = tiles[0]
         tiles = tiles[1:]
-        acc += _dots(longs, x, table_ptr, FORMAT, FAST) * (_scale(raw, FORMAT) * scale)
+        acc += _dots(longs, x, words, table_ptr, FORMAT, HIGH_FIRST, FAST) * (
+            _scale(raw, FORMAT) * scale
+        )
         if GATED:
             longs, raw = up_tiles[0]
             up_tiles = up_tiles[1:]
-            up_acc += _dots(longs, x, table_ptr, FORMAT, FAST) * (_scale(raw, FORMAT) * scale)
+            up_acc += _dots(longs, x, words, table_ptr, FORMAT, HIGH_FIRST, FAST) * (
+                _scale(raw, FORMAT) * scale
+            )
         if step + AHEAD < STEPS:
             new = _long_tile(step + AHEAD, longs_ptr, scales_ptr, rows, there, K, BW, BLOCK)
             tiles = tiles + (new,)
@@ -570,23 +597,22 @@ class Tiling:
     splits: int = 1
 
 
-# By what is asked, "large" if nothing and programs are enough, "slow" of other formats. Timed on an
-# H200 (tests/gpu/check_packed.py): plans of gated, plain and summed, the last at o's shape alone;
-# tilings but the first of gated, those of summed at o's shape, of gated and large before slabs.
+# By what is asked and the weight's rows, "slow" where numbers are not bfloat16. The fastest on an
+# H200 at Qwen3-4B's shapes (tests/gpu/check_packed.py); summed: of o's time and down's together.
 PLANS = {
     "gated": Plan(rows=2, longs=32, ahead=5, warps=1),
-    "summed": Plan(rows=2, longs=128, ahead=3, warps=4),
+    "summed": Plan(rows=2, longs=128, ahead=2, warps=4),
     "plain": Plan(rows=8, longs=32, ahead=5, warps=1),
-    "large": Plan(rows=8, longs=32, ahead=3, warps=1),
+    "large": Plan(rows=4, longs=32, ahead=2, warps=1),
     "slow": Plan(rows=2, longs=128, ahead=1, warps=4),
 }
 TILES = {  # of up to 16 rows of x, and of more: rows of the weight, words, ahead, warps, slabs
-    "gated": ((16, 16, 3, 4, 4), (64, 16, 4, 4, 1)),
-    "summed": ((32, 16, 2, 2, 2), (64, 16, 4, 4, 1)),
+    "gated": ((16, 32, 3, 2, 2), (64, 16, 4, 4, 1)),
+    "summed": ((128, 16, 3, 4, 1), (128, 16, 3, 4, 1)),
     "plain": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
-    "large": ((128, 16, 3, 4, 1), (128, 16, 4, 4, 1)),
+    "large": ((32, 16, 3, 2, 2), (128, 16, 3, 4, 1)),
 }
-LARGE = 65536  # rows of a weight
+NARROW, LARGE = 4096, 16384  # rows of a weight
 FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
 PROGRAMS = 528  # that keep the device busy: four of a multiprocessor each
 MOST_BATCH = 64  # rows of x of one program
@@ -595,7 +621,7 @@ MOST_ROWS = 128
 
 def plan_of(out: int, *, gated: bool, summed: bool) -> Plan:
     """How a product of one row is cut."""
-    return PLANS[_kind_of(out, gated, summed)]
+    return PLANS[_kind_of(out, gated, summed or out < NARROW)]
 
 
 def tiling_of(
@@ -657,13 +683,15 @@ def matvec(
 ) -> Tensor:
     """out (1, N) = x (1, K) · weightᵀ; see `products.matvec`."""
     n, k = out.shape[1], weight.shape[1]
-    codes, *others = _operands(weight)
-    fast = weight.format == "nvfp4" and has_fp8(x.device)
+    fast = has_fp8(x.device)
     fast = fast and {x.dtype, x.dtype if norm is None else norm.dtype} == {torch.bfloat16}
+    codes, scales, overall, table = _operands(weight)
+    if fast:
+        table = _words(weight.format, x.device)
     if plan is None:
         plan = plan_of(n, gated=gated, summed=summed) if fast else PLANS["slow"]
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
-        *(x, codes.view(torch.int64), *others, out),
+        *(x, codes.view(torch.int64), scales, overall, table, out),
         *(x if norm is None else norm, out if residual is None else residual),
         *(x if bias is None else bias, n, *_ends(weight), eps),
         K=k,
@@ -779,3 +807,12 @@ def _kind(weight: PackedMatrix) -> dict:
 @functools.cache
 def _table(format: str, device: torch.device) -> Tensor:
     return values_of(format).to(device)
+
+
+@functools.cache
+def _words(format: str, device: torch.device) -> Tensor:
+    """(2, 8) int32, twice the same: of the 16 values in float16, 2**6 too small as `HALVES` are,
+    the upper bytes in four words, then the lower ones."""
+    halves = (values_of(format) / 2**6).half()
+    words = halves.view(torch.uint8).view(16, 2).flip(1).T.contiguous().view(torch.int32)
+    return words.flatten().repeat(2, 1).to(device)
