@@ -10,6 +10,7 @@ from ember.config.shared import (
     Framework,
     Named,
     Positive,
+    Repeats,
     Size,
     Some,
     Strict,
@@ -60,6 +61,9 @@ class Gate(Strict):
 class Latency(Timed):
     """S-0: time per token of single streams."""
 
+    eager_repeats: Repeats = Field(
+        2, description="runs a point on the eager decoder, each one period longer than `skip`"
+    )
     prefill: Count = Field(description="tokens that are fed at once")
     tokens: Count = Field(description="tokens of the stream")
     peak: Count = Field(description="peak of the methods that are timed")

@@ -7,6 +7,7 @@ import torch
 
 from ember.model.checkpoint import save_decoder
 from ember.studies.shared.corpora.tables import CORPUS
+from ember.studies.streaming.diagnose.measure import time_tokens
 from ember.studies.streaming.quality.measure import measure_quality
 from ember.studies.streaming.sinks.measure import measure_sinks
 from ember.studies.streaming.sinks.summary import judge_sinks
@@ -146,3 +147,33 @@ def test_points_of_a_method(model):
     lazy = next(row for row in rows if row["method"] == "lazy_prune")
     assert lazy["visible_max"] == 24
     assert lazy["drop_sizes"] == [8] * 9
+
+
+def test_each_point_is_timed_on_its_path(model):
+    at = {"peak": 24, "compression_interval": 8}
+    points = (("lazy_prune", 4), ("lazy_prune", 8), ("slack", 8), ("tova", 8))
+    specs = [{"name": name, **at, "compression_interval": r} for name, r in points]
+    specs[2]["slack"] = 4
+    latency = {"prefill": 24, "tokens": 60, "skip": 4, "warmup": 1, "repeats": 3}
+    rows = time_tokens(
+        model=model,
+        long=corpus(),
+        specs=specs,
+        latency=latency | {"eager_repeats": 2},
+        corpus="long",
+        runtime=RUNTIME,
+    )
+    found = {}
+    for row in rows:
+        found.setdefault((row["method"], row["compression_interval"], row["path"]), []).append(row)
+    assert {key: len(some) for key, some in found.items()} == {
+        ("lazy_prune", 4, "compiled"): 3,
+        ("lazy_prune", 8, "compiled"): 3,
+        ("slack", 8, "compiled"): 3,
+        ("lazy_prune", 8, "eager"): 2,  # beside what has no other path with that period
+        ("tova", 8, "eager"): 2,
+    }
+    assert {key[0] for key, [one, *_] in found.items() if one["no_fast_path"]} == {"tova"}
+    [quick, *_], [slow, *_] = (found["lazy_prune", 8, path] for path in ("compiled", "eager"))
+    assert (len(quick["token_ms"]), len(slow["token_ms"])) == (60 - 23, 4 + 8)
+    assert slow["drop_steps"] == quick["drop_steps"][:2] == [1, 9]

@@ -125,17 +125,33 @@ def test_without_sinks_no_cliff_is_claimed():
     assert all(row["verdict"].startswith("none: no attention sinks") for row in rows)
 
 
-def latency(**tpot):
-    return [
-        example(
-            STREAMING_LATENCY,
-            point=point.replace("_P", "-P").replace("_R", "-R"),
-            steady_tpot_ms=ms,
-            steady_tpot_ms_min=ms,
-            steady_tpot_ms_max=ms,
+def latency(eager=(), **tpot):
+    """Two runs of eight tokens for each time, a hundredth slower in the second; those of `eager`
+    methods on the eager decoder, where lazy pruning takes ten times as long."""
+    rows = []
+    for name, ms in tpot.items():
+        point = name.replace("_P", "-P").replace("_R", "-R")
+        method, _, period = point.split("-")
+        about = {"point": point, "method": method, "compression_interval": int(period[1:])}
+        reason = "it looks at each key" if method in eager else None
+        paths = (
+            ["eager"] if reason else ["compiled", *(["eager"] if method == "lazy_prune" else [])]
         )
-        for point, ms in tpot.items()
-    ]
+        for path in paths:
+            slow = 10 if path == "eager" and not reason else 1
+            rows += [
+                example(
+                    LATENCY_RUNS,
+                    **about,
+                    path=path,
+                    no_fast_path=reason,
+                    repeat=n,
+                    token_ms=[ms * slow * (1 + n / 100)] * 8,
+                    drop_steps=[],
+                )
+                for n in range(2)
+            ]
+    return summarise_latency(rows, skip=2)
 
 
 TIMES = latency(lazy_prune_P16_R8=1.0, fold_P16_R8=1.01, streaming_llm_P16_R1=1.5)
@@ -153,7 +169,33 @@ def test_success_needs_loss_and_time():
     assert rows["fold-P16-R8"]["verdict"] == "success"
     assert rows["lazy_prune-P16-R8"]["verdict"] == "the reference"
     slow = latency(lazy_prune_P16_R8=1.0, fold_P16_R8=1.3)
-    assert "1.30 ×" in by_point(matrix(gate(), slow))["fold-P16-R8"]["verdict"]
+    said = by_point(matrix(gate(), slow))["fold-P16-R8"]["verdict"]
+    assert said == "removes enough at 1.300 [1.300, 1.300] × the best lazy TPOT"
+
+
+def test_what_has_no_fast_path_is_compared_on_the_eager_one_and_is_no_success():
+    times = latency(("fold",), lazy_prune_P16_R8=1.0, fold_P16_R8=9.0, streaming_llm_P16_R1=1.5)
+    rows = by_point(matrix(gate(), times))
+    fold, lazy = rows["fold-P16-R8"], rows["lazy_prune-P16-R8"]
+    assert (lazy["path"], lazy["tpot_ratio"]) == ("compiled", 1.0)
+    assert fold["path"] == "eager"
+    assert fold["tpot_ratio"] == fold["period_ratio"] == pytest.approx(0.9)
+    assert fold["verdict"].startswith("removes enough; no fast path, at 0.900")
+    found = decided(times=times)
+    assert "0.900 [0.900, 0.900] × lazy pruning's, eager" in found["streaming_fold"]["detail"]
+
+
+def test_ratios_are_paired_by_repeat():
+    def row(point, n, ms, path="compiled"):
+        method, _, period = point.split("-")
+        about = {"method": method, "compression_interval": int(period[1:])}
+        return example(LATENCY_RUNS, point=point, path=path, repeat=n, token_ms=[ms] * 4, **about)
+
+    lazy, fold = "lazy_prune-P16-R8", "fold-P16-R4"
+    rows = [row(point, n, ms) for n in range(3) for point, ms in ((lazy, n + 1), (fold, 2 * n + 2))]
+    found = by_point(summarise_latency(rows, skip=1))[fold]
+    assert [found[f"tpot_ratio{end}"] for end in ("", "_low", "_high")] == [2, 2, 2]
+    assert found["period_ratio"] is None, "no lazy pruning with its period"
 
 
 def test_verdicts_say_what_lacks():
@@ -171,6 +213,9 @@ def test_verdicts_say_what_lacks():
     assert verdict(row | {"lazy_delta": 0.1, "removed": None}, BARS).startswith("nothing")
     assert verdict(row | {"compression_interval": 4}, BARS) == "not asked: period below 8"
     good = row | {"removed": 0.8, "saved_low": 0.1, "tpot_ratio": None}
+    noisy = {"tpot_ratio": 1.0, "tpot_ratio_low": 0.9, "tpot_ratio_high": 1.1}
+    said = verdict(good | noisy | {"no_fast_path": None}, BARS)
+    assert said == "removes enough at 1.000 [0.900, 1.100] × the best lazy TPOT"
     assert verdict(good, BARS) == "removes enough; not timed"
 
 
@@ -213,11 +258,21 @@ def test_the_front_is_what_nothing_beats():
         for point, change in (("a", 0.0), ("b", 0.1), ("c", 0.2), ("untimed", 0.0))
     ]
     times = [
-        example(STREAMING_LATENCY, point=point, steady_tpot_ms=ms)
-        for point, ms in (("a", 2.0), ("b", 1.0), ("c", 1.5))
+        example(STREAMING_LATENCY, point=point, path=path, steady_tpot_ms=ms)
+        for point, path, ms in (
+            ("a", "compiled", 2.0),
+            ("b", "compiled", 1.0),
+            ("c", "compiled", 1.5),
+            ("c", "eager", 15.0),
+        )
     ]
     found = find_front(quality, times)
-    assert {row["point"]: row["on_front"] for row in found} == {"a": True, "b": True, "c": False}
+    assert {(row["point"], row["path"]): row["on_front"] for row in found} == {
+        ("a", "compiled"): True,
+        ("b", "compiled"): True,
+        ("c", "compiled"): False,
+        ("c", "eager"): True,  # alone there
+    }
 
 
 @pytest.mark.parametrize(
@@ -248,7 +303,8 @@ def test_the_programmes_points_say_whether_the_bar_is_held():
     assert row["verdict"] == "not held"
     assert row["ppl_change"] == pytest.approx(np.expm1(0.2), abs=0.02)
     assert row["ppl_change_low"] > row["bar"] == 0.05
-    assert (row["max_drop"], row["max_drop_binds"], row["steady_tpot_ms"]) == (None, False, 1.0)
+    assert (row["max_drop"], row["max_drop_binds"], row["path"]) == (None, False, "compiled")
+    assert row["steady_tpot_ms"] == pytest.approx(1.005)
     [row] = programme(["lazy_prune-P16-R8"], max_ppl_long=0.5)
     assert row["verdict"] == "held"
 

@@ -8,6 +8,7 @@ from ember.studies.rows import grouped, records
 from ember.studies.steps import makes
 from ember.studies.streaming.cause.tables import STREAMING_CAUSE
 from ember.studies.streaming.decisions.tables import STREAMING_DECISIONS
+from ember.studies.streaming.matrix.summary import said_ratio
 from ember.studies.streaming.matrix.tables import (
     STREAMING_LEDGER,
     STREAMING_MATRIX,
@@ -107,11 +108,11 @@ def _control(matrix: Rows, bars: Mapping) -> Iterator[tuple]:
     for (corpus,), rows in grouped(asked, "corpus").items():
         best = max(rows, key=lambda row: (row["verdict"] == "success", row["removed"]))
         ends = best["removed"], *(best[f"saved_{e}"] / best["lazy_delta"] for e in ("low", "high"))
-        tpot = best["tpot_ratio"]
+        timed = best["tpot_ratio"] is not None
+        tpot = f"{said_ratio(best, 'tpot_ratio')}, {best['path']}" if timed else "not measured"
         detail = (
             f"share of lazy pruning's loss removed, the best of {len(rows)} points with R of "
-            f"{bars['interval']} or more; TPOT over the best lazy one "
-            f"{'not measured' if tpot is None else f'{tpot:.2f}'}"
+            f"{bars['interval']} or more; TPOT over the best lazy one {tpot}"
         )
         subject = f"{best['point']}, {corpus}"
         yield "streaming_control", subject, *ends, bars["min_removed"], best["verdict"], detail
@@ -133,13 +134,10 @@ def _programme(programme: Rows) -> Iterator[tuple]:
 
 def _folding(matrix: Rows, bars: Mapping) -> Iterator[tuple]:
     """S-1.6: what folding removes, and at which time beside lazy pruning with the same period."""
-    times = {(row["corpus"], row["point"]): row["tpot_ratio"] for row in matrix}
     for row in matrix:
         if row["method"] != "fold" or row["corpus"] != "long" or row["removed"] is None:
             continue
-        lazy = f"lazy_prune-P{row['peak']}-R{row['compression_interval']}"
-        own, theirs = row["tpot_ratio"], times.get(("long", lazy))
-        ratio = own / theirs if own and theirs else None
+        ratio = row["period_ratio"]
         low, high = (row[f"saved_{end}"] / row["lazy_delta"] for end in ("low", "high"))
         if high < bars["min_folded"]:
             verdict = f"falls short by {bars['min_folded'] - row['removed']:.0%}"
@@ -148,9 +146,13 @@ def _folding(matrix: Rows, bars: Mapping) -> Iterator[tuple]:
         elif row["removed"] < bars["min_folded"]:
             verdict = "undecided: the goal lies within the interval"
         else:
-            slow = ratio is None or ratio > bars["max_fold_ratio"]
+            slow = row["no_fast_path"] or ratio is None or ratio > bars["max_fold_ratio"]
             verdict = "removes enough, but too slow or not timed" if slow else "reached"
-        timed = "not timed" if ratio is None else f"TPOT {ratio:.2f} × lazy pruning's"
+        timed = (
+            "not timed"
+            if ratio is None
+            else f"TPOT {said_ratio(row, 'period_ratio')} × lazy pruning's, {row['path']}"
+        )
         detail = f"share of lazy pruning's loss removed; {timed}, {bars['max_fold_ratio']:g} asked"
         ends = row["removed"], low, high
         yield "streaming_fold", row["point"], *ends, bars["min_folded"], verdict, detail
@@ -178,7 +180,11 @@ def _snapkv(matrix: Rows, points: Points, bars: Mapping) -> Iterator[tuple]:
         value, low, high = points.bounds(points.difference(*pair, peak).mean(1))
         margin, timed = bars["margin"], rival["tpot_ratio"] is not None
         verdict = "no worse" if high <= margin else "worse" if low > margin else "undecided"
-        ratio = f"{_ratio(best, rival):.2f} × its TPOT" if timed else "not timed"
+        ratio = (
+            f"{_ratio(best, rival):.2f} × its TPOT, each over lazy pruning's on its path"
+            if timed
+            else "not timed"
+        )
         detail = (
             f"nats a token above {rival['point']}'s, {ratio}; the best of {len(ours)} that are no "
             f"slower, n = {best['streams']} streams; {margin:g} nats count as none"
@@ -188,7 +194,8 @@ def _snapkv(matrix: Rows, points: Points, bars: Mapping) -> Iterator[tuple]:
 
 
 def _ratio(row: Mapping, rival: Mapping) -> float:
-    """TPOT over the rival's; where the rival was not timed, all count as equal."""
+    """TPOT over the rival's, each over lazy pruning's on its path, which may not be the same one;
+    where the rival was not timed, all count as equal."""
     if rival["tpot_ratio"] is None:
         return 1.0
     own = row["tpot_ratio"]

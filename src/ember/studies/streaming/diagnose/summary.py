@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ember.measure.statistics import percentile
-from ember.studies.rows import grouped, records
+from ember.studies.rows import grouped, records, with_ends
 from ember.studies.steps import makes
 from ember.studies.streaming.diagnose.tables import LATENCY_RUNS, STREAMING_LATENCY
 
@@ -13,7 +13,37 @@ from ember.studies.streaming.diagnose.tables import LATENCY_RUNS, STREAMING_LATE
 @makes(STREAMING_LATENCY)
 def summarise_latency(runs, *, skip: int) -> list[dict]:
     """Rows of STREAMING_LATENCY; the steady state leaves out the first `skip` tokens."""
-    return [_summary(rows, skip) for rows in grouped(records(runs, LATENCY_RUNS), "point").values()]
+    groups = grouped(records(runs, LATENCY_RUNS), "point", "path")
+    tpots = {
+        key: {row["repeat"]: float(np.mean(row["token_ms"][skip:])) for row in rows}
+        for key, rows in groups.items()
+    }
+    found = []
+    for (point, path), rows in groups.items():
+        lazy = {
+            other[0]["compression_interval"]: tpots[key]
+            for key, other in groups.items()
+            if key[1] == path and other[0]["method"] == "lazy_prune"
+        }
+        best = min(lazy.values(), key=lambda one: np.median([*one.values()]), default={})
+        same = lazy.get(rows[0]["compression_interval"], {})
+        own = tpots[point, path]
+        ratios = {**_over("tpot_ratio", own, best), **_over("period_ratio", own, same)}
+        found.append(_summary(rows, skip) | ratios)
+    return found
+
+
+def by_point(latency) -> dict[str, dict]:
+    """Rows of STREAMING_LATENCY by point, on the fast path where the point has one."""
+    rows = records(latency, STREAMING_LATENCY)
+    return {row["point"]: row for row in sorted(rows, key=lambda row: row["path"] != "eager")}
+
+
+def _over(name: str, own: Mapping[int, float], theirs: Mapping[int, float]) -> dict:
+    """Columns of a ratio of times, paired by repeat: median, least and greatest."""
+    ratios = [own[repeat] / theirs[repeat] for repeat in own if repeat in theirs] or [None]
+    middle = None if ratios == [None] else float(np.median(ratios))
+    return with_ends(name, (middle, min(ratios), max(ratios)))
 
 
 def _summary(rows: Sequence[Mapping], skip: int) -> dict:

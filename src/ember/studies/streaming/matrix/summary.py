@@ -7,7 +7,8 @@ import numpy as np
 
 from ember.studies.rows import grouped, records, with_ends
 from ember.studies.steps import makes
-from ember.studies.streaming.diagnose.tables import STREAMING_LATENCY
+from ember.studies.streaming.diagnose.summary import by_point
+from ember.studies.streaming.diagnose.tables import PATH, RATIO, STREAMING_LATENCY
 from ember.studies.streaming.matrix.tables import (
     STREAMING_LEDGER,
     STREAMING_MATRIX,
@@ -17,6 +18,7 @@ from ember.studies.streaming.quality.summary import Points
 from ember.studies.streaming.quality.tables import STREAMING_QUALITY
 
 TAKEN = ("corpus", "point", "method", "peak", "compression_interval", "n_sink", "window")
+TIMED = tuple(column.name for column in (*PATH, *RATIO))
 ABOUT = ("device", "dtype", "model", "weights", "evidence", "status", "reason")
 
 
@@ -27,8 +29,7 @@ def judge_matrix(
     """Rows of STREAMING_MATRIX: every point that has a lazy one of the same peak and period."""
     points = Points(runs, np.random.default_rng(seed), resamples)
     summary = {(row["corpus"], row["point"]): row for row in records(quality, STREAMING_QUALITY)}
-    times = _times(latency)
-    best = min((t for p, t in times.items() if p.startswith("lazy_prune")), default=None)
+    timed = by_point(latency)
     found = []
     for (corpus, point), rows in points.runs.items():
         own, period = summary[corpus, point], rows[0]["compression_interval"]
@@ -51,7 +52,7 @@ def judge_matrix(
             "max_drop_binds": own["method"] in ("max_drop", "refresh")
             and "max_drop=" in point
             and max(rows[0]["drop_sizes"]) < period,
-            "tpot_ratio": times[point] / best if best and point in times else None,
+            **{name: timed.get(point, {}).get(name) for name in TIMED},
             "programme_bar": own["ppl_change"] <= bars[f"max_ppl_{corpus}"],
         }
         found.append(row | {"verdict": verdict(row, bars)})
@@ -76,9 +77,17 @@ def verdict(row: Mapping, bars: Mapping) -> str:
         )
     if row["tpot_ratio"] is None:
         return "removes enough; not timed"
-    if row["tpot_ratio"] > bars["max_tpot_ratio"]:
-        return f"removes enough at {row['tpot_ratio']:.2f} × the best lazy TPOT"
+    time = f"{said_ratio(row, 'tpot_ratio')} × the best lazy TPOT"
+    if row["no_fast_path"] is not None:
+        return f"removes enough; no fast path, at {time} on the eager one"
+    if row["tpot_ratio_high"] > bars["max_tpot_ratio"]:
+        return f"removes enough at {time}"
     return "success"
+
+
+def said_ratio(row: Mapping, name: str) -> str:
+    """A ratio of times with its range over repeats."""
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
 
 
 @makes(STREAMING_PROGRAMME)
@@ -86,7 +95,7 @@ def list_programme(
     quality, latency, *, points: Sequence[str], programme: Mapping, bars: Mapping
 ) -> list[dict]:
     """Rows of STREAMING_PROGRAMME, for the points of these ids."""
-    times, found = _times(latency), []
+    timed, found = by_point(latency), []
     for row in records(quality, STREAMING_QUALITY):
         if row["point"] not in points:
             continue
@@ -104,7 +113,10 @@ def list_programme(
                 "ppl_change_high": high,
                 "bar": bar,
                 "verdict": held,
-                "steady_tpot_ms": times.get(row["point"]),
+                **{
+                    name: timed.get(row["point"], {}).get(name)
+                    for name in ("path", "steady_tpot_ms")
+                },
             }
         )
     return found
@@ -113,16 +125,18 @@ def list_programme(
 @makes(STREAMING_LEDGER)
 def keep_ledger(matrix, latency, *, noise: float) -> list[dict]:
     """Rows of STREAMING_LEDGER: a direction is a method, its changes the points measured."""
-    timed = {row["point"]: row for row in records(latency, STREAMING_LATENCY)}
     # Runs of one point differ, too: what is within their range is noise.
-    spreads = [row["steady_tpot_ms_max"] / row["steady_tpot_ms_min"] - 1 for row in timed.values()]
+    spreads = [
+        row["steady_tpot_ms_max"] / row["steady_tpot_ms_min"] - 1
+        for row in records(latency, STREAMING_LATENCY)
+    ]
     noise = max(noise, float(np.median(spreads)) if spreads else noise)
     found = []
     rows = [row for row in records(matrix, STREAMING_MATRIX) if row["corpus"] == "long"]
     for (method,), changes in grouped(rows, "method").items():
         if method == "lazy_prune":
             continue
-        ratios = [_ratio(row, timed) for row in changes]
+        ratios = [row["period_ratio"] for row in changes]
         gains = [
             row["saved_low"] > 0 or (ratio is not None and ratio < 1 - noise)
             for row, ratio in zip(changes, ratios, strict=True)
@@ -146,14 +160,3 @@ def keep_ledger(matrix, latency, *, noise: float) -> list[dict]:
             }
         )
     return found
-
-
-def _times(latency) -> dict[str, float]:
-    return {row["point"]: row["steady_tpot_ms"] for row in records(latency, STREAMING_LATENCY)}
-
-
-def _ratio(row: Mapping, timed: Mapping) -> float | None:
-    lazy = f"lazy_prune-P{row['peak']}-R{row['compression_interval']}"
-    if row["point"] not in timed or lazy not in timed:
-        return None
-    return timed[row["point"]]["steady_tpot_ms"] / timed[lazy]["steady_tpot_ms"]

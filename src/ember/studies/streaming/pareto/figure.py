@@ -15,23 +15,27 @@ def draw(pareto: pd.DataFrame, scale: str):
         figure, panels = plt.subplots(1, 2, figsize=(PAGE, 3.4), sharey=True)
         for axes, corpus, letter in zip(panels, ("long", "short"), "ab", strict=True):
             rows = pareto[pareto["corpus"] == corpus]
+            eager = rows["path"] == "eager"
             for index, method in enumerate(methods):
-                some = rows[rows["method"] == method]
                 looks = {
                     "color": COLOURS[index % 7],
                     "marker": MARKERS[(index + index // 7) % 7],
                     "linestyle": "none",
                 }
-                x = 100 * some["ppl_change"]
-                axes.plot(x, some["steady_tpot_ms"], **looks, label=method.replace("_", " "))
-            front = rows[rows["on_front"]].sort_values("steady_tpot_ms")
-            axes.plot(
-                100 * front["ppl_change"],
-                front["steady_tpot_ms"],
-                color="#444444",
-                linewidth=0.8,
-                drawstyle="steps-post",
-            )
+                axes.plot([], [], **looks, label=method.replace("_", " "))
+                for slow, fill in ((False, {}), (True, {"markerfacecolor": "none"})):
+                    some = rows[(rows["method"] == method) & (eager == slow)]
+                    axes.plot(100 * some["ppl_change"], some["steady_tpot_ms"], **looks, **fill)
+            for slow in (False, True):
+                front = rows[rows["on_front"] & (eager == slow)].sort_values("steady_tpot_ms")
+                axes.plot(
+                    100 * front["ppl_change"],
+                    front["steady_tpot_ms"],
+                    color="#444444",
+                    linewidth=0.8,
+                    linestyle="--" if slow else "-",
+                    drawstyle="steps-post",
+                )
             if rows["ppl_change"].abs().max() > 0.05:
                 axes.set_xscale("symlog", linthresh=1)
             axes.set_yscale("log")
@@ -46,13 +50,16 @@ def draw(pareto: pd.DataFrame, scale: str):
         panels[0].set_ylabel("steady TPOT (ms)")
         legend_below(figure, panels[0], columns=6)
         front = pareto[(pareto["corpus"] == "long") & pareto["on_front"]]
+        path = min(pareto["path"], key=lambda one: one == "eager")
+        front = front[front["path"] == path]
         found = ", ".join(
             f"{row['point']} ({row['steady_tpot_ms']:.2f} ms, {100 * row['ppl_change']:+.1f} %)"
             for row in front.sort_values("steady_tpot_ms").to_dict("records")
         )
         caption = (
-            "**Time against perplexity.** Steady-state time per token of a single stream on the "
-            "eager decoder, and perplexity above StreamingLLM's (R = 1) at equal peak. Line: what "
-            f"nothing beats in both. On the long corpus: {found}. {basis(pareto, scale)}"
+            "**Time against perplexity.** Steady-state time per token of a single stream, and "
+            "perplexity above StreamingLLM's (R = 1) at equal peak. Filled: fast path; open: eager "
+            "decoder. Lines: what nothing on the same path beats in both. On the long corpus "
+            f"({path}): {found}. {basis(pareto, scale)}"
         )
         return figure, caption
