@@ -94,7 +94,8 @@ def test_float32_at_the_ties_of_many_scales(bits, off, monkeypatch):
 def _in_large_programs(monkeypatch, off: int) -> None:
     """With inverses that are off. Each program takes the interpreter its time, and so does each
     step of a reduction that it does not know."""
-    monkeypatch.setattr(rows_kernel, "_VALUES", 2**17)
+    for values in ("_VALUES", "_OF_WARP"):
+        monkeypatch.setattr(rows_kernel, values, 2**17)
     monkeypatch.setattr(rows_kernel, "_greater", tl.standard._elementwise_max)
     exact = InterpreterBuilder.create_fdiv
 

@@ -22,7 +22,8 @@ from ember.formats.base import FormatError, Packed, finite
 from ember.formats.nf4 import BLOCK, LEAST, VALUES
 
 MOST_GROUP = 8192  # values: a program holds whole groups
-_VALUES, _WARPS = 4096, 4  # of a program with smaller groups
+_VALUES, _WARPS = 4096, 4  # of a program of NF4 or float16
+_OF_WARP = 1024  # values, int2, int4 and int8: groups that warps share take ten times as long
 _LEAST = tl.constexpr(2.0**-14)  # float16's least normal number, and its greatest
 _GREATEST = tl.constexpr(65504.0)
 _TO_WHOLE = tl.constexpr(12582912.0)  # 1.5 · 2**23: what is added to it ends in its low bits, whole
@@ -114,9 +115,9 @@ def quantise_rows(x: Tensor, bits: int, group: int | None = None, *, check: bool
     if groups:
         wide = 1 << (group - 1).bit_length()
         line = min(wide, 512 if bits == 8 else 256)  # what a warp reads and writes in long words
-        taken = max(1, _VALUES // wide)
+        taken, warps = max(1, _OF_WARP // wide), max(1, wide // (2 * _OF_WARP))
         cut = {"BITS": bits, "GROUP": group, "LINES": wide // line, "LINE": line, "TAKEN": taken}
-        _quantise[(-(-groups // taken),)](values, codes, scales, groups, **cut, num_warps=_WARPS)
+        _quantise[(-(-groups // taken),)](values, codes, scales, groups, **cut, num_warps=warps)
     if check and not bool(torch.isfinite(scales).all()):
         finite(x, f"int{bits}")  # says how many values are not
     scales = scales.view(*x.shape[:-1], x.shape[-1] // group)
