@@ -106,9 +106,11 @@ def small_print(tables: Collection, scale: str) -> str:
 
     said = [" and ".join(found("evidence"))]
     said += [f"{' and '.join(kinds)} weights" for kinds in [found("weights")] if kinds]
+    # Where strata have their own numbers of questions, the figure says them.
+    plain = [] if any("stratum" in table for table in tables) else ["questions"]
     for name, items in (
         ("n", "runs"),
-        *((kind, kind) for kind in ("documents", "streams", "questions")),
+        *((kind, kind) for kind in ("documents", "streams", *plain)),
     ):
         counts = [f"{int(count)}" for count in found(name) if count > 0]
         if counts:

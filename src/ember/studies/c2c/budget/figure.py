@@ -22,7 +22,7 @@ def draw(points: pd.DataFrame, scale: str):
     strata = [one for one in dict.fromkeys(points["stratum"]) if one != "all"] or ["all"]
     with style() as plt:
         figure, panels = plt.subplots(
-            1, len(strata), figsize=(PAGE, 2.9), sharey=True, sharex=True, squeeze=False
+            1, len(strata), figsize=(PAGE, 3.1), sharey=True, sharex=True, squeeze=False
         )
         for axes, stratum, letter in zip(panels[0], strata, "abcdef", strict=False):
             some = points[points["stratum"] == stratum]
@@ -46,16 +46,24 @@ def draw(points: pd.DataFrame, scale: str):
                 where="post",
                 color="#666666",
                 lw=0.8,
-                label="front",
+                label="front, with its share of FP16's bytes",
                 zorder=0,
             )
+            for _, row in front.iterrows():
+                where, share = (
+                    (row["measured_bytes"], row["accuracy_high"]),
+                    100 * row["bytes_share"],
+                )
+                axes.annotate(
+                    f"{share:.2g} %", where, (0, 3), textcoords="offset points", ha="center", size=6
+                )
             axes.set_xscale("log")
             axes.set_xlabel("measured bytes a question")
             panel(
                 axes, f"{letter}  {stratum.replace('_', ' ')}, n = {int(some['questions'].max())}"
             )
         panels[0][0].set_ylabel("accuracy")
-        legend_below(figure, panels[0][0])
+        legend_below(figure, panels[0][0], columns=4)
         main = points[(points["stratum"] == strata[0])]
         full = main[main["point"] == "fp16"].iloc[0]
         small = main[~main["oracle"] & (main["bytes_share"] <= 1 / 8)]

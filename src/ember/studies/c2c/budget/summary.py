@@ -273,8 +273,8 @@ def _difficulty(made: Comparison, target: Sequence[float]) -> dict:
     worlds = ", ".join(f"{one:.3f}" for one in full.by_world())
     question = f"FP16 answers {100 * floor:g} to {100 * ceiling:g} % of {stratum} questions"
     note = (
-        f"accuracy on the development split, by world {worlds}; the knob is "
-        "c2c.fuser.training.steps"
+        f"accuracy on the development split, by world {worlds}; the knobs are "
+        "c2c.fuser.hidden and c2c.fuser.training.steps"
     )
     about = {"point": FULL, "value": accuracy, "low": low, "high": high} | _asked(full)
     return _decision("tripwire", question, said, floor <= accuracy <= ceiling, note) | about

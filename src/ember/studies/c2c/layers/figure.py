@@ -21,12 +21,13 @@ def draw(sensitivity: pd.DataFrame, schedules: pd.DataFrame, points: pd.DataFram
         _losses(left, sensitivity)
         _chosen(middle, schedules)
         _answers(right, main)
-        worst = sensitivity.loc[sensitivity["loss"].idxmax()]
+        losses = sensitivity.groupby(["layer", "scheme"])["loss"].mean()
+        layer, scheme = losses.idxmax()
         caption = (
             "**Mixed precision by layer.** (a) Nats that one of the sharer's layers costs in "
-            "another scheme, all others in FP16, on the development split; range over worlds where "
-            f"there are several. The most: layer {worst['layer']} as {worst['scheme']}, "
-            f"{worst['loss']:.2f} nats. {_readers(sensitivity)} (b) Schedules with the least sum "
+            "another scheme, all others in FP16, on the development split; mean and range over "
+            f"worlds. The most: layer {layer} as {scheme}, {losses.max():.2f} nats. "
+            f"{_readers(sensitivity)} (b) Schedules with the least sum "
             f"of these under a byte budget, world {schedules['world'].iloc[0]}. (c) What schedules "
             f"answer on the test split (n = {int(main['questions'].max())}), with 95 % intervals "
             f"by bootstrap over passages; controls are open. {basis(main, scale)}"
@@ -86,8 +87,9 @@ def _answers(axes, main: pd.DataFrame) -> None:
         axes.annotate(
             row["scheme"],
             (row["bytes_share"], row["accuracy"]),
-            xytext=(3, -8),
+            xytext=(0, 4),
             textcoords="offset points",
+            ha="center",
             fontsize=6,
         )
     for index, kind in enumerate(one for one in KINDS if one in set(main["kind"].dropna())):
@@ -101,4 +103,4 @@ def _answers(axes, main: pd.DataFrame) -> None:
     axes.set_xlabel("measured bytes over FP16's")
     axes.set_ylabel("accuracy")
     axes.legend(fontsize=6)
-    panel(axes, "c")
+    panel(axes, f"c  n = {int(main['questions'].max())}")

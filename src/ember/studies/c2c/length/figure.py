@@ -25,7 +25,7 @@ def draw(points: pd.DataFrame, scale: str):
         full = main[main["point"] == "fp16"].iloc[0]
         axes.axhline(full["accuracy"], color="k", lw=0.8, ls=":", label="FP16, all tokens")
         axes.set_xlabel("share of the instruction's tokens that is sent")
-        axes.set_ylabel("accuracy")
+        axes.set_ylabel(f"accuracy, {int(full['questions']):,} questions")
         axes.set_ylim(bottom=0)
         legend_below(figure, axes, columns=3)
         half = main[main["proportion"] == 0.5].sort_values("accuracy")

@@ -50,7 +50,8 @@ def draw_baselines(baselines: pd.DataFrame, scale: str):
                 series = look(1 if method == "c2c" else 0) | {"linestyle": "none"}
                 axes.errorbar(100 * row["accuracy"], place, xerr=[[below], [above]], **series)
             axes.axvline(100 * rows["chance"].iloc[0], color="#666666", linestyle=":", linewidth=1)
-            axes.set_title(PANELS[stratum], fontsize=7)
+            asked = int(rows["questions"].max())
+            axes.set_title(f"{PANELS[stratum]}\nn = {asked:,}", fontsize=7)
             axes.set_xlim(-4, 104)
             axes.set_xticks([0, 50, 100])
         panels[0][0].set_yticks(places, [METHODS[method] for method in order])

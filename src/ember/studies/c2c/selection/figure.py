@@ -10,7 +10,7 @@ from ember.studies.style import COLUMN, basis, style
 @reads(overlap=C2C_OVERLAP)
 def draw(overlap: pd.DataFrame, scale: str):
     """Figure and caption from the table `c2c_overlap`, means over worlds."""
-    modes = list(dict.fromkeys(overlap["mode"]))
+    modes = sorted(set(overlap["mode"]), key=lambda mode: (mode.endswith("_topk"), mode))
     mean = overlap.groupby(["mode", "other"])["overlap"].mean().unstack().loc[modes, modes]
     share = overlap["proportion"].iloc[0]
     names = [mode.replace("_topk", "").replace("_", " ") for mode in modes]
@@ -29,12 +29,13 @@ def draw(overlap: pd.DataFrame, scale: str):
         figure.colorbar(
             drawn, ax=axes, label=f"share also chosen, {100 * share:g} % each", shrink=0.8
         )
-        apart = overlap[overlap["mode"] != overlap["other"]]
-        most = apart.loc[apart["overlap"].idxmax()]
+        apart = mean.stack()
+        apart = apart[[one != other for one, other in apart.index]]
+        most, other = apart.idxmax()
         caption = (
             f"**Selection overlap** at {100 * share:g} % of the tokens: the share of a row's "
             f"tokens that a column's selector chooses too; by chance {share:g}. The most alike are "
-            f"{most['mode']} and {most['other']} ({most['overlap']:.2f}). Means over "
+            f"{most} and {other} ({apart.max():.2f}). Means over "
             f"{int(overlap['passages'].max())} passages and {overlap['world'].nunique()} world(s). "
             f"{basis(overlap, scale)}"
         )

@@ -29,7 +29,7 @@ def draw(latency: pd.DataFrame, scale: str):
                 first = text.iloc[0]
                 sent = 8 * first["message_bytes"] / even / 1e3
                 at = first["before_ms"] + sent + first["after_ms"]
-                axes.plot([even], [at], "o", color=colour, zorder=3)
+                axes.plot([even], [at], "o", color=colour, mec="white", mew=0.6, zorder=3)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xticks([*TICKS], [*TICKS.values()])
