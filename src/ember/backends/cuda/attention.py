@@ -9,8 +9,8 @@ parts by programs of their own, which all start at once; many in one loop, see `
 part's result and log-sum-exp are merged afterwards, in the order of the parts. A row's result
 depends on lengths, the numbers of parts and its place in its group alone, not on other rows.
 
-Heads of any even number of dimensions are read in the order of memory, see `heads`. Keys that
-have left a layer's window are not read, but for those that another row of the group sees.
+Heads of any even number of dimensions are padded to a power of 2 in a program, not in memory. Keys
+that have left a layer's window are not read, but for those that another row of the group sees.
 
 Shapes: B rows, R rows of memory, Hq and Hkv heads, G = Hq / Hkv, D head dimension, T tokens of the
 arena, W tokens of a row's own.
@@ -28,17 +28,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ember.backends.cuda.group_attention import NEW, attend_groups
-from ember.backends.cuda.heads import (
+from ember.backends.cuda.group_attention import (
+    NEW,
     absorb,
-    head_tiles,
-    load_head,
-    load_tile,
-    repeated,
-    store_head,
-    store_tile,
-    times,
-    turned_head,
+    attend_groups,
+    load_within,
+    normed,
+    pairs,
+    rotated,
+    within,
 )
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
@@ -49,39 +47,15 @@ FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to m
 
 
 class Cut(NamedTuple):
-    """How programs read: `block` keys at a time, `stages` of them on their way."""
+    """How programs read in groups: `block` keys at a time, `stages` of them on their way."""
 
     block: int
     stages: int
     warps: int
 
 
-# Two such programs of 32 rows of queries fit on a multiprocessor: an H200 runs 256 at once.
+# Two such programs fit on a multiprocessor, and 256 are what an H200 runs at once (docs/engine.md).
 LONG, SHORT, LEAST, PROGRAMS = Cut(64, 3, 4), Cut(32, 3, 4), Cut(16, 2, 4), 256
-
-
-@triton.jit
-def _prefetch(ptr, start, stop, D: tl.constexpr):
-    """Asks for the lines start … stop of D numbers to be brought to the L2."""
-    SIZE: tl.constexpr = D * ptr.dtype.element_ty.primitive_bitwidth // 8
-    first = (ptr.to(tl.int64) + start * SIZE) & -16
-    count = (tl.maximum(stop - start, 0) * SIZE) & -16
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred chosen;
-        .reg .u32 thread;
-        mov.u32 thread, %tid.x;
-        setp.eq.u32 chosen, thread, 0;
-        setp.gt.and.s32 chosen, $2, 0, chosen;
-        @chosen cp.async.bulk.prefetch.L2.global [$1], $2;
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,r",
-        [first, count],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -109,14 +83,11 @@ def _attend(
     HKV: tl.constexpr,
     D: tl.constexpr,
     ROTATED: tl.constexpr,  # of the D dimensions of a head, the first ones
-    FIRST: tl.constexpr,
-    REST: tl.constexpr,
+    PAIRS: tl.constexpr,  # a power of 2 no smaller than D / 2
     WINDOW: tl.constexpr,  # keys seen, the new one included; 0: all
     R: tl.constexpr,  # rows of queries, a power of 2
-    FEW: tl.constexpr,  # of them, also a power of 2, which the others repeat
     PER: tl.constexpr,  # candidates of one program
     BLOCK: tl.constexpr,  # keys at a time
-    STAGES: tl.constexpr,  # of them on their way
     SHARED_PARTS: tl.constexpr,
     OWN_PARTS: tl.constexpr,
     NORM: tl.constexpr,
@@ -126,12 +97,15 @@ def _attend(
     if PDL:
         gdc_launch_dependents()
     G: tl.constexpr = HQ // HKV
-    BEFORE: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
-    PARTS: tl.constexpr = BEFORE + OWN_PARTS
+    HALF: tl.constexpr = D // 2
+    FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
+    PARTS: tl.constexpr = FIRST + OWN_PARTS
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     head = tl.program_id(0)
     task = tl.program_id(1)
     lane = tl.arange(0, R)
+    low, high = pairs(D, ROTATED, PAIRS)
+    pair, dims = tl.arange(0, PAIRS), tl.arange(0, 2 * PAIRS)
     keys = tl.arange(0, BLOCK)
 
     # What this program reads: a part of a prompt for some candidates, or of a row for itself.
@@ -140,16 +114,13 @@ def _attend(
     group = tl.where(on_prompt, task // SHARED_PARTS, 0)
     source = tl.where(on_prompt, 0, own_task // OWN_PARTS)
     part = tl.where(on_prompt, task % SHARED_PARTS, own_task % OWN_PARTS)
-    members = members_ptr + group * PER
-    member = tl.load(members + lane // G, mask=on_prompt & (lane < PER * G), other=-1)
+    member = tl.load(
+        members_ptr + group * PER + lane // G, mask=on_prompt & (lane < PER * G), other=-1
+    )
     row = tl.where(on_prompt, member, source)  # (R,)
     used = tl.where(on_prompt, member >= 0, lane < G)
     row = tl.where(used, row, source)
-    few = tl.arange(0, FEW)
-    reader = tl.load(members + few // G, mask=on_prompt & (few < PER * G), other=-1)
-    reader = tl.where(reader >= 0, reader, source)  # (FEW,)
-    stands = tl.load(position_ptr + reader)
-    slot = tl.where(on_prompt, part, BEFORE + part)
+    slot = tl.where(on_prompt, part, FIRST + part)
     position = tl.load(position_ptr + source).to(tl.int32)
     own = position - tl.load(shared_ptr + source).to(tl.int32)
     length = tl.where(on_prompt, tl.load(lengths_ptr + group).to(tl.int32), own)
@@ -171,48 +142,81 @@ def _attend(
     base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
     plane = tl.where(on_prompt, T.to(tl.int64) * HKV, W.to(tl.int64) * (HKV * SLOTS))
     values = base + plane * D
-    if PDL:  # the memory is read while the queries are on their way
-        _prefetch(base, start, stop, D)
-        _prefetch(values, start, stop, D)
+    # The first keys and values are asked for before the queries are there.
+    seen = (start + keys < stop)[:, None]
+    halves = within(seen, pair[None, :], HALF, PAIRS)
+    whole = within(seen, dims[None, :], D, 2 * PAIRS)
+    at = (start + keys)[:, None] * D
+    k1 = tl.load(base + at + low[None, :], mask=halves, other=0.0)  # (BLOCK, PAIRS)
+    k2 = tl.load(base + at + high[None, :], mask=halves, other=0.0)
+    v = tl.load(values + at + dims[None, :], mask=whole, other=0.0)  # (BLOCK, D or more)
+    if PDL:
         gdc_wait()
 
-    lines = qkv_ptr + reader[:, None] * WIDTH + (head * G + few % G)[:, None] * D
-    queries = turned_head(
-        *(lines, True, norms_ptr, cos_ptr, sin_ptr, stands[:, None]),
-        *(D, ROTATED, FIRST, REST, NORM, OFFSET, eps),
-    )
-    place = qkv_ptr + source * WIDTH + (HQ + head) * D
-    new_key = turned_head(
-        *(place, new, norms_ptr + D, cos_ptr, sin_ptr, position),
-        *(D, ROTATED, FIRST, REST, NORM, OFFSET, eps),
-    )
-    new_value = load_head(place + HKV * D, new, D, FIRST, REST)
-    store_head(base + own * D, new_key, new, D, FIRST, REST)
-    store_head(values + own * D, new_value, new, D, FIRST, REST)
-    q, score = (), tl.zeros((R,), tl.float32)
-    for n in tl.static_range(len(queries)):
-        q = q + (repeated(queries[n], R),)
-        score += tl.sum(q[n].to(tl.float32) * new_key[n].to(tl.float32)[None, :], 1)
-    acc = times(new_value, tl.full((R, 1), 1.0, tl.float32))
-    best = tl.where(new, score * scale, -float("inf"))
-    mass = tl.where(new, 1.0, tl.zeros((R,), tl.float32))
+    kind = rows_ptr.dtype.element_ty
+    spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
+    a = load_within(spots + low[None, :], pair[None, :], HALF, PAIRS).to(tl.float32)  # (R, PAIRS)
+    b = load_within(spots + high[None, :], pair[None, :], HALF, PAIRS).to(tl.float32)
+    if NORM:
+        a, b = normed(a, b, norms_ptr, D, ROTATED, PAIRS, OFFSET, eps)
+    stands = tl.load(position_ptr + row)
+    a, b = rotated(a, b, cos_ptr, sin_ptr, stands, HALF, PAIRS)
+    q1, q2 = a.to(kind), b.to(kind)
 
-    for begin in tl.range(start, stop, BLOCK, num_stages=STAGES):
-        at = (begin + keys)[:, None]
-        k = load_head(base + at * D, at < stop, D, FIRST, REST)
-        v = load_head(values + at * D, at < stop, D, FIRST, REST)
-        allowed = (begin + keys)[None, :] < stop
+    best = tl.full((R,), -float("inf"), tl.float32)
+    mass = tl.zeros((R,), tl.float32)
+    acc = tl.zeros((R, 2 * PAIRS), tl.float32)
+    if new:
+        place = qkv_ptr + source * WIDTH + (HQ + head) * D
+        lower = load_within(place + low, pair, HALF, PAIRS).to(tl.float32)  # (PAIRS,)
+        upper = load_within(place + high, pair, HALF, PAIRS).to(tl.float32)
+        if NORM:
+            total = tl.sum(lower * lower, 0) + tl.sum(upper * upper, 0)
+            factor = tl.rsqrt(total / D + eps)
+            first = load_within(norms_ptr + D + low, pair, HALF, PAIRS).to(tl.float32)
+            second = load_within(norms_ptr + D + high, pair, HALF, PAIRS).to(tl.float32)
+            if OFFSET:
+                first += 1.0
+                second += 1.0
+            lower *= factor * first
+            upper *= factor * second
+        turn = position.to(tl.int64) * HALF + pair
+        c = load_within(cos_ptr + turn, pair, HALF, PAIRS)
+        s = load_within(sin_ptr + turn, pair, HALF, PAIRS)
+        new1 = (lower * c - upper * s).to(kind)
+        new2 = (upper * c + lower * s).to(kind)
+        newv = load_within(place + HKV * D + dims, dims, D, 2 * PAIRS)
+        tl.store(base + own * D + low, new1, mask=pair < HALF)
+        tl.store(base + own * D + high, new2, mask=pair < HALF)
+        tl.store(values + own * D + dims, newv, mask=dims < D)
+        best = tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], 1)
+        best = (best + tl.sum(q2.to(tl.float32) * new2.to(tl.float32)[None, :], 1)) * scale
+        mass = tl.full((R,), 1.0, tl.float32)
+        acc = tl.zeros((R, 2 * PAIRS), tl.float32) + newv.to(tl.float32)[None, :]
+
+    for begin in range(start, stop, BLOCK):
+        # The next keys and values are on their way while these are used.
+        coming = (begin + BLOCK + keys < stop)[:, None]
+        at = (begin + BLOCK + keys)[:, None] * D
+        halves = within(coming, pair[None, :], HALF, PAIRS)
+        whole = within(coming, dims[None, :], D, 2 * PAIRS)
+        next1 = tl.load(base + at + low[None, :], mask=halves, other=0.0)
+        next2 = tl.load(base + at + high[None, :], mask=halves, other=0.0)
+        next_v = tl.load(values + at + dims[None, :], mask=whole, other=0.0)
+        allowed = (begin + keys < stop)[None, :]
         if WINDOW > 0:
-            young = (begin + keys)[None, :] > (places - WINDOW)[:, None]
+            young = (begin + keys)[None, :] > (stands - WINDOW)[:, None]
             allowed = allowed & (young | (on_prompt == 0))
-        best, mass, acc = absorb(q, k, v, allowed, scale, best, mass, acc)
+        best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
+        k1, k2, v = next1, next2, next_v
 
     spots = (row * HQ + head * G + lane % G) * PARTS + slot  # (R,)
     lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
     tl.store(lse_ptr + spots, lse, mask=used)
     if (stop > start) | new:
-        out = times(acc, 1 / mass[:, None])
-        store_head(out_ptr + spots[:, None] * D, out, used[:, None], D, FIRST, REST)
+        out = acc / mass[:, None]
+        there = within(used[:, None], dims[None, :], D, 2 * PAIRS)
+        tl.store(out_ptr + spots[:, None] * D + dims[None, :], out, mask=there)
 
 
 @triton.jit
@@ -233,16 +237,19 @@ def _merge(
         gdc_wait()
     head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
     part = tl.arange(0, POWER)
+    dims = tl.arange(0, WIDE)
     places = head[:, None] * PARTS + part[None, :]
     there = (head < N)[:, None] & (part < PARTS)[None, :]
     lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"))  # (HEADS, POWER)
-    found = load_tile(parts_ptr + places[:, :, None] * D, there[:, :, None], 0, WIDE, D)
     top = tl.max(lse, 1)
     shares = tl.exp2(lse - tl.where(top == -float("inf"), 0.0, top)[:, None])
-    # Empty parts have written nothing: what lies in their memory does not count.
-    found = tl.where((shares > 0)[:, :, None], found, 0.0)
+    # Empty parts have written nothing: what lies in their memory must not be read.
+    seen = within((shares > 0)[:, :, None], dims[None, None, :], D, WIDE)
+    found = tl.load(parts_ptr + places[:, :, None] * D + dims[None, None, :], mask=seen, other=0.0)
     out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
-    store_tile(out_ptr + head[:, None] * D, out, (head < N)[:, None], 0, WIDE, D)
+    spots = out_ptr + head[:, None] * D + dims[None, :]
+    there = within((head < N)[:, None], dims[None, :], D, WIDE)
+    tl.store(spots, out.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @dataclass(frozen=True)
@@ -289,6 +296,12 @@ def shared_memory(device: torch.device) -> int:
     return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
+def head_pairs(dim: int) -> int:
+    """Pairs of dimensions with which a program holds a head: a power of 2, 16 at the least, of
+    which tensor cores take a product."""
+    return max(16, triton.next_power_of_2(dim // 2))
+
+
 def kinds_of_tables(arch: Architecture, positions: Tensor) -> dict[bool, tuple[Tensor, Tensor]]:
     """cos and sin (T, D / 2), in float32, for positions (T,) in layers of each kind (see
     `Architecture.rope_is_local`); 1 and 0 for pairs that are not rotated."""
@@ -309,7 +322,7 @@ class Attention:
     ):
         """`positions`: the most tokens of a sequence."""
         self._arch, self._rows, self._prompts = arch, rows, prompts
-        self._heads, self._tiles = arch.num_heads, head_tiles(arch.head_dim, rows.itemsize)
+        self._heads, self._pairs = arch.num_heads, head_pairs(arch.head_dim)
         at = torch.arange(positions, device=rows.device)
         self._tables = kinds_of_tables(arch, at)
         self._group = arch.groups
@@ -356,17 +369,17 @@ class Attention:
         arch, (_, _, slots, kv_heads, width, dim) = self._arch, self._rows.shape
         batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
         prompts = self._rows if self._prompts is None else self._prompts
-        queries = triton.next_power_of_2(sharing.per * self._group)
         in_groups = sharing.groups > 0 and batch > FEW_ROWS
         if in_groups:
-            kernel, parts = attend_groups, self.group_parts(sharing)
-            tasks, cut = sharing.groups * parts, self._cut(short=parts > 8)
-            options = {"PARTS": parts, "NEW": NEW}
+            parts = self.group_parts(sharing)
+            tasks, cut = sharing.groups * parts, self._cut(parts)
+            kernel, warps = attend_groups, cut.warps
+            options = {"BLOCK": cut.block, "STAGES": cut.stages, "PARTS": parts, "NEW": NEW}
         else:
             shared_parts, own_parts = self.parts(batch, sharing)
             tasks = sharing.groups * shared_parts + batch * own_parts
-            kernel, parts, cut = _attend, shared_parts + own_parts, self._cut(short=False)
-            options = {"GROUPS": sharing.groups, "FEW": queries}
+            kernel, warps, parts = _attend, 4, shared_parts + own_parts
+            options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
             options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
         whole = in_groups and parts == 1  # nothing to merge
         partial, lse = (out, out) if whole else self._buffers(batch, parts)
@@ -380,16 +393,14 @@ class Attention:
             HKV=kv_heads,
             D=dim,
             ROTATED=arch.rotary_dim,
-            **self._tiles,
+            PAIRS=self._pairs,
             WINDOW=arch.window(layer) or 0,
-            R=max(16, queries),
+            R=max(16, triton.next_power_of_2(sharing.per * self._group)),
             PER=sharing.per,
-            BLOCK=cut.block,
-            STAGES=cut.stages,
             NORM=norms is not None,
             OFFSET=arch.norm == "rms_offset",
             PDL=pdl,
-            num_warps=cut.warps,
+            num_warps=warps,
             **options,
             **launch,
         )
@@ -397,15 +408,15 @@ class Attention:
             self._merged(partial, lse, out, pdl)
         return out
 
-    def _cut(self, *, short: bool) -> Cut:
-        """The longest blocks that have room; of `short` parts there are few blocks."""
-        key = sum(self._tiles.values()) * self._rows.itemsize
+    def _cut(self, parts: int) -> Cut:
+        """The longest blocks that have room; short parts have few blocks."""
+        key = 2 * self._pairs * self._rows.itemsize
         fitting = (
             cut
-            for cut in (LONG, SHORT)[short:]
+            for cut in (LONG, SHORT)
             if 2 * (cut.stages * cut.block + QUERIES) * key <= self._shared_memory
         )
-        return next(fitting, LEAST)
+        return next((cut for cut in fitting if parts <= 8 or cut is SHORT), LEAST)
 
     def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, pdl: bool) -> None:
         """The parts together, (B, Hq D)."""
@@ -413,8 +424,8 @@ class Attention:
         each, warps = (1, 1) if batch <= FEW_ROWS else (4, 4)
         _merge[(triton.cdiv(batch * heads, each),)](
             *(partial, lse, out, batch * heads),
-            D=(dim := out.shape[1] // heads),
-            WIDE=triton.next_power_of_2(dim),
+            D=out.shape[1] // heads,
+            WIDE=2 * self._pairs,
             PARTS=parts,
             POWER=triton.next_power_of_2(parts),
             HEADS=each,

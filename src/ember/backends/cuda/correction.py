@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ember.backends.cuda.pairs import head_pairs, load_within, pairs, within
+from ember.backends.cuda.attention import head_pairs
+from ember.backends.cuda.group_attention import load_within, pairs, within
 
 TOKENS, HEADS, WARPS = 64, 1, 8  # of one program
 

@@ -10,9 +10,85 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ember.backends.cuda.heads import absorb, load_head, store_head, times, turned_head, zero_head
-
 NEW = 16  # the fewest keys of a product of the tensor cores
+
+
+@triton.jit
+def pairs(D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr):
+    """A head's dimensions in D / 2 pairs that rotation turns, first and second of each, (PAIRS,).
+
+    Rotation leaves pairs beyond the first ROTATED / 2 as they are: tables say 1 and 0 for them.
+    """
+    pair = tl.arange(0, PAIRS)
+    low, high = pair, pair + D // 2
+    if ROTATED < D:
+        turned = pair < ROTATED // 2
+        low = tl.where(turned, pair, pair + ROTATED // 2)
+        high = tl.where(turned, pair + ROTATED // 2, high)
+    return low, high
+
+
+@triton.jit
+def within(mask, columns, END: tl.constexpr, POWER: tl.constexpr):
+    """A mask of rows, and of the first END columns where there are more."""
+    if END < POWER:
+        mask = mask & (columns < END)
+    return mask
+
+
+@triton.jit
+def load_within(places, columns, END: tl.constexpr, POWER: tl.constexpr):
+    """What lies in the first END columns, and zeros beyond."""
+    if END < POWER:
+        found = tl.load(places, mask=columns < END, other=0.0)
+    else:
+        found = tl.load(places)
+    return found
+
+
+@triton.jit
+def normed(
+    a, b, norm_ptr, D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr, OFFSET, eps
+):
+    """RMSNorm, times 1 + weight where OFFSET, of rows in two halves (R, PAIRS)."""
+    HALF: tl.constexpr = D // 2
+    low, high = pairs(D, ROTATED, PAIRS)
+    pair = tl.arange(0, PAIRS)
+    factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
+    first = load_within(norm_ptr + low, pair, HALF, PAIRS).to(tl.float32)[None, :]
+    second = load_within(norm_ptr + high, pair, HALF, PAIRS).to(tl.float32)[None, :]
+    if OFFSET:
+        first += 1.0
+        second += 1.0
+    a *= factor * first
+    b *= factor * second
+    return a, b
+
+
+@triton.jit
+def rotated(a, b, cos_ptr, sin_ptr, position, HALF: tl.constexpr, PAIRS: tl.constexpr):
+    """Rows in two halves (R, PAIRS), turned to their positions (R,)."""
+    pair = tl.arange(0, PAIRS)[None, :]
+    turn = position.to(tl.int64)[:, None] * HALF + pair
+    cos = load_within(cos_ptr + turn, pair, HALF, PAIRS)
+    sin = load_within(sin_ptr + turn, pair, HALF, PAIRS)
+    return a * cos - b * sin, b * cos + a * sin
+
+
+@triton.jit
+def absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc):
+    """Softmax goes on over a block of keys: the largest score of each query so far, the sum of
+    exp2(score - largest), and the same sum of values. Where nothing is allowed nothing changes."""
+    scores = tl.dot(q1, tl.trans(k1), input_precision="ieee")
+    scores = tl.dot(q2, tl.trans(k2), scores, input_precision="ieee") * scale  # (R, BLOCK)
+    scores = tl.where(allowed, scores, -float("inf"))
+    top = tl.maximum(best, tl.max(scores, 1))
+    level = tl.where(top == -float("inf"), 0.0, top)
+    shares = tl.exp2(scores - level[:, None])
+    kept = tl.exp2(best - level)
+    mass = mass * kept + tl.sum(shares, 1)
+    acc = tl.dot(shares.to(v.dtype), v, acc * kept[:, None], input_precision="ieee")
+    return top, mass, acc
 
 
 @triton.jit
@@ -39,8 +115,7 @@ def attend_groups(
     HKV: tl.constexpr,
     D: tl.constexpr,
     ROTATED: tl.constexpr,  # of the D dimensions of a head, the first ones
-    FIRST: tl.constexpr,
-    REST: tl.constexpr,
+    PAIRS: tl.constexpr,  # a power of 2 no smaller than D / 2
     WINDOW: tl.constexpr,  # keys seen, the new one included; 0: all
     R: tl.constexpr,  # rows of queries, a power of 2
     PER: tl.constexpr,  # rows of a group, a power of 2
@@ -55,12 +130,17 @@ def attend_groups(
     if PDL:
         gdc_launch_dependents()
     G: tl.constexpr = HQ // HKV
+    HALF: tl.constexpr = D // 2
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     MINE: tl.constexpr = PER // PARTS if PARTS < PER else 1  # rows whose own tokens are read here
     SHARE: tl.constexpr = PARTS // PER if PARTS > PER else 1  # programs that a row's own are for
     head, task = tl.program_id(0), tl.program_id(1)
     group, part = task // PARTS, task % PARTS
-    lane, keys = tl.arange(0, R), tl.arange(0, BLOCK)
+    lane, pair = tl.arange(0, R), tl.arange(0, PAIRS)[None, :]
+    low, high = pairs(D, ROTATED, PAIRS)
+    low, high = low[None, :], high[None, :]
+    dims, keys = tl.arange(0, 2 * PAIRS)[None, :], tl.arange(0, BLOCK)
+    kind = rows_ptr.dtype.element_ty
 
     member = tl.load(members_ptr + group * PER + lane // G, mask=lane < PER * G, other=-1)
     used = member >= 0
@@ -94,28 +174,37 @@ def attend_groups(
     own_stop = tl.where(here, tl.minimum(own_start + own_size, own), 0)
     own_blocks = tl.cdiv(tl.max(tl.maximum(own_stop - own_start, 0), 0), BLOCK)
 
-    places = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
-    stands = tl.load(position_ptr + row)[:, None]
-    q = turned_head(
-        *(places, True, norms_ptr, cos_ptr, sin_ptr, stands),
-        *(D, ROTATED, FIRST, REST, NORM, OFFSET, eps),
-    )
+    spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
+    a = load_within(spots + low, pair, HALF, PAIRS).to(tl.float32)  # (R, PAIRS)
+    b = load_within(spots + high, pair, HALF, PAIRS).to(tl.float32)
+    if NORM:
+        a, b = normed(a, b, norms_ptr, D, ROTATED, PAIRS, OFFSET, eps)
+    stands = tl.load(position_ptr + row)
+    a, b = rotated(a, b, cos_ptr, sin_ptr, stands, HALF, PAIRS)
+    q1, q2 = a.to(kind), b.to(kind)
+
     best = tl.full((R,), -float("inf"), tl.float32)
     mass = tl.zeros((R,), tl.float32)
-    acc = zero_head(R, FIRST, REST)
+    acc = tl.zeros((R, 2 * PAIRS), tl.float32)
     plane = SLOTS.to(tl.int64) * HKV * W * D
     if part % SHARE == 0:  # the new tokens of these rows
-        source, there = qkv_ptr + mine[:, None] * WIDTH + (HQ + head) * D, here[:, None]
-        k = turned_head(
-            *(source, there, norms_ptr + D, cos_ptr, sin_ptr, position[:, None]),
-            *(D, ROTATED, FIRST, REST, NORM, OFFSET, eps),
-        )
-        v = load_head(source + HKV * D, there, D, FIRST, REST)
+        source = qkv_ptr + mine[:, None] * WIDTH + (HQ + head) * D
+        halves = within(here[:, None], pair, HALF, PAIRS)
+        whole = within(here[:, None], dims, D, 2 * PAIRS)
+        c = tl.load(source + low, mask=halves, other=0.0).to(tl.float32)  # (NEW, PAIRS)
+        d = tl.load(source + high, mask=halves, other=0.0).to(tl.float32)
+        if NORM:
+            c, d = normed(c, d, norms_ptr + D, D, ROTATED, PAIRS, OFFSET, eps)
+        c, d = rotated(c, d, cos_ptr, sin_ptr, position, HALF, PAIRS)
+        new1, new2 = c.to(kind), d.to(kind)
+        newv = tl.load(source + HKV * D + dims, mask=whole, other=0.0)
         target = rows_ptr + ((mine.to(tl.int64) * HKV + head) * W + own)[:, None] * D
-        store_head(target, k, there, D, FIRST, REST)
-        store_head(target + plane, v, there, D, FIRST, REST)
+        tl.store(target + low, new1, mask=halves)
+        tl.store(target + high, new2, mask=halves)
+        tl.store(target + plane + dims, newv, mask=whole)
         its = (lane // G)[:, None] == first + place[None, :]
-        best, mass, acc = absorb(q, k, v, its & here[None, :], scale, best, mass, acc)
+        allowed = its & here[None, :]
+        best, mass, acc = absorb(q1, q2, new1, new2, newv, allowed, scale, best, mass, acc)
 
     run = head.to(tl.int64) * T + tl.load(starts_ptr + group).to(tl.int64)
     for step in tl.range(0, prompt_blocks + MINE * own_blocks, num_stages=STAGES):
@@ -131,17 +220,21 @@ def attend_groups(
         seen = at < end
         base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + (slot * HKV + head) * W * D)
         values = base + tl.where(on_prompt, T.to(tl.int64) * HKV * D, plane)
-        lines, there = at[:, None] * D, seen[:, None]
-        k = load_head(base + lines, there, D, FIRST, REST)
-        v = load_head(values + lines, there, D, FIRST, REST)
+        halves = within(seen[:, None], pair, HALF, PAIRS)
+        whole = within(seen[:, None], dims, D, 2 * PAIRS)
+        k1 = tl.load(base + at[:, None] * D + low, mask=halves, other=0.0)
+        k2 = tl.load(base + at[:, None] * D + high, mask=halves, other=0.0)
+        v = tl.load(values + at[:, None] * D + dims, mask=whole, other=0.0)
         allowed = seen[None, :] & (on_prompt | (lane // G == first + which))[:, None]
         if WINDOW > 0:
-            allowed &= (at[None, :] > stands - WINDOW) | (on_prompt == 0)
-        best, mass, acc = absorb(q, k, v, allowed, scale, best, mass, acc)
+            allowed &= (at[None, :] > (stands - WINDOW)[:, None]) | (on_prompt == 0)
+        best, mass, acc = absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc)
 
     spots = (row * HQ + head * G + lane % G) * PARTS + part  # (R,)
     if PARTS > 1:
         lse = tl.where(mass > 0, best + tl.log2(mass), -float("inf"))
         tl.store(lse_ptr + spots, lse, mask=used)
     some = (used & (mass > 0))[:, None]
-    store_head(out_ptr + spots[:, None] * D, times(acc, 1 / mass[:, None]), some, D, FIRST, REST)
+    out = (acc / mass[:, None]).to(out_ptr.dtype.element_ty)
+    some = within(some, dims, D, 2 * PAIRS)
+    tl.store(out_ptr + spots[:, None] * D + dims, out, mask=some)

@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
-from ember.backends.cuda.attention import kinds_of_tables
+from ember.backends.cuda.attention import head_pairs, kinds_of_tables
 from ember.backends.cuda.causal_attention import attend_causal
+from ember.backends.cuda.group_attention import load_within, pairs, within
 from ember.backends.cuda.packed_prefill import linear
-from ember.backends.cuda.pairs import head_pairs, load_within, pairs, within
 from ember.backends.cuda.products import activated, add_normed
 from ember.backends.forward import Layers, Passage, count
 from ember.backends.packing import Norm, PackedDecoder, Weight
