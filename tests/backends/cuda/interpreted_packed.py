@@ -148,6 +148,22 @@ def test_pairs_are_decoded_by_the_instructions_that_the_device_runs():
         np.testing.assert_array_equal(half, values[codes[:, pair]])
 
 
+def test_planes_are_looked_up_by_the_instructions_that_the_device_runs():
+    values = packed.values_of("nf4").bfloat16().double().numpy()
+    codes = np.random.default_rng(0).integers(16, size=(2, 512, 8), dtype=np.uint32)
+    scales = torch.rand(2, 512).bfloat16()
+    table = packed._words("nf4", torch.device("cpu"), torch.bfloat16)[0].numpy().view(np.uint32)
+    held = {f"${12 + 2 * n}": np.full(512, word, np.uint32) for n, word in enumerate(table)}
+    for n in range(2):
+        held[f"${8 + n}"] = words_of(codes[n])
+        held[f"${10 + n}"] = scales[n].view(torch.int16).numpy().astype(np.uint32)
+    planes = ptx(packed.TABLE_PLANES.value, held, 8)
+    for plane, register in enumerate(planes):
+        for n, found in enumerate(bfloat16(halves(register)).T):
+            exact = scales[n].double().numpy() * values[codes[n, :, plane]]
+            np.testing.assert_allclose(found * 2.0**7, exact, rtol=2.0**-8)
+
+
 @pytest.mark.parametrize("format", ["nf4", "int4"])
 def test_codes_are_looked_up_by_the_instructions_that_the_device_runs(format):
     values = (packed.values_of(format) / 2.0**6).half().numpy()

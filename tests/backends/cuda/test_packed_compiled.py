@@ -62,6 +62,17 @@ def test_a_weight_that_is_looked_up_costs_few_instructions(format, block, most, 
     assert found < most, found
 
 
+@pytest.mark.parametrize(("sizes", "most"), [(WIDE, 7.0), (SLABS, 6.6)])
+def test_planes_that_are_looked_up_cost_few_instructions(sizes, most, tmp_path):
+    sizes = sizes | KIND | {"FORMAT": "nf4", "BLOCK": 64, "HIGH_FIRST": True}
+    options = {"GATED": False, "ACT": "", "BIAS": False, "PDL": True}
+    types = POINTERS | {"scales_ptr": "*fp32", "table_ptr": "*i32"}
+    text, usage = compiled(packed._packed_wide, sizes | options, tmp_path / "k.cubin", types)
+    assert "STACK:0" in usage, "numbers are spilled to memory"
+    found = loop(text) / (sizes["BN"] * 8 * sizes["BW"] * sizes["SLABS"] / 64)
+    assert found < most, found
+
+
 @pytest.mark.parametrize(("kind", "out"), [("gated", 320), ("summed", 300), ("plain", 300)])
 def test_tiles_of_float32_fit_in_a_program_s_memory(kind, out, tmp_path):
     asked = {"gated": kind == "gated", "summed": kind == "summed"}

@@ -46,6 +46,15 @@ mov.b32 {l, h}, u; cvt.rn.f16x2.e4m3x2 a1, l; cvt.rn.f16x2.e4m3x2 a3, h;
 """
 
 
+def _picked(tables: dict[str, tuple[int, ...]], codes: str) -> str:
+    """Bytes of four codes (their lower 3 bits in `codes`, and t) from tables of 16, by name."""
+    text = "prmt.b32 m, 0x8000, 0, t;"  # 255 where a code is 8 or more
+    for name, (a, b, c, d) in tables.items():
+        text += f"prmt.b32 {name}, ${a}, ${b}, {codes}; prmt.b32 r, ${c}, ${d}, {codes};"
+        text += f"lop3.b32 {name}, m, r, {name}, 0xCA;"
+    return text
+
+
 def _looked_up(high_first: bool) -> str:
     """Those of another format, by a table in $10 … $17 (see `_words`): four codes at a time pick
     upper and lower bytes from the half of the table in which they are."""
@@ -55,10 +64,7 @@ def _looked_up(high_first: bool) -> str:
     for first in (0, 2):
         if first:
             text += "shr.b32 t, t, 16; shr.b32 s, s, 16;"
-        text += "prmt.b32 m, 0x8000, 0, t;"  # 255 where a code is 8 or more
-        for name, at in (("u", 10), ("k", 14)):
-            text += f"prmt.b32 {name}, ${at}, ${at + 1}, s; prmt.b32 r, ${at + 2}, ${at + 3}, s;"
-            text += f"lop3.b32 {name}, m, r, {name}, 0xCA;"
+        text += _picked({"u": (10, 11, 12, 13), "k": (14, 15, 16, 17)}, "s")
         text += f"prmt.b32 a{first + even}, k, u, 0x6240; prmt.b32 a{first + odd}, k, u, 0x7351;"
     return text
 
@@ -147,6 +153,29 @@ PLANES = tl.constexpr(
     "prmt.b32 l, $8, $9, 0x5410; prmt.b32 h, $8, $9, 0x7632;"
     f"{_planes_of('l', 0)}{_planes_of('h', 4)}}}"
 )
+
+
+def _planes_looked_up() -> str:
+    """The same by a table in $12, $14 … $26 (see `_words`), with scales in bfloat16."""
+    text = "{.reg .b32 t, q, m, r, u, k, s, z, a<4>, b<4>; mov.b32 z, 0x80008000;"
+    text += "prmt.b32 s, $10, $11, 0x5410;"
+    for word, name in ((8, "a"), (9, "b")):
+        text += f"shr.b32 t, ${word}, 3; lop3.b32 t, t, 0x11111111, 0x88888888, 0xEA;"
+        text += f"and.b32 q, ${word}, 0x77777777;"
+        for first in (0, 2):
+            if first:
+                text += "shr.b32 t, t, 16; shr.b32 q, q, 16;"
+            text += _picked({"u": (12, 14, 16, 18), "k": (20, 22, 24, 26)}, "q")
+            text += f"prmt.b32 {name}{first}, k, u, 0x5140;"
+            text += f"prmt.b32 {name}{first + 1}, k, u, 0x7362;"
+    for plane in range(8):
+        half = "0x7632" if plane % 2 else "0x5410"
+        text += f"prmt.b32 ${plane}, a{plane // 2}, b{plane // 2}, {half};"
+        text += f"fma.rn.bf16x2 ${plane}, ${plane}, s, z;"
+    return text + "}"
+
+
+TABLE_PLANES = tl.constexpr(_planes_looked_up())
 
 
 @triton.jit
@@ -252,13 +281,13 @@ def _columns(
 
 @triton.jit
 def _words_of_table(table_ptr, BW: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.constexpr):
-    """What `_dots` looks codes up in. Lanes take one of two copies: words that are known to be the
-    same for a warp would be moved to where they are needed at each use."""
+    """What codes are looked up in, (1, BW) each. Lanes take one of two copies: words that are known
+    to be the same for a warp would be moved to where they are needed at each use."""
     words = ()
     if FAST and FORMAT != "nvfp4":
-        copy = 8 * (tl.arange(0, BW) & 1)[None, :]
+        copy = 8 * (tl.arange(0, BW) & 1)
         for n in tl.static_range(8):
-            words = words + (tl.load(table_ptr + copy + n),)
+            words = words + (tl.load(table_ptr + copy + n)[None, :],)
     return words
 
 
@@ -407,26 +436,31 @@ def _turned(x):
 
 @triton.jit
 def _decoded(
-    words, raw, table_ptr, KIND: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr,
+    words, raw, table, table_ptr, KIND: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """Eight planes of words (…, BW) in the type KIND, plane j of the words' nibbles j times their
     scales `raw` (…, BW / GROUP); where FAST bfloat16, 2**7 too small."""
     LINES: tl.constexpr = words.shape[:-1]
     BW: tl.constexpr = words.shape[-1]
-    if FAST:
+    if FAST and FORMAT == "nvfp4":
         scale = tl.inline_asm_elementwise(
             SCALE, "=r,r", [raw.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1
         )
+    elif FAST:
+        scale = raw.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
     else:
         scale = _scale(raw, FORMAT)
     wide = tl.broadcast_to(tl.expand_dims(scale, -1), LINES + (BW // GROUP, GROUP))
     wide = tl.reshape(wide, words.shape)
     if FAST:
+        of_table = ()
+        for n in tl.static_range(len(table)):
+            of_table = of_table + (tl.reshape(table[n], (1,) * len(LINES) + (BW,)),)
         return tl.inline_asm_elementwise(
-            PLANES,
-            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
-            [words, wide],
+            PLANES if FORMAT == "nvfp4" else TABLE_PLANES,
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r" + ",r,r" * len(table),
+            (words, wide) + of_table,
             dtype=(tl.bfloat16,) * 8,
             is_pure=True,
             pack=2,
@@ -496,6 +530,7 @@ def _packed_wide(
     inputs = x_ptr + batch[None, :, None] * K + elements
     if PDL:
         gdc_wait()
+    table = _words_of_table(table_ptr, BW, FORMAT, FAST)
     acc = _flat(tl.zeros((SLABS, BN, BM), tl.float32))
     up = _flat(tl.zeros((SLABS, BN, BM), tl.float32))
     begin = split * EACH
@@ -509,13 +544,13 @@ def _packed_wide(
         xs = _eight(tl.reshape(x, x.shape[:-1] + (BW, 8)), HIGH_FIRST)
         some = _flat(_read(words + step * WIDE, left))
         raw = _flat(_read(scales + step * (WIDE // GROUP), held))
-        planes = _decoded(some, raw, table_ptr, KIND, GROUP, FORMAT, FAST)
+        planes = _decoded(some, raw, table, table_ptr, KIND, GROUP, FORMAT, FAST)
         for j in tl.static_range(8):
             acc = tl.dot(planes[j], _turned(xs[j]), acc, input_precision="ieee")
         if GATED:
             some = _flat(_read(ups + step * WIDE, left))
             raw = _flat(_read(up_scales + step * (WIDE // GROUP), held))
-            planes = _decoded(some, raw, table_ptr, KIND, GROUP, FORMAT, FAST)
+            planes = _decoded(some, raw, table, table_ptr, KIND, GROUP, FORMAT, FAST)
             for j in tl.static_range(8):
                 up = tl.dot(planes[j], _turned(xs[j]), up, input_precision="ieee")
     if SLABS > 1:
@@ -729,9 +764,13 @@ def wide(
     if tiling.splits > 1 and (gated or bias is not None or out.dtype != torch.float32):
         raise ValueError("sums of split columns are in float32, without gate and bias")
     (m, n), k = out.shape[-2:], weight.shape[1]
-    codes, *others = _operands(weight)
+    # INT4's values are computed as fast as they are looked up.
+    fast = x.is_cuda and weight.format in ("nvfp4", "nf4") and x.dtype == torch.bfloat16
+    codes, scales, overall, table = _operands(weight)
+    if fast:
+        table = _words(weight.format, x.device, x.dtype)
     _packed_wide[(triton.cdiv(m, tiling.batch), triton.cdiv(n, tiling.rows), tiling.splits)](
-        *(x, codes.view(torch.int32), *others, out),
+        *(x, codes.view(torch.int32), scales, overall, table, out),
         *(x if bias is None else bias, m, n, *_ends(weight)),
         K=k,
         BM=tiling.batch,
@@ -741,7 +780,7 @@ def wide(
         SPLITS=tiling.splits,
         STAGES=tiling.ahead,
         **_kind(weight),
-        FAST=x.is_cuda and weight.format == "nvfp4" and x.dtype == torch.bfloat16,
+        FAST=fast,
         GATED=gated,
         ACT=act,
         BIAS=bias is not None,
@@ -810,9 +849,10 @@ def _table(format: str, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _words(format: str, device: torch.device) -> Tensor:
-    """(2, 8) int32, twice the same: of the 16 values in float16, 2**6 too small as `HALVES` are,
-    the upper bytes in four words, then the lower ones."""
-    halves = (values_of(format) / 2**6).half()
+def _words(format: str, device: torch.device, dtype: torch.dtype = torch.float16) -> Tensor:
+    """(2, 8) int32, twice the same: of the 16 values in a half format, as much too small as
+    `HALVES` and `PLANES` are, the upper bytes in four words, then the lower ones."""
+    rest = 2**6 if dtype == torch.float16 else HALF_REST.value
+    halves = (values_of(format) / rest).to(dtype)
     words = halves.view(torch.uint8).view(16, 2).flip(1).T.contiguous().view(torch.int32)
     return words.flatten().repeat(2, 1).to(device)
