@@ -60,6 +60,7 @@ def draw(matrix: pd.DataFrame, scale: str):
             low, high = 1.15 * rows["saved_low"].min(), 1.5 * rows["saved_high"].max()
             axes.set_xticks([tick for tick in TICKS if low < tick < high])
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.minorticks_off()
             axes.set_xlim(low, high)
         axes.set_xlabel("loss saved against lazy pruning (nats a token)")
         panel(axes, "")
