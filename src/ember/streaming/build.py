@@ -71,7 +71,11 @@ def speed_specs(speed: Mapping) -> list[dict]:
     first, base = budgets[0], {"name": "refresh", "refresh_budget": 16, "selector": "uniform"}
     plain = [{"name": name, "peak": speed["peak"]} for name in ("full", "streaming_llm")]
     lazy = [{"name": "lazy_prune"} | budget for budget in budgets]
-    return [*plain, *lazy, base | first | {"max_drop": max(2, first["compression_interval"] // 4)}]
+    rest = budgets[-1]["compression_interval"] // 4
+    gentle = [{"name": "overlap", "overlap": rest}, {"name": "slack", "slack": 3 * rest}]
+    gentle = [point | budgets[-1] for point in gentle]  # what S-3 found to lose less
+    switched = base | first | {"max_drop": max(2, first["compression_interval"] // 4)}
+    return [*plain, *lazy, *gentle, switched]
 
 
 def programme_of(settings: Mapping) -> list[dict]:

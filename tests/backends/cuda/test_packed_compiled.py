@@ -53,6 +53,7 @@ def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
 @pytest.mark.parametrize(("format", "block", "most"), [("nf4", 64, 7.0), ("int4", 32, 7.0)])
 def test_a_weight_that_is_looked_up_costs_few_instructions(format, block, most, tmp_path):
     sizes = MATVEC | KIND | {"FORMAT": format, "BLOCK": block, "HIGH_FIRST": format == "nf4"}
+    sizes |= {"AHEAD": 2}
     options = {"GATED": False, "ACT": "", "BIAS": False, "PDL": True}
     types = POINTERS | {"scales_ptr": "*fp32", "table_ptr": "*i32"}
     text, usage = compiled(packed._packed_matvec, sizes | options, tmp_path / "k.cubin", types)

@@ -33,7 +33,7 @@ def test_every_subject_runs_or_says_why_not(runs):
     for off in ("CUDA graphs", "fused norm", "fused MLP"):
         assert "CUDA kernels only" in said.pop(("refresh", off))
     assert set(said.values()) == {"compiled"}
-    assert len(said) == 5
+    assert len(said) == 7
     ok = [row for row in runs if row["status"] == "ok"]
     assert len(ok) == 2 * (len(SPECS) + len(SWITCHES) - 3 + 1)
     assert {len(row["token_ms"]) for row in ok} == {TOKENS}
