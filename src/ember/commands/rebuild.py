@@ -112,8 +112,8 @@ class Folder:
             )
             return Outcome(name, *_compare(self.root / name, target, schema.key))
         tables = {key: read_table(named[key], schema) for key, schema in function.reads.items()}
-        figure, caption = function(**arguments(function, job) | tables)
-        words = small_print(tables.values(), params["scale"])
+        figure, caption, *drawn = function(**arguments(function, job) | tables)
+        words = small_print(drawn or tables.values(), params["scale"])
         save(figure, target.with_suffix(""), caption, stamp, words)
         return Outcome(name, *_compare_captions(self.root / name, target))
 

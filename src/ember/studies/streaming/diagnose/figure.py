@@ -58,7 +58,8 @@ def draw_losses(
         left.plot([], [], color="#bbbbbb", label="prune")
         left.set_xlim(peak - period, above.shape[1])
         x = "token index"
-        label(left, "a", x, "loss above R = 1 (nats)", loc="upper right")
+        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1}
+        label(left, "a", x, "loss above R = 1 (nats)", **above)
         rows = spikes[(spikes["corpus"] == "long") & (spikes["peak"] == peak)]
         rows = rows[~rows["point"].str.contains("absolute")]
         periods = sorted(rows[rows["method"] == "lazy_prune"]["compression_interval"].unique())
@@ -68,7 +69,7 @@ def draw_losses(
         if right.get_legend_handles_labels()[1]:
             right.legend(loc="upper right")
         rows = spikes[(spikes["corpus"] == "long") & (spikes["point"] == point["point"])]
-        return figure, _losses_caption(rows, point, width, scale, chosen)
+        return figure, _losses_caption(rows, point, width, scale, chosen), rows
 
 
 def _profiles(axes, rows: pd.DataFrame, names: dict[str, str]) -> None:
@@ -102,11 +103,12 @@ def draw_control(spikes: pd.DataFrame, scale: str):
         figure, panels = plt.subplots(
             1, len(budgets), figsize=(PAGE, 2.6), sharey=True, squeeze=False
         )
-        said = []
+        said, drawn = [], []
         for axes, (peak, period), letter in zip(panels[0], budgets, "abc", strict=False):
             some = rows[(rows["peak"] == peak) & (rows["compression_interval"] == period)]
             _profiles(axes, some, CONTROLS)
             panel(axes, f"{letter}  P = {peak}, R = {period}")
+            drawn.append(some[some["point"].str.match("|".join(CONTROLS))])
             first = some[(some["since"] == 0) & (some["status"] == "ok")]
             for pattern, name in CONTROLS.items():
                 for row in first[first["point"].str.match(pattern)].to_dict("records")[:1]:
@@ -123,7 +125,7 @@ def draw_control(spikes: pd.DataFrame, scale: str):
             "by steps since the last prune, paired by token, 95 % bootstrap intervals over n = "
             f"{rows['streams'].max()} streams. In the first steps: {found}. {basis(rows, scale)}"
         )
-        return figure, caption
+        return figure, caption, pd.concat(drawn)
 
 
 def _chosen(lazy, peak: int):

@@ -18,6 +18,7 @@ from ember.studies.style import (
 )
 
 NEAR = 0.05  # nats up to which the axis is linear, where some are far beyond
+TICKS = (-1, -0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2)
 
 
 @reads(matrix=STREAMING_MATRIX)
@@ -56,7 +57,11 @@ def draw(matrix: pd.DataFrame, scale: str):
         axes.invert_yaxis()
         if rows["saved"].abs().max() > 5 * NEAR:
             axes.set_xscale("symlog", linthresh=NEAR)
+            low, high = 1.15 * rows["saved_low"].min(), 1.5 * rows["saved_high"].max()
+            axes.set_xticks([tick for tick in TICKS if low < tick < high])
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.xaxis.minorticks_off()
+            axes.set_xlim(low, high)
         axes.set_xlabel("loss saved against lazy pruning (nats a token)")
         panel(axes, "")
         legend_below(figure, axes)
@@ -67,7 +72,7 @@ def draw(matrix: pd.DataFrame, scale: str):
             f"{rows['streams'].min()} to {rows['streams'].max()} streams. Success rule (half "
             f"removed, TPOT within the bar): {', '.join(wins) or 'no point'}. {basis(rows, scale)}"
         )
-        return figure, caption
+        return figure, caption, rows
 
 
 @reads(quality=STREAMING_QUALITY)
@@ -104,4 +109,4 @@ def draw_sweep(quality: pd.DataFrame, scale: str):
             "the window is what sinks and R leave of it, so a larger R at the same P is a smaller "
             f"window. {basis(lazy, scale)}"
         )
-        return figure, caption
+        return figure, caption, both

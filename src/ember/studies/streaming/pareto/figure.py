@@ -53,7 +53,7 @@ def draw(pareto: pd.DataFrame, scale: str):
         path = min(pareto["path"], key=lambda one: one == "eager")
         front = front[front["path"] == path]
         found = ", ".join(
-            f"{row['point']} ({row['steady_tpot_ms']:.2f} ms, {100 * row['ppl_change']:+.1f} %)"
+            f"{row['point']} ({row['steady_tpot_ms']:.3g} ms, {100 * row['ppl_change']:+.1f} %)"
             for row in front.sort_values("steady_tpot_ms").to_dict("records")
         )
         caption = (
