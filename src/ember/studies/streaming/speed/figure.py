@@ -6,7 +6,12 @@ from ember.studies.steps import reads
 from ember.studies.streaming.speed.tables import STREAMING_SPEED
 from ember.studies.style import COLOURS, PAGE, basis, device_time, error, panel, style
 
-NAMES = {"streaming_llm": "StreamingLLM", "lazy_prune": "lazy", "full": "full attention"}
+NAMES = {
+    "streaming_llm": "StreamingLLM",
+    "lazy_prune": "lazy",
+    "full": "full attention",
+    "refresh": "refresh and max_drop",
+}
 
 
 @reads(speed=STREAMING_SPEED)
@@ -39,8 +44,8 @@ def draw(speed: pd.DataFrame, scale: str):
 
 
 def _name(row: dict) -> str:
-    name = NAMES.get(row["method"], f"{row['method']} and max_drop")
-    if row["method"] in ("lazy_prune", "refresh"):
+    name = NAMES.get(row["method"], row["method"])
+    if row["compression_interval"] > 1:
         name += f", R = {row['compression_interval']}"
     if row["path"] == "transformers":
         return "Transformers, sliding window"
