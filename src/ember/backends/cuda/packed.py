@@ -12,6 +12,10 @@ order. A lane of `matvec` makes the columns of x ready that its codes meet, with
 each 16, and nobody waits for the largest of a whole row; `wide` gives each warp columns of its own
 where x has few rows.
 
+NF4's values follow no formula: they are picked byte by byte, four at a time, from a table in
+registers, at about 6 instructions a weight; loading each took five times as long as NVFP4. INT4's
+are picked so in `matvec`.
+
 E2M1's bits, as exponent and mantissa of a wider float, are too small: 2**126 in bfloat16 and
 float32; in E4M3 it is 2**120. They are multiplied with what is as much too large before they meet
 x, or small numbers would drown among the denormals.
@@ -84,8 +88,8 @@ LOW_DOT, HIGH_DOT = (tl.constexpr(_dot_of(_looked_up(high))) for high in (False,
 
 
 def _columns_of_x(norm: bool) -> str:
-    """Sixteen bfloat16 of x as `DOT` takes them ($0 … $7), with a power of 2 of their own that puts
-    the largest below 2**15, so that sums stay in range, and what undoes that and DOT's 2**-6 ($8).
+    """Sixteen bfloat16 of x as `_dot_of` takes them ($0 … $7), with a power of 2 of their own that
+    puts the largest below 2**15, so that sums stay in range, and what undoes that and 2**-6 ($8).
     `norm`: x is multiplied by another sixteen before, and the sum of its squares is $9 (else 0)."""
     text = "{.reg .b32 t, u, m, z, n<8>, w<8>; .reg .f32 f, q; mov.b32 z, 0x80008000;"
     text += "mov.f32 q, 0f00000000;"
