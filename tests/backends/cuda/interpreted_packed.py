@@ -170,7 +170,7 @@ def test_codes_are_looked_up_by_the_instructions_that_the_device_runs(format):
     codes = np.random.default_rng(2).integers(16, size=(512, 8), dtype=np.uint32)
     high_first = KINDS[format].high_first
     place = np.arange(8) ^ high_first
-    table = packed._words(format, torch.device("cpu"))[0].numpy().view(np.uint32)
+    table = packed._words(format, torch.device("cpu"), torch.float16)[0].numpy().view(np.uint32)
     held = {f"${10 + n}": np.full(512, word, np.uint32) for n, word in enumerate(table)}
     found = ptx(packed._looked_up(high_first), {"w": words_of(codes[:, place])} | held, 0)
     for register, pair in (("a0", [0, 2]), ("a1", [1, 3]), ("a2", [4, 6]), ("a3", [5, 7])):

@@ -33,9 +33,8 @@ from ember.backends.cuda.group_attention import (
     absorb,
     attend_groups,
     load_within,
-    normed,
     pairs,
-    rotated,
+    turned,
     within,
 )
 from ember.model.architecture import Architecture
@@ -155,12 +154,9 @@ def _attend(
 
     kind = rows_ptr.dtype.element_ty
     spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
-    a = load_within(spots + low[None, :], pair[None, :], HALF, PAIRS).to(tl.float32)  # (R, PAIRS)
-    b = load_within(spots + high[None, :], pair[None, :], HALF, PAIRS).to(tl.float32)
-    if NORM:
-        a, b = normed(a, b, norms_ptr, D, ROTATED, PAIRS, OFFSET, eps)
     stands = tl.load(position_ptr + row)
-    a, b = rotated(a, b, cos_ptr, sin_ptr, stands, HALF, PAIRS)
+    tables = cos_ptr, sin_ptr
+    a, b = turned(spots, norms_ptr, *tables, stands, D, ROTATED, PAIRS, NORM, OFFSET, eps)
     q1, q2 = a.to(kind), b.to(kind)
 
     best = tl.full((R,), -float("inf"), tl.float32)

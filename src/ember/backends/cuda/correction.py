@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember.backends.cuda.attention import head_pairs
-from ember.backends.cuda.group_attention import load_within, pairs, within
+from ember.backends.cuda.group_attention import normed, pairs, within
 
 TOKENS, HEADS, WARPS = 64, 1, 8  # of one program
 
@@ -92,16 +92,8 @@ def _correct(
             a, b = (a.to(tl.float32) + c).to(kind), (b.to(tl.float32) + d).to(kind)
             tl.store(raws + low[None, :], a, mask=halves)
             tl.store(raws + high[None, :], b, mask=halves)
-            c, d = a.to(tl.float32), b.to(tl.float32)
-            factor = tl.rsqrt((tl.sum(c * c, 1) + tl.sum(d * d, 1)) / D + eps)[:, None]
-            norms = norms_ptr + which * D
-            first = load_within(norms + low, pair, HALF, PAIRS).to(tl.float32)[None, :]
-            second = load_within(norms + high, pair, HALF, PAIRS).to(tl.float32)[None, :]
-            if OFFSET:
-                first += 1.0
-                second += 1.0
-            c *= factor * first
-            d *= factor * second
+            norms, c, d = norms_ptr + which * D, a.to(tl.float32), b.to(tl.float32)
+            c, d = normed(c, d, norms, D, ROTATED, PAIRS, OFFSET, eps)
             tl.store(base + low[None, :], (c * cos - d * sin).to(kind), mask=halves)
             tl.store(base + high[None, :], (d * cos + c * sin).to(kind), mask=halves)
         else:

@@ -76,6 +76,23 @@ def rotated(a, b, cos_ptr, sin_ptr, position, HALF: tl.constexpr, PAIRS: tl.cons
 
 
 @triton.jit
+def turned(
+    lines, norm_ptr, cos_ptr, sin_ptr, position, D: tl.constexpr, ROTATED: tl.constexpr,
+    PAIRS: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, eps,
+):  # fmt: skip
+    """Heads at lines (R, 1), normed and turned to their positions (R,): halves (R, PAIRS) in
+    float32."""
+    HALF: tl.constexpr = D // 2
+    low, high = pairs(D, ROTATED, PAIRS)
+    pair = tl.arange(0, PAIRS)[None, :]
+    a = load_within(lines + low[None, :], pair, HALF, PAIRS).to(tl.float32)
+    b = load_within(lines + high[None, :], pair, HALF, PAIRS).to(tl.float32)
+    if NORM:
+        a, b = normed(a, b, norm_ptr, D, ROTATED, PAIRS, OFFSET, eps)
+    return rotated(a, b, cos_ptr, sin_ptr, position, HALF, PAIRS)
+
+
+@triton.jit
 def absorb(q1, q2, k1, k2, v, allowed, scale, best, mass, acc):
     """Softmax goes on over a block of keys: the largest score of each query so far, the sum of
     exp2(score - largest), and the same sum of values. Where nothing is allowed nothing changes."""
@@ -175,12 +192,9 @@ def attend_groups(
     own_blocks = tl.cdiv(tl.max(tl.maximum(own_stop - own_start, 0), 0), BLOCK)
 
     spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
-    a = load_within(spots + low, pair, HALF, PAIRS).to(tl.float32)  # (R, PAIRS)
-    b = load_within(spots + high, pair, HALF, PAIRS).to(tl.float32)
-    if NORM:
-        a, b = normed(a, b, norms_ptr, D, ROTATED, PAIRS, OFFSET, eps)
     stands = tl.load(position_ptr + row)
-    a, b = rotated(a, b, cos_ptr, sin_ptr, stands, HALF, PAIRS)
+    tables = cos_ptr, sin_ptr
+    a, b = turned(spots, norms_ptr, *tables, stands, D, ROTATED, PAIRS, NORM, OFFSET, eps)
     q1, q2 = a.to(kind), b.to(kind)
 
     best = tl.full((R,), -float("inf"), tl.float32)

@@ -50,26 +50,25 @@ mov.b32 {l, h}, u; cvt.rn.f16x2.e4m3x2 a1, l; cvt.rn.f16x2.e4m3x2 a3, h;
 """
 
 
-def _picked(tables: dict[str, tuple[int, ...]], codes: str) -> str:
-    """Bytes of four codes (their lower 3 bits in `codes`, and t) from tables of 16, by name."""
+def _picked(word: str, tables: dict[str, tuple[int, ...]]) -> tuple[str, str]:
+    """What picks bytes of a word's codes 0 … 3, and then of 4 … 7, by name from tables of 16: from
+    the half of each in which a code is."""
     text = "prmt.b32 m, 0x8000, 0, t;"  # 255 where a code is 8 or more
     for name, (a, b, c, d) in tables.items():
-        text += f"prmt.b32 {name}, ${a}, ${b}, {codes}; prmt.b32 r, ${c}, ${d}, {codes};"
+        text += f"prmt.b32 {name}, ${a}, ${b}, s; prmt.b32 r, ${c}, ${d}, s;"
         text += f"lop3.b32 {name}, m, r, {name}, 0xCA;"
-    return text
+    first = f"shr.b32 t, {word}, 3; lop3.b32 t, t, 0x11111111, 0x88888888, 0xEA;"
+    first += f"and.b32 s, {word}, 0x77777777;"
+    return first + text, "shr.b32 t, t, 16; shr.b32 s, s, 16;" + text
 
 
 def _looked_up(high_first: bool) -> str:
-    """Those of another format, by a table in $10 … $17 (see `_words`): four codes at a time pick
-    upper and lower bytes from the half of the table in which they are."""
+    """Those of another format, upper and lower bytes from a table in $10 … $17 (see `_words`)."""
     even, odd = (1, 0) if high_first else (0, 1)
-    text = "shr.b32 t, w, 3; lop3.b32 t, t, 0x11111111, 0x88888888, 0xEA;"
-    text += "and.b32 s, w, 0x77777777;"
-    for first in (0, 2):
-        if first:
-            text += "shr.b32 t, t, 16; shr.b32 s, s, 16;"
-        text += _picked({"u": (10, 11, 12, 13), "k": (14, 15, 16, 17)}, "s")
-        text += f"prmt.b32 a{first + even}, k, u, 0x6240; prmt.b32 a{first + odd}, k, u, 0x7351;"
+    text = ""
+    for n, four in enumerate(_picked("w", {"u": (10, 11, 12, 13), "k": (14, 15, 16, 17)})):
+        text += f"{four} prmt.b32 a{2 * n + even}, k, u, 0x6240;"
+        text += f"prmt.b32 a{2 * n + odd}, k, u, 0x7351;"
     return text
 
 
@@ -161,21 +160,17 @@ PLANES = tl.constexpr(
 
 def _planes_looked_up() -> str:
     """The same by a table in $12, $14 … $26 (see `_words`), with scales in bfloat16."""
-    text = "{.reg .b32 t, q, m, r, u, k, s, z, a<4>, b<4>; mov.b32 z, 0x80008000;"
-    text += "prmt.b32 s, $10, $11, 0x5410;"
-    for word, name in ((8, "a"), (9, "b")):
-        text += f"shr.b32 t, ${word}, 3; lop3.b32 t, t, 0x11111111, 0x88888888, 0xEA;"
-        text += f"and.b32 q, ${word}, 0x77777777;"
-        for first in (0, 2):
-            if first:
-                text += "shr.b32 t, t, 16; shr.b32 q, q, 16;"
-            text += _picked({"u": (12, 14, 16, 18), "k": (20, 22, 24, 26)}, "q")
-            text += f"prmt.b32 {name}{first}, k, u, 0x5140;"
-            text += f"prmt.b32 {name}{first + 1}, k, u, 0x7362;"
+    text = "{.reg .b32 t, s, m, r, u, k, by, z, a<4>, b<4>; mov.b32 z, 0x80008000;"
+    text += "prmt.b32 by, $10, $11, 0x5410;"
+    tables = {"u": (12, 14, 16, 18), "k": (20, 22, 24, 26)}
+    for word, name in (("$8", "a"), ("$9", "b")):
+        for n, four in enumerate(_picked(word, tables)):
+            text += f"{four} prmt.b32 {name}{2 * n}, k, u, 0x5140;"
+            text += f"prmt.b32 {name}{2 * n + 1}, k, u, 0x7362;"
     for plane in range(8):
         half = "0x7632" if plane % 2 else "0x5410"
         text += f"prmt.b32 ${plane}, a{plane // 2}, b{plane // 2}, {half};"
-        text += f"fma.rn.bf16x2 ${plane}, ${plane}, s, z;"
+        text += f"fma.rn.bf16x2 ${plane}, ${plane}, by, z;"
     return text + "}"
 
 
@@ -724,13 +719,11 @@ def matvec(
     n, k = out.shape[1], weight.shape[1]
     fast = has_fp8(x.device)
     fast = fast and {x.dtype, x.dtype if norm is None else norm.dtype} == {torch.bfloat16}
-    codes, scales, overall, table = _operands(weight)
-    if fast:
-        table = _words(weight.format, x.device)
+    codes, *others = _operands(weight, torch.float16 if fast else None)
     if plan is None:
         plan = plan_of(n, gated=gated, summed=summed) if fast else PLANS["slow"]
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
-        *(x, codes.view(torch.int64), scales, overall, table, out),
+        *(x, codes.view(torch.int64), *others, out),
         *(x if norm is None else norm, out if residual is None else residual),
         *(x if bias is None else bias, n, *_ends(weight), eps),
         K=k,
@@ -770,11 +763,9 @@ def wide(
     (m, n), k = out.shape[-2:], weight.shape[1]
     # INT4's values are computed as fast as they are looked up.
     fast = x.is_cuda and weight.format in ("nvfp4", "nf4") and x.dtype == torch.bfloat16
-    codes, scales, overall, table = _operands(weight)
-    if fast:
-        table = _words(weight.format, x.device, x.dtype)
+    codes, *others = _operands(weight, x.dtype if fast else None)
     _packed_wide[(triton.cdiv(m, tiling.batch), triton.cdiv(n, tiling.rows), tiling.splits)](
-        *(x, codes.view(torch.int32), scales, overall, table, out),
+        *(x, codes.view(torch.int32), *others, out),
         *(x if bias is None else bias, m, n, *_ends(weight)),
         K=k,
         BM=tiling.batch,
@@ -829,8 +820,11 @@ def has_fp8(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def _operands(weight: PackedMatrix) -> tuple[Tensor, ...]:
-    table = _table(weight.format, weight.codes.device)
+def _operands(weight: PackedMatrix, half: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """Codes, scales, what they are multiplied by, and a table: the values in float32, or where they
+    are looked up in `half` as `_words`."""
+    of = weight.format, weight.codes.device
+    table = _table(*of) if half is None else _words(*of, half)
     return weight.codes, weight.scales, table if weight.overall is None else weight.overall, table
 
 
@@ -853,7 +847,7 @@ def _table(format: str, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _words(format: str, device: torch.device, dtype: torch.dtype = torch.float16) -> Tensor:
+def _words(format: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(2, 8) int32, twice the same: of the 16 values in a half format, as much too small as
     `HALVES` and `PLANES` are, the upper bytes in four words, then the lower ones."""
     rest = 2**6 if dtype == torch.float16 else HALF_REST.value

@@ -50,13 +50,9 @@ def draw(points: pd.DataFrame, scale: str):
                 zorder=0,
             )
             for _, row in front.iterrows():
-                where, share = (
-                    (row["measured_bytes"], row["accuracy_high"]),
-                    100 * row["bytes_share"],
-                )
-                axes.annotate(
-                    f"{share:.2g} %", where, (0, 3), textcoords="offset points", ha="center", size=6
-                )
+                above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "size": 6}
+                where = row["measured_bytes"], row["accuracy_high"]
+                axes.annotate(f"{100 * row['bytes_share']:.2g} %", where, **above)
             axes.set_xscale("log")
             axes.set_xlabel("measured bytes a question")
             panel(
