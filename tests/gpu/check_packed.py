@@ -34,11 +34,11 @@ from ember.model.packed import PACKED, quantise_decoder
 
 DEVICE = "cuda"
 SHAPES = {  # (N, K), and what stands around the product
-    "qkv": (6144, 2560, {}),
+    "qkv": (6144, 2560, {"norm": True}),
     "o": (2560, 4096, {"summed": True}),
-    "gate_up": (2 * 9728, 2560, {"gated": True}),
+    "gate_up": (2 * 9728, 2560, {"gated": True, "norm": True}),
     "down": (2560, 9728, {"summed": True}),
-    "head": (151936, 2560, {}),
+    "head": (151936, 2560, {"norm": True}),
 }
 ROTATED = 256 * 2**20  # bytes; an H200's L2 has 60 MB
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
@@ -155,7 +155,7 @@ def cuts() -> list[tuple]:
     """(product, rows of x, its cut), the present cuts first for each product and number of rows."""
     plans = [
         packed.Plan(rows, longs, ahead, longs // 32)
-        for rows, longs, ahead in itertools.product((2, 4, 8), (32, 64, 128), (2, 3, 5))
+        for rows, longs, ahead in itertools.product((2, 4, 8), (32, 64, 128, 256), (2, 3, 5))
     ]
     slabs = [(*cut, cut[3]) for cut in itertools.product((16, 32), (16, 32), (2, 3, 4), (2, 4, 8))]
     whole = [(128, 16, 3, 4, 1), (64, 32, 3, 4, 1), (64, 32, 4, 4, 1), (64, 16, 4, 4, 1)]
@@ -191,6 +191,8 @@ def call_of(name: str, rows: int, cut):
     dtype = torch.float32 if splits > 1 else torch.bfloat16
     x, out = rows_of(rows, k), torch.empty(shape, device=DEVICE, dtype=dtype)
     if isinstance(cut, packed.Plan):
+        if "norm" in kind:  # of more rows it is not the product's
+            options |= {"norm": torch.ones(k, device=DEVICE, dtype=torch.bfloat16), "eps": 1e-6}
         return partial(packed.matvec, x, out=out, plan=cut, **options)
     return partial(packed.wide, x, out=out, tiling=cut, **options)
 

@@ -13,6 +13,7 @@ HEADS = [  # of other sizes, partly rotated, and of layers that slide
     {"head_dim": 8},
     {"head_dim": 80, "rope_fraction": 0.25},
     {"head_dim": 64, "rope_fraction": 0.25},
+    {"head_dim": 40, "rope_fraction": 0.75},  # more than a half
     {"head_dim": 24, "norm": "rms_offset", "query_scalar": 5.0},
     {"sliding_layers": (0,), "sliding_window": 50, "rope_local_theta": 100.0},
     {"sliding_layers": (0,), "sliding_window": 3, "head_dim": 20},
@@ -123,6 +124,8 @@ def check(prompts, rows, normed, per, **fields):
     attention.tables.fill(groups, per)
     position = torch.tensor(lengths, dtype=torch.int32)
     out = torch.full((batch, heads * dim), torch.nan)
+    buffers = attention._buffers  # what lies in the memory of empty parts counts for nothing
+    attention._buffers = lambda *of: [tensor.fill_(torch.nan) for tensor in buffers(*of)]
     attention(
         *(0, qkv, norms if normed else None, position, torch.tensor(shared, dtype=torch.int32)),
         *(out, Sharing(len(groups), per)),
@@ -150,6 +153,14 @@ def check(prompts, rows, normed, per, **fields):
         torch.testing.assert_close(kv[0, 1, row, :, own[row]], v[row, 0], atol=0, rtol=0)
         assert kv[0, :, row, :, own[row] + 1 :].isnan().all()
     assert kv[0, :, batch].isnan().all()
+
+
+def test_only_a_few_rows_let_others_start_late():
+    memory = torch.zeros(1, 2, 9, 2, W, D)
+    attention = Attention(arch(8, 2), memory, S, torch.zeros(1, 2, 2, S, D))
+    qkv, at = torch.zeros(9, 12 * D), torch.zeros(9, dtype=torch.int32)
+    with pytest.raises(ValueError, match="up to 8 rows"):
+        attention(0, qkv, None, at, at, qkv[:, : 8 * D], Sharing(1, 9), eps=EPS, late=True)
 
 
 def test_a_row_is_the_same_in_any_batch():

@@ -166,6 +166,8 @@ def test_two_products_at_once_have_no_gate():
     plan = Plan(rows=4, columns=32, ahead=2, warps=1)
     with pytest.raises(ValueError, match="two products at once"):
         matvec(x, weight, draw(1, 16), plan=plan, gated=True, more=(x, weight, None))
+    with pytest.raises(ValueError, match="nothing of the kernel before"):
+        matvec(x, weight, draw(1, 32), plan=plan, ready=True)
 
 
 @pytest.mark.parametrize("warps", [1, 2])

@@ -33,7 +33,7 @@ SLABS = WIDE | {"BM": 8, "BN": 32, "SLABS": 2}
 @pytest.mark.parametrize(
     ("kernel", "sizes", "most"),
     [
-        ("_packed_matvec", MATVEC, 5.4),
+        ("_packed_matvec", MATVEC, 5.2),
         ("_packed_wide", WIDE, 4.8),
         ("_packed_wide", SLABS, 4.0),
     ],
@@ -48,6 +48,21 @@ def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
     assert "STACK:0" in usage, "numbers are spilled to memory"
     found = (instructions(text) if one_row else loop(text)) / weights
     assert found < most, found
+
+
+@pytest.mark.parametrize("kind", ["gated", "summed", "plain", "large"])
+def test_what_is_read_stays_in_its_lane(kind, tmp_path):
+    plan = packed.PLANS[kind]
+    sizes = {"K": 4096, "BN": plan.rows, "BW": plan.longs, "AHEAD": plan.ahead}
+    options = {"NORM": kind != "summed", "RESIDUAL": kind == "summed", "GATED": kind == "gated"}
+    options |= {"ACT": "", "BIAS": False, "PDL": True}
+    kernel, file = packed._packed_matvec, tmp_path / "k.cubin"
+    text, usage = compiled(kernel, KIND | sizes | options, file, warps=plan.warps)
+    assert "STACK:0" in usage, "numbers are spilled to memory"
+    # Sums of a warp's lanes (five steps a row, and of squares), and of warps once.
+    sums = 5 * (plan.rows * (1 + options["GATED"]) + options["NORM"])
+    assert text.count("SHFL") <= 2 * sums
+    assert text.count("STS") <= 2 * plan.rows
 
 
 @pytest.mark.parametrize(("format", "block", "most"), [("nf4", 64, 7.0), ("int4", 32, 7.0)])

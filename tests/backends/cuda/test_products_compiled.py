@@ -9,10 +9,10 @@ from ember.backends.cuda import products
 from ember.backends.cuda.step import matvec_plan
 from tests.backends.cuda.test_packed_compiled import compiled
 
-PLAIN = {"NORM": "", "MORE": 0, "BESIDE": False, "MORE_BIAS": False}
+PLAIN = {"NORM": "", "MORE": 0, "BESIDE": False, "MORE_BIAS": False, "READY": False}
 CASES = {  # at the sizes of Pythia-2.8B and Qwen3-4B: options, and tiles read after the wait
     "qkv and up": ({"K": 2560, "NORM": "layer", "BESIDE": True, "ACT": "gelu"}, 2),
-    "o and down": ({"K": 2560, "MORE": 10240, "RESIDUAL": True}, 42),
+    "down and o": ({"K": 10240, "MORE": 2560, "RESIDUAL": True, "READY": True}, 2),
     "qkv": ({"K": 2560, "NORM": "rms"}, 0),
     "gate and up": ({"K": 2560, "NORM": "rms", "GATED": True, "ACT": "silu"}, 0),
 }

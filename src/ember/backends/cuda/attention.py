@@ -33,7 +33,6 @@ from ember.backends.cuda.group_attention import (
     absorb,
     attend_groups,
     load_within,
-    pairs,
     turned,
     within,
 )
@@ -41,6 +40,7 @@ from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
 
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
+ALONE_PROGRAMS = 240  # where rows share nothing: all at once, and room for who follows
 QUERIES = 64  # the most rows of queries in one program
 FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to merge
 
@@ -91,9 +91,10 @@ def _attend(
     OWN_PARTS: tl.constexpr,
     NORM: tl.constexpr,
     OFFSET: tl.constexpr,  # norms multiply by 1 + weight
+    LATE: tl.constexpr,  # who follows starts when the kernel before has ended
     PDL: tl.constexpr,
 ):
-    if PDL:
+    if PDL and not LATE:
         gdc_launch_dependents()
     G: tl.constexpr = HQ // HKV
     HALF: tl.constexpr = D // 2
@@ -103,8 +104,7 @@ def _attend(
     head = tl.program_id(0)
     task = tl.program_id(1)
     lane = tl.arange(0, R)
-    low, high = pairs(D, ROTATED, PAIRS)
-    pair, dims = tl.arange(0, PAIRS), tl.arange(0, 2 * PAIRS)
+    pair, dims = tl.arange(0, PAIRS)[None, :], tl.arange(0, 2 * PAIRS)[None, :]
     keys = tl.arange(0, BLOCK)
 
     # What this program reads: a part of a prompt for some candidates, or of a row for itself.
@@ -141,20 +141,22 @@ def _attend(
     base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
     plane = tl.where(on_prompt, T.to(tl.int64) * HKV, W.to(tl.int64) * (HKV * SLOTS))
     values = base + plane * D
+    stands = tl.load(position_ptr + row)
     # The first keys and values are asked for before the queries are there.
     seen = (start + keys < stop)[:, None]
-    halves = within(seen, pair[None, :], HALF, PAIRS)
-    whole = within(seen, dims[None, :], D, 2 * PAIRS)
+    halves = within(seen, pair, HALF, PAIRS)
+    whole = within(seen, dims, D, 2 * PAIRS)
     at = (start + keys)[:, None] * D
-    k1 = tl.load(base + at + low[None, :], mask=halves, other=0.0)  # (BLOCK, PAIRS)
-    k2 = tl.load(base + at + high[None, :], mask=halves, other=0.0)
-    v = tl.load(values + at + dims[None, :], mask=whole, other=0.0)  # (BLOCK, D or more)
+    k1 = tl.load(base + at + pair, mask=halves, other=0.0)  # (BLOCK, PAIRS)
+    k2 = tl.load(base + at + HALF + pair, mask=halves, other=0.0)
+    v = tl.load(values + at + dims, mask=whole, other=0.0)  # (BLOCK, D or more)
     if PDL:
         gdc_wait()
+        if LATE:
+            gdc_launch_dependents()
 
     kind = rows_ptr.dtype.element_ty
     spots = qkv_ptr + row[:, None] * WIDTH + (head * G + lane % G)[:, None] * D
-    stands = tl.load(position_ptr + row)
     tables = cos_ptr, sin_ptr
     a, b = turned(spots, norms_ptr, *tables, stands, D, ROTATED, PAIRS, NORM, OFFSET, eps)
     q1, q2 = a.to(kind), b.to(kind)
@@ -163,42 +165,29 @@ def _attend(
     mass = tl.zeros((R,), tl.float32)
     acc = tl.zeros((R, 2 * PAIRS), tl.float32)
     if new:
-        place = qkv_ptr + source * WIDTH + (HQ + head) * D
-        lower = load_within(place + low, pair, HALF, PAIRS).to(tl.float32)  # (PAIRS,)
-        upper = load_within(place + high, pair, HALF, PAIRS).to(tl.float32)
-        if NORM:
-            total = tl.sum(lower * lower, 0) + tl.sum(upper * upper, 0)
-            factor = tl.rsqrt(total / D + eps)
-            first = load_within(norms_ptr + D + low, pair, HALF, PAIRS).to(tl.float32)
-            second = load_within(norms_ptr + D + high, pair, HALF, PAIRS).to(tl.float32)
-            if OFFSET:
-                first += 1.0
-                second += 1.0
-            lower *= factor * first
-            upper *= factor * second
-        turn = position.to(tl.int64) * HALF + pair
-        c = load_within(cos_ptr + turn, pair, HALF, PAIRS)
-        s = load_within(sin_ptr + turn, pair, HALF, PAIRS)
-        new1 = (lower * c - upper * s).to(kind)
-        new2 = (upper * c + lower * s).to(kind)
+        one = tl.zeros((1, 1), tl.int32)
+        place, norm = qkv_ptr + source * WIDTH + (HQ + head) * D + one, norms_ptr + D
+        here = position + tl.zeros((1,), tl.int32)
+        c, d = turned(place, norm, *tables, here, D, ROTATED, PAIRS, NORM, OFFSET, eps)
+        new1, new2 = c.to(kind), d.to(kind)  # (1, PAIRS)
         newv = load_within(place + HKV * D + dims, dims, D, 2 * PAIRS)
-        tl.store(base + own * D + low, new1, mask=pair < HALF)
-        tl.store(base + own * D + high, new2, mask=pair < HALF)
+        tl.store(base + own * D + pair, new1, mask=pair < HALF)
+        tl.store(base + own * D + HALF + pair, new2, mask=pair < HALF)
         tl.store(values + own * D + dims, newv, mask=dims < D)
-        best = tl.sum(q1.to(tl.float32) * new1.to(tl.float32)[None, :], 1)
-        best = (best + tl.sum(q2.to(tl.float32) * new2.to(tl.float32)[None, :], 1)) * scale
+        best = tl.sum(q1.to(tl.float32) * new1.to(tl.float32), 1)
+        best = (best + tl.sum(q2.to(tl.float32) * new2.to(tl.float32), 1)) * scale
         mass = tl.full((R,), 1.0, tl.float32)
-        acc = tl.zeros((R, 2 * PAIRS), tl.float32) + newv.to(tl.float32)[None, :]
+        acc += newv.to(tl.float32)
 
     for begin in range(start, stop, BLOCK):
         # The next keys and values are on their way while these are used.
         coming = (begin + BLOCK + keys < stop)[:, None]
         at = (begin + BLOCK + keys)[:, None] * D
-        halves = within(coming, pair[None, :], HALF, PAIRS)
-        whole = within(coming, dims[None, :], D, 2 * PAIRS)
-        next1 = tl.load(base + at + low[None, :], mask=halves, other=0.0)
-        next2 = tl.load(base + at + high[None, :], mask=halves, other=0.0)
-        next_v = tl.load(values + at + dims[None, :], mask=whole, other=0.0)
+        halves = within(coming, pair, HALF, PAIRS)
+        whole = within(coming, dims, D, 2 * PAIRS)
+        next1 = tl.load(base + at + pair, mask=halves, other=0.0)
+        next2 = tl.load(base + at + HALF + pair, mask=halves, other=0.0)
+        next_v = tl.load(values + at + dims, mask=whole, other=0.0)
         allowed = (begin + keys < stop)[None, :]
         if WINDOW > 0:
             young = (begin + keys)[None, :] > (stands - WINDOW)[:, None]
@@ -211,8 +200,8 @@ def _attend(
     tl.store(lse_ptr + spots, lse, mask=used)
     if (stop > start) | new:
         out = acc / mass[:, None]
-        there = within(used[:, None], dims[None, :], D, 2 * PAIRS)
-        tl.store(out_ptr + spots[:, None] * D + dims[None, :], out, mask=there)
+        there = within(used[:, None], dims, D, 2 * PAIRS)
+        tl.store(out_ptr + spots[:, None] * D + dims, out, mask=there)
 
 
 @triton.jit
@@ -237,11 +226,12 @@ def _merge(
     places = head[:, None] * PARTS + part[None, :]
     there = (head < N)[:, None] & (part < PARTS)[None, :]
     lse = tl.load(lse_ptr + places, mask=there, other=-float("inf"))  # (HEADS, POWER)
+    seen = within(there[:, :, None], dims[None, None, :], D, WIDE)
+    found = tl.load(parts_ptr + places[:, :, None] * D + dims[None, None, :], mask=seen, other=0.0)
     top = tl.max(lse, 1)
     shares = tl.exp2(lse - tl.where(top == -float("inf"), 0.0, top)[:, None])
-    # Empty parts have written nothing: what lies in their memory must not be read.
-    seen = within((shares > 0)[:, :, None], dims[None, None, :], D, WIDE)
-    found = tl.load(parts_ptr + places[:, :, None] * D + dims[None, None, :], mask=seen, other=0.0)
+    # Empty parts have written nothing: what lies in their memory must not count.
+    found = tl.where((shares > 0)[:, :, None], found, 0.0)
     out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
     spots = out_ptr + head[:, None] * D + dims[None, :]
     there = within((head < N)[:, None], dims[None, :], D, WIDE)
@@ -331,7 +321,7 @@ class Attention:
         """Of a prompt and of a row's own, where rows are few."""
         heads = self._heads // self._group
         if not sharing.groups:
-            return 0, SHARED_PARTS
+            return 0, max(1, min(SHARED_PARTS, ALONE_PROGRAMS // (rows * heads)))
         blocks = triton.cdiv(self._rows.shape[-2], FEW_BLOCK)
         shared = _power(max(1, min(SHARED_PARTS, FEW_PROGRAMS // (sharing.groups * heads))))
         own = _power(max(1, min(OWN_PARTS, blocks, FEW_PROGRAMS // (rows * heads))))
@@ -355,17 +345,21 @@ class Attention:
         sharing: Sharing,
         *,
         eps: float,
+        late: bool = False,
         pdl: bool = False,
     ) -> Tensor:
         """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose tokens are at `position` (B,).
 
         `norms` (2, D) are the weights of the query and key norms; `shared` (B,) is the length of
-        each row's prompt, 0 where it has none of its own.
+        each row's prompt, 0 where it has none of its own. `late`: who follows starts only when
+        the kernel before has ended, and may read what that left without waiting for this one.
         """
         arch, (_, _, slots, kv_heads, width, dim) = self._arch, self._rows.shape
         batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
         prompts = self._rows if self._prompts is None else self._prompts
         in_groups = sharing.groups > 0 and batch > FEW_ROWS
+        if late and in_groups:
+            raise ValueError(f"`late` is for up to {FEW_ROWS} rows, or rows that share nothing")
         if in_groups:
             parts = self.group_parts(sharing)
             tasks, cut = sharing.groups * parts, self._cut(parts)
@@ -377,6 +371,7 @@ class Attention:
             kernel, warps, parts = _attend, 4, shared_parts + own_parts
             options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
             options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
+            options |= {"LATE": late}
         whole = in_groups and parts == 1  # nothing to merge
         partial, lse = (out, out) if whole else self._buffers(batch, parts)
         kernel[(kv_heads, tasks)](

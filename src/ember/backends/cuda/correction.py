@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ember.backends.cuda.attention import head_pairs
-from ember.backends.cuda.group_attention import normed, pairs, within
+from ember.backends.cuda.group_attention import load_within, pairs, within
 
 TOKENS, HEADS, WARPS = 64, 1, 8  # of one program
 
@@ -26,6 +26,25 @@ def _change(factors, moved_ptr, columns, there, ranks, RANK: tl.constexpr):
     inner = (ranks < RANK)[None, :] & there[:, None]
     moved = tl.load(moved_ptr + columns[:, None] * RANK + ranks[None, :], mask=inner, other=0.0)
     return tl.dot(factors, tl.trans(moved), input_precision="ieee")
+
+
+@triton.jit
+def _normed(
+    a, b, norm_ptr, D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr, OFFSET, eps
+):
+    """RMSNorm, times 1 + weight where OFFSET, of rows in two halves (R, PAIRS)."""
+    HALF: tl.constexpr = D // 2
+    low, high = pairs(D, ROTATED, PAIRS)
+    pair = tl.arange(0, PAIRS)
+    factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
+    first = load_within(norm_ptr + low, pair, HALF, PAIRS).to(tl.float32)[None, :]
+    second = load_within(norm_ptr + high, pair, HALF, PAIRS).to(tl.float32)[None, :]
+    if OFFSET:
+        first += 1.0
+        second += 1.0
+    a *= factor * first
+    b *= factor * second
+    return a, b
 
 
 @triton.jit
@@ -93,7 +112,7 @@ def _correct(
             tl.store(raws + low[None, :], a, mask=halves)
             tl.store(raws + high[None, :], b, mask=halves)
             norms, c, d = norms_ptr + which * D, a.to(tl.float32), b.to(tl.float32)
-            c, d = normed(c, d, norms, D, ROTATED, PAIRS, OFFSET, eps)
+            c, d = _normed(c, d, norms, D, ROTATED, PAIRS, OFFSET, eps)
             tl.store(base + low[None, :], (c * cos - d * sin).to(kind), mask=halves)
             tl.store(base + high[None, :], (d * cos + c * sin).to(kind), mask=halves)
         else:

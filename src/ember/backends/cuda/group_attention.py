@@ -47,49 +47,62 @@ def load_within(places, columns, END: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def normed(
-    a, b, norm_ptr, D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr, OFFSET, eps
-):
-    """RMSNorm, times 1 + weight where OFFSET, of rows in two halves (R, PAIRS)."""
-    HALF: tl.constexpr = D // 2
-    low, high = pairs(D, ROTATED, PAIRS)
-    pair = tl.arange(0, PAIRS)
-    factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
-    first = load_within(norm_ptr + low, pair, HALF, PAIRS).to(tl.float32)[None, :]
-    second = load_within(norm_ptr + high, pair, HALF, PAIRS).to(tl.float32)[None, :]
-    if OFFSET:
-        first += 1.0
-        second += 1.0
-    a *= factor * first
-    b *= factor * second
-    return a, b
-
-
-@triton.jit
-def rotated(a, b, cos_ptr, sin_ptr, position, HALF: tl.constexpr, PAIRS: tl.constexpr):
-    """Rows in two halves (R, PAIRS), turned to their positions (R,)."""
-    pair = tl.arange(0, PAIRS)[None, :]
-    turn = position.to(tl.int64)[:, None] * HALF + pair
-    cos = load_within(cos_ptr + turn, pair, HALF, PAIRS)
-    sin = load_within(sin_ptr + turn, pair, HALF, PAIRS)
-    return a * cos - b * sin, b * cos + a * sin
-
-
-@triton.jit
 def turned(
     lines, norm_ptr, cos_ptr, sin_ptr, position, D: tl.constexpr, ROTATED: tl.constexpr,
     PAIRS: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, eps,
 ):  # fmt: skip
-    """Heads at lines (R, 1), normed and turned to their positions (R,): halves (R, PAIRS) in
-    float32."""
+    """Heads at lines (R, 1), normed and turned to their positions (R,): their first and second
+    halves (R, PAIRS) in float32.
+
+    Halves are those of memory, so that keys are read in long words, whichever dimensions rotate.
+    """
     HALF: tl.constexpr = D // 2
-    low, high = pairs(D, ROTATED, PAIRS)
     pair = tl.arange(0, PAIRS)[None, :]
-    a = load_within(lines + low[None, :], pair, HALF, PAIRS).to(tl.float32)
-    b = load_within(lines + high[None, :], pair, HALF, PAIRS).to(tl.float32)
+    turn = position.to(tl.int64)[:, None] * HALF
+    a = load_within(lines + pair, pair, HALF, PAIRS).to(tl.float32)
+    b = load_within(lines + HALF + pair, pair, HALF, PAIRS).to(tl.float32)
+    factor = tl.full((1, 1), 1.0, tl.float32)
     if NORM:
-        a, b = normed(a, b, norm_ptr, D, ROTATED, PAIRS, OFFSET, eps)
-    return rotated(a, b, cos_ptr, sin_ptr, position, HALF, PAIRS)
+        factor = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / D + eps)[:, None]
+        there = pair < HALF
+        a *= factor * _norm_weight(norm_ptr, pair, there, OFFSET)
+        b *= factor * _norm_weight(norm_ptr, pair + HALF, there, OFFSET)
+    if ROTATED == D:
+        cos = load_within(cos_ptr + turn + pair, pair, HALF, PAIRS)
+        sin = load_within(sin_ptr + turn + pair, pair, HALF, PAIRS)
+        return a * cos - b * sin, b * cos + a * sin
+    else:
+        given = norm_ptr, factor, cos_ptr + turn, sin_ptr + turn
+        a = _turned_partly(a, lines, pair, *given, HALF, ROTATED, NORM, OFFSET)
+        b = _turned_partly(b, lines, pair + HALF, *given, D, ROTATED, NORM, OFFSET)
+        return a, b
+
+
+@triton.jit
+def _turned_partly(
+    own, lines, dims, norm_ptr, factor, cos_ptr, sin_ptr, END: tl.constexpr, ROTATED: tl.constexpr,
+    NORM: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Dimensions (1, PAIRS) of heads, of which those before END are there and those before ROTATED
+    turn, each with one that is read again."""
+    FIRST: tl.constexpr = ROTATED // 2
+    first, turns = dims < FIRST, (dims < ROTATED) & (dims < END)
+    other = tl.where(first, dims + FIRST, dims - FIRST)
+    mixed = tl.load(lines + other, mask=turns, other=0.0).to(tl.float32)
+    if NORM:
+        mixed *= factor * _norm_weight(norm_ptr, other, turns, OFFSET)
+    pair = tl.where(first, dims, other)
+    cos = tl.load(cos_ptr + pair, mask=turns, other=1.0)
+    sin = tl.load(sin_ptr + pair, mask=turns, other=0.0)
+    return own * cos + tl.where(first, -mixed, mixed) * sin
+
+
+@triton.jit
+def _norm_weight(norm_ptr, dims, there, OFFSET: tl.constexpr):
+    weight = tl.load(norm_ptr + dims, mask=there, other=0.0).to(tl.float32)
+    if OFFSET:
+        weight += 1.0
+    return weight
 
 
 @triton.jit
@@ -154,8 +167,6 @@ def attend_groups(
     head, task = tl.program_id(0), tl.program_id(1)
     group, part = task // PARTS, task % PARTS
     lane, pair = tl.arange(0, R), tl.arange(0, PAIRS)[None, :]
-    low, high = pairs(D, ROTATED, PAIRS)
-    low, high = low[None, :], high[None, :]
     dims, keys = tl.arange(0, 2 * PAIRS)[None, :], tl.arange(0, BLOCK)
     kind = rows_ptr.dtype.element_ty
 
@@ -205,16 +216,13 @@ def attend_groups(
         source = qkv_ptr + mine[:, None] * WIDTH + (HQ + head) * D
         halves = within(here[:, None], pair, HALF, PAIRS)
         whole = within(here[:, None], dims, D, 2 * PAIRS)
-        c = tl.load(source + low, mask=halves, other=0.0).to(tl.float32)  # (NEW, PAIRS)
-        d = tl.load(source + high, mask=halves, other=0.0).to(tl.float32)
-        if NORM:
-            c, d = normed(c, d, norms_ptr + D, D, ROTATED, PAIRS, OFFSET, eps)
-        c, d = rotated(c, d, cos_ptr, sin_ptr, position, HALF, PAIRS)
-        new1, new2 = c.to(kind), d.to(kind)
+        norm = norms_ptr + D
+        c, d = turned(source, norm, *tables, position, D, ROTATED, PAIRS, NORM, OFFSET, eps)
+        new1, new2 = c.to(kind), d.to(kind)  # (NEW, PAIRS)
         newv = tl.load(source + HKV * D + dims, mask=whole, other=0.0)
         target = rows_ptr + ((mine.to(tl.int64) * HKV + head) * W + own)[:, None] * D
-        tl.store(target + low, new1, mask=halves)
-        tl.store(target + high, new2, mask=halves)
+        tl.store(target + pair, new1, mask=halves)
+        tl.store(target + HALF + pair, new2, mask=halves)
         tl.store(target + plane + dims, newv, mask=whole)
         its = (lane // G)[:, None] == first + place[None, :]
         allowed = its & here[None, :]
@@ -236,8 +244,8 @@ def attend_groups(
         values = base + tl.where(on_prompt, T.to(tl.int64) * HKV * D, plane)
         halves = within(seen[:, None], pair, HALF, PAIRS)
         whole = within(seen[:, None], dims, D, 2 * PAIRS)
-        k1 = tl.load(base + at[:, None] * D + low, mask=halves, other=0.0)
-        k2 = tl.load(base + at[:, None] * D + high, mask=halves, other=0.0)
+        k1 = tl.load(base + at[:, None] * D + pair, mask=halves, other=0.0)
+        k2 = tl.load(base + at[:, None] * D + HALF + pair, mask=halves, other=0.0)
         v = tl.load(values + at[:, None] * D + dims, mask=whole, other=0.0)
         allowed = seen[None, :] & (on_prompt | (lane // G == first + which))[:, None]
         if WINDOW > 0:

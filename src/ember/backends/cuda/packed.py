@@ -318,8 +318,9 @@ def _long_tile(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A step's codes of a weight in 64 bits each, and their scales, (BN, BW)."""
-    # Lanes lie along the columns, rows in registers: what was made of x serves them all.
-    columns = step * BW + tl.max_contiguous(tl.arange(0, BW), 1)[None, :]
+    # Lanes lie along the columns, rows in registers: what was made of x serves them all. Columns
+    # that are said to be contiguous to 1 only would be read by lanes along the rows, and moved.
+    columns = step * BW + tl.multiple_of(tl.arange(0, BW), 1)[None, :]
     mask = there[:, None]
     if K % (16 * BW) != 0:
         mask = mask & (columns < K // 16)
@@ -379,7 +380,7 @@ def _packed_matvec(
     acc = tl.zeros((BN, BW), tl.float32)
     up_acc = tl.zeros((BN, BW), tl.float32)
     for step in tl.static_range(STEPS):
-        at = step * BW + tl.max_contiguous(tl.arange(0, BW), 1)[None, :]
+        at = step * BW + tl.multiple_of(tl.arange(0, BW), 1)[None, :]
         x, scale, more = _columns(x_ptr, norm_ptr, at, at < K // 16, HIGH_FIRST, NORM, FAST)
         squares += more
         longs, raw = tiles[0]
@@ -635,14 +636,14 @@ class Tiling:
 # H200 at Qwen3-4B's shapes (tests/gpu/check_packed.py); summed: of o's time and down's together.
 PLANS = {
     "gated": Plan(rows=2, longs=32, ahead=5, warps=1),
-    "summed": Plan(rows=2, longs=128, ahead=2, warps=4),
-    "plain": Plan(rows=8, longs=32, ahead=5, warps=1),
-    "large": Plan(rows=4, longs=32, ahead=2, warps=1),
+    "summed": Plan(rows=8, longs=128, ahead=5, warps=4),
+    "plain": Plan(rows=8, longs=64, ahead=2, warps=2),
+    "large": Plan(rows=8, longs=32, ahead=3, warps=1),
     "slow": Plan(rows=2, longs=128, ahead=1, warps=4),
 }
 TILES = {  # of up to 16 rows of x, and of more: rows of the weight, words, ahead, warps, slabs
     "gated": ((16, 32, 3, 2, 2), (64, 16, 4, 4, 1)),
-    "summed": ((128, 16, 3, 4, 1), (128, 16, 3, 4, 1)),
+    "summed": ((32, 16, 2, 2, 2), (128, 16, 3, 4, 1)),
     "plain": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
     "large": ((32, 16, 3, 2, 2), (128, 16, 3, 4, 1)),
 }

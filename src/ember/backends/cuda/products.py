@@ -135,6 +135,7 @@ def _matvec(
     BIAS: tl.constexpr,
     MORE_BIAS: tl.constexpr,
     BESIDE: tl.constexpr,
+    READY: tl.constexpr,  # x was there when this started; `more_x` is of the kernel before
     PDL: tl.constexpr,
 ):
     if PDL:
@@ -162,7 +163,7 @@ def _matvec(
         tiles = tiles + (_tile(step, w_ptr, more_w_ptr, lines, there, K, MORE, BK),)
         if GATED:
             up_tiles = up_tiles + (_tile(step, ups_ptr, w_ptr, lines, there, K, 0, BK),)
-    if PDL:
+    if PDL and not READY:
         gdc_wait()
     if NORM == "layer":  # while the weight is coming
         xs = ()
@@ -182,6 +183,8 @@ def _matvec(
     up_acc = tl.zeros((BN, BK), tl.float32)
     squares = tl.zeros((BK,), tl.float32)
     for step in tl.static_range(STEPS):
+        if PDL and READY and step == FIRST:
+            gdc_wait()
         if step < FIRST:
             at = step * BK + columns
             inside = at < K
@@ -487,6 +490,7 @@ def matvec(
     act: str = "",
     more: tuple[Tensor, Tensor, Tensor | None] | None = None,
     beside: tuple[Tensor, Tensor, Tensor | None, Norm] | None = None,
+    ready: bool = False,
     pdl: bool = False,
 ) -> Tensor:
     """out (1, N) = norm(x) (1, K) · weightᵀ; see the module. `out` may be `residual`.
@@ -494,10 +498,13 @@ def matvec(
     Of two halves (2 N, K) of the weight, `gated`, the first goes through `act` and multiplies the
     other. `more`, an input (1, K'), a weight (N, K') and a bias: their product is added. `beside`,
     a result (1, N'), a weight (N', K), a bias and a norm: another product of x, which alone goes
-    through `act`.
+    through `act`. `ready`: the kernel before makes only the input in `more` and lets this one start
+    when x is there (see `Attention`), so that it is not waited for before its input's turn.
     """
     if (more or beside) and (gated or (more and (beside or norm))):
         raise ValueError("two products at once have no gate, and of two inputs none is normed")
+    if ready and more is None:
+        raise ValueError("without another input there is nothing of the kernel before to wait for")
     n, k = out.shape[1], weight.shape[1]
     more_x, more_weight, more_bias = more or (x, weight, None)
     beside_out, beside_norm, tiles = out, norm, triton.cdiv(n, plan.rows)
@@ -522,6 +529,7 @@ def matvec(
         BIAS=bias is not None,
         MORE_BIAS=more_bias is not None,
         BESIDE=beside is not None,
+        READY=ready,
         PDL=pdl,
         num_warps=plan.warps,
         **_launch(pdl),

@@ -7,7 +7,8 @@ Candidates read the KV of their prompt where it lies, so that nothing has to be 
 
 What each layer does: product (qkv) · attention, its parts merged · product (o, + residual) ·
 product (gate and up, act · up) · product (down, + residual). Where the MLP runs beside attention,
-one row takes two products at once: qkv and up · attention, merged · o and down, + residual. Norms
+one row takes two products at once: qkv and up · attention, merged · down and o, + residual, where
+down is under way while attention is. Norms
 are part of the products of one row, plain RMSNorms of those of up to 8. From 9 rows on a product
 that adds to the residual stream splits its columns, and who sums them norms, too; so it is in fewer
 rows where norms are of another kind, or of what is added, or where the MLP runs beside attention.
@@ -198,7 +199,7 @@ class KernelStep:
             sum(getattr(layer, name).nbytes for layer in self._weights.layers)
             for name in ("qkv", "o", "gate_up", "down")
         )
-        both = {"qkv and gate_up": qkv + gate_up, "o and down": o + down}
+        both = {"qkv and gate_up": qkv + gate_up, "down and o": o + down}
         alone = {"qkv": qkv, "o": o, "gate_up": gate_up, "down": down}
         return alone | both | {"head": self._weights.head.nbytes}
 
@@ -264,6 +265,7 @@ class KernelStep:
         inside = self._plain or (rows == 1 and self._row_norms and "norm" in self.fused)
         apart = rows > FEW_ROWS or not inside or (self._packed and rows >= packed.FROM_ROWS)
         few = rows > 1 and not apart
+        both = arch.parallel_residual and not apart
         if few and rows not in self._normed:
             size, like = arch.hidden_size, self._x
             self._normed[rows] = Normed(rows, size, like.dtype, like.device)
@@ -328,6 +330,7 @@ class KernelStep:
                 attended,
                 sharing,
                 eps=eps,
+                late=both,
                 pdl=pdl,
             )
 
@@ -375,18 +378,18 @@ class KernelStep:
                 )
             )
 
-        def o_and_down(index: int) -> None:
+        def down_and_o(index: int) -> None:
             layer = layers[index]
-            more = (acted, layer.down, layer.down_bias)
-            added = {"bias": layer.o_bias, "more": more, "residual": x}
-            _matvec(attended, layer.o, x, summed=True, pdl=pdl, **added)
+            more = (attended, layer.o, layer.o_bias)
+            added = {"bias": layer.down_bias, "more": more, "residual": x, "ready": True}
+            _matvec(acted, layer.down, x, summed=True, pdl=pdl, **added)
 
-        if not apart and arch.parallel_residual:
+        if both:
             return {
                 "embed": embedding,
                 "qkv and gate_up": qkv_and_gate_up,
                 "attention": attend,
-                "o and down": o_and_down,
+                "down and o": down_and_o,
                 "head": head,
             }
         return {
