@@ -59,6 +59,14 @@ def test_attention_of_other_heads(prompts, rows, fields):
     check(prompts, rows, True, per=16, **fields)
 
 
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("fields", [{}, *HEADS], ids=str)
+@pytest.mark.parametrize(("prompts", "rows"), [*CASES[5:], ([], [(None, 0)])])
+def test_attention_of_heads_with_keys_of_their_own(prompts, rows, fields, normed, monkeypatch):
+    monkeypatch.setattr(module, "ALONE_PROGRAMS", 6)  # three parts of one row, one of two
+    check(prompts, rows, normed, per=1, heads=2, **fields)
+
+
 @pytest.mark.parametrize("fields", HEADS, ids=str)
 def test_the_parts_of_one_row_run_at_once(fields, monkeypatch):
     monkeypatch.setattr(module, "FEW_PROGRAMS", 16)
@@ -90,9 +98,9 @@ def test_attention_in_groups(prompts, rows, programs, per, monkeypatch):
     check(prompts, rows, normed=True, per=per)
 
 
-def check(prompts, rows, normed, per, **fields):
+def check(prompts, rows, normed, per, heads=8, **fields):
     """Rows of a batch against the decoder's attention; memory that is nobody's stays untouched."""
-    heads, kv_heads, batch = 8, 2, len(rows)
+    kv_heads, batch = 2, len(rows)
     shape = arch(heads, kv_heads, **fields)
     dim, window = shape.head_dim, shape.window(0)
     generator = torch.Generator().manual_seed(batch)

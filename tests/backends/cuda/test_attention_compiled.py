@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from ember.backends.cuda import attention
+from ember.backends.cuda import attention, lone_attention
 from tests.backends.cuda.test_packed_compiled import compiled
 
 SHAPES = {  # of a head: dimensions, those that rotate, heads, KV heads, norm
@@ -18,21 +18,48 @@ SHAPES = {  # of a head: dimensions, those that rotate, heads, KV heads, norm
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_keys_are_read_in_long_words_whichever_dimensions_rotate(name, tmp_path):
-    dim, rotated, heads, kv_heads, norm = SHAPES[name]
-    kernel = attention._attend
+    constants = {"GROUPS": 0, "HQ": SHAPES[name][2], "HKV": SHAPES[name][3], "R": 16, "PER": 1}
+    constants |= {"BLOCK": attention.FEW_BLOCK, "SHARED_PARTS": 1, "OWN_PARTS": 7}
+    before, after, _ = long_words(attention._attend, name, constants, 4, tmp_path)
+    expected = 2 * attention.FEW_BLOCK * 2 * attention.head_pairs(SHAPES[name][0]) // (8 * 128)
+    assert before == expected
+    assert after >= expected
+
+
+def test_keys_of_single_queries_stay_in_the_lanes_that_read_them(tmp_path):
+    constants = {"H": 32, "BLOCK": lone_attention.ALONE_BLOCK, "PARTS": 48}
+    kernel = lone_attention.attend_alone
+    before, after, text = long_words(kernel, "pythia-2.8b", constants, 1, tmp_path)
+    expected = 2 * lone_attention.ALONE_BLOCK * 2 * attention.head_pairs(80) // (8 * 32)
+    assert before == expected
+    assert after >= expected
+    assert not re.search(r"\b(STS|LDS|BAR)\b", looped(text))
+
+
+def long_words(kernel, name: str, constants: dict, warps: int, folder) -> tuple[int, int, str]:
+    """Loads of 16 bytes a lane before the wait for the queries and after it, and the assembly."""
+    dim, rotated, _, _, norm = SHAPES[name]
     types = {name: "*bf16" for name in kernel.arg_names if name.endswith("_ptr")}
     types |= dict.fromkeys(["cos_ptr", "sin_ptr", "out_ptr", "lse_ptr"], "*fp32")
     integers = ("position_ptr", "shared_ptr", "members_ptr", "starts_ptr", "lengths_ptr")
     types |= dict.fromkeys(integers, "*i32") | {"scale": "fp32", "eps": "fp32"}
-    constants = {"GROUPS": 0, "HQ": heads, "HKV": kv_heads, "D": dim, "ROTATED": rotated}
-    constants |= {"PAIRS": attention.head_pairs(dim), "WINDOW": 0, "R": 16, "PER": 1}
-    constants |= {"BLOCK": attention.FEW_BLOCK, "SHARED_PARTS": 1, "OWN_PARTS": 7}
+    constants |= {"D": dim, "ROTATED": rotated, "PAIRS": attention.head_pairs(dim), "WINDOW": 0}
     constants |= {"NORM": norm, "OFFSET": False, "LATE": False, "PDL": True}
-    text, usage = compiled(kernel, constants, tmp_path / "k.cubin", types, 4)
+    text, usage = compiled(kernel, constants, folder / "k.cubin", types, warps)
     assert "STACK:0" in usage, "numbers are spilled to memory"
-    long = 2 * attention.FEW_BLOCK * 2 * attention.head_pairs(dim) // (8 * 128)
     before, after = (
         len(re.findall(r"LDG\.E(?:\.\w+)*\.128", part)) for part in text.split("ACQBULK")
     )
-    assert before == long
-    assert after >= long
+    return before, after, text
+
+
+def looped(text: str) -> str:
+    """The lines of the longest loop."""
+    lines, labels, longest = text.splitlines(), {}, ""
+    for at, line in enumerate(lines):
+        if label := re.match(r"(\.L_x_\d+):", line.strip()):
+            labels[label[1]] = at
+        jump = re.search(r"BRA\S*\s+`\((\.L_x_\d+)\)", line)
+        if jump and jump[1] in labels:
+            longest = max(longest, "\n".join(lines[labels[jump[1]] : at]), key=len)
+    return longest

@@ -11,8 +11,8 @@ from tests.backends.cuda.test_packed_compiled import compiled
 
 PLAIN = {"NORM": "", "MORE": 0, "BESIDE": False, "MORE_BIAS": False, "READY": False}
 CASES = {  # at the sizes of Pythia-2.8B and Qwen3-4B: options, and tiles read after the wait
-    "qkv and up": ({"K": 2560, "NORM": "layer", "BESIDE": True, "ACT": "gelu"}, 2),
-    "down and o": ({"K": 10240, "MORE": 2560, "RESIDUAL": True, "READY": True}, 2),
+    "qkv and up": ({"K": 2560, "NORM": "layer", "BESIDE": True, "ACT": "gelu"}, 5),
+    "down and o": ({"K": 10240, "MORE": 2560, "RESIDUAL": True, "READY": True}, 4),
     "qkv": ({"K": 2560, "NORM": "rms"}, 0),
     "gate and up": ({"K": 2560, "NORM": "rms", "GATED": True, "ACT": "silu"}, 0),
 }

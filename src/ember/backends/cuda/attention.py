@@ -36,11 +36,12 @@ from ember.backends.cuda.group_attention import (
     turned,
     within,
 )
+from ember.backends.cuda.lone_attention import ALONE_BLOCK, attend_alone
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
 
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
-ALONE_PROGRAMS = 240  # where rows share nothing: all at once, and room for who follows
+ALONE_PARTS, ALONE_PROGRAMS = 48, 1536  # of rows that share nothing: all run at once
 QUERIES = 64  # the most rows of queries in one program
 FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to merge
 
@@ -311,7 +312,7 @@ class Attention:
         self._heads, self._pairs = arch.num_heads, head_pairs(arch.head_dim)
         at = torch.arange(positions, device=rows.device)
         self._tables = kinds_of_tables(arch, at)
-        self._group = arch.groups
+        self._group, self._scale = arch.groups, math.log2(math.e) * arch.score_scale
         self.most = max(1, QUERIES // self._group)  # rows of a group
         self.tables = Tables(rows.shape[2], rows.device)
         self._shared_memory = shared_memory(rows.device)
@@ -321,7 +322,7 @@ class Attention:
         """Of a prompt and of a row's own, where rows are few."""
         heads = self._heads // self._group
         if not sharing.groups:
-            return 0, max(1, min(SHARED_PARTS, ALONE_PROGRAMS // (rows * heads)))
+            return 0, max(1, min(SHARED_PARTS, FEW_PROGRAMS // (rows * heads)))
         blocks = triton.cdiv(self._rows.shape[-2], FEW_BLOCK)
         shared = _power(max(1, min(SHARED_PARTS, FEW_PROGRAMS // (sharing.groups * heads))))
         own = _power(max(1, min(OWN_PARTS, blocks, FEW_PROGRAMS // (rows * heads))))
@@ -354,8 +355,9 @@ class Attention:
         each row's prompt, 0 where it has none of its own. `late`: who follows starts only when
         the kernel before has ended, and may read what that left without waiting for this one.
         """
-        arch, (_, _, slots, kv_heads, width, dim) = self._arch, self._rows.shape
-        batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
+        if not sharing.groups and self._group == 1:
+            return self._alone(layer, qkv, norms, position, out, eps=eps, late=late, pdl=pdl)
+        (_, _, slots, kv_heads, width, _), batch, tables = self._rows.shape, len(qkv), self.tables
         prompts = self._rows if self._prompts is None else self._prompts
         in_groups = sharing.groups > 0 and batch > FEW_ROWS
         if late and in_groups:
@@ -379,25 +381,63 @@ class Attention:
             *self._tables[self._arch.rope_is_local(layer)],
             *(qkv if norms is None else norms, position, shared),
             *(tables.members, tables.starts, tables.lengths, partial, lse),
-            *(slots, prompts.shape[-2], width, math.log2(math.e) * arch.score_scale, eps),
+            *(slots, prompts.shape[-2], width, self._scale, eps),
             HQ=self._heads,
             HKV=kv_heads,
-            D=dim,
-            ROTATED=arch.rotary_dim,
-            PAIRS=self._pairs,
-            WINDOW=arch.window(layer) or 0,
             R=max(16, triton.next_power_of_2(sharing.per * self._group)),
             PER=sharing.per,
-            NORM=norms is not None,
-            OFFSET=arch.norm == "rms_offset",
-            PDL=pdl,
             num_warps=warps,
             **options,
-            **launch,
+            **self._options(layer, norms, pdl),
         )
         if not whole:
             self._merged(partial, lse, out, pdl)
         return out
+
+    def _alone(
+        self,
+        layer: int,
+        qkv: Tensor,
+        norms: Tensor | None,
+        position: Tensor,
+        out: Tensor,
+        *,
+        eps: float,
+        late: bool,
+        pdl: bool,
+    ) -> Tensor:
+        """The same for rows that share nothing, of heads that have keys of their own."""
+        (_, _, slots, heads, width, _), batch = self._rows.shape, len(qkv)
+        most = min(ALONE_PARTS, triton.cdiv(width, 4 * ALONE_BLOCK))
+        parts = max(1, min(most, ALONE_PROGRAMS // (batch * heads)))
+        partial, lse = self._buffers(batch, parts)
+        attend_alone[(heads, batch * parts)](
+            *(qkv, self._rows[layer], *self._tables[self._arch.rope_is_local(layer)]),
+            *(qkv if norms is None else norms, position, partial, lse),
+            *(slots, width, self._scale, eps),
+            H=heads,
+            BLOCK=ALONE_BLOCK,
+            PARTS=parts,
+            LATE=late,
+            num_warps=1,
+            **self._options(layer, norms, pdl),
+        )
+        self._merged(partial, lse, out, pdl)
+        return out
+
+    def _options(self, layer: int, norms: Tensor | None, pdl: bool) -> dict:
+        """What all kernels are told of heads and of their start."""
+        arch = self._arch
+        return {
+            "D": arch.head_dim,
+            "ROTATED": arch.rotary_dim,
+            "PAIRS": self._pairs,
+            "WINDOW": arch.window(layer) or 0,
+            "NORM": norms is not None,
+            "OFFSET": arch.norm == "rms_offset",
+            "PDL": pdl,
+            **({"launch_pdl": True} if pdl else {}),
+        }
 
     def _cut(self, parts: int) -> Cut:
         """The longest blocks that have room; short parts have few blocks."""
@@ -412,7 +452,8 @@ class Attention:
     def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, pdl: bool) -> None:
         """The parts together, (B, Hq D)."""
         (batch, heads, parts), launch = lse.shape, {"launch_pdl": True} if pdl else {}
-        each, warps = (1, 1) if batch <= FEW_ROWS else (4, 4)
+        each = 1 if batch <= FEW_ROWS else 4
+        warps = 1 if each == 1 and parts <= 2 * SHARED_PARTS else 4
         _merge[(triton.cdiv(batch * heads, each),)](
             *(partial, lse, out, batch * heads),
             D=out.shape[1] // heads,

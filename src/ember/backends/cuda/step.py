@@ -533,11 +533,11 @@ def matvec_plan(columns: int, *, gated: bool, summed: bool, centred: bool = Fals
     `centred`: of an input through a LayerNorm. Measured on an H200 (docs/engine.md)."""
     if summed:  # programs of one warp: none waits for another, and all of them start at once
         return Plan(
-            rows=2, columns=min(256, _power(columns)), ahead=8 if columns > 8192 else 14, warps=1
+            rows=2, columns=min(256, _power(columns)), ahead=6 if columns > 8192 else 14, warps=1
         )
     if centred and not gated and columns <= 3072:
-        # A LayerNorm costs a warp as many instructions as four rows of the weight: fewer warps.
-        return Plan(rows=4, columns=min(512, _power(columns)), ahead=3, warps=2)
+        # A LayerNorm costs a warp as many instructions as four rows of the weight: one warp.
+        return Plan(rows=4, columns=min(256, _power(columns)), ahead=5, warps=1)
     width = min(1024, _power(columns))
     return Plan(rows=2 if gated else 4, columns=width, ahead=3, warps=4)
 
