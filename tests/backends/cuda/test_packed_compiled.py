@@ -117,7 +117,7 @@ def build(kernel, constants: dict, types: dict, warps: int):
     aligned = {
         (n,): [["tt.divisibility", 16]]
         for n, name in enumerate(kernel.arg_names)
-        if name.endswith("_ptr") or name == "N"
+        if name.endswith("_ptr") or name in ("N", "N_BESIDE")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {"num_warps": warps, "num_stages": constants.get("STAGES", 1)}
