@@ -47,6 +47,16 @@ CASES = [
 ]
 
 
+SINGLE = [  # no prompt is shared
+    ([], [(None, 0)]),
+    ([], [(None, 100)]),
+    ([], [(None, 0), (None, 100), (None, 3)]),
+    ([(0, 1)], [(0, 0)]),
+    ([(64, 130)], [(0, 7)]),
+    ([(0, 100), (110, 1), (3, 65)], [(1, 0), (0, 66), (2, 5)]),
+]
+
+
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize(("prompts", "rows"), CASES)
 def test_attention(prompts, rows, normed):
@@ -61,9 +71,9 @@ def test_attention_of_other_heads(prompts, rows, fields):
 
 @pytest.mark.parametrize("normed", [True, False])
 @pytest.mark.parametrize("fields", [{}, *HEADS], ids=str)
-@pytest.mark.parametrize(("prompts", "rows"), [*CASES[5:], ([], [(None, 0)])])
-def test_attention_of_heads_with_keys_of_their_own(prompts, rows, fields, normed, monkeypatch):
-    monkeypatch.setattr(module, "ALONE_PROGRAMS", 6)  # three parts of one row, one of two
+@pytest.mark.parametrize(("prompts", "rows"), SINGLE)
+def test_attention_of_single_queries(prompts, rows, fields, normed, monkeypatch):
+    monkeypatch.setattr(module, "SINGLE_PROGRAMS", 12)  # parts of one row, none of three
     check(prompts, rows, normed, per=1, heads=2, **fields)
 
 

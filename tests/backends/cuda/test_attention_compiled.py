@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from ember.backends.cuda import attention, lone_attention
+from ember.backends.cuda import attention, single_attention
 from tests.backends.cuda.test_packed_compiled import compiled
 
 SHAPES = {  # of a head: dimensions, those that rotate, heads, KV heads, norm
@@ -27,10 +27,11 @@ def test_keys_are_read_in_long_words_whichever_dimensions_rotate(name, tmp_path)
 
 
 def test_keys_of_single_queries_stay_in_the_lanes_that_read_them(tmp_path):
-    constants = {"H": 32, "BLOCK": lone_attention.ALONE_BLOCK, "PARTS": 48}
-    kernel = lone_attention.attend_alone
+    constants = {"H": 32, "BLOCK": single_attention.SINGLE_BLOCK, "GROUPS": 1}
+    constants |= {"SHARED_PARTS": 47, "OWN_PARTS": 1}
+    kernel = single_attention.attend_single
     before, after, text = long_words(kernel, "pythia-2.8b", constants, 1, tmp_path)
-    expected = 2 * lone_attention.ALONE_BLOCK * 2 * attention.head_pairs(80) // (8 * 32)
+    expected = 2 * single_attention.SINGLE_BLOCK * 2 * attention.head_pairs(80) // (8 * 32)
     assert before == expected
     assert after >= expected
     assert not re.search(r"\b(STS|LDS|BAR)\b", looped(text))

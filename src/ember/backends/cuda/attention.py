@@ -36,12 +36,12 @@ from ember.backends.cuda.group_attention import (
     turned,
     within,
 )
-from ember.backends.cuda.lone_attention import ALONE_BLOCK, attend_alone
+from ember.backends.cuda.single_attention import SINGLE_BLOCK, attend_single
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
 
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
-ALONE_PARTS, ALONE_PROGRAMS = 48, 1536  # of rows that share nothing: all run at once
+SINGLE_PARTS, SINGLE_PROGRAMS = 48, 1536  # of single queries: all run at once
 QUERIES = 64  # the most rows of queries in one program
 FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to merge
 
@@ -308,19 +308,27 @@ class Attention:
         self, arch: Architecture, rows: Tensor, positions: int, prompts: Tensor | None = None
     ):
         """`positions`: the most tokens of a sequence."""
-        self._arch, self._rows, self._prompts = arch, rows, prompts
+        self._arch, self._rows = arch, rows
+        self._arena = rows if prompts is None else prompts  # which nobody reads without groups
         self._heads, self._pairs = arch.num_heads, head_pairs(arch.head_dim)
         at = torch.arange(positions, device=rows.device)
         self._tables = kinds_of_tables(arch, at)
-        self._group, self._scale = arch.groups, math.log2(math.e) * arch.score_scale
+        self._group = arch.groups
         self.most = max(1, QUERIES // self._group)  # rows of a group
         self.tables = Tables(rows.shape[2], rows.device)
         self._shared_memory = shared_memory(rows.device)
         self._partial: dict[tuple, tuple[Tensor, Tensor]] = {}
 
     def parts(self, rows: int, sharing: Sharing) -> tuple[int, int]:
-        """Of a prompt and of a row's own, where rows are few."""
+        """Of a prompt and of a row's own, where rows are few or share nothing."""
         heads = self._heads // self._group
+        if self.single(rows, sharing):
+            most = SINGLE_PROGRAMS // heads
+            shared, own = (
+                max(1, min(SINGLE_PARTS, triton.cdiv(memory.shape[-2], 32), most // each))
+                for memory, each in ((self._arena, max(1, sharing.groups)), (self._rows, rows))
+            )
+            return shared * (sharing.groups > 0), own
         if not sharing.groups:
             return 0, max(1, min(SHARED_PARTS, FEW_PROGRAMS // (rows * heads)))
         blocks = triton.cdiv(self._rows.shape[-2], FEW_BLOCK)
@@ -329,6 +337,11 @@ class Attention:
         if rows == own == 1 < shared and (sharing.groups * shared + 1) * heads > FEW_PROGRAMS:
             shared -= 1  # or the row's own would be read after all else
         return shared, own
+
+    def single(self, rows: int, sharing: Sharing) -> bool:
+        """Whether each program has one query."""
+        few = rows <= FEW_ROWS or not sharing.groups
+        return few and self._group == sharing.per == 1
 
     def group_parts(self, sharing: Sharing) -> int:
         """Of what a group reads: as many as keep the device busy."""
@@ -355,10 +368,10 @@ class Attention:
         each row's prompt, 0 where it has none of its own. `late`: who follows starts only when
         the kernel before has ended, and may read what that left without waiting for this one.
         """
-        if not sharing.groups and self._group == 1:
-            return self._alone(layer, qkv, norms, position, out, eps=eps, late=late, pdl=pdl)
-        (_, _, slots, kv_heads, width, _), batch, tables = self._rows.shape, len(qkv), self.tables
-        prompts = self._rows if self._prompts is None else self._prompts
+        arch, (_, _, slots, kv_heads, width, dim) = self._arch, self._rows.shape
+        batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
+        heads = {"HQ": self._heads, "HKV": kv_heads, "PER": sharing.per}
+        heads["R"] = max(16, triton.next_power_of_2(sharing.per * self._group))
         in_groups = sharing.groups > 0 and batch > FEW_ROWS
         if late and in_groups:
             raise ValueError(f"`late` is for up to {FEW_ROWS} rows, or rows that share nothing")
@@ -371,73 +384,35 @@ class Attention:
             shared_parts, own_parts = self.parts(batch, sharing)
             tasks = sharing.groups * shared_parts + batch * own_parts
             kernel, warps, parts = _attend, 4, shared_parts + own_parts
-            options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups}
+            options = {"BLOCK": FEW_BLOCK, "GROUPS": sharing.groups, "LATE": late}
             options |= {"SHARED_PARTS": max(1, shared_parts), "OWN_PARTS": own_parts}
-            options |= {"LATE": late}
+            if self.single(batch, sharing):
+                kernel, warps, heads = attend_single, 1, {"H": kv_heads}
+                options["BLOCK"] = SINGLE_BLOCK
         whole = in_groups and parts == 1  # nothing to merge
         partial, lse = (out, out) if whole else self._buffers(batch, parts)
         kernel[(kv_heads, tasks)](
-            *(qkv, prompts[layer], self._rows[layer]),
+            *(qkv, self._arena[layer], self._rows[layer]),
             *self._tables[self._arch.rope_is_local(layer)],
             *(qkv if norms is None else norms, position, shared),
             *(tables.members, tables.starts, tables.lengths, partial, lse),
-            *(slots, prompts.shape[-2], width, self._scale, eps),
-            HQ=self._heads,
-            HKV=kv_heads,
-            R=max(16, triton.next_power_of_2(sharing.per * self._group)),
-            PER=sharing.per,
+            *(slots, self._arena.shape[-2], width),
+            *(math.log2(math.e) * arch.score_scale, eps),
+            D=dim,
+            ROTATED=arch.rotary_dim,
+            PAIRS=self._pairs,
+            WINDOW=arch.window(layer) or 0,
+            NORM=norms is not None,
+            OFFSET=arch.norm == "rms_offset",
+            PDL=pdl,
             num_warps=warps,
+            **heads,
             **options,
-            **self._options(layer, norms, pdl),
+            **launch,
         )
         if not whole:
             self._merged(partial, lse, out, pdl)
         return out
-
-    def _alone(
-        self,
-        layer: int,
-        qkv: Tensor,
-        norms: Tensor | None,
-        position: Tensor,
-        out: Tensor,
-        *,
-        eps: float,
-        late: bool,
-        pdl: bool,
-    ) -> Tensor:
-        """The same for rows that share nothing, of heads that have keys of their own."""
-        (_, _, slots, heads, width, _), batch = self._rows.shape, len(qkv)
-        most = min(ALONE_PARTS, triton.cdiv(width, 4 * ALONE_BLOCK))
-        parts = max(1, min(most, ALONE_PROGRAMS // (batch * heads)))
-        partial, lse = self._buffers(batch, parts)
-        attend_alone[(heads, batch * parts)](
-            *(qkv, self._rows[layer], *self._tables[self._arch.rope_is_local(layer)]),
-            *(qkv if norms is None else norms, position, partial, lse),
-            *(slots, width, self._scale, eps),
-            H=heads,
-            BLOCK=ALONE_BLOCK,
-            PARTS=parts,
-            LATE=late,
-            num_warps=1,
-            **self._options(layer, norms, pdl),
-        )
-        self._merged(partial, lse, out, pdl)
-        return out
-
-    def _options(self, layer: int, norms: Tensor | None, pdl: bool) -> dict:
-        """What all kernels are told of heads and of their start."""
-        arch = self._arch
-        return {
-            "D": arch.head_dim,
-            "ROTATED": arch.rotary_dim,
-            "PAIRS": self._pairs,
-            "WINDOW": arch.window(layer) or 0,
-            "NORM": norms is not None,
-            "OFFSET": arch.norm == "rms_offset",
-            "PDL": pdl,
-            **({"launch_pdl": True} if pdl else {}),
-        }
 
     def _cut(self, parts: int) -> Cut:
         """The longest blocks that have room; short parts have few blocks."""

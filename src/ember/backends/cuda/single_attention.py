@@ -1,9 +1,9 @@
-"""Attention of single queries: rows that share nothing, of heads that have keys of their own.
+"""Attention of single queries: of heads that have keys of their own, where no rows share a prompt.
 
 Contract. As `attention`, whose launcher chooses it for such rows. A query is too little for tensor
 cores, which would want fifteen more and take keys and values through shared memory: here they stay
-in the registers that they are read into. Each place of a block of keys has a softmax of its own,
-and these are brought together at the end, so that no lane waits for another until then.
+in the registers that they are read into. Programs are of one warp, which waits for no other, and
+each place of a block of keys has a softmax of its own; these are brought together at the end.
 """
 
 import triton
@@ -12,7 +12,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ember.backends.cuda.group_attention import load_within, turned, within
 
-ALONE_BLOCK = 8  # keys at a time: programs are of one warp, which waits for no other
+SINGLE_BLOCK = 8  # keys at a time
 
 
 @triton.jit
@@ -30,26 +30,34 @@ def _block(base, values, begin, stop, D: tl.constexpr, PAIRS: tl.constexpr, BLOC
 
 
 @triton.jit
-def attend_alone(
+def attend_single(
     qkv_ptr,  # (B, 3 H D)
+    prompts_ptr,  # (2, H, T, D), one layer
     rows_ptr,  # (2, R, H, W, D), one layer
     cos_ptr,  # (positions, D / 2) float32
     sin_ptr,  # (positions, D / 2) float32
     norms_ptr,  # (2, D): of queries and keys, where NORM
-    position_ptr,  # (B,): of the new token
-    out_ptr,  # (B, H, PARTS, D) float32
-    lse_ptr,  # (B, H, PARTS) float32, base 2
+    position_ptr,  # (B,): of the new token in its sequence
+    shared_ptr,  # (B,): tokens of the prompt
+    members_ptr,  # (GROUPS,): the row that reads each prompt, -1 for none
+    starts_ptr,  # (GROUPS,): where the prompt lies in the arena
+    lengths_ptr,  # (GROUPS,): tokens of it
+    out_ptr,  # (B, H, SHARED_PARTS + OWN_PARTS, D) float32
+    lse_ptr,  # (B, H, SHARED_PARTS + OWN_PARTS) float32, base 2
     SLOTS,  # R
+    T,
     W,
     scale,  # log2(e) / sqrt(D)
     eps,
+    GROUPS: tl.constexpr,
     H: tl.constexpr,
     D: tl.constexpr,
     ROTATED: tl.constexpr,  # of the D dimensions of a head, the first ones
     PAIRS: tl.constexpr,  # a power of 2 no smaller than D / 2
     WINDOW: tl.constexpr,  # keys seen, the new one included; 0: all
     BLOCK: tl.constexpr,  # keys at a time
-    PARTS: tl.constexpr,
+    SHARED_PARTS: tl.constexpr,
+    OWN_PARTS: tl.constexpr,
     NORM: tl.constexpr,
     OFFSET: tl.constexpr,  # norms multiply by 1 + weight
     LATE: tl.constexpr,  # who follows starts when the kernel before has ended
@@ -58,15 +66,39 @@ def attend_alone(
     if PDL and not LATE:
         gdc_launch_dependents()
     HALF: tl.constexpr = D // 2
-    head, row, part = tl.program_id(0), tl.program_id(1) // PARTS, tl.program_id(1) % PARTS
+    FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
+    head, task = tl.program_id(0), tl.program_id(1)
     pair, keys = tl.arange(0, PAIRS)[None, :], tl.arange(0, BLOCK)
-    own = tl.load(position_ptr + row).to(tl.int32)
-    start = tl.maximum(own - WINDOW + 1, 0) if WINDOW > 0 else 0
-    size = tl.cdiv(tl.cdiv(own - start, PARTS), BLOCK) * BLOCK
+
+    # What this program reads: a part of a prompt, or of what a row has of its own.
+    on_prompt = task < GROUPS * SHARED_PARTS
+    own_task = task - GROUPS * SHARED_PARTS
+    group = tl.where(on_prompt, task // SHARED_PARTS, 0)
+    part = tl.where(on_prompt, task % SHARED_PARTS, own_task % OWN_PARTS)
+    parts = tl.where(on_prompt, SHARED_PARTS, OWN_PARTS)
+    row, length = own_task // OWN_PARTS, 0
+    if GROUPS > 0:
+        row = tl.where(on_prompt, tl.load(members_ptr + group), row)
+        length = tl.where(on_prompt, tl.load(lengths_ptr + group), 0).to(tl.int32)
+    if row < 0:
+        return
+    position = tl.load(position_ptr + row).to(tl.int32)
+    own = position - tl.load(shared_ptr + row).to(tl.int32)
+    length = tl.where(on_prompt, length, own)
+    start = 0
+    if WINDOW > 0:
+        oldest = position - WINDOW + 1 - tl.where(on_prompt, 0, position - own)
+        start = tl.minimum(tl.maximum(oldest, 0), length)
+    size = tl.cdiv(tl.cdiv(length - start, parts), BLOCK) * BLOCK
     start += part * size
-    stop = tl.minimum(start + size, own)
-    base = rows_ptr + (row.to(tl.int64) * H + head) * W * D
-    values = base + W.to(tl.int64) * (H * SLOTS) * D
+    stop = tl.minimum(start + size, length)
+    run = head.to(tl.int64) * T
+    if GROUPS > 0:
+        run += tl.load(starts_ptr + group).to(tl.int64)
+    memory = (row.to(tl.int64) * H + head) * W
+    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
+    plane = tl.where(on_prompt, T.to(tl.int64) * H, W.to(tl.int64) * (H * SLOTS))
+    values = base + plane * D
     k1, k2, v1, v2 = _block(base, values, start, stop, D, PAIRS, BLOCK)
     if PDL:
         gdc_wait()
@@ -74,7 +106,7 @@ def attend_alone(
             gdc_launch_dependents()
 
     kind = rows_ptr.dtype.element_ty
-    here, one = own + tl.zeros((1,), tl.int32), tl.zeros((1, 1), tl.int32)
+    here, one = position + tl.zeros((1,), tl.int32), tl.zeros((1, 1), tl.int32)
     query = qkv_ptr + (row * 3 * H + head) * D + one
     how = (norms_ptr, cos_ptr, sin_ptr, here)
     a, b = turned(query, *how, D, ROTATED, PAIRS, NORM, OFFSET, eps)
@@ -82,7 +114,7 @@ def attend_alone(
     best = tl.full((BLOCK,), -float("inf"), tl.float32)
     mass = tl.zeros((BLOCK,), tl.float32)
     acc1, acc2 = tl.zeros((BLOCK, PAIRS), tl.float32), tl.zeros((BLOCK, PAIRS), tl.float32)
-    if part == 0:  # this program has the new token as well, at the first place
+    if (on_prompt == 0) & (part == 0):  # the new token as well, at the first place
         key, first = query + H * D, keys == 0
         how = (norms_ptr + D, cos_ptr, sin_ptr, here)
         c, d = turned(key, *how, D, ROTATED, PAIRS, NORM, OFFSET, eps)
@@ -113,7 +145,8 @@ def attend_alone(
         acc2 = acc2 * kept[:, None] + v2.to(tl.float32) * share[:, None]
         k1, k2, v1, v2 = next1, next2, next3, next4
 
-    spot = (row * H + head) * PARTS + part
+    slot = tl.where(on_prompt, part, FIRST + part)
+    spot = (row * H + head) * (FIRST + OWN_PARTS) + slot
     top = tl.max(best, 0)
     share = tl.exp2(best - tl.where(top == -float("inf"), 0.0, top))
     total = tl.sum(mass * share, 0)
