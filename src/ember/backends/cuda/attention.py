@@ -5,9 +5,10 @@ into the rows' own memory, and gives what each query attends to. Which rows shar
 where it lies in the arena and how long it is are tables on the device, so that a recorded graph
 stays valid while rows are refilled: a group is a run of the arena and the rows that read it, once
 for all of them. What follows the prompt, a row reads from its own memory. Few rows read both in
-parts by programs of their own, which all start at once; many in one loop, see `group_attention`. A
-part's result and log-sum-exp are merged afterwards, in the order of the parts. A row's result
-depends on lengths, the numbers of parts and its place in its group alone, not on other rows.
+parts by programs of their own, which all start at once, single queries without tensor cores (see
+`single_attention`); many in one loop (`group_attention`). A part's result and log-sum-exp are
+merged afterwards, in the order of the parts. A row's result depends on lengths, the numbers of
+parts and its place in its group alone, not on other rows.
 
 Heads of any even number of dimensions are padded to a power of 2 in a program, not in memory. Keys
 that have left a layer's window are not read, but for those that another row of the group sees.

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ember.backends.cuda.attention import head_pairs
-from ember.backends.cuda.group_attention import load_within, pairs, within
+from ember.backends.cuda.group_attention import load_within, within
+from ember.backends.cuda.prefill import pairs
 
 TOKENS, HEADS, WARPS = 64, 1, 8  # of one program
 

@@ -14,21 +14,6 @@ NEW = 16  # the fewest keys of a product of the tensor cores
 
 
 @triton.jit
-def pairs(D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr):
-    """A head's dimensions in D / 2 pairs that rotation turns, first and second of each, (PAIRS,).
-
-    Rotation leaves pairs beyond the first ROTATED / 2 as they are: tables say 1 and 0 for them.
-    """
-    pair = tl.arange(0, PAIRS)
-    low, high = pair, pair + D // 2
-    if ROTATED < D:
-        turned = pair < ROTATED // 2
-        low = tl.where(turned, pair, pair + ROTATED // 2)
-        high = tl.where(turned, pair + ROTATED // 2, high)
-    return low, high
-
-
-@triton.jit
 def within(mask, columns, END: tl.constexpr, POWER: tl.constexpr):
     """A mask of rows, and of the first END columns where there are more."""
     if END < POWER:

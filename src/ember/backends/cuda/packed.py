@@ -5,12 +5,12 @@ by multiply-adds, `wide` more by tensor cores; `dense` writes the weight itself,
 products of many rows. Sums are float32; an overall scale is applied to them, before anything is
 rounded to a half format.
 
-What decides the speed of NVFP4 is instructions per weight (compiled code for Hopper has about 4 in
-both) and warps enough to issue them. So codes are decoded where they lie, two or four in a
-register: the codes at place j of all words meet the numbers at place j of x, and nothing is put in
-order. A lane of `matvec` makes the columns of x ready that its codes meet, with a power of 2 for
-each 16, and nobody waits for the largest of a whole row; `wide` gives each warp columns of its own
-where x has few rows.
+What decides the speed of NVFP4 is instructions per weight (compiled code for Hopper has 4 to 5.5
+for one row and 4 for more), logic and conversions most of all, and warps enough to issue them. So
+codes are decoded where they lie, two or four in a register: the codes at place j of all words meet
+the numbers at place j of x, and nothing is put in order. A lane of `matvec` makes the columns of x
+ready that its codes meet, with a power of 2 for each 16, and nobody waits for the largest of a
+whole row; `wide` gives each warp columns of its own where x has few rows.
 
 NF4's values follow no formula: they are picked byte by byte, four at a time, from a table in
 registers, at about 6 instructions a weight; loading each took five times as long as NVFP4. INT4's
@@ -318,8 +318,8 @@ def _long_tile(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A step's codes of a weight in 64 bits each, and their scales, (BN, BW)."""
-    # Lanes lie along the columns, rows in registers: what was made of x serves them all. Columns
-    # that are said to be contiguous to 1 only would be read by lanes along the rows, and moved.
+    # Lanes lie along the columns, rows in registers: what was made of x serves them all. The hint
+    # keeps to a word a lane; `max_contiguous` would, too, but lay lanes along the rows to read.
     columns = step * BW + tl.multiple_of(tl.arange(0, BW), 1)[None, :]
     mask = there[:, None]
     if K % (16 * BW) != 0:

@@ -15,7 +15,7 @@ from triton.language.extra.cuda import gdc_wait
 
 from ember.backends.cuda.attention import head_pairs, kinds_of_tables
 from ember.backends.cuda.causal_attention import attend_causal
-from ember.backends.cuda.group_attention import load_within, pairs, within
+from ember.backends.cuda.group_attention import load_within, within
 from ember.backends.cuda.packed_prefill import linear
 from ember.backends.cuda.products import activated, add_normed
 from ember.backends.forward import Layers, Passage, count
@@ -25,6 +25,21 @@ from ember.model.architecture import Architecture
 from ember.model.decoder import Tap, attend, attend_near, embedding_scale
 
 FEWEST, LONG = 128, 4096  # tokens; measured on an H200
+
+
+@triton.jit
+def pairs(D: tl.constexpr, ROTATED: tl.constexpr, PAIRS: tl.constexpr):
+    """A head's dimensions in D / 2 pairs that rotation turns, first and second of each, (PAIRS,).
+
+    Rotation leaves pairs beyond the first ROTATED / 2 as they are: tables say 1 and 0 for them.
+    """
+    pair = tl.arange(0, PAIRS)
+    low, high = pair, pair + D // 2
+    if ROTATED < D:
+        turned = pair < ROTATED // 2
+        low = tl.where(turned, pair, pair + ROTATED // 2)
+        high = tl.where(turned, pair + ROTATED // 2, high)
+    return low, high
 
 
 @triton.jit
