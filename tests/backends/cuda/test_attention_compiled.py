@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("triton")
 
 from ember.backends.cuda import attention, single_attention
-from tests.backends.cuda.test_packed_compiled import compiled
+from tests.backends.cuda.test_packed_compiled import compiled, loop
 
 SHAPES = {  # of a head: dimensions, those that rotate, heads, KV heads, norm
     "pythia-2.8b": (80, 20, 32, 32, False),
@@ -34,7 +34,7 @@ def test_keys_of_single_queries_stay_in_the_lanes_that_read_them(tmp_path):
     expected = 2 * single_attention.SINGLE_BLOCK * 2 * attention.head_pairs(80) // (8 * 32)
     assert before == expected
     assert after >= expected
-    assert not re.search(r"\b(STS|LDS|BAR)\b", looped(text))
+    assert not re.search(r"\b(STS|LDS|BAR)\b", loop(text))
 
 
 def long_words(kernel, name: str, constants: dict, warps: int, folder) -> tuple[int, int, str]:
@@ -52,15 +52,3 @@ def long_words(kernel, name: str, constants: dict, warps: int, folder) -> tuple[
         len(re.findall(r"LDG\.E(?:\.\w+)*\.128", part)) for part in text.split("ACQBULK")
     )
     return before, after, text
-
-
-def looped(text: str) -> str:
-    """The lines of the longest loop."""
-    lines, labels, longest = text.splitlines(), {}, ""
-    for at, line in enumerate(lines):
-        if label := re.match(r"(\.L_x_\d+):", line.strip()):
-            labels[label[1]] = at
-        jump = re.search(r"BRA\S*\s+`\((\.L_x_\d+)\)", line)
-        if jump and jump[1] in labels:
-            longest = max(longest, "\n".join(lines[labels[jump[1]] : at]), key=len)
-    return longest

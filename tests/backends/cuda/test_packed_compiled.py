@@ -46,7 +46,7 @@ def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
     columns = sizes["K"] if one_row else 8 * sizes["BW"] * sizes["SLABS"]
     weights = sizes["BN"] * (1 + gated) * columns / 64  # a thread's, of two warps
     assert "STACK:0" in usage, "numbers are spilled to memory"
-    found = (instructions(text) if one_row else loop(text)) / weights
+    found = instructions(text if one_row else loop(text)) / weights
     assert found < most, found
 
 
@@ -84,7 +84,7 @@ def test_planes_that_are_looked_up_cost_few_instructions(sizes, most, tmp_path):
     types = POINTERS | {"scales_ptr": "*fp32", "table_ptr": "*i32"}
     text, usage = compiled(packed._packed_wide, sizes | options, tmp_path / "k.cubin", types)
     assert "STACK:0" in usage, "numbers are spilled to memory"
-    found = loop(text) / (sizes["BN"] * 8 * sizes["BW"] * sizes["SLABS"] / 64)
+    found = instructions(loop(text)) / (sizes["BN"] * 8 * sizes["BW"] * sizes["SLABS"] / 64)
     assert found < most, found
 
 
@@ -133,15 +133,13 @@ def instructions(text: str) -> int:
     return len(re.findall(r"^\s*/\*[0-9a-f]+\*/\s+\S", text, re.MULTILINE))
 
 
-def loop(text: str) -> int:
-    """Instructions of the longest loop."""
-    labels, count, longest = {}, 0, 0
-    for line in text.splitlines():
+def loop(text: str) -> str:
+    """The longest loop."""
+    lines, labels, longest = text.splitlines(), {}, ""
+    for at, line in enumerate(lines):
         if label := re.match(r"(\.L_x_\d+):", line.strip()):
-            labels[label[1]] = count
-        elif re.match(r"\s*/\*[0-9a-f]+\*/\s+\S", line):
-            count += 1
-            jump = re.search(r"BRA\S*\s+`\((\.L_x_\d+)\)", line)
-            if jump and jump[1] in labels:
-                longest = max(longest, count - labels[jump[1]])
+            labels[label[1]] = at
+        jump = re.search(r"BRA\S*\s+`\((\.L_x_\d+)\)", line)
+        if jump and jump[1] in labels:
+            longest = max(longest, "\n".join(lines[labels[jump[1]] : at + 1]), key=instructions)
     return longest
