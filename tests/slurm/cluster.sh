@@ -95,7 +95,7 @@ configure() {
   own_or_absent "$gres"
   install -d -m 755 /etc/slurm "$state" "$state/ctld" "$state/d" "$logs"
   local cpus memory
-  cpus=$(nproc)
+  cpus=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # which would tell those instead
   memory=$(awk '/^MemTotal/ {print int($2 / 1024 * 0.95)}' /proc/meminfo)
   cat >"$conf" <<END
 $mark
