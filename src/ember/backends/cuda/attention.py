@@ -34,6 +34,8 @@ from ember.backends.cuda.group_attention import (
     absorb,
     attend_groups,
     load_within,
+    memory_of,
+    task_of,
     turned,
     within,
 )
@@ -100,8 +102,7 @@ def _attend(
         gdc_launch_dependents()
     G: tl.constexpr = HQ // HKV
     HALF: tl.constexpr = D // 2
-    FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
-    PARTS: tl.constexpr = FIRST + OWN_PARTS
+    PARTS: tl.constexpr = (SHARED_PARTS if GROUPS > 0 else 0) + OWN_PARTS
     WIDTH: tl.constexpr = (HQ + 2 * HKV) * D
     head = tl.program_id(0)
     task = tl.program_id(1)
@@ -110,22 +111,16 @@ def _attend(
     keys = tl.arange(0, BLOCK)
 
     # What this program reads: a part of a prompt for some candidates, or of a row for itself.
-    on_prompt = task < GROUPS * SHARED_PARTS
-    own_task = task - GROUPS * SHARED_PARTS
-    group = tl.where(on_prompt, task // SHARED_PARTS, 0)
-    source = tl.where(on_prompt, 0, own_task // OWN_PARTS)
-    part = tl.where(on_prompt, task % SHARED_PARTS, own_task % OWN_PARTS)
+    on_prompt, group, source, part, parts, slot = task_of(task, GROUPS, SHARED_PARTS, OWN_PARTS)
     member = tl.load(
         members_ptr + group * PER + lane // G, mask=on_prompt & (lane < PER * G), other=-1
     )
     row = tl.where(on_prompt, member, source)  # (R,)
     used = tl.where(on_prompt, member >= 0, lane < G)
     row = tl.where(used, row, source)
-    slot = tl.where(on_prompt, part, FIRST + part)
     position = tl.load(position_ptr + source).to(tl.int32)
     own = position - tl.load(shared_ptr + source).to(tl.int32)
     length = tl.where(on_prompt, tl.load(lengths_ptr + group).to(tl.int32), own)
-    parts = tl.where(on_prompt, SHARED_PARTS, OWN_PARTS)
     start, left = 0, length
     if WINDOW > 0:  # the oldest key that any of these rows sees
         places = tl.load(position_ptr + row).to(tl.int32)
@@ -138,11 +133,8 @@ def _attend(
     stop = tl.minimum(start + size, length)
     new = (on_prompt == 0) & (part == 0)  # this program has the new token as well
 
-    run = head.to(tl.int64) * T + tl.load(starts_ptr + group).to(tl.int64)
-    memory = (source.to(tl.int64) * HKV + head) * W
-    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
-    plane = tl.where(on_prompt, T.to(tl.int64) * HKV, W.to(tl.int64) * (HKV * SLOTS))
-    values = base + plane * D
+    begin, memory = tl.load(starts_ptr + group), (prompts_ptr, rows_ptr, SLOTS, T, W)
+    base, values = memory_of(on_prompt, begin, source, head, *memory, HKV, D)
     stands = tl.load(position_ptr + row)
     # The first keys and values are asked for before the queries are there.
     seen = (start + keys < stop)[:, None]

@@ -32,6 +32,33 @@ def load_within(places, columns, END: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
+def task_of(task, GROUPS: tl.constexpr, SHARED_PARTS: tl.constexpr, OWN_PARTS: tl.constexpr):
+    """What a program of few rows reads: whether a part of a prompt, of which group, else of which
+    row's own; which part, of how many, and its place among a row's."""
+    FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
+    on_prompt = task < GROUPS * SHARED_PARTS
+    own_task = task - GROUPS * SHARED_PARTS
+    group = tl.where(on_prompt, task // SHARED_PARTS, 0)
+    source = tl.where(on_prompt, 0, own_task // OWN_PARTS)
+    part = tl.where(on_prompt, task % SHARED_PARTS, own_task % OWN_PARTS)
+    parts = tl.where(on_prompt, SHARED_PARTS, OWN_PARTS)
+    return on_prompt, group, source, part, parts, tl.where(on_prompt, part, FIRST + part)
+
+
+@triton.jit
+def memory_of(
+    on_prompt, begin, row, head, prompts_ptr, rows_ptr, SLOTS, T, W, HKV: tl.constexpr,
+    D: tl.constexpr,
+):  # fmt: skip
+    """Where a head's keys and values lie: of a prompt from `begin` on, or of a row's own."""
+    run = head.to(tl.int64) * T + begin.to(tl.int64)
+    memory = (row.to(tl.int64) * HKV + head) * W
+    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
+    plane = tl.where(on_prompt, T.to(tl.int64) * HKV, W.to(tl.int64) * (HKV * SLOTS))
+    return base, base + plane * D
+
+
+@triton.jit
 def turned(
     lines, norm_ptr, cos_ptr, sin_ptr, position, D: tl.constexpr, ROTATED: tl.constexpr,
     PAIRS: tl.constexpr, NORM: tl.constexpr, OFFSET: tl.constexpr, eps,

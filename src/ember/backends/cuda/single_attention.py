@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ember.backends.cuda.group_attention import load_within, turned, within
+from ember.backends.cuda.group_attention import load_within, memory_of, task_of, turned, within
 
 SINGLE_BLOCK = 8  # keys at a time
 
@@ -66,25 +66,18 @@ def attend_single(
     if PDL and not LATE:
         gdc_launch_dependents()
     HALF: tl.constexpr = D // 2
-    FIRST: tl.constexpr = SHARED_PARTS if GROUPS > 0 else 0
+    PARTS: tl.constexpr = (SHARED_PARTS if GROUPS > 0 else 0) + OWN_PARTS
     head, task = tl.program_id(0), tl.program_id(1)
     pair, keys = tl.arange(0, PAIRS)[None, :], tl.arange(0, BLOCK)
 
     # What this program reads: a part of a prompt, or of what a row has of its own.
-    on_prompt = task < GROUPS * SHARED_PARTS
-    own_task = task - GROUPS * SHARED_PARTS
-    group = tl.where(on_prompt, task // SHARED_PARTS, 0)
-    part = tl.where(on_prompt, task % SHARED_PARTS, own_task % OWN_PARTS)
-    parts = tl.where(on_prompt, SHARED_PARTS, OWN_PARTS)
-    row, length = own_task // OWN_PARTS, 0
-    if GROUPS > 0:
-        row = tl.where(on_prompt, tl.load(members_ptr + group), row)
-        length = tl.where(on_prompt, tl.load(lengths_ptr + group), 0).to(tl.int32)
+    on_prompt, group, row, part, parts, slot = task_of(task, GROUPS, SHARED_PARTS, OWN_PARTS)
+    row = tl.where(on_prompt, tl.load(members_ptr + group), row)
     if row < 0:
         return
     position = tl.load(position_ptr + row).to(tl.int32)
     own = position - tl.load(shared_ptr + row).to(tl.int32)
-    length = tl.where(on_prompt, length, own)
+    length = tl.where(on_prompt, tl.load(lengths_ptr + group).to(tl.int32), own)
     start = 0
     if WINDOW > 0:
         oldest = position - WINDOW + 1 - tl.where(on_prompt, 0, position - own)
@@ -92,13 +85,8 @@ def attend_single(
     size = tl.cdiv(tl.cdiv(length - start, parts), BLOCK) * BLOCK
     start += part * size
     stop = tl.minimum(start + size, length)
-    run = head.to(tl.int64) * T
-    if GROUPS > 0:
-        run += tl.load(starts_ptr + group).to(tl.int64)
-    memory = (row.to(tl.int64) * H + head) * W
-    base = tl.where(on_prompt, prompts_ptr + run * D, rows_ptr + memory * D)
-    plane = tl.where(on_prompt, T.to(tl.int64) * H, W.to(tl.int64) * (H * SLOTS))
-    values = base + plane * D
+    begin, memory = tl.load(starts_ptr + group), (prompts_ptr, rows_ptr, SLOTS, T, W)
+    base, values = memory_of(on_prompt, begin, row, head, *memory, H, D)
     k1, k2, v1, v2 = _block(base, values, start, stop, D, PAIRS, BLOCK)
     if PDL:
         gdc_wait()
@@ -145,8 +133,7 @@ def attend_single(
         acc2 = acc2 * kept[:, None] + v2.to(tl.float32) * share[:, None]
         k1, k2, v1, v2 = next1, next2, next3, next4
 
-    slot = tl.where(on_prompt, part, FIRST + part)
-    spot = (row * H + head) * (FIRST + OWN_PARTS) + slot
+    spot = (row * H + head) * PARTS + slot
     top = tl.max(best, 0)
     share = tl.exp2(best - tl.where(top == -float("inf"), 0.0, top))
     total = tl.sum(mass * share, 0)
