@@ -13,8 +13,6 @@ do not add up. What the host decides by (lengths, numbers of tokens) it keeps it
 nothing. Methods that ask the model more run on the eager path: `unsupported_reason` says why.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,9 +28,10 @@ from ember.cache.copying import copy_kv
 from ember.cache.slotted import BLOCK, SlottedCache
 from ember.cache.slotted import Run as Place
 from ember.measure.clock import between_ms, mark
-from ember.model.decoder import Decoder, rotary_tables, rotate
+from ember.model.decoder import Decoder, rotate
 from ember.model.rope import UnsupportedModel
 from ember.streaming.cache import FAR
+from ember.streaming.kept import Kept
 from ember.streaming.method import BadMethod, Method, Moment
 from ember.streaming.stream import SPARE, Run, prune
 
@@ -115,16 +114,9 @@ class RingCache:
         if name == "kernels" and weight.is_cuda and graphs:
             self.path = "kernels, graph"
         self._kv, self._own_kv = memory.prompts, memory.rows[:, :, 0]
-        self._cos, self._sin = (
-            table[0, :, 0]
-            for table in rotary_tables(
-                arch, torch.arange(positions, device=weight.device), torch.float32
-            )
-        )
         turned = method.n_sink + method.reserved + method.growth  # slots that a drop may lie among
-        shape = (arch.num_layers, arch.num_kv_heads, min(turned, self.capacity), arch.head_dim)
-        self._raw = torch.zeros(shape, device=weight.device)  # keys of the first slots, un-rotated
-        self._known = 0  # slots of which `_raw` has the key
+        slots, kernels = min(turned, self.capacity), name == "kernels"
+        self._kept = Kept(arch, self._kv, slots, positions, kernels=kernels)
         self._token_bytes = arch.kv_bytes_per_token(weight.element_size())
         self.ids = torch.zeros(1, 1, 0, dtype=torch.long)
         self.begin = self.offset = self.base = self._own = self.copied_bytes = 0
@@ -167,18 +159,15 @@ class RingCache:
         count, after = len(gone), gone[-1] + 1
         kept = sorted({*range(after)} - {*gone})  # before the last gap
         head = len(kept)
-        self._unrotate(kept, after)
-        values = self._values(kept)
+        self._kept.take(kept, after, self.begin, self.offset)
         if self._ring:
             self.begin += count
         else:
             self._move(after, head, held - after)
         self.offset += count
         self.ids = torch.cat([self.ids[:, :, kept], self.ids[:, :, after:]], 2)
-        self._rotate(head)
         moved = self._ring or head != gone[0]  # else they lie where they lay
-        if moved:
-            self._place("v", 0, head).copy_(values)
+        self._kept.put(head, self.begin, self.offset, values=moved)
         self.copied_bytes += head * self._token_bytes // (1 if moved else 2)
         if self.offset > FAR:
             self._rebase()
@@ -188,10 +177,9 @@ class RingCache:
         """Tells the backend where everything lies; nothing is the row's own."""
         self.backend.reseat(Place(self.begin, self.slots), self.offset)
 
-    def _place(self, which: str, start: int, count: int) -> Tensor:
-        """Memory of slots, keys ("k") or values ("v"), (L, Hkv, count, D), or both ("kv")."""
-        here = self._kv[..., self.begin + start : self.begin + start + count, :]
-        return here if which == "kv" else here[:, "kv".index(which)]
+    def _place(self, start: int, count: int) -> Tensor:
+        """Memory of keys and values of slots, (L, 2, Hkv, count, D)."""
+        return self._kv[..., self.begin + start : self.begin + start + count, :]
 
     def _flush(self) -> None:
         """Copies the row's own tokens after the others."""
@@ -199,7 +187,7 @@ class RingCache:
             return
         if self.begin + self.slots > self._kv.shape[3]:
             self._wrap()
-        last = self._place("kv", self.slots - self._own, self._own)
+        last = self._place(self.slots - self._own, self._own)
         copy_kv(last, self._own_kv[..., : self._own, :])
         self.copied_bytes += self._own * self._token_bytes
         self._own = 0
@@ -214,55 +202,25 @@ class RingCache:
         if not count:
             return
         for source, place in zip(
-            self._place("kv", start, count), self._place("kv", target, count), strict=True
+            self._place(start, count), self._place(target, count), strict=True
         ):
             overlap = start - target < count
             copy_kv(place, source.clone() if overlap else source)
         self.copied_bytes += count * self._token_bytes
-
-    def _unrotate(self, kept: Sequence[int], after: int) -> None:
-        """Keys before rotation of the kept slots before the last gap, `after` which others follow,
-        whose keys may be known as well."""
-        carried = [*kept, *range(after, self._known)]
-        known = [slot for slot in carried if slot < self._known]
-        if known != [*range(len(known))]:
-            self._raw[:, :, : len(known)] = self._raw.index_select(2, self._sent(known))
-        if new := carried[len(known) :]:
-            lie = self._sent([self.begin + slot for slot in new])
-            turned = self._kv[:, 0].index_select(2, lie).float()
-            at = self._sent([self.offset + slot for slot in new])
-            found = rotate(turned, self._cos[at], -self._sin[at])
-            self._raw[:, :, len(known) : len(carried)] = found
-        self._known = len(carried)
-
-    def _values(self, kept: Sequence[int]) -> Tensor:
-        """Copies of the values in some slots."""
-        if [*kept] == [*range(len(kept))]:
-            return self._place("v", 0, len(kept)).clone()
-        return self._kv[:, 1].index_select(2, self._sent([self.begin + slot for slot in kept]))
-
-    def _rotate(self, head: int) -> None:
-        """Rotates the first keys for where they stand now."""
-        at = slice(self.offset, self.offset + head)
-        turned = rotate(self._raw[:, :, :head], self._cos[at], self._sin[at])
-        self._place("k", 0, head).copy_(turned)
 
     def _rebase(self) -> None:
         """Counts positions from 0 again."""
         held, offset = self.slots, self.offset
         self.base, self.offset = self.base + offset, 0
         (c, s), (cos, sin) = (
-            (self._cos[start : start + held], self._sin[start : start + held])
+            (self._kept.cos[start : start + held], self._kept.sin[start : start + held])
             for start in (offset, 0)
         )
         back = cos * c + sin * s, sin * c - cos * s  # from one angle to the other
-        for keys in self._place("k", 0, held):
+        for keys in self._place(0, held)[:, 0]:
             keys.copy_(rotate(keys.float(), *back))
-        self._rotate(self._known)
+        self._kept.put(self._kept.known, self.begin, self.offset, values=False)
         self.copied_bytes += held * self._token_bytes // 2
-
-    def _sent(self, numbers: Sequence[int]) -> Tensor:
-        return sent(torch.tensor(numbers, dtype=torch.long), self._kv.device)
 
 
 @restored_threads()

@@ -139,14 +139,13 @@ def check(prompts, rows, normed, per, heads=8, **fields):
         for first in range(0, len(members[p]), per)
     ]
     groups += [(0, 0, [])] * bool(groups)  # a table may be larger than what is in it
-    attention.tables.fill(groups, per)
-    position = torch.tensor(lengths, dtype=torch.int32)
+    attention.tables.fill(lengths, shared, groups, per)
+    position = torch.tensor(lengths)
     out = torch.full((batch, heads * dim), torch.nan)
     buffers = attention._buffers  # what lies in the memory of empty parts counts for nothing
     attention._buffers = lambda *of: [tensor.fill_(torch.nan) for tensor in buffers(*of)]
     attention(
-        *(0, qkv, norms if normed else None, position, torch.tensor(shared, dtype=torch.int32)),
-        *(out, Sharing(len(groups), per)),
+        *(0, qkv, norms if normed else None, out, Sharing(len(groups), per)),
         eps=EPS,
     )
 
@@ -176,9 +175,9 @@ def check(prompts, rows, normed, per, heads=8, **fields):
 def test_only_a_few_rows_let_others_start_late():
     memory = torch.zeros(1, 2, 9, 2, W, D)
     attention = Attention(arch(8, 2), memory, S, torch.zeros(1, 2, 2, S, D))
-    qkv, at = torch.zeros(9, 12 * D), torch.zeros(9, dtype=torch.int32)
+    qkv = torch.zeros(9, 12 * D)
     with pytest.raises(ValueError, match="up to 8 rows"):
-        attention(0, qkv, None, at, at, qkv[:, : 8 * D], Sharing(1, 9), eps=EPS, late=True)
+        attention(0, qkv, None, qkv[:, : 8 * D], Sharing(1, 9), eps=EPS, late=True)
 
 
 def test_a_row_is_the_same_in_any_batch():
@@ -187,15 +186,14 @@ def test_a_row_is_the_same_in_any_batch():
     arena = torch.randn(1, 2, kv_heads, S, D, generator=generator)
     kv = torch.randn(1, 2, 3, kv_heads, W, D, generator=generator)
     qkv = torch.randn(3, (heads + 2 * kv_heads) * D, generator=generator)
-    shared = torch.full((3,), 70, dtype=torch.int32)
-    position = torch.tensor([70, 90, 81], dtype=torch.int32)
+    position = [70, 90, 81]
 
     def attend_rows(rows: list[int], groups) -> torch.Tensor:
         out = torch.empty(len(rows), heads * D)
         attention = Attention(arch(heads, kv_heads), kv[:, :, rows].clone(), S, arena)
-        attention.tables.fill(groups, 16)
+        attention.tables.fill([position[row] for row in rows], [70] * len(rows), groups, 16)
         sharing = Sharing(len(groups), 16)
-        attention(0, qkv[rows], None, position[rows], shared, out, sharing, eps=EPS)
+        attention(0, qkv[rows], None, out, sharing, eps=EPS)
         return out
 
     together = attend_rows([0, 1, 2], [(5, 70, [0, 1, 2])])

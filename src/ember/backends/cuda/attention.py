@@ -209,11 +209,15 @@ def _merge(
     PARTS: tl.constexpr,
     POWER: tl.constexpr,
     HEADS: tl.constexpr,  # of one program
+    LATE: tl.constexpr,  # as in `_attend`
     PDL: tl.constexpr,
 ):
     if PDL:
-        gdc_launch_dependents()
+        if not LATE:
+            gdc_launch_dependents()
         gdc_wait()
+        if LATE:
+            gdc_launch_dependents()
     head = tl.program_id(0) * HEADS + tl.arange(0, HEADS)
     part = tl.arange(0, POWER)
     dims = tl.arange(0, WIDE)
@@ -244,18 +248,30 @@ class Sharing:
 
 
 class Tables:
-    """The tables of groups on the device; `fill` brings those of a batch."""
+    """What the device looks up of a batch: of rows (R,) the `position` of the new token and the
+    length of their prompt, `shared`, 0 where there is none; and the groups. They lie side by side,
+    so that one copy brings them all."""
 
     def __init__(self, slots: int, device: torch.device):
-        self.members = torch.full((slots * QUERIES,), -1, dtype=torch.int32, device=device)
-        self.starts, self.lengths = torch.zeros(2, slots, dtype=torch.int32, device=device)
+        self._slots = -(-slots // 4) * 4  # each begins at 16 bytes
+        self._all = torch.zeros(self._slots * (4 + QUERIES), dtype=torch.int32, device=device)
+        columns = self._all[: 4 * self._slots].view(4, -1)[:, :slots]
+        self.position, self.shared, self.starts, self.lengths = columns
+        self.members = self._all[4 * self._slots :].fill_(-1)
 
-    def fill(self, groups: Sequence[tuple[int, int, Sequence[int]]], per: int) -> None:
-        """Groups of (start, length, rows)."""
-        rows = [list(rows) + [-1] * (per - len(rows)) for _, _, rows in groups]
-        upload(self.members, [row for group in rows for row in group])
-        upload(self.starts, [start for start, _, _ in groups])
-        upload(self.lengths, [length for _, length, _ in groups])
+    def fill(
+        self,
+        position: Sequence[int],
+        shared: Sequence[int],
+        groups: Sequence[tuple[int, int, Sequence[int]]],
+        per: int,
+    ) -> None:
+        """Rows' positions and lengths of their prompts; groups of (start, length, rows)."""
+        starts, lengths = ([group[n] for group in groups] for n in (0, 1))
+        columns = (position, shared, starts, lengths)
+        numbers = [n for each in columns for n in [*each, *[0] * (self._slots - len(each))]]
+        rows = [[*rows, *[-1] * (per - len(rows))] for _, _, rows in groups]
+        upload(self._all, [*numbers, *(row for group in rows for row in group)])
 
 
 def upload(target: Tensor, values: Sequence) -> None:
@@ -266,6 +282,13 @@ def upload(target: Tensor, values: Sequence) -> None:
     if target.is_cuda:
         source = source.pin_memory()
     target[: len(values)].copy_(source, non_blocking=True)
+
+
+def starts_late(rows: int) -> bool:
+    """Whether products of so many rows, which keep what they read in shared memory, had better
+    start when the kernel before the last has ended, and not take a share of it while they wait. Of
+    more rows it makes no difference (one H200, docs/notes/engine.md)."""
+    return 1 < rows <= FEW_ROWS
 
 
 def shared_memory(device: torch.device) -> int:
@@ -317,11 +340,10 @@ class Attention:
         heads = self._heads // self._group
         if self.single(rows, sharing):
             most = SINGLE_PROGRAMS // heads
-            shared, own = (
-                max(1, min(SINGLE_PARTS, triton.cdiv(memory.shape[-2], 32), most // each))
-                for memory, each in ((self._arena, max(1, sharing.groups)), (self._rows, rows))
-            )
-            return shared * (sharing.groups > 0), own
+            own = _parts_of(self._rows, most // rows)
+            if not sharing.groups:
+                return 0, own
+            return _parts_of(self._arena, (most - rows * own) // sharing.groups), own
         if not sharing.groups:
             return 0, max(1, min(SHARED_PARTS, FEW_PROGRAMS // (rows * heads)))
         blocks = triton.cdiv(self._rows.shape[-2], FEW_BLOCK)
@@ -346,8 +368,6 @@ class Attention:
         layer: int,
         qkv: Tensor,
         norms: Tensor | None,
-        position: Tensor,
-        shared: Tensor,
         out: Tensor,
         sharing: Sharing,
         *,
@@ -355,11 +375,10 @@ class Attention:
         late: bool = False,
         pdl: bool = False,
     ) -> Tensor:
-        """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose tokens are at `position` (B,).
+        """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose rows and groups are those of `tables`.
 
-        `norms` (2, D) are the weights of the query and key norms; `shared` (B,) is the length of
-        each row's prompt, 0 where it has none of its own. `late`: who follows starts only when
-        the kernel before has ended, and may read what that left without waiting for this one.
+        `norms` (2, D) are the weights of the query and key norms. `late`: who follows starts only
+        when the kernel before has ended, and may read what that left without waiting for this one.
         """
         arch, (_, _, slots, kv_heads, width, dim) = self._arch, self._rows.shape
         batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
@@ -387,7 +406,7 @@ class Attention:
         kernel[(kv_heads, tasks)](
             *(qkv, self._arena[layer], self._rows[layer]),
             *self._tables[self._arch.rope_is_local(layer)],
-            *(qkv if norms is None else norms, position, shared),
+            *(qkv if norms is None else norms, tables.position, tables.shared),
             *(tables.members, tables.starts, tables.lengths, partial, lse),
             *(slots, self._arena.shape[-2], width),
             *(math.log2(math.e) * arch.score_scale, eps),
@@ -429,6 +448,7 @@ class Attention:
             PARTS=parts,
             POWER=triton.next_power_of_2(parts),
             HEADS=each,
+            LATE=starts_late(batch),
             PDL=pdl,
             num_warps=warps,
             **launch,
@@ -442,6 +462,11 @@ class Attention:
                 torch.zeros(shape, device=device),
             )
         return self._partial[batch, parts]
+
+
+def _parts_of(memory: Tensor, most: int) -> int:
+    """Of single queries: 32 keys each, where all of them are seen."""
+    return max(1, min(SINGLE_PARTS, triton.cdiv(memory.shape[-2], 32), most))
 
 
 def _power(number: int) -> int:

@@ -426,10 +426,11 @@ def _add_normed(
     POST: tl.constexpr,
     NORMS: tl.constexpr,  # of the result: 0, 1 or 2
     KIND: tl.constexpr,
+    LATE: tl.constexpr,  # who follows starts when the kernel before has ended
     PDL: tl.constexpr,
 ):
     """x += parts (and bias), normed before where POST; normed = norm(x), and other_normed."""
-    if PDL:
+    if PDL and not LATE:
         gdc_launch_dependents()
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -438,6 +439,8 @@ def _add_normed(
         norm = tl.load(norm_ptr + columns, mask=there, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
+        if LATE:
+            gdc_launch_dependents()
     x = tl.load(x_ptr + row * H + columns, mask=there, other=0.0)
     kind = x.dtype
     if SPLITS > 0:
@@ -672,11 +675,12 @@ def add_normed(
     parts: Tensor | None = None,
     bias: Tensor | None = None,
     post: Norm | None = None,
+    late: bool = False,
     pdl: bool = False,
 ) -> None:
     """x (M, H) through up to two `norms` of the `kind`, each into a tensor (M, H). `parts`
     (splits, M, H) and a bias are added to x before, in place; where there is `post`, through that
-    norm."""
+    norm. `late`: who follows starts only when the kernel before has ended."""
     (m, h), unread = x.shape, (Norm(x, None), x)
     (norm, normed), (other, other_normed) = [*norms, unread, unread][:2]
     _add_normed[(m,)](
@@ -690,6 +694,7 @@ def add_normed(
         POST=post is not None,
         NORMS=len(norms),
         KIND=kind,
+        LATE=late,
         PDL=pdl,
         num_warps=8 if h > 1024 else 4,
         **_launch(pdl),

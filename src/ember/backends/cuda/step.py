@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.backends.cuda import packed
-from ember.backends.cuda.attention import FEW_ROWS, Attention, Sharing, shared_memory, upload
+from ember.backends.cuda.attention import (
+    FEW_ROWS,
+    Attention,
+    Sharing,
+    shared_memory,
+    starts_late,
+    upload,
+)
 from ember.backends.cuda.packed import tiling_of as packed_tiling
 from ember.backends.cuda.prefill import activate
 from ember.backends.cuda.products import (
@@ -79,7 +86,8 @@ class KernelStep:
         slots, device, dtype = rows.shape[2], rows.device, rows.dtype
         tall = tall_rows(slots)
         self._arch, self._weights, self._kv = arch, weights, rows
-        self._position, self._shared = torch.zeros(2, slots, dtype=torch.int32, device=device)
+        self._attention = Attention(arch, rows, positions, prompts)
+        self._tables = self._attention.tables
         self._tokens = torch.zeros(slots, dtype=torch.long, device=device)
 
         def buffer(width: int, rows: int = slots) -> Tensor:
@@ -111,9 +119,9 @@ class KernelStep:
             memory = {"size": self._x.itemsize, "shared": self._shared_memory}
             most = max(most, packed.most_sums(min(slots, MANY_ROWS), weights.layers[0], **memory))
         self._sums = torch.zeros(most * arch.hidden_size, device=device)
-        self._sampler = Sampler(self.logits, self._tokens, self._position, rows.shape[4])
+        at = self._tables.position
+        self._sampler = Sampler(self.logits, self._tokens, at, rows.shape[4])
         self._draws = {"noise": False, "cut": False, "ranked": False, "alternatives": 0}
-        self._attention = Attention(arch, rows, positions, prompts)
         self._rows, self._sharing = slots, Sharing(0, 1)
         self.fused = FUSED  # before the first step
         self._use_graphs = False
@@ -124,8 +132,8 @@ class KernelStep:
 
     def stand(self, position: int) -> None:
         """From now on every row is at a position of its own memory and shares nothing."""
-        self._position.fill_(position)
-        self._shared.zero_()
+        self._tables.position.fill_(position)
+        self._tables.shared.zero_()
         self._rows, self._sharing = len(self._tokens), Sharing(0, 1)
 
     def capture(self) -> None:
@@ -146,11 +154,8 @@ class KernelStep:
         """From now on the rows are these. Positions are those of the last token that a row has,
         its own or its prompt's, which `sample` counts up."""
         self._rows = self._bucket(len(seats))
-        spare = self._rows - len(seats)  # they write into their own memory, which nobody reads
         before = [s.offset + s.prompt for s in seats]
         ends = [first + s.own - 1 for first, s in zip(before, seats, strict=True)]
-        upload(self._position, ends + [0] * spare)
-        upload(self._shared, before + [0] * spare)
         found: dict[tuple[int, int], list[int]] = {}
         for row, seat in enumerate(seats):
             found.setdefault((seat.start, seat.prompt), []).append(row)
@@ -161,7 +166,8 @@ class KernelStep:
             for first in range(0, len(rows), per)
         ]
         count = min(_power(len(groups)), self._rows)
-        self._attention.tables.fill(groups + [(0, 0, ())] * (count - len(groups)), per)
+        # Spare rows stand at 0 and write into their own memory, which nobody reads.
+        self._tables.fill(ends, before, groups + [(0, 0, ())] * (count - len(groups)), per)
         self._sharing = Sharing(count, per)
 
     def _bucket(self, rows: int) -> int:
@@ -239,7 +245,7 @@ class KernelStep:
         What that overwrites and the replay reads is put back.
         """
         sampler = self._sampler
-        kept = (self.logits, self._tokens, self._position, sampler.steps, sampler.ticks)
+        kept = (self.logits, self._tokens, self._tables.position, sampler.steps, sampler.ticks)
         before = [tensor.clone() for tensor in kept]
         stream = torch.cuda.Stream(self._kv.device)
         stream.wait_stream(torch.cuda.current_stream(self._kv.device))
@@ -325,8 +331,6 @@ class KernelStep:
                 index,
                 qkv_out,
                 None if weights.qk_norms is None else weights.qk_norms[index],
-                self._position,
-                self._shared,
                 attended,
                 sharing,
                 eps=eps,
@@ -449,7 +453,8 @@ class KernelStep:
 
     def _add_normed(self, x: Tensor, feeds: Sequence[tuple[Norm, Tensor]], **added) -> None:
         call = add_normed if "norm" in self.fused else plain_add_normed
-        call(x, feeds, eps=self._arch.norm_eps, kind=self._arch.norm, **added)
+        how = {"eps": self._arch.norm_eps, "kind": self._arch.norm}
+        call(x, feeds, late=starts_late(len(x)), **how, **added)
 
     def _library(
         self,
@@ -497,6 +502,7 @@ def plain_add_normed(
     parts: Tensor | None = None,
     bias: Tensor | None = None,
     post: Norm | None = None,
+    late: bool = False,
     pdl: bool = False,
 ) -> None:
     """`add_normed` by torch's operators."""
