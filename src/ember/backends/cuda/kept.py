@@ -1,7 +1,7 @@
 """What a drop moves in a stream's arena, in two launches: out of it, and back where it then stands.
 
-Contract. `take` and `put` do what `ember.streaming.kept` does by torch's operators, which take some
-twenty launches. All is read before anything is written, so it does not matter what lies where.
+Contract. What `ember.streaming.kept` says, which has the same by torch's operators, in some twenty
+launches. All is read before anything is written, so it does not matter what lies where.
 """
 
 import triton
