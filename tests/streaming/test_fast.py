@@ -113,6 +113,10 @@ def test_what_the_fast_path_refuses():
     for places in ([5], [1, 1], [-1], []):
         with pytest.raises(BadCacheUse, match="of 5 tokens"):
             cache.drop(torch.tensor(places, dtype=torch.long))
+    cache = fast.RingCache(wild("gpt_neox"), method, 20)
+    cache.prefill(draw(1, 9))
+    with pytest.raises(BadCacheUse, match=f"leaves 8 tokens .* with room for {method.n_sink}"):
+        cache.drop(torch.tensor([8]))
 
 
 @pytest.mark.parametrize("interpreted", ["interpreted_fast.py"], indirect=True)

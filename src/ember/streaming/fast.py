@@ -114,8 +114,10 @@ class RingCache:
         if name == "kernels" and weight.is_cuda and graphs:
             self.path = "kernels, graph"
         self._kv, self._own_kv = memory.prompts, memory.rows[:, :, 0]
-        turned = method.n_sink + method.reserved + method.growth  # slots that a drop may lie among
-        slots, kernels = min(turned, self.capacity), name == "kernels"
+        # Before a drop's last gap lie the sinks, and where old tokens are chosen these and what is
+        # to go in a later portion.
+        chosen = method.reserved + method.growth if method.reserved else 0
+        slots, kernels = min(method.n_sink + chosen, self.capacity), name == "kernels"
         self._kept = Kept(arch, self._kv, slots, positions, kernels=kernels)
         self._token_bytes = arch.kv_bytes_per_token(weight.element_size())
         self.ids = torch.zeros(1, 1, 0, dtype=torch.long)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ember.backends.forward import sent
+from ember.cache.base import BadCacheUse
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables, rotate
 
@@ -36,8 +37,14 @@ class Kept:
 
     def take(self, kept: Sequence[int], after: int, begin: int, offset: int) -> None:
         """Takes the slots `kept`, before `after`, of an arena whose slot 0 lies at `begin` and is
-        rotated for position `offset`. Slots from `after` on whose keys are known stay so."""
+        rotated for position `offset`. Slots from `after` on whose keys are known stay so. Raises
+        `BadCacheUse` where these are more than there is room for."""
         slots = [*kept, *range(after, self.known)]
+        if len(slots) > (room := self._keys.shape[2]):
+            raise BadCacheUse(
+                f"a drop leaves {len(slots)} tokens before its last gap, with room for {room}.\n"
+                "Drop what lies right after the sinks, or by a method that reserves what it keeps."
+            )
         known, self.known = self.known, len(slots)
         self._keys, self._before = self._before, self._keys
         if not slots:
