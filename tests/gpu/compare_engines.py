@@ -1,12 +1,15 @@
 """Speed of this tree's engine beside another tree's, in turns, on a CUDA device.
 
     PYTHONPATH=src python tests/gpu/compare_engines.py OTHER/src OUT.json [--preset qwen3-4b]
+    ... --packed nvfp4 --workloads "batch 1" "8 candidates"
+    ... --preset pythia-2.8b --workloads stream
 
 Each tree runs in a process of its own, which makes the model once and then measures one workload a
 turn; the turns alternate, and which tree goes first alternates, too. Workloads: decoding of one
-row and of 8 candidates at a context, many prompts x 8 candidates, and prefill. Random weights. A
-ratio is this tree's speed over the other's of the same turn; OUT.json has all times and, by
-workload, the median ratio with its least, quartiles and largest. On a machine without a GPU:
+row and of 8 candidates at a context, many prompts x 8 candidates, prefill, and a stream whose old
+tokens drop out, the context its window (its decoding alone). Random weights. A ratio is this tree's
+speed over the other's of the same turn; OUT.json has all times and, by workload, the median ratio
+with its least and largest. On a machine without a GPU:
 
     ... --device cpu --preset trial
 """
@@ -18,6 +21,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+WORKLOADS = ("prefill", "batch 1", "8 candidates", "many prompts", "stream")
+STREAM = {"name": "refresh", "refresh_budget": 16, "selector": "uniform", "max_drop": 8}
 TRIAL = {
     "model_type": "qwen3",
     "hidden_size": 128,
@@ -38,6 +43,8 @@ def main() -> None:
     parser.add_argument("--here", type=Path, default=Path(__file__).parents[2] / "src")
     parser.add_argument("--other-python", default=sys.executable)
     parser.add_argument("--preset", default="qwen3-4b", help="or trial: a tiny model")
+    parser.add_argument("--packed", help="format of all weights, the head's, too; else dense")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS[:-1])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--new-tokens", type=int, default=128)
@@ -48,16 +55,15 @@ def main() -> None:
     asked = parser.parse_args()
     settings = {
         name: getattr(asked, name)
-        for name in ("preset", "device", "context", "new_tokens", "prompts", "rows")
+        for name in ("preset", "packed", "device", "context", "new_tokens", "prompts", "rows")
     }
     pythons = {"new": (sys.executable, asked.here), "old": (asked.other_python, asked.other)}
     trees = {
         name: Tree(python, source.resolve(), settings) for name, (python, source) in pythons.items()
     }
-    repeats = dict.fromkeys(("prefill", "batch 1", "8 candidates"), asked.repeats)
-    repeats["many prompts"] = asked.rollouts
     times: dict[str, dict[str, list[float]]] = {}
-    for workload, count in repeats.items():
+    for workload in asked.workloads:
+        count = asked.rollouts if workload == "many prompts" else asked.repeats
         times[workload] = {"new": [], "old": []}
         for turn in range(-1, count):  # the first one compiles, records, and is not counted
             for name in sorted(trees, reverse=turn % 2 == 0):
@@ -122,12 +128,16 @@ def work(source: str, settings: dict) -> None:
     from ember.engine.engine import Engine
     from ember.model.architecture import Architecture
     from ember.model.checkpoint import random_decoder
+    from ember.model.packed import quantise_decoder
+    from ember.streaming import build, fast
 
     device, context, new_tokens = (settings[k] for k in ("device", "context", "new_tokens"))
     preset = settings["preset"]
     arch = Architecture.make(**TRIAL) if preset == "trial" else Architecture.make(preset)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     decoder = random_decoder(arch, 0, device, dtype)
+    if settings["packed"] is not None:
+        quantise_decoder(decoder, settings["packed"], skip=())
     generator = torch.Generator().manual_seed(0)
     shape = (settings["prompts"], context)
     prompts = torch.randint(arch.vocab_size, shape, generator=generator).tolist()
@@ -138,7 +148,15 @@ def work(source: str, settings: dict) -> None:
         "batch 1": lambda: engine.generate(prompts[:1], sampling, 1),
         "8 candidates": lambda: engine.generate(prompts[:1], sampling, 8),
         "many prompts": lambda: engine.generate(prompts, sampling, 8),
+        "stream": lambda: stream(context, new_tokens),
     }
+
+    def stream(window: int, count: int) -> float:
+        """Seconds of the tokens after the window is full."""
+        method = build.build(STREAM | {"peak": window, "compression_interval": 32})
+        tokens = torch.randint(arch.vocab_size, (1, window - 1 + count), generator=generator)
+        found = fast.run(decoder, tokens.to(device), method, prefill=window - 1, timed=True)
+        return found.token_ms.sum() / 1e3
 
     def wait() -> None:
         if device == "cuda":
@@ -155,9 +173,9 @@ def work(source: str, settings: dict) -> None:
             calls[name]()  # prefills are recorded when a shape comes for the second time
         wait()
         began = time.perf_counter()
-        calls[name]()
+        found = calls[name]()
         wait()
-        print(json.dumps(time.perf_counter() - began), flush=True)
+        print(json.dumps(found if name == "stream" else time.perf_counter() - began), flush=True)
 
 
 if __name__ == "__main__":
