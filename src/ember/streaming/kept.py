@@ -22,18 +22,21 @@ class Kept:
     ):
         """`kv` (L, 2, Hkv, T, D): the arena; `slots`: the most that a drop may take; `positions`:
         the most that a token stands at. `kernels`: by those of `ember.backends.cuda.kept`."""
-        self._arch, self._kv, self._kernels = arch, kv, kernels
+        self._arch, self._kv, self._kernels = arch, kv, None
         shape = (arch.num_layers, arch.num_kv_heads, slots, arch.head_dim)
         self._keys, self._before = torch.zeros(2, *shape, device=kv.device)
         self._values = torch.zeros(shape, dtype=kv.dtype, device=kv.device)
         at = torch.arange(positions, device=kv.device)
-        self.cos, self.sin = (x[0, :, 0] for x in rotary_tables(arch, at, torch.float32))
         self.known = 0  # slots whose keys are here
         if kernels:
+            from ember.backends.cuda import kept
             from ember.backends.cuda.attention import kinds_of_tables
 
-            cos, sin = kinds_of_tables(arch, at)[False]
+            self._kernels, (cos, sin) = kept, kinds_of_tables(arch, at)[False]
             self._tables, self._back = (cos, sin), (cos, -sin)
+        else:
+            cos, sin = (x[0, :, 0] for x in rotary_tables(arch, at, torch.float32))
+        self.cos, self.sin = (table[:, : arch.rotary_dim // 2] for table in (cos, sin))
 
     def take(self, kept: Sequence[int], after: int, begin: int, offset: int) -> None:
         """Takes the slots `kept`, before `after`, of an arena whose slot 0 lies at `begin` and is
@@ -49,13 +52,12 @@ class Kept:
         self._keys, self._before = self._before, self._keys
         if not slots:
             return
-        if self._kernels:
-            from ember.backends.cuda.kept import take
-
+        if self._kernels is not None:
             memory = self._kv, self._before, self._keys, self._values
             numbers = {"kept": len(kept), "known": known, "begin": begin, "offset": offset}
             rotated = self._arch.rotary_dim
-            take(*memory, self._sent(slots), tables=self._back, rotated=rotated, **numbers)
+            found = *memory, self._sent(slots)
+            self._kernels.take(*found, tables=self._back, rotated=rotated, **numbers)
             return
         old = sum(slot < known for slot in slots)
         if old:
@@ -73,12 +75,11 @@ class Kept:
         these, too."""
         if not count:
             return
-        if self._kernels:
-            from ember.backends.cuda.kept import put
-
+        if self._kernels is not None:
             numbers = {"count": count, "begin": begin, "offset": offset}
             found, rotated = self._values if values else None, self._arch.rotary_dim
-            put(self._kv, self._keys, found, tables=self._tables, rotated=rotated, **numbers)
+            memory = self._kv, self._keys, found
+            self._kernels.put(*memory, tables=self._tables, rotated=rotated, **numbers)
             return
         at, here = slice(offset, offset + count), self._kv[..., begin : begin + count, :]
         here[:, 0].copy_(rotate(self._keys[:, :, :count], self.cos[at], self.sin[at]))

@@ -39,6 +39,7 @@ from ember.backends.cuda.group_attention import (
     turned,
     within,
 )
+from ember.backends.cuda.products import FEW_ROWS, starts_late
 from ember.backends.cuda.single_attention import SINGLE_BLOCK, attend_single
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
@@ -46,7 +47,7 @@ from ember.model.decoder import rotary_tables
 SHARED_PARTS, OWN_PARTS = 16, 4  # of the prompt, and of what follows it, at the most
 SINGLE_PARTS, SINGLE_PROGRAMS = 48, 1536  # of single queries: all run at once
 QUERIES = 64  # the most rows of queries in one program
-FEW_ROWS, FEW_PROGRAMS, FEW_BLOCK = 8, 256, 64  # more parts only make more to merge
+FEW_PROGRAMS, FEW_BLOCK = 256, 64  # more parts only make more to merge
 
 
 class Cut(NamedTuple):
@@ -282,13 +283,6 @@ def upload(target: Tensor, values: Sequence) -> None:
     if target.is_cuda:
         source = source.pin_memory()
     target[: len(values)].copy_(source, non_blocking=True)
-
-
-def starts_late(rows: int) -> bool:
-    """Whether products of so many rows, which keep what they read in shared memory, had better
-    start when the kernel before the last has ended, and not take a share of it while they wait. Of
-    more rows it makes no difference (one H200, docs/notes/engine.md)."""
-    return 1 < rows <= FEW_ROWS
 
 
 def shared_memory(device: torch.device) -> int:

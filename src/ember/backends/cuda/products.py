@@ -34,6 +34,14 @@ from ember.backends.packing import Norm
 
 NORM_TILE = 16  # the fewest columns of x whose squares are summed in one number
 EMBED_TILE = 64  # columns of one program
+FEW_ROWS = 8  # the most of `skinny`
+
+
+def starts_late(rows: int) -> bool:
+    """Whether a product of so many rows, which reads through shared memory, had better not wait
+    with a share of it while the kernel before its predecessor still works. Of more rows it makes no
+    difference (one H200, docs/notes/engine.md)."""
+    return 1 < rows <= FEW_ROWS
 
 
 @triton.jit
@@ -675,12 +683,11 @@ def add_normed(
     parts: Tensor | None = None,
     bias: Tensor | None = None,
     post: Norm | None = None,
-    late: bool = False,
     pdl: bool = False,
 ) -> None:
     """x (M, H) through up to two `norms` of the `kind`, each into a tensor (M, H). `parts`
     (splits, M, H) and a bias are added to x before, in place; where there is `post`, through that
-    norm. `late`: who follows starts only when the kernel before has ended."""
+    norm."""
     (m, h), unread = x.shape, (Norm(x, None), x)
     (norm, normed), (other, other_normed) = [*norms, unread, unread][:2]
     _add_normed[(m,)](
@@ -694,7 +701,7 @@ def add_normed(
         POST=post is not None,
         NORMS=len(norms),
         KIND=kind,
-        LATE=late,
+        LATE=starts_late(m),
         PDL=pdl,
         num_warps=8 if h > 1024 else 4,
         **_launch(pdl),

@@ -24,17 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ember.backends.cuda import packed
-from ember.backends.cuda.attention import (
-    FEW_ROWS,
-    Attention,
-    Sharing,
-    shared_memory,
-    starts_late,
-    upload,
-)
+from ember.backends.cuda.attention import Attention, Sharing, shared_memory, upload
 from ember.backends.cuda.packed import tiling_of as packed_tiling
 from ember.backends.cuda.prefill import activate
 from ember.backends.cuda.products import (
+    FEW_ROWS,
     NORM_TILE,
     Normed,
     Plan,
@@ -453,8 +447,7 @@ class KernelStep:
 
     def _add_normed(self, x: Tensor, feeds: Sequence[tuple[Norm, Tensor]], **added) -> None:
         call = add_normed if "norm" in self.fused else plain_add_normed
-        how = {"eps": self._arch.norm_eps, "kind": self._arch.norm}
-        call(x, feeds, late=starts_late(len(x)), **how, **added)
+        call(x, feeds, eps=self._arch.norm_eps, kind=self._arch.norm, **added)
 
     def _library(
         self,
@@ -502,7 +495,6 @@ def plain_add_normed(
     parts: Tensor | None = None,
     bias: Tensor | None = None,
     post: Norm | None = None,
-    late: bool = False,
     pdl: bool = False,
 ) -> None:
     """`add_normed` by torch's operators."""
