@@ -40,6 +40,13 @@ def relative(found, exact):
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
+def spied(monkeypatch, module, name) -> list:
+    """The calls of a function from now on."""
+    calls, call = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given: calls.append(given) or call(*given))
+    return calls
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("variant", ["plain", "norm", "all", "gated"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -100,6 +107,18 @@ def test_the_weight_itself(name):
     assert torch.equal(packed.dense(weight, torch.float32), weight.dense())
     half = packed.dense(weight, torch.bfloat16)
     assert relative(half, weight.dense().double()) < CUT
+
+
+@pytest.mark.parametrize("rows", [1, 2, 20, 70])
+@pytest.mark.parametrize("programs", [0, 100])
+def test_a_product_of_any_number_of_rows(rows, programs, monkeypatch):
+    """Decoded in registers or written dense, by rows and by how many programs would decode."""
+    monkeypatch.setattr(packed, "LEAST_PROGRAMS", programs)
+    dense = spied(monkeypatch, packed, "dense")
+    weight, x, bias = weight_of("nvfp4", 22, 7, 13), draw(rows, 192), draw(42)
+    exact = F.linear(x.double(), weight.dense().double(), bias.double())
+    assert relative(packed.product(x, weight, bias), exact) < 1e-6
+    assert len(dense) == (rows > 64 or (rows > 16 and programs > 3))
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e4])

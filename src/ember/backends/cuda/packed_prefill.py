@@ -1,8 +1,8 @@
 """Products of many rows with 4-bit weights, by the library: dequantised, in FP8, or in FP4 units.
 
-Contract. `linear` is what `F.linear` is for dense weights. Up to `FEW` rows codes are decoded in
-registers; above, the weight is written dense and multiplied ("dequantise"), or it and x are
-converted to E4M3 first ("fp8"), which rounds both.
+Contract. `linear` is what `F.linear` is for dense weights. Up to 64 rows `packed.product` chooses;
+above, the weight is written dense and multiplied ("dequantise"), or it and x are converted to E4M3
+first ("fp8"), which rounds both.
 """
 
 from itertools import pairwise
@@ -11,14 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ember.backends.cuda.packed import dense, product
+from ember.backends.cuda.packed import MOST_BATCH, dense, product
 from ember.backends.packing import Weight
 from ember.formats import fp8
 from ember.formats.base import FormatError, format_named
 from ember.formats.scale_layout import to_blocked
 from ember.model.packed import PackedMatrix
 
-FEW = 64  # rows; to be tuned on the device
 EIGHTH = 1 / 8  # codes times block scales reach 6 · 448, E4M3 448
 
 
@@ -26,12 +25,10 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, by: str = "deq
     """x (M, K) · weightᵀ (+ bias); `by`: how many rows are multiplied by packed weights."""
     if isinstance(weight, Tensor):
         return F.linear(x, weight, bias)
-    if len(x) <= FEW:
-        return product(x, weight, bias)
-    if by == "fp8":
+    if by == "fp8" and len(x) > MOST_BATCH:
         out = by_fp8(x, weight)
         return out if bias is None else out + bias
-    return F.linear(x, dense(weight, x.dtype), bias)
+    return product(x, weight, bias)
 
 
 def by_fp8(x: Tensor, weight: PackedMatrix) -> Tensor:
