@@ -7,6 +7,8 @@ equal those of a training that nobody disturbed.
 import os
 import signal
 import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
 
 import pytest
 
@@ -48,11 +50,17 @@ def resumed(run) -> bool:
     return log.exists() and "resumed at step" in log.read_text()  # a new attempt begins without
 
 
+def kill(pids: Iterable[int]) -> None:
+    """Processes end with those that they belong to, so that some may be gone before their turn."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def hit_node(run, job):
     """The node dies with everything on it, is declared down, and comes back."""
     subprocess.run([CLUSTER, "node", "kill"], check=True)
-    for pid in job_processes(job):
-        os.kill(pid, signal.SIGKILL)
+    kill(job_processes(job))
     node = job["NodeList"]
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     subprocess.run([CLUSTER, "node", "up"], check=True, capture_output=True)
@@ -93,8 +101,7 @@ def test_a_training_cancelled_and_then_killed_is_taken_up_twice(training, undist
     second = run.running("train_model")
     assert second["JobId"] != first["JobId"]
     run.until(lambda: resumed(run), "the second job goes on")
-    for pid in processes(run.made, SCRIPT):
-        os.kill(pid, signal.SIGKILL)
+    kill(processes(run.made, SCRIPT))
     run.succeeds()
     states = [job["JobState"] for job in run.jobs("train_model")]
     assert states == ["CANCELLED", "FAILED", "COMPLETED"]
@@ -130,8 +137,7 @@ def test_a_workflow_killed_with_all_its_jobs_goes_on_where_it_was(training, undi
     os.killpg(run.process.pid, signal.SIGKILL)
     run.process.wait()
     slurm("scancel", "--signal=KILL", "--full", job["JobId"])
-    for pid in job_processes(job):
-        os.kill(pid, signal.SIGKILL)
+    kill(job_processes(job))
     until(lambda: job_of(run, job["JobId"])["JobState"] != "RUNNING", "the job is gone")
     assert not (run.made.path / MODEL).exists()
     locked_and_unlocked(run.made)
