@@ -55,9 +55,9 @@ def test_what_is_read_stays_in_its_lane(kind, tmp_path):
     plan = packed.PLANS[kind]
     sizes = {"K": 4096, "BN": plan.rows, "BW": plan.longs, "AHEAD": plan.ahead}
     options = {"NORM": kind != "summed", "RESIDUAL": kind == "summed", "GATED": kind == "gated"}
-    options |= {"ACT": "silu" if kind == "gated" else "", "BIAS": False, "PDL": True}
-    kernel, bounds = packed._packed_matvec, {"warps": plan.warps, "registers": plan.registers}
-    text, usage = compiled(kernel, KIND | sizes | options, tmp_path / "k.cubin", **bounds)
+    options |= {"ACT": "", "BIAS": False, "PDL": True}
+    kernel, file = packed._packed_matvec, tmp_path / "k.cubin"
+    text, usage = compiled(kernel, KIND | sizes | options, file, warps=plan.warps)
     assert "STACK:0" in usage, "numbers are spilled to memory"
     # Sums of a warp's lanes (five steps a row, and of squares), and of warps once.
     sums = 5 * (plan.rows * (1 + options["GATED"]) + options["NORM"])
@@ -102,14 +102,14 @@ def test_tiles_of_float32_fit_in_a_program_s_memory(kind, out, tmp_path):
 
 
 def compiled(
-    kernel, constants: dict, file: Path, types: dict = POINTERS, warps: int = 2, registers=None
+    kernel, constants: dict, file: Path, types: dict = POINTERS, warps: int = 2
 ) -> tuple[str, str]:
     """Instructions of a kernel for compute capability 9.0, and what it uses."""
-    file.write_bytes(build(kernel, constants, types, warps, registers).asm["cubin"])
+    file.write_bytes(build(kernel, constants, types, warps).asm["cubin"])
     return tool("nvdisasm", "-c", file), tool("cuobjdump", "-res-usage", file)
 
 
-def build(kernel, constants: dict, types: dict, warps: int, registers: int | None = None):
+def build(kernel, constants: dict, types: dict, warps: int):
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32")
         for name in kernel.arg_names
@@ -120,7 +120,7 @@ def build(kernel, constants: dict, types: dict, warps: int, registers: int | Non
         if name.endswith("_ptr") or name in ("N", "N_BESIDE")
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": warps, "num_stages": constants.get("STAGES", 1), "maxnreg": registers}
+    options = {"num_warps": warps, "num_stages": constants.get("STAGES", 1)}
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 

@@ -609,13 +609,12 @@ def _unpack(
 @dataclass(frozen=True)
 class Plan:
     """How a product of one row is cut: `rows` of the weight, `longs` of 16 codes at a time, `ahead`
-    such tiles in flight; `registers` that a lane may have, else the compiler's choice."""
+    such tiles in flight."""
 
     rows: int
     longs: int
     ahead: int
     warps: int
-    registers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -635,9 +634,8 @@ class Tiling:
 
 # By what is asked and the weight's rows, "slow" where numbers are not bfloat16. The fastest on an
 # H200 at Qwen3-4B's shapes (tests/gpu/check_packed.py); summed: of o's time and down's together.
-# Unbounded, gated has 107 registers, and a step takes 2 % longer.
 PLANS = {
-    "gated": Plan(rows=2, longs=32, ahead=5, warps=1, registers=128),
+    "gated": Plan(rows=2, longs=32, ahead=5, warps=1),
     "summed": Plan(rows=8, longs=128, ahead=5, warps=4),
     "plain": Plan(rows=8, longs=64, ahead=2, warps=2),
     "large": Plan(rows=8, longs=32, ahead=3, warps=1),
@@ -746,7 +744,6 @@ def matvec(
         PDL=pdl,
         num_warps=plan.warps,
         num_stages=1,
-        maxnreg=plan.registers,
         **({"launch_pdl": True} if pdl else {}),
     )
     return out
