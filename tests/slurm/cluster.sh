@@ -152,8 +152,25 @@ END
 
 in_service() { sinfo -h -n "$node" -o %t | grep -Eqx 'idle|mix|alloc|comp'; }
 
+# What killed step daemons leave: sockets and their job's script. A node that boots anew has neither.
+# Slurmd would delete the script whenever it meets the sockets, also the one it has just written
+# to run the job again.
+forget_killed_jobs() {
+  local socket job
+  for socket in "$state/d/${node}_"*; do
+    [[ -S $socket ]] || continue
+    job=${socket##*_}
+    job=${job%%.*}
+    pgrep -f "^slurmstepd: \\[$job\\." >/dev/null && continue
+    rm -rf "$socket" "$state/d/job$(printf %05d "$job")"
+  done
+}
+
 start_node() {
-  alive "$state/slurmd.pid" slurmd || slurmd -N "$node" </dev/null
+  if ! alive "$state/slurmd.pid" slurmd; then
+    forget_killed_jobs
+    slurmd -N "$node" </dev/null
+  fi
   in_service || scontrol update nodename="$node" state=resume 2>/dev/null || true
   await 60 "node $node" in_service
 }
