@@ -119,10 +119,37 @@ def check_products(name: str, dtype) -> list[tuple[bool, str]]:
             sums = torch.empty(4, rows, 300, device=DEVICE)
             worst = max(worst, relative(packed.wide(x, weight, sums, tiling=tiling).sum(0), exact))
         worst = max(worst, relative(out, fed))
+        if name == "nvfp4" and 1 < rows <= 8 and dtype != torch.float32:
+            found = in_registers(x, weight), in_registers(x, gates, **options)
+            worst = max(worst, relative(found[0], exact), relative(found[1], fed))
     dense = packed.dense(weight, dtype)
     same = torch.equal(dense, weight.dense(dtype))
     text = f"{name}, {dtype}: {worst:.1e}, dense equal: {same}"
     return [(worst < TOLERANCE[dtype] and same, text)]
+
+
+def in_registers(x, weight, gated: bool = False, **options):
+    """A product of few rows, between the order of places; its columns are split where it adds."""
+    rows, n = len(x), len(weight) // (1 + gated)
+    tiling = packed.skinny_tiling(weight, summed=not gated)
+    if not gated:
+        sums = torch.empty(tiling.splits, rows, n, device=DEVICE)
+        return packed.wide(placed(x), weight, sums, tiling=tiling, **options).sum(0)
+    out = places_of(rows, n, x.dtype)
+    return packed.of_places(
+        packed.wide(placed(x), weight, out, tiling=tiling, gated=True, **options), n
+    )
+
+
+def places_of(rows: int, width: int, dtype):
+    memory = torch.zeros(rows, packed.places_width(width), device=DEVICE, dtype=dtype)
+    return packed.in_places(memory, rows)
+
+
+def placed(x):
+    out = places_of(*x.shape, x.dtype)
+    packed.to_places(x, out)
+    return out
 
 
 @torch.inference_mode()
@@ -163,9 +190,13 @@ def cuts() -> list[tuple]:
     for name, (n, k, kind) in SHAPES.items():
         asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
         found += [(name, 1, plan) for plan in [packed.plan_of(n, **asked), *plans]]
-        for rows in (8, 64):
+        for rows in (8, 16, 64):
             first = packed.tiling_of(rows, n, k, **asked)
-            tiles = [*slabs, *whole] if rows == 8 else whole
+            tiles = [*slabs, *whole] if rows < 64 else whole
+            if rows == 8:
+                found.append(
+                    (name, 8, packed.skinny_tiling(one_weight(name), summed=asked["summed"]))
+                )
             found += [(name, rows, tiling) for tiling in [first, *tilings(first, tiles, n, k)]]
     return found
 
@@ -176,7 +207,7 @@ def tilings(first, tiles: list[tuple], n: int, k: int):
     for rows, words, ahead, warps, slabs in tiles:
         tiling = replace(first, rows=rows, words=words, ahead=ahead, warps=warps, slabs=slabs)
         steps = k // (packed.WORD * words * slabs)
-        most = {1} if first.splits == 1 else {packed.PROGRAMS // 2, packed.PROGRAMS}
+        most = {1} if first.splits == 1 else set(packed.PROGRAMS)
         for programs in most:
             yield replace(tiling, splits=max(1, min(steps, programs * rows // n)))
 
@@ -190,6 +221,10 @@ def call_of(name: str, rows: int, cut):
     shape = (splits, rows, out_rows) if splits > 1 else (rows, out_rows)
     dtype = torch.float32 if splits > 1 else torch.bfloat16
     x, out = rows_of(rows, k), torch.empty(shape, device=DEVICE, dtype=dtype)
+    if rows > 1:  # as in a step
+        x = x.to(torch.float16 if "norm" in kind else x.dtype)
+        x = placed(x) if name != "o" or cut.programs else x
+        out = places_of(rows, out_rows, dtype) if "gated" in kind else out
     if isinstance(cut, packed.Plan):
         if "norm" in kind:  # of more rows it is not the product's
             options |= {"norm": torch.ones(k, device=DEVICE, dtype=torch.bfloat16), "eps": 1e-6}

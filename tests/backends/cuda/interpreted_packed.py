@@ -1,5 +1,6 @@
 """Products with packed weights against the dequantised weight, under Triton's interpreter."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ember.backends.cuda import packed
+from ember.backends.cuda import packed, step
 from ember.backends.packing import PackedDecoder, _stack
 from ember.formats.registry import FORMATS as KINDS
 from ember.model.decoder import ACTIVATION_FUNCTIONS
@@ -76,10 +77,12 @@ def test_one_row(name, variant, dtype):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split", "slabs", "gated slabs"])
+@pytest.mark.parametrize("places", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_some_rows(name, variant, dtype):
+def test_some_rows(name, variant, places, dtype):
+    """`places`: x and, where columns are not split, the result are in the order of places."""
     gated, rows = variant.startswith("gated"), 5
-    weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 13)
+    weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 11)
     n, k = (24 if gated else len(weight)), weight.shape[1]
     splits = 2 if variant == "split" else 1
     tiling = packed.Tiling(batch=16, rows=16, words=16, ahead=2, warps=1, splits=splits)
@@ -94,11 +97,75 @@ def test_some_rows(name, variant, dtype):
     if splits > 1:
         out = torch.empty(splits, rows, n)
     else:
-        out = torch.empty(rows, n, dtype=dtype)
+        out = torch.empty(rows, packed.places_width(n), dtype=dtype)
+        out = packed.in_places(out, rows) if places else torch.empty(rows, n, dtype=dtype)
     options = {"gated": True, "act": "gelu"} if gated else {}
+    x = placed(x) if places else x
     packed.wide(x, weight, out, tiling=tiling, bias=bias, **options)
     found = out.sum(0) if splits > 1 else out
+    if places and splits == 1:
+        found = packed.of_places(out, n)
     assert relative(found, exact) < (1e-6 if dtype == torch.float32 else CUT)
+
+
+def placed(x):
+    """In the order of places, with NaN where nobody may read."""
+    whole = F.pad(x, (0, packed.places_width(x.shape[1]) - x.shape[1]), value=float("nan"))
+    out = packed.in_places(torch.empty_like(whole), len(x))
+    packed.to_places(whole, out)
+    return out
+
+
+@pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split", "gated places"])
+@pytest.mark.parametrize(("columns", "slabs", "ahead"), [(192, 1, 2), (1024, 4, 3), (320, 2, 3)])
+@pytest.mark.parametrize("rows", [2, 8])
+def test_rows_that_stay_in_registers(variant, columns, slabs, ahead, rows):
+    """Fewer programs than tiles, tiles and columns that are not whole, numbers nobody reads."""
+    gated, splits = variant.startswith("gated"), 2 if variant == "split" else 1
+    parts = (40, 40) if gated else (30, 7, 11)
+    weight, bias = weight_of("nvfp4", *parts, columns=columns), None
+    n = 40 if gated else 48
+    x = draw(rows, columns).half()
+    if variant == "bias":
+        bias = draw(n).half()
+    exact = F.linear(x.double(), weight.dense().double(), None if bias is None else bias.double())
+    if gated:
+        gate, up = exact.chunk(2, 1)
+        exact = ACTIVATION_FUNCTIONS["gelu"](gate) * up
+    out = torch.full((splits, rows, n) if splits > 1 else (rows, n), float("nan"))
+    if variant == "gated places":
+        out = packed.in_places(torch.zeros(rows, packed.places_width(n)), rows)
+    tiling = packed.Tiling(8, 16, 16, ahead, slabs, slabs, splits, programs=2)
+    options = {"gated": True, "act": "gelu"} if gated else {"bias": bias}
+    packed.wide(placed(x), weight, out, tiling=tiling, **options)
+    found = out.sum(0) if splits > 1 else out
+    if variant == "gated places":
+        found = packed.of_places(out, n)
+    assert relative(found, exact) < 1e-6
+
+
+def test_who_cannot_stay_in_registers_is_refused():
+    few, many = placed(draw(3, 64)), placed(draw(9, 64))
+    for name, x in (("nvfp4", draw(3, 64)), ("nf4", few), ("nvfp4", many)):
+        weight = weight_of(name, 16, columns=64)
+        with pytest.raises(ValueError, match="up to 8 rows"):
+            packed.wide(x, weight, torch.empty(len(x), 16), tiling=packed.SKINNY)
+
+
+def test_columns_are_shared_so_that_x_fits_in_registers():
+    def cut(out, columns, summed, format="nvfp4"):
+        matrix = PACKED[format].of(torch.zeros(1, columns)).matrix
+        matrix = replace(matrix, codes=matrix.codes.expand(out, -1))
+        return packed.skinny_tiling(matrix, summed=summed)
+
+    down, gate_up, wide = cut(2560, 9728, True), cut(19456, 2560, False), cut(6144, 8192, False)
+    assert (down.splits, down.programs, down.slabs) == (5, 79, 4)
+    assert (gate_up.splits, gate_up.programs, gate_up.slabs) == (1, 396, 4)
+    assert (wide.splits, wide.programs, wide.slabs, wide.warps) == (1, 198, 8, 8)
+    assert cut(512, 16384, False) is None, "one share of so many columns is too much"
+    assert cut(512, 16384, True).splits == 8
+    assert cut(512, 80, False) is None, "two scales lie in 16 bits"
+    assert cut(512, 256, False, "nf4") is None
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -165,6 +232,21 @@ def test_pairs_are_decoded_by_the_instructions_that_the_device_runs():
     for register, pair in (("a0", [0, 2]), ("a1", [1, 3]), ("a2", [4, 6]), ("a3", [5, 7])):
         half = halves(found[register]).astype(np.uint16).view(np.float16)
         np.testing.assert_array_equal(half, values[codes[:, pair]])
+
+
+def test_planes_of_float16_are_decoded_by_the_instructions_that_the_device_runs():
+    """Codes by way of E4M3, times their scales of any size, without rounding."""
+    values = np.array(e2m1_values()) / 2.0**6
+    codes = np.random.default_rng(3).integers(16, size=(2, 512, 8), dtype=np.uint32)
+    scales = np.arange(512, dtype=np.uint32) % 127
+    both = scales, scales[::-1]
+    exact = [torch.from_numpy(s.astype(np.uint8)).view(torch.float8_e4m3fn).double() for s in both]
+    held = {f"${8 + n}": words_of(codes[n]) for n in range(2)}
+    held |= {f"${10 + n}": one for n, one in enumerate(both)}
+    planes = ptx(packed.SCALED_HALVES.value, held, 8)
+    for plane, register in enumerate(planes):
+        for n, found in enumerate(halves(register).astype(np.uint16).view(np.float16).T):
+            np.testing.assert_array_equal(found, exact[n].numpy() * values[codes[n, :, plane]])
 
 
 def test_planes_are_looked_up_by_the_instructions_that_the_device_runs():
@@ -306,6 +388,9 @@ def ptx(text: str, held: dict, outputs: int):
             out = (x[0] & x[1]) | (~x[0] & x[2])
         elif operation == "fma.rn.bf16x2" and sources[2] == "z":  # adds -0
             out = each_half(np.multiply, x[0], x[1])
+        elif operation == "mul.rn.f16x2":
+            a, b = (halves(register).astype(np.uint16).view(np.float16) for register in x)
+            out = paired(a * b)
         elif operation == "max.xorsign.abs.bf16x2":
             out = each_half(lambda a, b: np.maximum(abs(a), abs(b)), x[0], x[1])
         elif operation == "fma.rn.f32":
@@ -345,7 +430,10 @@ SIZES = {
 
 @pytest.mark.parametrize(
     ("architecture", "rows", "skip"),
-    [("qwen3", 1, ()), ("qwen3", 3, ("lm_head",)), ("qwen3", 10, ()), ("gemma3_text", 3, ())],
+    [
+        *[("qwen3", 1, ()), ("qwen3", 3, ("lm_head",)), ("qwen3", 10, ()), ("gemma3_text", 3, ())],
+        *[("qwen3", 3, ("down_proj",)), ("gpt_neox", 3, ())],
+    ],
 )
 @torch.inference_mode()
 def test_the_whole_step_decodes_with_packed_weights(architecture, rows, skip):
@@ -361,3 +449,66 @@ def test_the_whole_step_decodes_with_packed_weights(architecture, rows, skip):
     expected = exact.logits(exact(tokens))[:, 4:].transpose(0, 1)
     found = step_through(backend_of("kernels", made(), rows=rows), tokens, 5)
     torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rows", "fused"),
+    [("qwen3", 3, {"norm", "mlp"}), ("gemma3_text", 10, {"norm", "mlp"}), ("qwen3", 3, set())],
+)
+@torch.inference_mode()
+def test_a_step_whose_products_read_float16(architecture, rows, fused, monkeypatch):
+    """As steps in bfloat16 do: what is normed lies in float16, the residual stream does not."""
+    monkeypatch.setattr(step, "kind_of_places", lambda *_: torch.float16)
+    decoder = wild(architecture, scale=0.1, tie_embeddings=False, **SIZES)
+    quantise_decoder(decoder, "nvfp4", skip=())
+    tokens = draw_tokens(rows, 7, vocabulary=67)
+    made = backend_of("kernels", decoder, rows=rows)
+    made.step.fused = frozenset(fused)
+    found = step_through(made, tokens, 5)
+    exact = decoder.double()
+    expected = exact.logits(exact(tokens))[:, 4:].transpose(0, 1)
+    torch.testing.assert_close(found.double(), expected, atol=1e-2, rtol=1e-2)
+    assert (found.double() - expected).abs().max() > 1e-4, "float16 was read"
+
+
+def test_float16_is_read_where_norms_keep_it_in_range(monkeypatch):
+    monkeypatch.setattr(packed, "has_fp8", lambda device: True)
+    decoder = wild("qwen3", scale=0.1, tie_embeddings=False, **SIZES)
+    quantise_decoder(decoder, "nvfp4", skip=("lm_head",))
+    arch, kinds = decoder.arch, []
+    for size in (1.0, 1e4, 1e-4):
+        weights = PackedDecoder(decoder)
+        weights.layers[1].post_norm.weight.fill_(size)
+        kinds.append(step.kind_of_places(arch, weights, torch.bfloat16))
+    assert kinds == [torch.float16, torch.bfloat16, torch.bfloat16]
+    monkeypatch.setattr(packed, "has_fp8", lambda device: False)
+    weights.layers[1].post_norm.weight.fill_(1.0)
+    assert step.kind_of_places(arch, weights, torch.bfloat16) == torch.bfloat16
+    assert step.kind_of_places(arch, weights, torch.float32) == torch.float32
+    mixed = wild("qwen3", scale=0.1, tie_embeddings=False, **SIZES)
+    quantise_decoder(mixed, "nvfp4", skip=("down_proj",))
+    assert step.kind_of_places(arch, PackedDecoder(mixed), torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rows"), [("qwen3", 3), ("gemma3_text", 8), ("gpt_neox", 2)]
+)
+@torch.inference_mode()
+def test_a_step_whose_rows_stay_in_registers(architecture, rows, monkeypatch):
+    """In half precision all of its products; attention and norms write the order of places."""
+    cuts, wide = set(), packed.wide
+
+    def noted(x, weight, out, *, tiling, **how):
+        cuts.add((x.dim(), tiling.programs > 0))
+        wide(x, weight, out, tiling=tiling, **how)
+
+    monkeypatch.setattr(packed, "wide", noted)
+    decoder = wild(architecture, scale=0.1, tie_embeddings=False, **SIZES | {"num_layers": 2})
+    quantise_decoder(decoder, "nvfp4", skip=())
+    tokens = draw_tokens(rows, 7, vocabulary=67)
+    exact = copy.deepcopy(decoder).double()
+    expected = exact.logits(exact(tokens))[:, 4:].transpose(0, 1)
+    found = step_through(backend_of("kernels", decoder.half(), rows=rows), tokens, 5)
+    torch.testing.assert_close(found.double(), expected, atol=1e-2, rtol=1e-2)
+    assert (4, True) in cuts
+    assert (4, False) not in cuts

@@ -26,28 +26,60 @@ POINTERS = {
 KIND = {"BLOCK": 16, "FORMAT": "nvfp4", "HIGH_FIRST": False, "SCALED": True, "FAST": True}
 MATVEC = {"K": 4096, "BN": 4, "BW": 64, "AHEAD": 3, "NORM": True, "RESIDUAL": False}
 WIDE = {"K": 4096, "BM": 16, "BN": 64, "BW": 16, "SLABS": 1, "SPLITS": 1, "STAGES": 4}
+WIDE |= {"PLACED": False, "PLACES": False}
 SLABS = WIDE | {"BM": 8, "BN": 32, "SLABS": 2}
+FLOAT16 = {"x_ptr": "*fp16"}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_weight_of_one_row_costs_few_instructions(gated, tmp_path):
+    sizes = MATVEC | ({"BN": MATVEC["BN"] // 2} if gated else {})
+    options = {"GATED": gated, "ACT": "silu" if gated else "", "BIAS": False, "PDL": True}
+    text, usage = compiled(packed._packed_matvec, sizes | KIND | options, tmp_path / "k.cubin")
+    assert "STACK:0" in usage, "numbers are spilled to memory"
+    found = instructions(text) / (sizes["BN"] * (1 + gated) * sizes["K"] / 64)
+    assert found < 5.2, found
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
-    ("kernel", "sizes", "most"),
+    ("sizes", "types", "warps", "most"),
     [
-        ("_packed_matvec", MATVEC, 5.2),
-        ("_packed_wide", WIDE, 4.8),
-        ("_packed_wide", SLABS, 4.0),
+        (WIDE, {}, 2, 4.8),
+        (SLABS, {}, 2, 4.0),
+        (SLABS | {"PLACED": True}, FLOAT16, 2, 3.3),
+        (WIDE | {"BM": 64, "BN": 128, "PLACED": True}, FLOAT16, 4, 3.8),
     ],
 )
-def test_a_weight_costs_few_instructions(kernel, sizes, most, gated, tmp_path):
-    sizes = sizes | ({"BN": sizes["BN"] // 2} if gated else {})
+def test_a_weight_of_more_rows_costs_few_instructions(sizes, types, warps, most, gated, tmp_path):
     options = {"GATED": gated, "ACT": "silu" if gated else "", "BIAS": False, "PDL": True}
-    text, usage = compiled(getattr(packed, kernel), sizes | KIND | options, tmp_path / "k.cubin")
-    one_row = kernel == "_packed_matvec"
-    columns = sizes["K"] if one_row else 8 * sizes["BW"] * sizes["SLABS"]
-    weights = sizes["BN"] * (1 + gated) * columns / 64  # a thread's, of two warps
+    options |= {"PLACES": gated and sizes["PLACED"]}
+    constants, file = sizes | KIND | options, tmp_path / "k.cubin"
+    text, usage = compiled(packed._packed_wide, constants, file, POINTERS | types, warps)
     assert "STACK:0" in usage, "numbers are spilled to memory"
-    found = instructions(text if one_row else loop(text)) / weights
+    weights = sizes["BN"] * 8 * sizes["BW"] * sizes["SLABS"] / 32 / warps  # a thread's
+    assert (found := instructions(loop(text)) / weights) < most, found
+
+
+@pytest.mark.parametrize(
+    ("columns", "splits", "gated", "types", "most"),
+    [(2560, 1, True, FLOAT16, 3.2), (2560, 1, False, FLOAT16, 3.1), (9728, 5, False, {}, 3.9)],
+)
+def test_a_weight_of_rows_in_registers_costs_few(columns, splits, gated, types, most, tmp_path):
+    """Three programs fit on a multiprocessor; only sums of warps go through shared memory."""
+    cut = packed.SKINNY
+    sizes = {"K": columns, "BN": cut.rows, "SLABS": cut.slabs, "AHEAD": cut.ahead, "SPLITS": splits}
+    options = {"GATED": gated, "ACT": "silu" if gated else "", "BIAS": False, "PLACES": gated}
+    options |= {"SCALED": True, "FAST": True, "PDL": True}
+    types = POINTERS | {"scales_ptr": "*i16"} | types
+    file = tmp_path / "k.cubin"
+    text, usage = compiled(packed._packed_skinny, sizes | options, file, types, cut.warps)
+    assert "STACK:0" in usage, "numbers are spilled to memory"
+    assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (3 * 32 * cut.warps)
+    steps = -(-columns // (128 * cut.slabs * splits))
+    found = instructions(loop(text)) / (cut.rows * steps * 128 / 32)
     assert found < most, found
+    assert text.count("LDSM") == 0
 
 
 @pytest.mark.parametrize("kind", ["gated", "summed", "plain", "large"])
@@ -94,6 +126,7 @@ def test_tiles_of_float32_fit_in_a_program_s_memory(kind, out, tmp_path):
     tiling = packed.tiling_of(33, out, 1088, **asked, size=4)
     sizes = {"K": 1088, "BM": tiling.batch, "BN": tiling.rows, "BW": tiling.words}
     sizes |= {"SLABS": tiling.slabs, "SPLITS": tiling.splits, "STAGES": tiling.ahead}
+    sizes |= {"PLACED": True, "PLACES": asked["gated"]}
     options = {"GATED": asked["gated"], "ACT": "", "BIAS": False, "PDL": True}
     types = POINTERS | dict.fromkeys(["x_ptr", "out_ptr", "bias_ptr"], "*fp32")
     constants = sizes | KIND | options | {"FAST": False}

@@ -39,7 +39,7 @@ from ember.backends.cuda.group_attention import (
     turned,
     within,
 )
-from ember.backends.cuda.products import FEW_ROWS, starts_late
+from ember.backends.cuda.products import FEW_ROWS, spot_of, starts_late
 from ember.backends.cuda.single_attention import SINGLE_BLOCK, attend_single
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
@@ -210,6 +210,8 @@ def _merge(
     PARTS: tl.constexpr,
     POWER: tl.constexpr,
     HEADS: tl.constexpr,  # of one program
+    HQ: tl.constexpr,
+    PLACES: tl.constexpr,  # out is to lie in the order of places
     LATE: tl.constexpr,  # as in `_attend`
     PDL: tl.constexpr,
 ):
@@ -232,9 +234,12 @@ def _merge(
     # Empty parts have written nothing: what lies in their memory must not count.
     found = tl.where((shares > 0)[:, :, None], found, 0.0)
     out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
-    spots = out_ptr + head[:, None] * D + dims[None, :]
+    spots = head[:, None] * D + dims[None, :]
+    if PLACES:
+        column = (head % HQ * D)[:, None] + dims[None, :]
+        spots = spot_of(column % 8, column // 8, (head // HQ)[:, None], N // HQ, HQ * D // 8)
     there = within((head < N)[:, None], dims[None, :], D, WIDE)
-    tl.store(spots, out.to(out_ptr.dtype.element_ty), mask=there)
+    tl.store(out_ptr + spots, out.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @dataclass(frozen=True)
@@ -367,12 +372,15 @@ class Attention:
         *,
         eps: float,
         late: bool = False,
+        early: bool = False,
         pdl: bool = False,
     ) -> Tensor:
-        """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose rows and groups are those of `tables`.
+        """out (B, Hq D), of up to 8 rows also in the order of places, for qkv (B, (Hq + 2 Hkv) D),
+        whose rows and groups are those of `tables`.
 
         `norms` (2, D) are the weights of the query and key norms. `late`: who follows starts only
         when the kernel before has ended, and may read what that left without waiting for this one.
+        `early`: who follows reads through no shared memory and starts at once.
         """
         arch, (_, _, slots, kv_heads, width, dim) = self._arch, self._rows.shape
         batch, tables, launch = len(qkv), self.tables, {"launch_pdl": True} if pdl else {}
@@ -417,7 +425,7 @@ class Attention:
             **launch,
         )
         if not whole:
-            self._merged(partial, lse, out, pdl)
+            self._merged(partial, lse, out, early, pdl)
         return out
 
     def _cut(self, parts: int) -> Cut:
@@ -430,19 +438,21 @@ class Attention:
         )
         return next((cut for cut in fitting if parts <= 8 or cut is SHORT), LEAST)
 
-    def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, pdl: bool) -> None:
-        """The parts together, (B, Hq D)."""
+    def _merged(self, partial: Tensor, lse: Tensor, out: Tensor, early: bool, pdl: bool) -> None:
+        """The parts together."""
         (batch, heads, parts), launch = lse.shape, {"launch_pdl": True} if pdl else {}
         each = 1 if batch <= FEW_ROWS else 4
         warps = 1 if each == 1 and parts <= 2 * SHARED_PARTS else 4
         _merge[(triton.cdiv(batch * heads, each),)](
             *(partial, lse, out, batch * heads),
-            D=out.shape[1] // heads,
+            D=partial.shape[-1],
             WIDE=2 * self._pairs,
             PARTS=parts,
             POWER=triton.next_power_of_2(parts),
             HEADS=each,
-            LATE=starts_late(batch),
+            HQ=heads,
+            PLACES=out.dim() == 4,
+            LATE=starts_late(batch) and not early,
             PDL=pdl,
             num_warps=warps,
             **launch,

@@ -10,7 +10,12 @@ for one row and 4 for more), logic and conversions most of all, and warps enough
 codes are decoded where they lie, two or four in a register: the codes at place j of all words meet
 the numbers at place j of x, and nothing is put in order. A lane of `matvec` makes the columns of x
 ready that its codes meet, with a power of 2 for each 16, and nobody waits for the largest of a
-whole row; `wide` gives each warp columns of its own where x has few rows.
+whole row; `wide` gives each warp columns of its own where x has few rows. Up to 8 rows of x stay in
+registers while programs go through rows of an NVFP4 weight, which is read into the registers from
+which tensor cores take it and is on its way before x is there.
+
+In the order of places x (M, K) lies as (8, G, M, 16): the numbers at place j of 16 words after each
+other, then those of the next row.
 
 NF4's values follow no formula: they are picked byte by byte, four at a time, from a table in
 registers, at about 6 instructions a weight; loading each took five times as long as NVFP4. INT4's
@@ -22,7 +27,7 @@ x, or small numbers would drown among the denormals.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +37,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ember.backends.cuda.attention import shared_memory
-from ember.backends.cuda.products import activated
+from ember.backends.cuda.products import FEW_ROWS, RUN, activated, spot_of
 from ember.model.packed import PackedMatrix, values_of
 
 WORD = 8  # codes of 32 bits
@@ -40,6 +45,7 @@ LONG = 16  # codes of 64 bits
 E4M3 = tl.constexpr(2.0**120)
 E2M1 = tl.constexpr(2.0**126)
 HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see PLANES
+FLOAT16_REST = tl.constexpr(2.0**6)  # in float16, see SCALED_HALVES
 # Eight codes of the word w as float16, (0, 2), (1, 3), (4, 6), (5, 7) in a0 … a3: the sign and the
 # rest are set apart, as E4M3 has them 2**6 too small, four at a time, and the device converts that.
 HALVES = """
@@ -175,6 +181,22 @@ def _planes_looked_up() -> str:
 
 
 TABLE_PLANES = tl.constexpr(_planes_looked_up())
+
+
+def _scaled_halves() -> str:
+    """In float16, codes 0 … 7 ($0 … $7) of two words ($8, $9) times their scales ($10, $11)."""
+    text = "{.reg .b32 t, u, w, s; .reg .b16 l, h; prmt.b32 s, $10, $11, 0x0040;"
+    text += "mov.b32 {l, h}, s; cvt.rn.f16x2.e4m3x2 s, l;"
+    for first, picked in ((0, "0x5140"), (4, "0x7362")):
+        halves = HALVES
+        for n in range(4):
+            halves = halves.replace(f"a{n},", f"${first + n},")
+        text += f"prmt.b32 w, $8, $9, {picked};{halves}"
+        text += "".join(f"mul.rn.f16x2 ${n}, ${n}, s;" for n in range(first, first + 4))
+    return text + "}"
+
+
+SCALED_HALVES = tl.constexpr(_scaled_halves())
 
 
 @triton.jit
@@ -435,52 +457,89 @@ def _turned(x):
 
 
 @triton.jit
-def _decoded(
-    words, raw, table, table_ptr, KIND: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr,
-    FAST: tl.constexpr,
-):  # fmt: skip
-    """Eight planes of words (…, BW) in the type KIND, plane j of the words' nibbles j times their
-    scales `raw` (…, BW / GROUP); where FAST bfloat16, 2**7 too small."""
-    LINES: tl.constexpr = words.shape[:-1]
-    BW: tl.constexpr = words.shape[-1]
-    if FAST and FORMAT == "nvfp4":
-        scale = tl.inline_asm_elementwise(
+def _scales(raw, KIND: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.constexpr):
+    """Blocks' scales as `_planes` takes them."""
+    if FAST and tl.float16 == KIND:
+        return raw.to(tl.int32)
+    elif FAST and FORMAT == "nvfp4":
+        return tl.inline_asm_elementwise(
             SCALE, "=r,r", [raw.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1
         )
     elif FAST:
-        scale = raw.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
+        return raw.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32)
     else:
-        scale = _scale(raw, FORMAT)
-    wide = tl.broadcast_to(tl.expand_dims(scale, -1), LINES + (BW // GROUP, GROUP))
-    wide = tl.reshape(wide, words.shape)
-    if FAST:
+        return _scale(raw, FORMAT)
+
+
+@triton.jit
+def _planes(
+    words, scales, table, table_ptr, KIND: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.constexpr
+):  # fmt: skip
+    """Eight planes of words (…, BW) in the type KIND, plane j of the words' nibbles j times their
+    scales (…, BW); where FAST bfloat16, 2**7 too small."""
+    LINES: tl.constexpr = words.shape[:-1]
+    BW: tl.constexpr = words.shape[-1]
+    if FAST and tl.float16 == KIND:
+        return tl.inline_asm_elementwise(
+            SCALED_HALVES,
+            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
+            (words, scales),
+            dtype=(tl.float16,) * 8,
+            is_pure=True,
+            pack=2,
+        )
+    elif FAST:
         of_table = ()
         for n in tl.static_range(len(table)):
             of_table = of_table + (tl.reshape(table[n], (1,) * len(LINES) + (BW,)),)
         return tl.inline_asm_elementwise(
             PLANES if FORMAT == "nvfp4" else TABLE_PLANES,
             "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r" + ",r,r" * len(table),
-            (words, wide) + of_table,
+            (words, scales) + of_table,
             dtype=(tl.bfloat16,) * 8,
             is_pure=True,
             pack=2,
         )
     else:
         return (
-            (_value(words & 15, table_ptr, FORMAT) * wide).to(KIND),
-            (_value((words >> 4) & 15, table_ptr, FORMAT) * wide).to(KIND),
-            (_value((words >> 8) & 15, table_ptr, FORMAT) * wide).to(KIND),
-            (_value((words >> 12) & 15, table_ptr, FORMAT) * wide).to(KIND),
-            (_value((words >> 16) & 15, table_ptr, FORMAT) * wide).to(KIND),
-            (_value((words >> 20) & 15, table_ptr, FORMAT) * wide).to(KIND),
-            (_value((words >> 24) & 15, table_ptr, FORMAT) * wide).to(KIND),
-            (_value((words >> 28) & 15, table_ptr, FORMAT) * wide).to(KIND),
+            (_value(words & 15, table_ptr, FORMAT) * scales).to(KIND),
+            (_value((words >> 4) & 15, table_ptr, FORMAT) * scales).to(KIND),
+            (_value((words >> 8) & 15, table_ptr, FORMAT) * scales).to(KIND),
+            (_value((words >> 12) & 15, table_ptr, FORMAT) * scales).to(KIND),
+            (_value((words >> 16) & 15, table_ptr, FORMAT) * scales).to(KIND),
+            (_value((words >> 20) & 15, table_ptr, FORMAT) * scales).to(KIND),
+            (_value((words >> 24) & 15, table_ptr, FORMAT) * scales).to(KIND),
+            (_value((words >> 28) & 15, table_ptr, FORMAT) * scales).to(KIND),
         )
 
 
 @triton.jit
+def _decoded(
+    words, raw, table, table_ptr, KIND: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr,
+    FAST: tl.constexpr,
+):  # fmt: skip
+    """`_planes` of words (…, BW) and their scales (…, BW / GROUP)."""
+    LINES: tl.constexpr = words.shape[:-1]
+    BW: tl.constexpr = words.shape[-1]
+    scales = tl.expand_dims(_scales(raw, KIND, FORMAT, FAST), -1)
+    scales = tl.reshape(tl.broadcast_to(scales, LINES + (BW // GROUP, GROUP)), words.shape)
+    return _planes(words, scales, table, table_ptr, KIND, FORMAT, FAST)
+
+
+@triton.jit
+def _store(out_ptr, out, rows, batch, split, M, N, PLACES: tl.constexpr):
+    """Products (rows of the weight, rows of x), which lie in the order of places where PLACES."""
+    if PLACES:
+        spots = spot_of((rows % 8)[:, None], (rows // 8)[:, None], batch[None, :], M, N // 8)
+    else:
+        spots = (split * M + batch).to(tl.int64)[None, :] * N + rows[:, None]
+    there = (batch < M)[None, :] & (rows < N)[:, None]
+    tl.store(out_ptr + spots, out.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
 def _packed_wide(
-    x_ptr,  # (M, K)
+    x_ptr,  # (M, K), or in the order of places where PLACED
     words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
     scales_ptr,  # (N, K / BLOCK)
     overall_ptr,  # (parts,)
@@ -506,6 +565,8 @@ def _packed_wide(
     GATED: tl.constexpr,
     ACT: tl.constexpr,
     BIAS: tl.constexpr,
+    PLACED: tl.constexpr,
+    PLACES: tl.constexpr,  # out is to lie in the order of places
     PDL: tl.constexpr,
 ):
     WORDS: tl.constexpr = K // 8
@@ -516,65 +577,209 @@ def _packed_wide(
     EACH: tl.constexpr = (STEPS + SPLITS - 1) // SPLITS
     KIND: tl.constexpr = x_ptr.dtype.element_ty
     batch = tl.program_id(0) * BM + tl.arange(0, BM)
-    rows = tl.program_id(1) * BN + tl.arange(0, BN)
+    # Of gate and up as many rows each, in one tile.
+    TALL: tl.constexpr = BN // 2 if GATED else BN
+    line = tl.arange(0, BN)
+    rows = tl.program_id(1) * TALL + line % TALL
     split = tl.program_id(2)
     slabs = tl.arange(0, SLABS)[:, None, None]
     columns = slabs * BW + tl.arange(0, BW)[None, None, :]
     shared = slabs * (BW // GROUP) + tl.arange(0, BW // GROUP)[None, None, :]
     inside, present = (rows < N)[None, :, None], (batch < M)[None, :, None]
-    place = rows.to(tl.int64)[None, :, None]
-    words, ups = words_ptr + place * WORDS + columns, words_ptr + (place + N) * WORDS + columns
-    scales = scales_ptr + place * BLOCKS + shared
-    up_scales = scales_ptr + (place + N) * BLOCKS + shared
+    part = rows + line // TALL * N
+    line_of = part.to(tl.int64)[None, :, None]
+    words = words_ptr + line_of * WORDS + columns
+    scales = scales_ptr + line_of * BLOCKS + shared
     elements = slabs * (8 * BW) + tl.arange(0, 8 * BW)[None, None, :]
     inputs = x_ptr + batch[None, :, None] * K + elements
     if PDL:
         gdc_wait()
     table = _words_of_table(table_ptr, BW, FORMAT, FAST)
     acc = _flat(tl.zeros((SLABS, BN, BM), tl.float32))
-    up = _flat(tl.zeros((SLABS, BN, BM), tl.float32))
     begin = split * EACH
     for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
         left, held, within = inside, inside, present
         if WORDS % WIDE != 0:
             left = inside & (columns < WORDS - step * WIDE)
             held = inside & (shared < BLOCKS - step * (WIDE // GROUP))
-            within = present & (elements < K - 8 * step * WIDE)
-        x = _flat(tl.load(inputs + 8 * step * WIDE, mask=within, other=0.0))
-        xs = _eight(tl.reshape(x, x.shape[:-1] + (BW, 8)), HIGH_FIRST)
+            if PLACED:
+                within = present & (columns < WORDS - step * WIDE)
+            else:
+                within = present & (elements < K - 8 * step * WIDE)
+        if PLACED:
+            xs = ()
+            for j in tl.static_range(8):
+                place = j ^ 1 if HIGH_FIRST else j
+                spot = spot_of(place, columns + step * WIDE, batch[None, :, None], M, WORDS)
+                xs = xs + (_flat(tl.load(x_ptr + spot, mask=within, other=0.0)),)
+        else:
+            x = _flat(tl.load(inputs + 8 * step * WIDE, mask=within, other=0.0))
+            xs = _eight(tl.reshape(x, x.shape[:-1] + (BW, 8)), HIGH_FIRST)
         some = _flat(_read(words + step * WIDE, left))
         raw = _flat(_read(scales + step * (WIDE // GROUP), held))
         planes = _decoded(some, raw, table, table_ptr, KIND, GROUP, FORMAT, FAST)
         for j in tl.static_range(8):
             acc = tl.dot(planes[j], _turned(xs[j]), acc, input_precision="ieee")
-        if GATED:
-            some = _flat(_read(ups + step * WIDE, left))
-            raw = _flat(_read(up_scales + step * (WIDE // GROUP), held))
-            planes = _decoded(some, raw, table, table_ptr, KIND, GROUP, FORMAT, FAST)
-            for j in tl.static_range(8):
-                up = tl.dot(planes[j], _turned(xs[j]), up, input_precision="ieee")
     if SLABS > 1:
-        acc, up = tl.sum(acc, 0), tl.sum(up, 0)
+        acc = tl.sum(acc, 0)
     if PDL:
         gdc_launch_dependents()
-    factor = _overall(overall_ptr, rows, FIRST, SECOND, SCALED)
-    more = _overall(overall_ptr, rows + N, FIRST, SECOND, SCALED and GATED)
+    factor = _overall(overall_ptr, part, FIRST, SECOND, SCALED)
     if FAST:
-        factor *= HALF_REST
-        more *= HALF_REST
+        factor *= FLOAT16_REST if tl.float16 == KIND else HALF_REST
     acc *= factor[:, None]
     if BIAS:
-        acc += tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)[:, None]
-    acc = activated(acc, ACT)
+        acc += tl.load(bias_ptr + part, mask=rows < N, other=0.0).to(tl.float32)[:, None]
     if GATED:
-        up *= more[:, None]
+        gate, up = tl.split(tl.permute(tl.reshape(acc, (2, TALL, BM)), (1, 2, 0)))
+        acc = activated(gate, ACT) * up
+        rows = tl.program_id(1) * TALL + tl.arange(0, TALL)
+    else:
+        acc = activated(acc, ACT)
+    _store(out_ptr, acc, rows, batch, split, M, N, PLACES)
+
+
+@triton.jit
+def _words_and_scales(
+    words, scales, there, columns, pairs, step: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """A step's words (8, SLABS, LINES, 16) and the scales of their blocks, two in 16 bits."""
+    left, held = there, there
+    if not EVEN:
+        left = there & (columns < K // 8 - step * WIDE)
+        held = there & (pairs < K // 32 - step * (WIDE // 4))
+    some = tl.load(words + step * WIDE, mask=left, other=0)
+    return some, tl.load(scales + step * (WIDE // 4), mask=held, other=0)
+
+
+@triton.jit
+def _planes_of_lanes(words, pairs, table_ptr, KIND: tl.constexpr, FAST: tl.constexpr):
+    """`_decoded` of words (8, SLABS, LINES, 16) as the lanes hold them, (SLABS, 8 LINES, 16)."""
+    SLABS: tl.constexpr = words.shape[1]
+    LINES: tl.constexpr = words.shape[2]
+    words = tl.permute(tl.reshape(words, (8, SLABS, LINES, 4, 2, 2)), (1, 2, 0, 4, 3, 5))
+    words = tl.reshape(words, (SLABS, 8 * LINES, 16))
+    # As many as words from the start: to be spread out later they would be moved.
+    raw = (pairs.to(tl.int32)[:, :, :, :, None] >> 8 * tl.arange(0, 2)) & 255
+    scales = _scales(raw, KIND, "nvfp4", FAST)[:, :, :, :, :, None]
+    scales = tl.broadcast_to(scales, (8, SLABS, LINES, 4, 2, 2))
+    scales = tl.reshape(tl.permute(scales, (1, 2, 0, 4, 3, 5)), (SLABS, 8 * LINES, 16))
+    return _planes(words, scales, (), table_ptr, KIND, "nvfp4", FAST)
+
+
+@triton.jit
+def _packed_skinny(
+    x_ptr,  # (8, G, M, 16), in the order of places
+    words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
+    scales_ptr,  # (N, K / 32) int16: of two blocks of 16 each
+    overall_ptr,  # (parts,)
+    table_ptr,  # (16,)
+    out_ptr,  # as of `_packed_wide`
+    bias_ptr,
+    M,
+    N,
+    FIRST,
+    SECOND,
+    K: tl.constexpr,
+    BN: tl.constexpr,  # rows of the weight at a time, where GATED of both
+    SLABS: tl.constexpr,  # of 16 words, each with a warp of its own
+    SPLITS: tl.constexpr,
+    AHEAD: tl.constexpr,  # tiles in flight
+    SCALED: tl.constexpr,
+    FAST: tl.constexpr,
+    GATED: tl.constexpr,
+    ACT: tl.constexpr,
+    BIAS: tl.constexpr,
+    PLACES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Up to 8 rows of x, which stay in registers. A lane reads the words that tensor cores want of
+    it, four after each other; so word 4 t + 2 h + b of a RUN is column 8 h + 2 t + b of a product.
+    """
+    if PDL:
+        gdc_launch_dependents()
+    KIND: tl.constexpr = x_ptr.dtype.element_ty
+    WORDS: tl.constexpr = K // 8
+    WIDE: tl.constexpr = 16 * SLABS
+    STEPS: tl.constexpr = ((WORDS + WIDE - 1) // WIDE + SPLITS - 1) // SPLITS
+    EVEN: tl.constexpr = STEPS * SPLITS * WIDE == WORDS
+    EARLY: tl.constexpr = AHEAD if AHEAD < STEPS else STEPS
+    BOTH: tl.constexpr = 2 if GATED else 1
+    TALL: tl.constexpr = BN // BOTH
+    LINES: tl.constexpr = BN // 8
+    split = tl.program_id(1)
+    slab = tl.arange(0, SLABS)
+    begin = split * (STEPS * WIDE)
+    group = begin + 16 * slab
+    eights = tl.arange(0, LINES)[None, None, :, None]  # of rows, in turns of gate and of up
+    rows = tl.program_id(0) * TALL + 8 * (eights // BOTH) + tl.arange(0, 8)[:, None, None, None]
+    part = rows + eights % BOTH * N
+    # Lanes are laid along the last dimension, then the first, warps along the second: in the order
+    # in which numbers are said to lie together, whatever the compiler makes of equal dimensions.
+    # Only the last is read at once, of scales not even that.
+    apart = tl.multiple_of(tl.arange(0, 4), 1)
+    columns = group[None, :, None, None] + tl.arange(0, 16)[None, None, None, :]
+    pairs = group[None, :, None, None] // 4 + apart[None, None, None, :]
+    words = tl.max_contiguous(words_ptr + part * WORDS + columns, (4, 2, 1, 8))
+    scales = tl.max_contiguous(scales_ptr + part * (WORDS // 4) + pairs, (4, 2, 1, 8))
+    there = rows < N
+    tiles = ()
+    for step in tl.static_range(EARLY):  # before x is there
+        tiles = tiles + _words_and_scales(words, scales, there, columns, pairs, step, K, WIDE, EVEN)
+    if PDL:
+        gdc_wait()
+    batch = tl.multiple_of(tl.arange(0, 8), 1)
+    four = tl.arange(0, 4)
+    word = group[None, None, :, None] + 4 * four[:, None, None, None] + four[None, None, None, :]
+    xs = ()
+    for step in tl.static_range(STEPS):
+        for j in tl.static_range(8):
+            # `spot_of`, so written that the compiler sees four words in a row.
+            run = j * ((WORDS + RUN - 1) // RUN) + begin // RUN + step * SLABS
+            spots = (run + slab[None, None, :, None]) * M + batch[None, :, None, None]
+            spots = RUN * spots + 4 * four[:, None, None, None] + four[None, None, None, :]
+            inside = (batch < M)[None, :, None, None]
+            if not EVEN:
+                inside = inside & (word + step * WIDE < WORDS)
+            x = tl.max_contiguous(x_ptr + spots, (4, 2, 1, 8))
+            x = tl.load(x, mask=inside, other=0.0)
+            x = tl.permute(tl.reshape(x, (4, 8, SLABS, 2, 2)), (2, 3, 0, 4, 1))
+            xs = xs + (tl.reshape(x, (SLABS, 16, 8)),)
+    further = tl.num_programs(0) * TALL
+    for first in tl.range(tl.program_id(0) * TALL, N, further, num_stages=1):
+        acc = tl.zeros((SLABS, BN, 8), tl.float32)
+        for step in tl.static_range(STEPS):
+            planes = _planes_of_lanes(tiles[0], tiles[1], table_ptr, KIND, FAST)
+            for j in tl.static_range(8):
+                acc = tl.dot(planes[j], xs[8 * step + j], acc, input_precision="ieee")
+            if step + EARLY == STEPS:
+                words += further * WORDS
+                scales += further * (WORDS // 4)
+                rows += further
+                there = rows < N
+            tiles = tiles[2:] + _words_and_scales(
+                words, scales, there, columns, pairs, (step + EARLY) % STEPS, K, WIDE, EVEN
+            )
+        acc = tl.sum(acc, 0)
+        if FAST:
+            acc *= FLOAT16_REST if tl.float16 == KIND else HALF_REST
+        out = tl.reshape(acc, (BN // 8 // BOTH, BOTH, 8, 8))
+        at = first + tl.arange(0, TALL)
+        if GATED:
+            out, up = tl.split(tl.permute(out, (0, 2, 3, 1)))
+            up = tl.reshape(up, (TALL, 8))
+            up *= _overall(overall_ptr, at + N, FIRST, SECOND, SCALED)[:, None]
+            if BIAS:
+                up += tl.load(bias_ptr + N + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
+        out = tl.reshape(out, (TALL, 8))
+        out *= _overall(overall_ptr, at, FIRST, SECOND, SCALED)[:, None]
         if BIAS:
-            offset = tl.load(bias_ptr + N + rows, mask=rows < N, other=0.0)
-            up += offset.to(tl.float32)[:, None]
-        acc *= up
-    spots = (split * M + batch).to(tl.int64)[None, :] * N + rows[:, None]
-    there = (batch < M)[None, :] & (rows < N)[:, None]
-    tl.store(out_ptr + spots, acc.to(out_ptr.dtype.element_ty), mask=there)
+            out += tl.load(bias_ptr + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
+        out = activated(out, ACT)
+        if GATED:
+            out *= up
+        _store(out_ptr, out, at, batch, split, M, N, PLACES)
 
 
 @triton.jit
@@ -621,7 +826,8 @@ class Plan:
 class Tiling:
     """How a product of more rows is cut: tiles of `rows` of the weight, `words` of 8 codes at a
     time for each of `slabs`, `ahead` in flight, for up to `batch` rows of x; `splits` programs
-    share the columns."""
+    share the columns. `programs`: that go through the rows while x stays in registers, for each
+    share of the columns (`_packed_skinny`); 0: a program for each tile."""
 
     batch: int
     rows: int
@@ -630,6 +836,7 @@ class Tiling:
     warps: int
     slabs: int = 1
     splits: int = 1
+    programs: int = 0
 
 
 # By what is asked and the weight's rows, "slow" where numbers are not bfloat16. The fastest on an
@@ -642,14 +849,17 @@ PLANS = {
     "slow": Plan(rows=2, longs=128, ahead=1, warps=4),
 }
 TILES = {  # of up to 16 rows of x, and of more: rows of the weight, words, ahead, warps, slabs
-    "gated": ((16, 32, 3, 2, 2), (64, 16, 4, 4, 1)),
-    "summed": ((32, 16, 2, 2, 2), (128, 16, 3, 4, 1)),
-    "plain": ((16, 16, 3, 4, 4), (64, 32, 4, 4, 1)),
+    "gated": ((32, 16, 3, 2, 2), (64, 16, 3, 4, 1)),
+    "summed": ((32, 16, 3, 2, 2), (128, 32, 2, 8, 1)),
+    "plain": ((16, 16, 3, 2, 2), (64, 32, 3, 4, 1)),
     "large": ((32, 16, 3, 2, 2), (128, 16, 3, 4, 1)),
 }
 NARROW, LARGE = 4096, 16384  # rows of a weight
 FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
-PROGRAMS = 528  # that keep the device busy: four of a multiprocessor each
+PROGRAMS = (528, 264)  # that share columns: four or two of a multiprocessor each
+# With x in registers: tiles, how many for each share of the columns, and programs, as many as fit.
+SKINNY = Tiling(batch=8, rows=16, words=16, ahead=3, warps=4, slabs=4, programs=396)
+SHARE, MOST_SHARE = 4, 8  # where columns are split, and where they cannot be
 MOST_BATCH = 64  # rows of x of one program
 MOST_ROWS = 128
 # Of more than 16 rows of x. Fewer leave the device idle, and a dense weight is faster: of 64 rows o
@@ -678,14 +888,38 @@ def tiling_of(
     if rows > MOST_ROWS:
         return None
     batch = min(MOST_BATCH, max(8, triton.next_power_of_2(rows)))
-    tall, words, ahead, warps, slabs = TILES[_kind_of(out, gated, summed)][batch > 16]
-    word = slabs * (WORD * batch * size + (1 + gated) * tall * 5)  # its bytes in a tile
+    many = batch > 16
+    tall, words, ahead, warps, slabs = TILES[_kind_of(out, gated, summed)][many]
+    word = slabs * (WORD * batch * size + tall * 5)  # its bytes in a tile
     while words > 8 and (ahead + 1) * words * word > shared:
         words //= 2
     programs = -(-out // tall) * -(-rows // batch)
     steps = -(-columns // (WORD * words * slabs))
-    splits = min(steps, max(1, PROGRAMS // programs)) if summed else 1
+    splits = min(steps, max(1, PROGRAMS[many] // programs)) if summed else 1
     return Tiling(batch, tall, words, ahead, warps, slabs, splits)
+
+
+def skinny_tiling(weight: PackedMatrix | Tensor, *, summed: bool) -> Tiling | None:
+    """How a product of up to 8 rows in the order of places is cut where x stays in registers.
+    None: of another format, or its columns are too many for them."""
+    out, columns = weight.shape
+    if getattr(weight, "format", None) != "nvfp4" or columns % 32:
+        return None
+    tiles = -(-out // SKINNY.rows)
+    for slabs in (SKINNY.slabs, 2 * SKINNY.slabs):
+        steps = -(-columns // (WORD * SKINNY.words * slabs))
+        splits = -(-steps // SHARE) if summed else 1
+        if steps <= MOST_SHARE * splits:
+            programs = min(tiles, SKINNY.programs * SKINNY.slabs // (slabs * splits))
+            return replace(SKINNY, warps=slabs, slabs=slabs, splits=splits, programs=programs)
+    return None
+
+
+def x_stays(layer) -> bool:
+    """Whether `skinny_tiling` has a cut for all products of a layer."""
+    summed, other = (layer.o, layer.down), (layer.qkv, layer.gate_up)
+    tilings = [skinny_tiling(weight, summed=True) for weight in summed]
+    return None not in [*tilings, *(skinny_tiling(weight, summed=False) for weight in other)]
 
 
 def _kind_of(out: int, gated: bool, summed: bool) -> str:
@@ -696,12 +930,14 @@ def _kind_of(out: int, gated: bool, summed: bool) -> str:
 def most_sums(rows: int, layer, **memory: int) -> int:
     """Sums of split columns that a layer's products of up to `rows` rows leave, a row's each;
     `memory`: `size` and `shared` of `tiling_of`."""
-    shapes = [weight.shape for weight in (layer.o, layer.down)]
-    return max(
-        some * tiling_of(some, *shape, gated=False, summed=True, **memory).splits
-        for some in {min(rows, MOST_BATCH), rows}
-        for shape in shapes
-    )
+    added, kind = (layer.o, layer.down), {"gated": False, "summed": True}
+    some = [
+        (few, tiling_of(few, *weight.shape, **kind, **memory))
+        for few in {min(rows, MOST_BATCH), rows}
+        for weight in added
+    ]
+    some += [(min(rows, FEW_ROWS), skinny_tiling(weight, summed=True)) for weight in added]
+    return max(few * tiling.splits for few, tiling in some if tiling is not None)
 
 
 def matvec(
@@ -761,14 +997,40 @@ def wide(
     pdl: bool = False,
 ) -> Tensor:
     """out (M, N) = x (M, K) · weightᵀ; where columns are split, out (splits, M, N) in float32 are
-    their sums; see `products.wide`."""
+    their sums; see `products.wide`. Either may lie in the order of places (8, G, M, 16): codes at
+    place j of words meet numbers that lie together."""
     if tiling.splits > 1 and (gated or bias is not None or out.dtype != torch.float32):
         raise ValueError("sums of split columns are in float32, without gate and bias")
-    (m, n), k = out.shape[-2:], weight.shape[1]
-    # INT4's values are computed as fast as they are looked up.
-    fast = x.is_cuda and weight.format in ("nvfp4", "nf4") and x.dtype == torch.bfloat16
+    placed = x.dim() == 4
+    m, n, k = x.shape[2] if placed else len(x), len(weight) // (1 + gated), weight.shape[1]
+    fast = x.is_cuda and x.dtype in _fast_kinds(weight.format, x.device)
     codes, *others = _operands(weight, x.dtype if fast else None)
-    _packed_wide[(triton.cdiv(m, tiling.batch), triton.cdiv(n, tiling.rows), tiling.splits)](
+    if tiling.programs:
+        if not placed or m > FEW_ROWS or weight.format != "nvfp4":
+            raise ValueError("up to 8 rows of x in the order of places stay in registers, of NVFP4")
+        scales, *others = others
+        _packed_skinny[(tiling.programs, tiling.splits)](
+            *(x, codes.view(torch.int32), scales.view(torch.int16), *others, out),
+            *(x if bias is None else bias, m, n, *_ends(weight)),
+            K=k,
+            BN=tiling.rows,
+            SLABS=tiling.slabs,
+            SPLITS=tiling.splits,
+            AHEAD=tiling.ahead,
+            SCALED=weight.overall is not None,
+            FAST=fast,
+            GATED=gated,
+            ACT=act,
+            BIAS=bias is not None,
+            PLACES=out.dim() == 4,
+            PDL=pdl,
+            num_warps=tiling.warps,
+            num_stages=1,
+            **({"launch_pdl": True} if pdl else {}),
+        )
+        return out
+    tall = triton.cdiv(len(weight), tiling.rows)
+    _packed_wide[(triton.cdiv(m, tiling.batch), tall, tiling.splits)](
         *(x, codes.view(torch.int32), *others, out),
         *(x if bias is None else bias, m, n, *_ends(weight)),
         K=k,
@@ -783,6 +1045,8 @@ def wide(
         GATED=gated,
         ACT=act,
         BIAS=bias is not None,
+        PLACED=placed,
+        PLACES=out.dim() == 4,
         PDL=pdl,
         num_warps=tiling.warps,
         **({"launch_pdl": True} if pdl else {}),
@@ -818,6 +1082,36 @@ def dense(weight: PackedMatrix, dtype: torch.dtype, factor: float = 1.0) -> Tens
         num_warps=4,
     )
     return out
+
+
+def places_width(width: int) -> int:
+    """Numbers of a row in the order of places, with those that nobody reads."""
+    return -(-width // (RUN.value * WORD)) * RUN.value * WORD
+
+
+def in_places(memory: Tensor, rows: int) -> Tensor:
+    """The first of a memory (R, `places_width`) as rows in the order of places, (8, G, M, 16)."""
+    width = memory.shape[1]
+    return memory.view(-1)[: rows * width].view(WORD, -1, rows, RUN.value)
+
+
+def to_places(x: Tensor, out: Tensor) -> None:
+    """Puts x (M, K) in the order of places."""
+    rows, width = x.shape
+    words = F.pad(x.view(rows, width // WORD, WORD), (0, 0, 0, -(width // WORD) % RUN.value))
+    out.copy_(words.view(rows, -1, RUN.value, WORD).permute(3, 1, 0, 2))
+
+
+def of_places(x: Tensor, width: int) -> Tensor:
+    """(M, K) of what lies in the order of places."""
+    return x.permute(2, 1, 3, 0).reshape(x.shape[2], -1)[:, :width]
+
+
+def _fast_kinds(format: str, device: torch.device) -> tuple[torch.dtype, ...]:
+    """What instructions of the device decode to; INT4's values are computed as fast."""
+    if format == "nvfp4" and has_fp8(device):
+        return (torch.bfloat16, torch.float16)
+    return (torch.bfloat16,) if format in ("nvfp4", "nf4") else ()
 
 
 @functools.cache
