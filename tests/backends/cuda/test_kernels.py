@@ -10,6 +10,7 @@ import pytest
         for part in (
             "products",
             "packed",
+            "packed_step",
             "attention",
             "causal",
             "correction",
