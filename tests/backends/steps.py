@@ -21,7 +21,7 @@ def backend_of(name: str, decoder, *, rows: int = 4, capacity: int = 64, **optio
     weight = decoder.embed_tokens.weight
     options = {"batch_invariant": False} | options
     select(Case.of(decoder, rows=rows, batch_invariant=options["batch_invariant"]), name)
-    packed = PackedDecoder(decoder) if name == "kernels" else None
+    packed = PackedDecoder(decoder, laid=True) if name == "kernels" else None
     like = {"device": weight.device, "dtype": weight.dtype}
     memory = ContiguousCache(decoder.arch, 1, capacity, **like) if packed else None
     cache = SlottedCache(

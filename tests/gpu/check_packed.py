@@ -41,7 +41,7 @@ SHAPES = {  # (N, K), and what stands around the product
     "head": (151936, 2560, {"norm": True}),
 }
 ROTATED = 256 * 2**20  # bytes; an H200's L2 has 60 MB
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
 ARCH = Architecture.make(
     model_type="qwen3",
     hidden_size=256,
@@ -100,7 +100,7 @@ def check_products(name: str, dtype) -> list[tuple[bool, str]]:
     torch.manual_seed(0)
     parts = [PACKED[name].of(torch.randn(n, 1088, device=DEVICE)).matrix for n in (200, 40, 60)]
     pair = [PACKED[name].of(torch.randn(160, 1088, device=DEVICE)).matrix for _ in range(2)]
-    weight, gates, worst = _stack(parts), _stack(pair), 0.0
+    weight, gates, worst = _stack(parts).lay(), _stack(pair).lay(), 0.0
     for rows in (1, 2, 8, 16, 33, 128):
         x = torch.randn(rows, 1088, device=DEVICE).to(dtype)
         exact = x.double() @ weight.dense().double().T
@@ -119,7 +119,7 @@ def check_products(name: str, dtype) -> list[tuple[bool, str]]:
             sums = torch.empty(4, rows, 300, device=DEVICE)
             worst = max(worst, relative(packed.wide(x, weight, sums, tiling=tiling).sum(0), exact))
         worst = max(worst, relative(out, fed))
-        if name == "nvfp4" and 1 < rows <= 8 and dtype != torch.float32:
+        if name == "nvfp4" and 1 < rows <= 8 and dtype == torch.bfloat16:
             found = in_registers(x, weight), in_registers(x, gates, **options)
             worst = max(worst, relative(found[0], exact), relative(found[1], fed))
     dense = packed.dense(weight, dtype)
@@ -129,34 +129,21 @@ def check_products(name: str, dtype) -> list[tuple[bool, str]]:
 
 
 def in_registers(x, weight, gated: bool = False, **options):
-    """A product of few rows, between the order of places; its columns are split where it adds."""
+    """A product of few rows that stay in registers; its columns are split where it adds."""
     rows, n = len(x), len(weight) // (1 + gated)
     tiling = packed.skinny_tiling(weight, summed=not gated)
-    if not gated:
-        sums = torch.empty(tiling.splits, rows, n, device=DEVICE)
-        return packed.wide(placed(x), weight, sums, tiling=tiling, **options).sum(0)
-    out = places_of(rows, n, x.dtype)
-    return packed.of_places(
-        packed.wide(placed(x), weight, out, tiling=tiling, gated=True, **options), n
-    )
-
-
-def places_of(rows: int, width: int, dtype):
-    memory = torch.zeros(rows, packed.places_width(width), device=DEVICE, dtype=dtype)
-    return packed.in_places(memory, rows)
-
-
-def placed(x):
-    out = places_of(*x.shape, x.dtype)
-    packed.to_places(x, out)
-    return out
+    if gated:
+        out = torch.empty(rows, n, device=DEVICE, dtype=x.dtype)
+        return packed.wide(x, weight, out, tiling=tiling, gated=True, **options)
+    sums = torch.empty(tiling.splits, rows, n, device=DEVICE)
+    return packed.wide(x, weight, sums, tiling=tiling, **options).sum(0)
 
 
 @torch.inference_mode()
 def check_prefills() -> list[tuple[bool, str]]:
     """Many rows by both ways; FP8 rounds weights and x."""
     found = []
-    weight = PACKED["nvfp4"].of(torch.randn(512, 1024, device=DEVICE)).matrix
+    weight = PACKED["nvfp4"].of(torch.randn(512, 1024, device=DEVICE)).matrix.lay()
     x = torch.randn(300, 1024, device=DEVICE, dtype=torch.bfloat16)
     exact = x.double() @ weight.dense().double().T
     for by, limit in (("dequantise", 4e-3), ("fp8", 6e-2)):
@@ -180,16 +167,15 @@ def check_engine(name: str) -> list[tuple[bool, str]]:
 
 def cuts() -> list[tuple]:
     """(product, rows of x, its cut), the present cuts first for each product and number of rows."""
-    plans = [
-        packed.Plan(rows, longs, ahead, longs // 32)
-        for rows, longs, ahead in itertools.product((2, 4, 8), (32, 64, 128, 256), (2, 3, 5))
-    ]
+    sizes = itertools.product((4, 8), (3, 5, 8), (160, 264, 396, 9999), (True, False), (0, 128))
+    plans = [packed.RowPlan(16, *size) for size in sizes]
     slabs = [(*cut, cut[3]) for cut in itertools.product((16, 32), (16, 32), (2, 3, 4), (2, 4, 8))]
     whole = [(128, 16, 3, 4, 1), (64, 32, 3, 4, 1), (64, 32, 4, 4, 1), (64, 16, 4, 4, 1)]
     found = []
     for name, (n, k, kind) in SHAPES.items():
         asked = {"gated": kind.get("gated", False), "summed": kind.get("summed", False)}
-        found += [(name, 1, plan) for plan in [packed.plan_of(n, **asked), *plans]]
+        now = packed.row_plan(n, k, summed=asked["summed"])
+        found += [(name, 1, plan) for plan in [now, *plans]]
         for rows in (8, 16, 64):
             first = packed.tiling_of(rows, n, k, **asked)
             tiles = [*slabs, *whole] if rows < 64 else whole
@@ -221,11 +207,8 @@ def call_of(name: str, rows: int, cut):
     shape = (splits, rows, out_rows) if splits > 1 else (rows, out_rows)
     dtype = torch.float32 if splits > 1 else torch.bfloat16
     x, out = rows_of(rows, k), torch.empty(shape, device=DEVICE, dtype=dtype)
-    if rows > 1:  # as in a step
-        x = x.to(torch.float16 if "norm" in kind else x.dtype)
-        x = placed(x) if name != "o" or cut.programs else x
-        out = places_of(rows, out_rows, dtype) if "gated" in kind else out
-    if isinstance(cut, packed.Plan):
+    if isinstance(cut, packed.RowPlan):
+        options |= {"summed": kind.get("summed", False)}
         if "norm" in kind:  # of more rows it is not the product's
             options |= {"norm": torch.ones(k, device=DEVICE, dtype=torch.bfloat16), "eps": 1e-6}
         return partial(packed.matvec, x, out=out, plan=cut, **options)
@@ -244,7 +227,8 @@ def compile_cut(name: str, rows: int, cut) -> str | None:
 @functools.cache
 def one_weight(name: str):
     n, k, _ = SHAPES[name]
-    return PACKED["nvfp4"].of(torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16)).matrix
+    weight = torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16)
+    return PACKED["nvfp4"].of(weight).matrix.lay()
 
 
 def time_products(bandwidth: float, until: float) -> None:

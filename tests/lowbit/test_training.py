@@ -61,6 +61,16 @@ def test_a_master_copy_is_adamw_through_the_quantised_weight():
     assert torch.equal(linear._dense(), kept)
 
 
+def test_weights_that_kernels_have_read_are_trained_as_before():
+    one, other = layer("stochastic"), layer("stochastic")
+    for number in range(2):
+        one.layer.lay(True)
+        torch.testing.assert_close(step(one, number, 3e-3), step(other, number, 3e-3))
+    assert torch.equal(one.layer.matrix.dense(), other.layer.matrix.dense())
+    one.layer.lay(False)
+    assert torch.equal(one.layer.qdata, other.layer.qdata)
+
+
 @pytest.mark.parametrize("states", ["float32", "int8", "int4", "none"])
 def test_the_input_gets_the_gradient_of_the_weight_before_its_update(states):
     linear = layer("stochastic", states=states)

@@ -14,7 +14,9 @@ from ember.model.packed import (
     LinearNVFP4,
     PackedLinear,
     densify,
+    lay,
     quantise_decoder,
+    unlay,
 )
 from tests.tiny import draw, wild
 
@@ -37,6 +39,35 @@ def test_a_layer_keeps_the_values_of_its_format_bit_for_bit(name, rows, blocks, 
     assert torch.equal(FORMATS[name].dequantise(layer.quantised()), expected)
 
 
+@settings(deadline=None, max_examples=20)
+@given(rows=st.integers(1, 9), words=st.integers(1, 5), seed=st.integers(0, 99))
+def test_codes_laid_for_kernels_come_back(rows, words, seed):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(256, (rows, 4 * words), dtype=torch.uint8, generator=generator)
+    assert torch.equal(unlay(lay(codes)), codes)
+    assert torch.equal(lay(unlay(codes)), codes)
+
+
+def test_a_laid_layer_is_the_same_to_all_who_ask():
+    layer = LinearNVFP4.of(drawn(24, 128))
+    codes, weight, x = layer.qdata.clone(), layer.matrix.dense(), drawn(2, 128, seed=1)
+    out, quantised, place = layer(x), layer.quantised(), layer.qdata.data_ptr()
+    layer.lay(True)
+    assert layer.qdata.data_ptr() == place
+    assert not torch.equal(layer.qdata, codes)
+    assert torch.equal(layer.matrix.dense(), weight)
+    assert torch.equal(next(layer.matrix.split(7)).dense(), weight[:7])
+    assert torch.equal(layer(x), out)
+    assert torch.equal(layer.quantised().codes, quantised.codes)
+    assert torch.equal(layer.state_dict()["qdata"], codes)
+    layer.load_state_dict(layer.state_dict())
+    assert not layer.laid
+    assert torch.equal(layer.qdata, codes)
+    nf4 = PACKED["nf4"].of(drawn(24, 128))
+    nf4.lay(True)
+    assert not nf4.laid, "these have one order only"
+
+
 @pytest.mark.parametrize("name", FORMATS_4)
 def test_a_layer_multiplies_by_the_dequantised_weight(name):
     layer = PACKED[name].of(drawn(24, 128), drawn(1, 24)[0])
@@ -50,7 +81,7 @@ def test_a_layer_multiplies_by_the_dequantised_weight(name):
     with pytest.raises(TypeError, match=name):
         dense_weight(layer)
     with pytest.raises(TypeError, match="not packed"):
-        packed_matrix(torch.nn.Linear(4, 3))
+        packed_matrix(torch.nn.Linear(4, 3), laid=False)
 
 
 @pytest.mark.parametrize("piece", [1, 64 * 5, 64 * 24])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ember.model.decoder import Decoder, Layer
 from ember.model.linear import bias_of, dense_weight, packed_matrix, weight_format
-from ember.model.packed import PackedMatrix
+from ember.model.packed import PackedLinear, PackedMatrix
 
 Weight = Tensor | PackedMatrix  # (N, K)
 
@@ -34,7 +34,7 @@ class Norm(NamedTuple):
 class PackedLayer:
     """The weights of one layer as a step reads them; what the layer lacks is None."""
 
-    def __init__(self, layer: Layer):
+    def __init__(self, layer: Layer, laid: bool = False):
         attention, mlp = layer.self_attn, layer.mlp
         self.input_norm = Norm.of(layer.input_layernorm)
         self.post_norm = Norm.of(layer.post_attention_layernorm)
@@ -43,20 +43,21 @@ class PackedLayer:
             for norm in (layer.attn_out_norm, layer.mlp_out_norm)
         )
         qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv, self.qkv_bias = _pack_linears(qkv)  # ((Hq + 2 Hkv) D, H)
-        self.o, self.o_bias = _pack_linears([attention.o_proj])  # (H, Hq D)
+        self.qkv, self.qkv_bias = _pack_linears(qkv, laid)  # ((Hq + 2 Hkv) D, H)
+        self.o, self.o_bias = _pack_linears([attention.o_proj], laid)  # (H, Hq D)
         gate_up = [mlp.up_proj] if mlp.gate_proj is None else [mlp.gate_proj, mlp.up_proj]
-        self.gate_up, self.gate_up_bias = _pack_linears(gate_up)  # (2 I, H), without a gate (I, H)
-        self.down, self.down_bias = _pack_linears([mlp.down_proj])  # (H, I)
+        # (2 I, H), without a gate (I, H)
+        self.gate_up, self.gate_up_bias = _pack_linears(gate_up, laid)
+        self.down, self.down_bias = _pack_linears([mlp.down_proj], laid)  # (H, I)
 
 
 class PackedDecoder:
     """All weights of a decoder, packed. `prefill_by`: how 4-bit ones are multiplied in prefills on
-    CUDA, "dequantise" or "fp8"."""
+    CUDA, "dequantise" or "fp8"; `laid`: for CUDA's kernels."""
 
-    def __init__(self, decoder: Decoder, prefill_by: str = "dequantise"):
+    def __init__(self, decoder: Decoder, prefill_by: str = "dequantise", *, laid: bool = False):
         self.prefill_by = prefill_by
-        self.layers = [PackedLayer(layer) for layer in decoder.layers]
+        self.layers = [PackedLayer(layer, laid) for layer in decoder.layers]
         self.qk_norms = self.qk_norm_biases = None  # (L, 2, D)
         if decoder.arch.qk_norm:
             self.qk_norms = _pack_qk_norms(decoder, "weight")
@@ -67,13 +68,14 @@ class PackedDecoder:
         if decoder.lm_head is None:
             self.head = self.embedding  # (V, H)
         else:
-            self.head, _ = _pack_linears([decoder.lm_head])
+            self.head, _ = _pack_linears([decoder.lm_head], laid)
 
 
 def addresses(decoder: Decoder) -> tuple[int, ...]:
-    """Where the parameters lie: others once they have been replaced, moved or packed, the same
-    after in-place changes."""
-    return tuple(t.data_ptr() for each in (decoder.parameters(), decoder.buffers()) for t in each)
+    """Where the parameters lie and in which order codes are: others once they have been replaced,
+    moved, packed or laid, the same after in-place changes."""
+    lie = (t.data_ptr() for each in (decoder.parameters(), decoder.buffers()) for t in each)
+    return (*lie, *(m.laid for m in decoder.modules() if isinstance(m, PackedLinear)))
 
 
 def pack(parameters: list[Tensor]) -> Tensor:
@@ -97,13 +99,13 @@ def pack(parameters: list[Tensor]) -> Tensor:
     return packed
 
 
-def _pack_linears(linears: list[nn.Module]) -> tuple[Weight, Tensor | None]:
+def _pack_linears(linears: list[nn.Module], laid: bool) -> tuple[Weight, Tensor | None]:
     """Weights (sum of rows, columns) and biases of linear layers, stacked."""
     biases = [bias_of(linear) for linear in linears]
     if weight_format(linears[0]) == "dense":
         weights = pack([dense_weight(linear) for linear in linears])
     else:
-        weights = _stack([packed_matrix(linear) for linear in linears])
+        weights = _stack([packed_matrix(linear, laid) for linear in linears])
     return weights, None if biases[0] is None else pack(biases)
 
 
@@ -117,7 +119,7 @@ def _stack(parts: list[PackedMatrix]) -> PackedMatrix:
     overall = None if parts[0].overall is None else pack([part.overall for part in parts])
     codes, scales = (pack([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
     ends = tuple(accumulate(len(part) for part in parts))
-    return PackedMatrix(parts[0].format, codes, scales, overall, ends)
+    return PackedMatrix(parts[0].format, codes, scales, overall, ends, parts[0].laid)
 
 
 def _pack_qk_norms(decoder: Decoder, which: str) -> Tensor:

@@ -253,7 +253,9 @@ class Engine:
             require(needed, str(weight.device), f"a KV cache of {self.capacity} tokens")
             self._staging = ContiguousCache(arch, 1, self.capacity, weight.device, weight.dtype)
         if self._forward is None or (self._forward.weights is not None) != packed:
-            weights = PackedDecoder(self.decoder, self.prefill_by) if packed else None
+            weights = None
+            if packed:
+                weights = PackedDecoder(self.decoder, self.prefill_by, laid=True)
             self._forward = Forward(
                 self.decoder, graphs=self.graphs, weights=weights, memory=self._staging
             )

@@ -4,6 +4,10 @@ Contract. `qdata` (N, K / 2) holds the codes of two neighbours of K in a byte, `
 (N, K / block) what each block of K shares, exactly as `ember.formats` made them. Here they are
 dequantised and multiplied by torch's operators, on any device; that is what kernels are compared
 with. Kernels read the same bytes through `PackedMatrix`.
+
+CUDA's kernels want the 32 bits of eight E2M1 codes in another order (`lay`), in which a shift and a
+mask make bfloat16 of two codes. `PackedLinear.lay` puts a layer's codes in that order and back, in
+place; whoever asks the layer for its codes, weights or state gets them as files have them.
 """
 
 from collections.abc import Collection, Iterator
@@ -34,6 +38,7 @@ class PackedMatrix:
     scales: Tensor  # (N, K / block): uint8, the bits of E4M3, or float32
     overall: Tensor | None  # (parts,) float32, what all of a part's scales are multiplied by
     ends: tuple[int, ...]  # the row at which each part ends
+    laid: bool = False  # the codes' words are as `lay` puts them
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,16 +73,76 @@ class PackedMatrix:
             rows = [end - start for start, end in pairwise((0, *self.ends))]
             each = [one.expand(count) for one, count in zip(self.overall, rows, strict=True)]
             scales = scales * torch.cat(each)[:, None]
-        pairs = _pairs(self.format, self.codes.device)
+        pairs, codes = _pairs(self.format, self.codes.device), self.lay(False).codes
         # A pair is moved as one number of 8 bytes: faster than rows of two by 3 ×.
-        values = pairs.view(torch.float64).flatten().index_select(0, self.codes.int().flatten())
+        values = pairs.view(torch.float64).flatten().index_select(0, codes.int().flatten())
         blocks = values.view(torch.float32).view(*scales.shape, -1)
         return blocks.mul_(scales[..., None]).view(self.shape).to(dtype)
+
+    def lay(self, laid: bool = True) -> "PackedMatrix":
+        """The same with the words of NVFP4's codes as `lay` puts them, or as files have them."""
+        if self.laid == laid or self.format != "nvfp4":
+            return self
+        return replace(self, codes=(lay if laid else unlay)(self.codes), laid=laid)
 
     def split(self, rows: int) -> Iterator["PackedMatrix"]:
         """So many rows at a time of a weight of one part."""
         for codes, scales in zip(self.codes.split(rows), self.scales.split(rows), strict=True):
             yield replace(self, codes=codes, scales=scales, ends=(len(codes),))
+
+
+def lay(codes: Tensor) -> Tensor:
+    """Bytes of E2M1 codes (N, K / 2) in the order of CUDA's kernels: of each word w of 32 bits
+    w, w << 6, w rotated by 12 and (w << 2) ^ (w >> 6), under LAID, are codes 0 and 1, 2 and 3, …,
+    each with its sign in bit 15 or 31 and the rest from bit 6 or 22 on."""
+    words = codes.contiguous().view(torch.int32)
+    laid = torch.zeros_like(words)
+    for bit, flips in enumerate(_laid_bits()):
+        laid ^= -((words >> bit) & 1) & (flips - (flips >> 31 << 32))
+    return laid.view(torch.uint8)
+
+
+def unlay(codes: Tensor) -> Tensor:
+    """What `lay` was given."""
+    words = codes.contiguous().view(torch.int32)
+    plain = torch.zeros_like(words)
+    for plane, pairs in enumerate(_planes(words)):
+        for half in (0, 16):
+            code = (pairs >> (half + 12) & 8) | (pairs >> (half + 6) & 7)
+            plain |= code << (8 * plane + half // 4)
+    return plain.view(torch.uint8)
+
+
+LAID = 0x81C081C0  # where two codes are in a plane of a word
+
+
+def _planes(word):
+    """A word's four pairs of codes, in int32 or in a Python integer below 2**32."""
+    rotated = (word << 12) | (word >> 20 & 0xFFF)
+    return tuple(
+        some & LAID for some in (word, word << 6, rotated, (word << 2) ^ (word >> 6 & 0x3FFFFFF))
+    )
+
+
+@cache
+def _laid_bits() -> tuple[int, ...]:
+    """For each bit of a word of eight codes, which bits of the laid word it flips: the inverse of
+    `_planes`, which is linear over GF(2)."""
+    spots = (6, 7, 8, 15, 22, 23, 24, 31)  # of two codes' bits, in order
+    rows = []  # which laid bits a bit of a code is made of, and which bit that is
+    for plane in range(4):
+        for bit, spot in enumerate(spots):
+            made = sum(1 << n for n in range(32) if _planes(1 << n)[plane] >> spot & 1)
+            rows.append((made, 1 << (8 * plane + bit)))
+    for bit in range(32):
+        at = next(n for n in range(bit, 32) if rows[n][0] >> bit & 1)
+        rows[bit], rows[at] = rows[at], rows[bit]
+        for n in range(32):
+            if n != bit and rows[n][0] >> bit & 1:
+                rows[n] = (rows[n][0] ^ rows[bit][0], rows[n][1] ^ rows[bit][1])
+    return tuple(
+        sum((codes >> bit & 1) << laid for laid, (_, codes) in enumerate(rows)) for bit in range(32)
+    )
 
 
 def values_of(format: str) -> Tensor:
@@ -104,6 +169,7 @@ class PackedLinear(nn.Module):
     options: ClassVar[dict] = {}
     scale_dtype: ClassVar[torch.dtype] = torch.float32
     scaled: ClassVar[bool] = False  # has one scale for the whole tensor beside the blocks'
+    laid = False  # `qdata` lies as CUDA's kernels read it
 
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None = None):
         """Memory for codes and scales. Raises FormatError where blocks do not divide a row."""
@@ -155,14 +221,24 @@ class PackedLinear(nn.Module):
         if self.scaled:
             parts["tensor_scale"] = self.tensor_scale
         shape = (self.out_features, self.in_features)
-        packed = Packed(self.format, shape, self.qdata.reshape(-1), parts)
+        packed = Packed(self.format, shape, self.matrix.lay(False).codes.reshape(-1), parts)
         return kind.unpack(packed)
+
+    def lay(self, laid: bool) -> None:
+        """Puts NVFP4's codes in the order of CUDA's kernels, or back, in place."""
+        if self.laid == laid or self.format != "nvfp4":
+            return
+        with torch.inference_mode(self.qdata.is_inference()), torch.no_grad():
+            for some in self.qdata.split(max(1, AT_ONCE // self.in_features)):
+                some.copy_((lay if laid else unlay)(some))
+        self.laid = laid
 
     @property
     def matrix(self) -> PackedMatrix:
         """What kernels read; views of the buffers."""
         overall = self.tensor_scale if self.scaled else None
-        return PackedMatrix(self.format, self.qdata, self.scale, overall, (self.out_features,))
+        ends = (self.out_features,)
+        return PackedMatrix(self.format, self.qdata, self.scale, overall, ends, self.laid)
 
     def forward(self, x: Tensor) -> Tensor:
         matrix = self.matrix
@@ -187,6 +263,11 @@ class PackedLinear(nn.Module):
 
         return super()._apply(kept, recurse)
 
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.laid:
+            destination[f"{prefix}qdata"] = unlay(self.qdata)
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Takes `weight.qdata` for `qdata` and so on, E4M3 for its bits, and where there is no
         `tensor_scale` 1: blocks alone."""
@@ -202,6 +283,8 @@ class PackedLinear(nn.Module):
                 f"{prefix}scale is {scale.dtype}; scales of {self.format} are {self.scale_dtype}. "
                 "They are of another format: load the file into layers of that one"
             )
+        if f"{prefix}qdata" in state_dict:
+            self.laid = False
         if self.scaled and f"{prefix}qdata" in state_dict:
             state_dict.setdefault(f"{prefix}tensor_scale", torch.ones(1))
         super()._load_from_state_dict(state_dict, prefix, *args)

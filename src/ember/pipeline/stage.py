@@ -97,9 +97,10 @@ class Stage:
         tokens, logprobs = zip(*self._history, strict=True)
         return torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
 
-    def _as_whole_model(self) -> tuple[Architecture, PackedDecoder]:
-        """What a step of whole models runs in place of the stage's layers."""
-        arch, weights = self.part.arch, PackedDecoder(self.part)
+    def _as_whole_model(self, laid: bool) -> tuple[Architecture, PackedDecoder]:
+        """What a step of whole models runs in place of the stage's layers; `laid`: of CUDA's
+        kernels."""
+        arch, weights = self.part.arch, PackedDecoder(self.part, laid=laid)
         if not self.first:
             arch, weights.embedding = replace(arch, scaled_embedding=False), self.inbox
         if not self.last:
@@ -115,7 +116,8 @@ class CompiledStage(Stage):
 
     def __init__(self, part: Decoder, rows: int, capacity: int, **ends: bool):
         super().__init__(part, rows, capacity, **ends)
-        self._step = NativeStep(*self._as_whole_model(), self.cache.kv, self.cache.capacity)
+        whole = self._as_whole_model(laid=False)
+        self._step = NativeStep(*whole, self.cache.kv, self.cache.capacity)
         self._inputs = self.tokens if self.first else torch.arange(rows)
 
     def decode(self) -> Tensor:
@@ -134,7 +136,8 @@ class KernelStage(Stage):
         super().__init__(part, rows, capacity, **ends)
         from ember.backends.cuda.step import KernelStep  # imports Triton
 
-        self._loop = KernelStep(*self._as_whole_model(), self.cache.kv, self.cache.capacity)
+        whole = self._as_whole_model(laid=True)
+        self._loop = KernelStep(*whole, self.cache.kv, self.cache.capacity)
         self._rows = torch.arange(rows, device=self.tokens.device)
         self._count = 0
         if self.cache.kv.is_cuda:

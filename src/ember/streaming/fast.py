@@ -97,7 +97,7 @@ class RingCache:
         room = self.capacity + int(spare * self.capacity) * self._ring
         like = {"device": weight.device, "dtype": weight.dtype}
         memory = SlottedCache(arch, prompt_tokens=room, rows=1, row_tokens=OWN, **like)
-        packed = PackedDecoder(decoder) if name == "kernels" else None
+        packed = PackedDecoder(decoder, laid=True) if name == "kernels" else None
         far = FAR if method.prunes else 0
         positions = far + room + OWN + method.growth
         self.backend: StreamBackend = make_backend(

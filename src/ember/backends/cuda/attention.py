@@ -39,7 +39,7 @@ from ember.backends.cuda.group_attention import (
     turned,
     within,
 )
-from ember.backends.cuda.products import FEW_ROWS, spot_of, starts_late
+from ember.backends.cuda.products import FEW_ROWS, starts_late
 from ember.backends.cuda.single_attention import SINGLE_BLOCK, attend_single
 from ember.model.architecture import Architecture
 from ember.model.decoder import rotary_tables
@@ -210,8 +210,6 @@ def _merge(
     PARTS: tl.constexpr,
     POWER: tl.constexpr,
     HEADS: tl.constexpr,  # of one program
-    HQ: tl.constexpr,
-    PLACES: tl.constexpr,  # out is to lie in the order of places
     LATE: tl.constexpr,  # as in `_attend`
     PDL: tl.constexpr,
 ):
@@ -235,9 +233,6 @@ def _merge(
     found = tl.where((shares > 0)[:, :, None], found, 0.0)
     out = tl.sum(found * shares[:, :, None], 1) / tl.sum(shares, 1)[:, None]
     spots = head[:, None] * D + dims[None, :]
-    if PLACES:
-        column = (head % HQ * D)[:, None] + dims[None, :]
-        spots = spot_of(column % 8, column // 8, (head // HQ)[:, None], N // HQ, HQ * D // 8)
     there = within((head < N)[:, None], dims[None, :], D, WIDE)
     tl.store(out_ptr + spots, out.to(out_ptr.dtype.element_ty), mask=there)
 
@@ -375,8 +370,7 @@ class Attention:
         early: bool = False,
         pdl: bool = False,
     ) -> Tensor:
-        """out (B, Hq D), of up to 8 rows also in the order of places, for qkv (B, (Hq + 2 Hkv) D),
-        whose rows and groups are those of `tables`.
+        """out (B, Hq D) for qkv (B, (Hq + 2 Hkv) D), whose rows and groups are those of `tables`.
 
         `norms` (2, D) are the weights of the query and key norms. `late`: who follows starts only
         when the kernel before has ended, and may read what that left without waiting for this one.
@@ -450,8 +444,6 @@ class Attention:
             PARTS=parts,
             POWER=triton.next_power_of_2(parts),
             HEADS=each,
-            HQ=heads,
-            PLACES=out.dim() == 4,
             LATE=starts_late(batch) and not early,
             PDL=pdl,
             num_warps=warps,

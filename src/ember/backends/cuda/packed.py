@@ -1,29 +1,26 @@
 """Products with 4-bit weights: codes and scales become numbers in registers (W4A16).
 
-Contract. What `products` computes with dense weights, for a `PackedMatrix`: `matvec` one row of x
-by multiply-adds, `wide` more by tensor cores; `dense` writes the weight itself, for the library's
-products of many rows. Sums are float32; an overall scale is applied to them, before anything is
-rounded to a half format.
+Contract. What `products` computes with dense weights, for a `PackedMatrix`: `matvec` one row of x,
+`wide` more; `dense` writes the weight itself, for the library's products of many rows. Sums are
+float32; an overall scale is applied to them, before anything is rounded to a half format. NVFP4's
+codes have to lie as `ember.model.packed.lay` puts them.
 
-What decides the speed of NVFP4 is instructions per weight (compiled code for Hopper has 4 to 5.5
-for one row and 4 for more), logic and conversions most of all, and warps enough to issue them. So
-codes are decoded where they lie, two or four in a register: the codes at place j of all words meet
-the numbers at place j of x, and nothing is put in order. A lane of `matvec` makes the columns of x
-ready that its codes meet, with a power of 2 for each 16, and nobody waits for the largest of a
-whole row; `wide` gives each warp columns of its own where x has few rows. Up to 8 rows of x stay in
-registers while programs go through rows of an NVFP4 weight, which is read into the registers from
-which tensor cores take it and is on its way before x is there.
-
-In the order of places x (M, K) lies as (8, G, M, 16): the numbers at place j of 16 words after each
-other, then those of the next row.
+What decides the speed of NVFP4 is instructions per weight, logic and conversions most of all, for
+these run at half the rate of the others. So the bits of a word's eight codes lie so that a shift
+and a mask, of one also an exclusive or, make two neighbours bfloat16 (`PAIRS`), which meet two
+neighbours of x as they are: nothing is put in order, and tensor cores multiply also for one row.
+There each block of 16 has a column of its own, and its scale multiplies the sum (`_packed_row`: 1.8
+instructions a weight, 4 to 5 with multiply-adds in pairs); of more rows it multiplies the codes.
+Weights of up to 8 rows are read into the registers from which tensor cores take them and are on
+their way before x is there; x stays in registers while programs go through rows of the weight.
 
 NF4's values follow no formula: they are picked byte by byte, four at a time, from a table in
-registers, at about 6 instructions a weight; loading each took five times as long as NVFP4. INT4's
-are picked so in `matvec`.
+registers, at about 6 instructions a weight. INT4's are picked so in `matvec`, which multiplies and
+adds pairs of them in float16.
 
 E2M1's bits, as exponent and mantissa of a wider float, are too small: 2**126 in bfloat16 and
-float32; in E4M3 it is 2**120. They are multiplied with what is as much too large before they meet
-x, or small numbers would drown among the denormals.
+float32; in E4M3 it is 2**120. What they meet is as much too large before (a scale, or x), or small
+numbers would drown among the denormals.
 """
 
 import functools
@@ -37,23 +34,14 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ember.backends.cuda.attention import shared_memory
-from ember.backends.cuda.products import FEW_ROWS, RUN, activated, spot_of
+from ember.backends.cuda.products import FEW_ROWS, activated
 from ember.model.packed import PackedMatrix, values_of
 
 WORD = 8  # codes of 32 bits
 LONG = 16  # codes of 64 bits
 E4M3 = tl.constexpr(2.0**120)
 E2M1 = tl.constexpr(2.0**126)
-HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see PLANES
-FLOAT16_REST = tl.constexpr(2.0**6)  # in float16, see SCALED_HALVES
-# Eight codes of the word w as float16, (0, 2), (1, 3), (4, 6), (5, 7) in a0 … a3: the sign and the
-# rest are set apart, as E4M3 has them 2**6 too small, four at a time, and the device converts that.
-HALVES = """
-shl.b32 t, w, 4; shl.b32 u, w, 2; and.b32 u, u, 0x1C1C1C1C; lop3.b32 t, t, 0x80808080, u, 0xEA;
-shr.b32 u, w, 2; and.b32 u, u, 0x1C1C1C1C; lop3.b32 u, w, 0x80808080, u, 0xEA;
-mov.b32 {l, h}, t; cvt.rn.f16x2.e4m3x2 a0, l; cvt.rn.f16x2.e4m3x2 a2, h;
-mov.b32 {l, h}, u; cvt.rn.f16x2.e4m3x2 a1, l; cvt.rn.f16x2.e4m3x2 a3, h;
-"""
+HALF_REST = tl.constexpr(2.0**7)  # of codes times scales in bfloat16, see PAIRS
 
 
 def _picked(word: str, tables: dict[str, tuple[int, ...]]) -> tuple[str, str]:
@@ -88,7 +76,6 @@ def _dot_of(halves: str) -> str:
     return text + "mov.b32 {l, h}, p; cvt.f32.f16 f, l; cvt.f32.f16 g, h; add.rn.f32 $0, f, g;}"
 
 
-NVFP4_DOT = tl.constexpr(_dot_of(HALVES))
 LOW_DOT, HIGH_DOT = (tl.constexpr(_dot_of(_looked_up(high))) for high in (False, True))
 
 
@@ -123,80 +110,67 @@ def _columns_of_x(norm: bool) -> str:
 COLUMNS = tl.constexpr(_columns_of_x(norm=False))
 NORMED_COLUMNS = tl.constexpr(_columns_of_x(norm=True))
 OUT = tl.constexpr(",".join(["=&r"] * 8 + ["=&f"] * 2))
-# An E4M3 scale ($1) times 2**119 in bfloat16, in two steps: no constant is that large.
+# An E4M3 scale ($1) times 2**119 in bfloat16, twice, in two steps: no constant is that large.
 SCALE = tl.constexpr("""
 {
 .reg .b32 s, t, z;
 mov.b32 z, 0x80008000;
-shl.b32 s, $1, 4;
+mul.lo.u32 s, $1, 0x00100010;
 mov.b32 t, 0x7F007F00;
 fma.rn.bf16x2 s, s, t, z;
 mov.b32 t, 0x77807780;
 fma.rn.bf16x2 $0, s, t, z;
 }
 """)
-PLACED = """
-%s; %s; and.b32 u, u, 0x01C001C0; lop3.b32 $%d, t, 0x80008000, u, 0xEA;
-fma.rn.bf16x2 $%d, $%d, s, z;
-"""
-SHIFTS = (
-    ("shl.b32 t, {}, 12", "shl.b32 u, {}, 6"),
-    ("shl.b32 t, {}, 8", "shl.b32 u, {}, 2"),
-    ("shl.b32 t, {}, 4", "shr.b32 u, {}, 2"),
-    ("mov.b32 t, {}", "shr.b32 u, {}, 6"),
-)
+# Two of them, 2**8 too small, in float32 ($0, $1) of 16 bits ($2).
+TWO_SCALES = tl.constexpr("""
+{
+.reg .b32 t; .reg .b16 l, h;
+prmt.b32 t, $2, 0, 0x1404; shr.u32 t, t, 1;
+mov.b32 {l, h}, t; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h;
+}
+""")
 
 
-def _planes_of(register: str, first: int) -> str:
-    """Four planes of two words' low or high halves."""
-    return "".join(
-        PLACED % (*(shift.format(register) for shift in shifts), *[first + plane] * 3)
-        for plane, shifts in enumerate(SHIFTS)
-    )
+def _pairs(scaled: bool) -> str:
+    """Codes 2 p and 2 p + 1 of a word as `lay` puts them ($4) in $p, in bfloat16 2**126 too small;
+    `scaled`: times a scale ($5), both 2**7."""
+    text = "{.reg .b32 a, b, c, d, z; mov.b32 z, 0x80008000;"
+    text += "shl.b32 a, $4, 6; shf.l.wrap.b32 b, $4, $4, 12; shl.b32 c, $4, 2; shr.u32 d, $4, 6;"
+    text += "and.b32 $0, $4, 0x81C081C0; and.b32 $1, a, 0x81C081C0; and.b32 $2, b, 0x81C081C0;"
+    text += "lop3.b32 $3, c, d, 0x81C081C0, 0x28;"
+    return text + "".join(f"fma.rn.bf16x2 ${p}, ${p}, $5, z;" for p in range(4) if scaled) + "}"
 
 
-# Code j of two words ($8, $9), each times its own scale ($10, $11), is plane j ($0 … $7), in
-# bfloat16 2**7 too small. Which two words these are is the compiler's choice.
-PLANES = tl.constexpr(
-    "{.reg .b32 l, h, t, u, s, z; mov.b32 z, 0x80008000; prmt.b32 s, $10, $11, 0x5410;"
-    "prmt.b32 l, $8, $9, 0x5410; prmt.b32 h, $8, $9, 0x7632;"
-    f"{_planes_of('l', 0)}{_planes_of('h', 4)}}}"
-)
+PAIRS, SCALED_PAIRS = (tl.constexpr(_pairs(scaled)) for scaled in (False, True))
 
 
-def _planes_looked_up() -> str:
-    """The same by a table in $12, $14 … $26 (see `_words`), with scales in bfloat16."""
-    text = "{.reg .b32 t, s, m, r, u, k, by, z, a<4>, b<4>; mov.b32 z, 0x80008000;"
-    text += "prmt.b32 by, $10, $11, 0x5410;"
-    tables = {"u": (12, 14, 16, 18), "k": (20, 22, 24, 26)}
-    for word, name in (("$8", "a"), ("$9", "b")):
-        for n, four in enumerate(_picked(word, tables)):
-            text += f"{four} prmt.b32 {name}{2 * n}, k, u, 0x5140;"
-            text += f"prmt.b32 {name}{2 * n + 1}, k, u, 0x7362;"
-    for plane in range(8):
-        half = "0x7632" if plane % 2 else "0x5410"
-        text += f"prmt.b32 ${plane}, a{plane // 2}, b{plane // 2}, {half};"
-        text += f"fma.rn.bf16x2 ${plane}, ${plane}, by, z;"
-    return text + "}"
+def _pairs_looked_up(high_first: bool) -> str:
+    """Codes 2 p and 2 p + 1 of a word ($4) times its scale ($5) by a table in $6 … $13 (see
+    `_words`), in $p."""
+    text = "{.reg .b32 t, s, m, r, u, k, by, z; mov.b32 z, 0x80008000; prmt.b32 by, $5, $5, 0x1010;"
+    tables = {"u": (6, 7, 8, 9), "k": (10, 11, 12, 13)}
+    for n, four in enumerate(_picked("$4", tables)):
+        for pair, order in enumerate(("0x4051", "0x6273") if high_first else ("0x5140", "0x7362")):
+            text += four if pair == 0 else ""
+            text += f"prmt.b32 ${2 * n + pair}, k, u, {order};"
+    return text + "".join(f"fma.rn.bf16x2 ${p}, ${p}, by, z;" for p in range(4)) + "}"
 
 
-TABLE_PLANES = tl.constexpr(_planes_looked_up())
-
-
-def _scaled_halves() -> str:
-    """In float16, codes 0 … 7 ($0 … $7) of two words ($8, $9) times their scales ($10, $11)."""
-    text = "{.reg .b32 t, u, w, s; .reg .b16 l, h; prmt.b32 s, $10, $11, 0x0040;"
-    text += "mov.b32 {l, h}, s; cvt.rn.f16x2.e4m3x2 s, l;"
-    for first, picked in ((0, "0x5140"), (4, "0x7362")):
-        halves = HALVES
-        for n in range(4):
-            halves = halves.replace(f"a{n},", f"${first + n},")
-        text += f"prmt.b32 w, $8, $9, {picked};{halves}"
-        text += "".join(f"mul.rn.f16x2 ${n}, ${n}, s;" for n in range(first, first + 4))
-    return text + "}"
-
-
-SCALED_HALVES = tl.constexpr(_scaled_halves())
+LOW_PAIRS, HIGH_PAIRS = (tl.constexpr(_pairs_looked_up(high)) for high in (False, True))
+# Two numbers of x ($1), with those of a norm ($2), times 2**96: so products with codes that are
+# 2**126 too small are far from the denormals.
+RAISED = tl.constexpr("""
+{.reg .b32 k, z; mov.b32 k, 0x6F806F80; mov.b32 z, 0x80008000; fma.rn.bf16x2 $0, $1, k, z;}
+""")
+NORMED_RAISED = tl.constexpr("""
+{
+.reg .b32 k, t, z;
+mov.b32 k, 0x6F806F80; mov.b32 z, 0x80008000;
+fma.rn.bf16x2 t, $1, $2, z; fma.rn.bf16x2 $0, t, k, z;
+}
+""")
+RAISE = tl.constexpr(2.0**96)
 
 
 @triton.jit
@@ -211,10 +185,7 @@ def _scale(raw, FORMAT: tl.constexpr):
 @triton.jit
 def _value(code, table_ptr, FORMAT: tl.constexpr):
     """float32 of codes 0 … 15 in int32."""
-    if FORMAT == "nvfp4":
-        bits = ((code & 7) << 22) | ((code & 8) << 28)
-        return bits.to(tl.float32, bitcast=True) * E2M1
-    elif FORMAT == "int4":
+    if FORMAT == "int4":
         return (code | 0x4B000000).to(tl.float32, bitcast=True) - 8388616.0  # 2**23 + 8
     else:
         return tl.load(table_ptr + code)
@@ -243,18 +214,19 @@ def _halves(x):
 
 
 @triton.jit
-def _eight(x, HIGH_FIRST: tl.constexpr):
-    """Columns 0 … 7 of x (…, 8), each (…), in the order of the nibbles."""
+def _four(x):
+    """Elements 0, 1, 2 and 3 of the last dimension (…, 4)."""
     even, odd = _halves(x)
-    if HIGH_FIRST:
-        even, odd = odd, even
-    a, c = _halves(even)  # 0 and 4, 2 and 6
-    b, d = _halves(odd)
-    x0, x4 = tl.split(a)
-    x1, x5 = tl.split(b)
-    x2, x6 = tl.split(c)
-    x3, x7 = tl.split(d)
-    return x0, x1, x2, x3, x4, x5, x6, x7
+    x0, x2 = tl.split(even)
+    x1, x3 = tl.split(odd)
+    return x0, x1, x2, x3
+
+
+@triton.jit
+def _two(v):
+    """The bfloat16 in the halves of 32 bits, (…, 2)."""
+    low = (v & 0xFFFF).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    return tl.join(low, (v >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True))
 
 
 @triton.jit
@@ -305,7 +277,7 @@ def _words_of_table(table_ptr, BW: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.
     """What codes are looked up in, (1, BW) each. Lanes take one of two copies: words that are known
     to be the same for a warp would be moved to where they are needed at each use."""
     words = ()
-    if FAST and FORMAT != "nvfp4":
+    if FAST and FORMAT != "nvfp4":  # whose codes are numbers but for a shift
         copy = 8 * (tl.arange(0, BW) & 1)
         for n in tl.static_range(8):
             words = words + (tl.load(table_ptr + copy + n)[None, :],)
@@ -318,10 +290,9 @@ def _dots(
 ):  # fmt: skip
     """Of 16 codes in 64 bits (BN, BW): dot products with their x, without scales."""
     if FAST:
-        looked_up: tl.constexpr = HIGH_DOT if HIGH_FIRST else LOW_DOT
         return tl.inline_asm_elementwise(
-            NVFP4_DOT if FORMAT == "nvfp4" else looked_up,
-            "=f,l,r,r,r,r,r,r,r,r" + ("" if FORMAT == "nvfp4" else ",r,r,r,r,r,r,r,r"),
+            HIGH_DOT if HIGH_FIRST else LOW_DOT,
+            "=f,l,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r,r",
             (longs,) + x + words,
             dtype=tl.float32,
             is_pure=True,
@@ -457,11 +428,9 @@ def _turned(x):
 
 
 @triton.jit
-def _scales(raw, KIND: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.constexpr):
+def _scales(raw, FORMAT: tl.constexpr, FAST: tl.constexpr):
     """Blocks' scales as `_planes` takes them."""
-    if FAST and tl.float16 == KIND:
-        return raw.to(tl.int32)
-    elif FAST and FORMAT == "nvfp4":
+    if FAST and FORMAT == "nvfp4":
         return tl.inline_asm_elementwise(
             SCALE, "=r,r", [raw.to(tl.int32)], dtype=tl.int32, is_pure=True, pack=1
         )
@@ -472,74 +441,79 @@ def _scales(raw, KIND: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
+def _laid(words, p: tl.constexpr):
+    """float32 of codes 2 p and 2 p + 1 (…, 2) of words as `lay` puts them."""
+    if p == 1:
+        words = words << 6
+    elif p == 2:
+        words = (words << 12) | ((words >> 20) & 0xFFF)
+    elif p == 3:
+        words = (words << 2) ^ ((words >> 6) & 0x3FFFFFF)
+    both = tl.join(words & 0x81C0, (words >> 16) & 0x81C0)
+    return (both << 16).to(tl.float32, bitcast=True) * E2M1
+
+
+@triton.jit
+def _nibbles(
+    words, table_ptr, p: tl.constexpr, FORMAT: tl.constexpr, HIGH_FIRST: tl.constexpr
+):  # fmt: skip
+    """float32 of codes 2 p and 2 p + 1 (…, 2) of words of nibbles."""
+    low = _value((words >> 8 * p) & 15, table_ptr, FORMAT)
+    high = _value((words >> 8 * p + 4) & 15, table_ptr, FORMAT)
+    return tl.join(high, low) if HIGH_FIRST else tl.join(low, high)
+
+
+@triton.jit
 def _planes(
-    words, scales, table, table_ptr, KIND: tl.constexpr, FORMAT: tl.constexpr, FAST: tl.constexpr
+    words, scales, table, table_ptr, KIND: tl.constexpr, FORMAT: tl.constexpr,
+    HIGH_FIRST: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Eight planes of words (…, BW) in the type KIND, plane j of the words' nibbles j times their
-    scales (…, BW); where FAST bfloat16, 2**7 too small."""
-    LINES: tl.constexpr = words.shape[:-1]
-    BW: tl.constexpr = words.shape[-1]
-    if FAST and tl.float16 == KIND:
-        return tl.inline_asm_elementwise(
-            SCALED_HALVES,
-            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r",
-            (words, scales),
-            dtype=(tl.float16,) * 8,
-            is_pure=True,
-            pack=2,
-        )
-    elif FAST:
-        of_table = ()
-        for n in tl.static_range(len(table)):
-            of_table = of_table + (tl.reshape(table[n], (1,) * len(LINES) + (BW,)),)
-        return tl.inline_asm_elementwise(
-            PLANES if FORMAT == "nvfp4" else TABLE_PLANES,
-            "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r" + ",r,r" * len(table),
-            (words, scales) + of_table,
-            dtype=(tl.bfloat16,) * 8,
-            is_pure=True,
-            pack=2,
-        )
+    """Four planes (…, 2) of words (…) in the type KIND: codes 2 p and 2 p + 1 of each times its
+    scale (…); where FAST bfloat16, 2**7 too small."""
+    if FAST:
+        if FORMAT == "nvfp4":
+            four = tl.inline_asm_elementwise(
+                SCALED_PAIRS, "=&r,=&r,=&r,=&r,r,r", (words, scales),
+                dtype=(tl.int32,) * 4, is_pure=True, pack=1,
+            )  # fmt: skip
+        else:
+            four = tl.inline_asm_elementwise(
+                HIGH_PAIRS if HIGH_FIRST else LOW_PAIRS,
+                "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r", (words, scales) + table,
+                dtype=(tl.int32,) * 4, is_pure=True, pack=1,
+            )  # fmt: skip
+        return _two(four[0]), _two(four[1]), _two(four[2]), _two(four[3])
     else:
-        return (
-            (_value(words & 15, table_ptr, FORMAT) * scales).to(KIND),
-            (_value((words >> 4) & 15, table_ptr, FORMAT) * scales).to(KIND),
-            (_value((words >> 8) & 15, table_ptr, FORMAT) * scales).to(KIND),
-            (_value((words >> 12) & 15, table_ptr, FORMAT) * scales).to(KIND),
-            (_value((words >> 16) & 15, table_ptr, FORMAT) * scales).to(KIND),
-            (_value((words >> 20) & 15, table_ptr, FORMAT) * scales).to(KIND),
-            (_value((words >> 24) & 15, table_ptr, FORMAT) * scales).to(KIND),
-            (_value((words >> 28) & 15, table_ptr, FORMAT) * scales).to(KIND),
-        )
+        planes = ()
+        for p in tl.static_range(4):
+            if FORMAT == "nvfp4":
+                pair = _laid(words, p)
+            else:
+                pair = _nibbles(words, table_ptr, p, FORMAT, HIGH_FIRST)
+            planes = planes + ((pair * tl.expand_dims(scales, -1)).to(KIND),)
+        return planes
 
 
 @triton.jit
-def _decoded(
-    words, raw, table, table_ptr, KIND: tl.constexpr, GROUP: tl.constexpr, FORMAT: tl.constexpr,
-    FAST: tl.constexpr,
-):  # fmt: skip
-    """`_planes` of words (…, BW) and their scales (…, BW / GROUP)."""
-    LINES: tl.constexpr = words.shape[:-1]
-    BW: tl.constexpr = words.shape[-1]
-    scales = tl.expand_dims(_scales(raw, KIND, FORMAT, FAST), -1)
-    scales = tl.reshape(tl.broadcast_to(scales, LINES + (BW // GROUP, GROUP)), words.shape)
-    return _planes(words, scales, table, table_ptr, KIND, FORMAT, FAST)
+def _spread(scales, TIMES: tl.constexpr):
+    """(…, B) as (…, B TIMES), each so often."""
+    LINES: tl.constexpr = scales.shape[:-1]
+    BLOCKS: tl.constexpr = scales.shape[-1]
+    wide = tl.broadcast_to(tl.expand_dims(scales, -1), LINES + (BLOCKS, TIMES))
+    return tl.reshape(wide, LINES + (BLOCKS * TIMES,))
 
 
 @triton.jit
-def _store(out_ptr, out, rows, batch, split, M, N, PLACES: tl.constexpr):
-    """Products (rows of the weight, rows of x), which lie in the order of places where PLACES."""
-    if PLACES:
-        spots = spot_of((rows % 8)[:, None], (rows // 8)[:, None], batch[None, :], M, N // 8)
-    else:
-        spots = (split * M + batch).to(tl.int64)[None, :] * N + rows[:, None]
+def _store(out_ptr, out, rows, batch, split, M, N):
+    """Products (rows of the weight, rows of x)."""
+    spots = (split * M + batch).to(tl.int64)[None, :] * N + rows[:, None]
     there = (batch < M)[None, :] & (rows < N)[:, None]
     tl.store(out_ptr + spots, out.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _packed_wide(
-    x_ptr,  # (M, K), or in the order of places where PLACED
+    x_ptr,  # (M, K)
     words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
     scales_ptr,  # (N, K / BLOCK)
     overall_ptr,  # (parts,)
@@ -565,8 +539,6 @@ def _packed_wide(
     GATED: tl.constexpr,
     ACT: tl.constexpr,
     BIAS: tl.constexpr,
-    PLACED: tl.constexpr,
-    PLACES: tl.constexpr,  # out is to lie in the order of places
     PDL: tl.constexpr,
 ):
     WORDS: tl.constexpr = K // 8
@@ -590,11 +562,19 @@ def _packed_wide(
     line_of = part.to(tl.int64)[None, :, None]
     words = words_ptr + line_of * WORDS + columns
     scales = scales_ptr + line_of * BLOCKS + shared
-    elements = slabs * (8 * BW) + tl.arange(0, 8 * BW)[None, None, :]
-    inputs = x_ptr + batch[None, :, None] * K + elements
+    # Pairs of x in 32 bits where a pair of codes is: nothing is put in order.
+    LONG_X: tl.constexpr = 4 if FAST else 8
+    elements = slabs * (LONG_X * BW) + tl.arange(0, LONG_X * BW)[None, None, :]
+    if FAST:
+        x_ptr = x_ptr.to(tl.pointer_type(tl.int32))
+    inputs = x_ptr + batch[None, :, None] * (LONG_X * WORDS) + elements
     if PDL:
         gdc_wait()
-    table = _words_of_table(table_ptr, BW, FORMAT, FAST)
+    table = ()
+    if FAST and FORMAT != "nvfp4":
+        for n in tl.static_range(8):
+            copy = tl.load(table_ptr + 8 * (tl.arange(0, BW) & 1) + n)
+            table = table + (_flat(copy[None, None, :]),)
     acc = _flat(tl.zeros((SLABS, BN, BM), tl.float32))
     begin = split * EACH
     for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
@@ -602,31 +582,23 @@ def _packed_wide(
         if WORDS % WIDE != 0:
             left = inside & (columns < WORDS - step * WIDE)
             held = inside & (shared < BLOCKS - step * (WIDE // GROUP))
-            if PLACED:
-                within = present & (columns < WORDS - step * WIDE)
-            else:
-                within = present & (elements < K - 8 * step * WIDE)
-        if PLACED:
-            xs = ()
-            for j in tl.static_range(8):
-                place = j ^ 1 if HIGH_FIRST else j
-                spot = spot_of(place, columns + step * WIDE, batch[None, :, None], M, WORDS)
-                xs = xs + (_flat(tl.load(x_ptr + spot, mask=within, other=0.0)),)
-        else:
-            x = _flat(tl.load(inputs + 8 * step * WIDE, mask=within, other=0.0))
-            xs = _eight(tl.reshape(x, x.shape[:-1] + (BW, 8)), HIGH_FIRST)
+            within = present & (elements < LONG_X * (WORDS - step * WIDE))
+        x = _flat(tl.load(inputs + LONG_X * WIDE * step, mask=within, other=0))
+        xs = _pairs_of_x(x, BW, FAST)
         some = _flat(_read(words + step * WIDE, left))
         raw = _flat(_read(scales + step * (WIDE // GROUP), held))
-        planes = _decoded(some, raw, table, table_ptr, KIND, GROUP, FORMAT, FAST)
-        for j in tl.static_range(8):
-            acc = tl.dot(planes[j], _turned(xs[j]), acc, input_precision="ieee")
+        by = _spread(_scales(raw, FORMAT, FAST), GROUP)
+        planes = _planes(some, by, table, table_ptr, KIND, FORMAT, HIGH_FIRST, FAST)
+        for p in tl.static_range(4):
+            plane = tl.reshape(planes[p], some.shape[:-1] + (2 * BW,))
+            acc = tl.dot(plane, _turned(xs[p]), acc, input_precision="ieee")
     if SLABS > 1:
         acc = tl.sum(acc, 0)
     if PDL:
         gdc_launch_dependents()
     factor = _overall(overall_ptr, part, FIRST, SECOND, SCALED)
     if FAST:
-        factor *= FLOAT16_REST if tl.float16 == KIND else HALF_REST
+        factor *= HALF_REST
     acc *= factor[:, None]
     if BIAS:
         acc += tl.load(bias_ptr + part, mask=rows < N, other=0.0).to(tl.float32)[:, None]
@@ -636,43 +608,183 @@ def _packed_wide(
         rows = tl.program_id(1) * TALL + tl.arange(0, TALL)
     else:
         acc = activated(acc, ACT)
-    _store(out_ptr, acc, rows, batch, split, M, N, PLACES)
+    _store(out_ptr, acc, rows, batch, split, M, N)
+
+
+@triton.jit
+def _pairs_of_x(x, BW: tl.constexpr, FAST: tl.constexpr):
+    """Of x (…, 8 BW), where FAST in pairs (…, 4 BW): what each plane meets, (…, 2 BW)."""
+    LINES: tl.constexpr = x.shape[:-1]
+    if FAST:
+        x = _four(tl.reshape(x, LINES + (BW, 4)))
+        xs = (_two(x[0]), _two(x[1]), _two(x[2]), _two(x[3]))
+    else:
+        x = tl.reshape(x, LINES + (BW, 4, 2))
+        if len(LINES) == 1:
+            xs = _four(tl.permute(x, (0, 1, 3, 2)))
+        else:
+            xs = _four(tl.permute(x, (0, 1, 2, 4, 3)))
+    ALL: tl.constexpr = LINES + (2 * BW,)
+    return (
+        tl.reshape(xs[0], ALL), tl.reshape(xs[1], ALL),
+        tl.reshape(xs[2], ALL), tl.reshape(xs[3], ALL),
+    )  # fmt: skip
+
+
+# Kernels of up to 8 rows. A lane reads the words that tensor cores want of it, four after each
+# other: columns 4 t + 2 b + c of a product are word 4 t + 2 h + b, number 2 p + c of its pairs.
+# Pointers: lanes are laid along the last dimension, then the first, warps along the one of slabs,
+# in the order in which numbers are said to lie together, whatever the compiler makes of equal
+# dimensions.
+
+
+@triton.jit
+def _of_lanes(first, group, N, K: tl.constexpr, BN: tl.constexpr, BOTH: tl.constexpr):
+    """Where words (8, SLABS, LINES, 16) lie, their rows and columns, and the same of their blocks'
+    scales, two of which are one (8, LINES SLABS, 4)."""
+    SLABS: tl.constexpr = group.shape[0]
+    LINES: tl.constexpr = BN // 8
+    eights = tl.arange(0, LINES)[None, None, :, None]  # of rows, in turns of gate and of up
+    rows = first + 8 * (eights // BOTH) + tl.arange(0, 8)[:, None, None, None]
+    columns = group[None, :, None, None] + tl.arange(0, 16)[None, None, None, :]
+    words = (rows + eights % BOTH * N) * (K // 8) + columns
+    both = tl.arange(0, LINES * SLABS)[None, :, None]
+    lines = first + 8 * (both // SLABS // BOTH) + tl.arange(0, 8)[:, None, None]
+    part = lines + both // SLABS % BOTH * N
+    apart = tl.multiple_of(tl.arange(0, 4), 1)  # not to be read at once
+    pairs = (tl.min(group) + 16 * (both % SLABS)) // 4 + apart[None, None, :]
+    if K % 32 == 0:
+        scales = part * (K // 32) + pairs
+    else:
+        scales = part * (K // 16) + 2 * pairs
+    return words, rows, columns, scales, lines, pairs
 
 
 @triton.jit
 def _words_and_scales(
-    words, scales, there, columns, pairs, step: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr,
-    EVEN: tl.constexpr,
+    words, rows, columns, scales, lines, pairs, N, step: tl.constexpr, K: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """A step's words (8, SLABS, LINES, 16) and the scales of their blocks, two in 16 bits."""
-    left, held = there, there
+    there, held = rows < N, lines < N
     if not EVEN:
-        left = there & (columns < K // 8 - step * WIDE)
-        held = there & (pairs < K // 32 - step * (WIDE // 4))
-    some = tl.load(words + step * WIDE, mask=left, other=0)
-    return some, tl.load(scales + step * (WIDE // 4), mask=held, other=0)
+        there = there & (columns < K // 8 - step * WIDE)
+        held = held & (pairs < (K + 16) // 32 - step * (WIDE // 4))
+    some = tl.load(words + step * WIDE, mask=there, other=0)
+    if K % 32 == 0:
+        return some, tl.load(scales + step * (WIDE // 4), mask=held, other=0)
+    else:  # two in 16 bits would lie across
+        first = tl.load(scales + step * (WIDE // 2), mask=held, other=0).to(tl.int32)
+        held = held & (pairs < K // 32 - step * (WIDE // 4))
+        second = tl.load(scales + (step * (WIDE // 2) + 1), mask=held, other=0).to(tl.int32)
+        return some, (first | (second << 8)).to(tl.int16)
 
 
 @triton.jit
-def _planes_of_lanes(words, pairs, table_ptr, KIND: tl.constexpr, FAST: tl.constexpr):
-    """`_decoded` of words (8, SLABS, LINES, 16) as the lanes hold them, (SLABS, 8 LINES, 16)."""
+def _sides(words):
+    """Words (8, SLABS, LINES, 16) as the lanes hold them: of h = 0 and of 1, (SLABS, 8 LINES, 8)"""
     SLABS: tl.constexpr = words.shape[1]
     LINES: tl.constexpr = words.shape[2]
-    words = tl.permute(tl.reshape(words, (8, SLABS, LINES, 4, 2, 2)), (1, 2, 0, 4, 3, 5))
-    words = tl.reshape(words, (SLABS, 8 * LINES, 16))
-    # As many as words from the start: to be spread out later they would be moved.
-    raw = (pairs.to(tl.int32)[:, :, :, :, None] >> 8 * tl.arange(0, 2)) & 255
-    scales = _scales(raw, KIND, "nvfp4", FAST)[:, :, :, :, :, None]
-    scales = tl.broadcast_to(scales, (8, SLABS, LINES, 4, 2, 2))
-    scales = tl.reshape(tl.permute(scales, (1, 2, 0, 4, 3, 5)), (SLABS, 8 * LINES, 16))
-    return _planes(words, scales, (), table_ptr, KIND, "nvfp4", FAST)
+    words = tl.permute(tl.reshape(words, (8, SLABS, LINES, 4, 2, 2)), (1, 2, 0, 3, 5, 4))
+    one, two = tl.split(words)
+    SHAPE: tl.constexpr = (SLABS, 8 * LINES, 8)
+    return tl.reshape(one, SHAPE), tl.reshape(two, SHAPE)
+
+
+@triton.jit
+def _lines(x, SLABS: tl.constexpr):
+    """Scales (8, LINES SLABS, 4) as (SLABS, 8 LINES, 4)."""
+    LINES: tl.constexpr = x.shape[1] // SLABS
+    x = tl.permute(tl.reshape(x, (8, LINES, SLABS, 4)), (2, 1, 0, 3))
+    return tl.reshape(x, (SLABS, 8 * LINES, 4))
+
+
+@triton.jit
+def _tiles_of_x(one, two, FAST: tl.constexpr):
+    """Pairs of x in 32 bits (4, SLABS 8, 4), of words b = 0 and 1, as four (SLABS, 16, 8)."""
+    SLABS: tl.constexpr = one.shape[1] // 8
+    one = _four(tl.permute(tl.reshape(one, (4, SLABS, 8, 4)), (1, 0, 2, 3)))
+    two = _four(tl.permute(tl.reshape(two, (4, SLABS, 8, 4)), (1, 0, 2, 3)))
+    return (
+        _tile_of_x(one[0], two[0], FAST), _tile_of_x(one[1], two[1], FAST),
+        _tile_of_x(one[2], two[2], FAST), _tile_of_x(one[3], two[3], FAST),
+    )  # fmt: skip
+
+
+@triton.jit
+def _tile_of_x(one, two, FAST: tl.constexpr):
+    x = _two(tl.join(one, two))  # SLABS, t, row, b, c
+    if not FAST:
+        x = x.to(tl.float32)
+    return tl.reshape(tl.permute(x, (0, 1, 3, 4, 2)), (x.shape[0], 16, 8))
+
+
+@triton.jit
+def _columns_of_tile(slab, p: tl.constexpr):
+    """(SLABS, 16, 1): of a step's columns those that plane p of h = 0 meets; of h = 1 16 more."""
+    k = tl.arange(0, 16)
+    at = 32 * (k // 4) + 8 * (k // 2 % 2) + 2 * p + k % 2
+    return 128 * slab[:, None, None] + at[None, :, None]
+
+
+@triton.jit
+def _first_rows(out, at, overall_ptr, bias_ptr, N, FIRST, SECOND, BN: tl.constexpr,
+    SCALED: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Sums (BN, B) with what comes after them, (TALL, B); `at`: rows (TALL,)."""
+    BOTH: tl.constexpr = 2 if GATED else 1
+    TALL: tl.constexpr = BN // BOTH
+    COLUMNS: tl.constexpr = out.shape[1]
+    out = tl.reshape(out, (BN // 8 // BOTH, BOTH, 8, COLUMNS))
+    if GATED:
+        out, up = tl.split(tl.permute(out, (0, 2, 3, 1)))
+        up = tl.reshape(up, (TALL, COLUMNS))
+        up *= _overall(overall_ptr, at + N, FIRST, SECOND, SCALED)[:, None]
+        if BIAS:
+            up += tl.load(bias_ptr + N + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
+    out = tl.reshape(out, (TALL, COLUMNS))
+    out *= _overall(overall_ptr, at, FIRST, SECOND, SCALED)[:, None]
+    if BIAS:
+        out += tl.load(bias_ptr + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
+    out = activated(out, ACT)
+    if GATED:
+        out *= up
+    return out
+
+
+@triton.jit
+def _x_of_rows(
+    x_ptr, pairs, row, at, begin, slab, step: tl.constexpr, M, K: tl.constexpr, WIDE: tl.constexpr,
+    EVEN: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """A step's columns of up to 8 rows of x: eight (SLABS, 16, 8), of h = 0 and of 1. `pairs`: of
+    x in 32 bits, where each lane's first columns `at` of its row lie."""
+    rows = tl.arange(0, 8)
+    if tl.bfloat16 == x_ptr.dtype.element_ty:
+        words = ()
+        for word in tl.static_range(4):
+            there = row < M
+            if not EVEN:
+                there = there & (at < K // 2 - 4 * (step * WIDE + word))
+            words = words + (tl.load(pairs + 4 * (step * WIDE + word), mask=there, other=0),)
+        one = _tiles_of_x(words[0], words[1], FAST)
+        return one + _tiles_of_x(words[2], words[3], FAST)
+    else:
+        xs = ()
+        for h in tl.static_range(2):
+            for p in tl.static_range(4):
+                column = 8 * (begin + step * WIDE) + 16 * h + _columns_of_tile(slab, p)
+                there = (column < K) & (rows < M)[None, None, :]
+                x = tl.load(x_ptr + rows[None, None, :] * K + column, mask=there, other=0.0)
+                xs = xs + (x,)
+        return xs
 
 
 @triton.jit
 def _packed_skinny(
-    x_ptr,  # (8, G, M, 16), in the order of places
+    x_ptr,  # (M, K)
     words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
-    scales_ptr,  # (N, K / 32) int16: of two blocks of 16 each
+    scales_ptr,  # (N, K / 16) uint8
     overall_ptr,  # (parts,)
     table_ptr,  # (16,)
     out_ptr,  # as of `_packed_wide`
@@ -691,15 +803,12 @@ def _packed_skinny(
     GATED: tl.constexpr,
     ACT: tl.constexpr,
     BIAS: tl.constexpr,
-    PLACES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Up to 8 rows of x, which stay in registers. A lane reads the words that tensor cores want of
-    it, four after each other; so word 4 t + 2 h + b of a RUN is column 8 h + 2 t + b of a product.
-    """
+    """Up to 8 rows of x, which stay in registers."""
     if PDL:
         gdc_launch_dependents()
-    KIND: tl.constexpr = x_ptr.dtype.element_ty
+    KIND: tl.constexpr = tl.bfloat16 if FAST else tl.float32
     WORDS: tl.constexpr = K // 8
     WIDE: tl.constexpr = 16 * SLABS
     STEPS: tl.constexpr = ((WORDS + WIDE - 1) // WIDE + SPLITS - 1) // SPLITS
@@ -707,107 +816,361 @@ def _packed_skinny(
     EARLY: tl.constexpr = AHEAD if AHEAD < STEPS else STEPS
     BOTH: tl.constexpr = 2 if GATED else 1
     TALL: tl.constexpr = BN // BOTH
-    LINES: tl.constexpr = BN // 8
     split = tl.program_id(1)
     slab = tl.arange(0, SLABS)
     begin = split * (STEPS * WIDE)
-    group = begin + 16 * slab
-    eights = tl.arange(0, LINES)[None, None, :, None]  # of rows, in turns of gate and of up
-    rows = tl.program_id(0) * TALL + 8 * (eights // BOTH) + tl.arange(0, 8)[:, None, None, None]
-    part = rows + eights % BOTH * N
-    # Lanes are laid along the last dimension, then the first, warps along the second: in the order
-    # in which numbers are said to lie together, whatever the compiler makes of equal dimensions.
-    # Only the last is read at once, of scales not even that.
-    apart = tl.multiple_of(tl.arange(0, 4), 1)
-    columns = group[None, :, None, None] + tl.arange(0, 16)[None, None, None, :]
-    pairs = group[None, :, None, None] // 4 + apart[None, None, None, :]
-    words = tl.max_contiguous(words_ptr + part * WORDS + columns, (4, 2, 1, 8))
-    scales = tl.max_contiguous(scales_ptr + part * (WORDS // 4) + pairs, (4, 2, 1, 8))
-    there = rows < N
+    words, rows, columns, scales, lines, pairs = _of_lanes(
+        tl.program_id(0) * TALL, begin + 16 * slab, N, K, BN, BOTH
+    )
+    words = tl.max_contiguous(words_ptr + words, (4, 2, 1, 8))
+    if K % 32 == 0:
+        scales_ptr = scales_ptr.to(tl.pointer_type(tl.int16))
+    scales = tl.max_contiguous(scales_ptr + scales, (2, 1, 4))
     tiles = ()
     for step in tl.static_range(EARLY):  # before x is there
-        tiles = tiles + _words_and_scales(words, scales, there, columns, pairs, step, K, WIDE, EVEN)
+        tiles = tiles + _words_and_scales(
+            words, rows, columns, scales, lines, pairs, N, step, K, WIDE, EVEN
+        )
+    row = tl.arange(0, 8 * SLABS)[None, :, None]  # of each slab
+    spots = 4 * begin + 64 * (row // 8) + 16 * tl.arange(0, 4)[:, None, None]
+    spots += tl.arange(0, 4)[None, None, :]
+    row = row % 8
+    x_pairs = x_ptr.to(tl.pointer_type(tl.int32)) + row * (K // 2) + spots
+    x_pairs = tl.max_contiguous(x_pairs, (2, 1, 4))
     if PDL:
         gdc_wait()
-    batch = tl.multiple_of(tl.arange(0, 8), 1)
-    four = tl.arange(0, 4)
-    word = group[None, None, :, None] + 4 * four[:, None, None, None] + four[None, None, None, :]
     xs = ()
     for step in tl.static_range(STEPS):
-        for j in tl.static_range(8):
-            # `spot_of`, so written that the compiler sees four words in a row.
-            run = j * ((WORDS + RUN - 1) // RUN) + begin // RUN + step * SLABS
-            spots = (run + slab[None, None, :, None]) * M + batch[None, :, None, None]
-            spots = RUN * spots + 4 * four[:, None, None, None] + four[None, None, None, :]
-            inside = (batch < M)[None, :, None, None]
-            if not EVEN:
-                inside = inside & (word + step * WIDE < WORDS)
-            x = tl.max_contiguous(x_ptr + spots, (4, 2, 1, 8))
-            x = tl.load(x, mask=inside, other=0.0)
-            x = tl.permute(tl.reshape(x, (4, 8, SLABS, 2, 2)), (2, 3, 0, 4, 1))
-            xs = xs + (tl.reshape(x, (SLABS, 16, 8)),)
+        xs = xs + _x_of_rows(x_ptr, x_pairs, row, spots, begin, slab, step, M, K, WIDE, EVEN, FAST)
+    batch = tl.arange(0, 8)
     further = tl.num_programs(0) * TALL
     for first in tl.range(tl.program_id(0) * TALL, N, further, num_stages=1):
+        # Of h = 0 and of 1: neither waits for the other.
         acc = tl.zeros((SLABS, BN, 8), tl.float32)
+        other = tl.zeros((SLABS, BN, 8), tl.float32)
         for step in tl.static_range(STEPS):
-            planes = _planes_of_lanes(tiles[0], tiles[1], table_ptr, KIND, FAST)
-            for j in tl.static_range(8):
-                acc = tl.dot(planes[j], xs[8 * step + j], acc, input_precision="ieee")
+            one, two = _sides(tiles[0])
+            raw = _lines(tiles[1], SLABS).to(tl.int32)
+            by = _spread(_scales(raw & 255, "nvfp4", FAST), 2)
+            one = _planes(one, by, (), table_ptr, KIND, "nvfp4", False, FAST)
+            by = _spread(_scales((raw >> 8) & 255, "nvfp4", FAST), 2)
+            two = _planes(two, by, (), table_ptr, KIND, "nvfp4", False, FAST)
+            for p in tl.static_range(4):
+                a = tl.reshape(one[p], (SLABS, BN, 16))
+                acc = tl.dot(a, xs[8 * step + p].to(KIND), acc, input_precision="ieee")
+                b = tl.reshape(two[p], (SLABS, BN, 16))
+                other = tl.dot(b, xs[8 * step + 4 + p].to(KIND), other, input_precision="ieee")
             if step + EARLY == STEPS:
                 words += further * WORDS
-                scales += further * (WORDS // 4)
+                scales += further * (K // 32 if K % 32 == 0 else K // 16)
                 rows += further
-                there = rows < N
+                lines += further
             tiles = tiles[2:] + _words_and_scales(
-                words, scales, there, columns, pairs, (step + EARLY) % STEPS, K, WIDE, EVEN
+                words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE, EVEN
             )
-        acc = tl.sum(acc, 0)
+        out = tl.sum(acc + other, 0)
         if FAST:
-            acc *= FLOAT16_REST if tl.float16 == KIND else HALF_REST
-        out = tl.reshape(acc, (BN // 8 // BOTH, BOTH, 8, 8))
+            out *= HALF_REST
         at = first + tl.arange(0, TALL)
-        if GATED:
-            out, up = tl.split(tl.permute(out, (0, 2, 3, 1)))
-            up = tl.reshape(up, (TALL, 8))
-            up *= _overall(overall_ptr, at + N, FIRST, SECOND, SCALED)[:, None]
-            if BIAS:
-                up += tl.load(bias_ptr + N + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
-        out = tl.reshape(out, (TALL, 8))
-        out *= _overall(overall_ptr, at, FIRST, SECOND, SCALED)[:, None]
-        if BIAS:
-            out += tl.load(bias_ptr + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
-        out = activated(out, ACT)
-        if GATED:
-            out *= up
-        _store(out_ptr, out, at, batch, split, M, N, PLACES)
+        out = _first_rows(
+            out, at, overall_ptr, bias_ptr, N, FIRST, SECOND, BN, SCALED, GATED, ACT, BIAS
+        )
+        _store(out_ptr, out, at, batch, split, M, N)
+
+
+@triton.jit
+def _x_of_row(
+    x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step: tl.constexpr, K: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """A step's columns of x (times the norm's weights), as four (SLABS, 16, 8): column n has the
+    numbers of block n alone, which lanes t = n / 2 hold. `x_pairs`, `norm_pairs`: in 32 bits, where
+    each lane's first columns `at` lie."""
+    n = tl.arange(0, 8)
+    if tl.bfloat16 == x_ptr.dtype.element_ty:
+        both = ()
+        for b in tl.static_range(2):
+            column = tl.arange(0, at.shape[1])[None, :, None] % 8
+            there = column // 2 == tl.arange(0, 4)[:, None, None]
+            if not EVEN:
+                there = there & (at < K // 2 - 4 * (step * WIDE + b))
+            x = tl.load(x_pairs + 4 * (step * WIDE + b), mask=there, other=0)
+            if NORM:
+                by = tl.load(norm_pairs + 4 * (step * WIDE + b), mask=there, other=0)
+                x = _normed_raised(x, by, FAST)
+            else:
+                x = _raised(x, FAST)
+            both = both + (x,)
+        return _tiles_of_x(both[0], both[1], FAST)
+    else:
+        xs = ()
+        mine = (n // 2)[None, None, :] == (tl.arange(0, 16) // 4)[None, :, None]
+        for p in tl.static_range(4):
+            column = 8 * step * WIDE + _columns_of_tile(slab, p) + 16 * (n % 2)[None, None, :]
+            there = mine & (column < K)
+            x = tl.load(x_ptr + column, mask=there, other=0.0).to(tl.float32)
+            if NORM:
+                x *= tl.load(norm_ptr + column, mask=there, other=0.0).to(tl.float32)
+            xs = xs + (x,)
+        return xs
+
+
+@triton.jit
+def _raised(x, FAST: tl.constexpr):
+    """Two bfloat16 in 32 bits times RAISE where FAST, else as they are."""
+    if FAST:
+        return tl.inline_asm_elementwise(RAISED, "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
+    else:
+        return x
+
+
+@triton.jit
+def _normed_raised(x, by, FAST: tl.constexpr):
+    """The same, multiplied by another two before, rounded."""
+    if FAST:
+        return tl.inline_asm_elementwise(
+            NORMED_RAISED, "=r,r,r", [x, by], dtype=tl.int32, is_pure=True, pack=1
+        )
+    else:
+        low = (x << 16).to(tl.float32, bitcast=True) * (by << 16).to(tl.float32, bitcast=True)
+        high = (x & -65536).to(tl.float32, bitcast=True) * (by & -65536).to(
+            tl.float32, bitcast=True
+        )
+        low = low.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        return low | (high.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+
+
+@triton.jit
+def _row_sums(
+    acc, words, pairs, xs, table_ptr, FAST: tl.constexpr
+):  # fmt: skip
+    """acc (SLABS, BN, 4) and what a step adds: a block's sums are its own column's, multiplied by
+    its scale (2**8 too small where FAST) in float32."""
+    one, two = _sides(words)
+    raw = _lines(pairs, words.shape[1]).to(tl.int32) & 0xFFFF
+    SHAPE: tl.constexpr = (raw.shape[0], raw.shape[1])
+    if FAST:
+        scale, other = tl.inline_asm_elementwise(
+            TWO_SCALES, "=f,=f,r", [raw], dtype=(tl.float32, tl.float32), is_pure=True, pack=1
+        )
+        # Not scaled yet.
+        a = tl.inline_asm_elementwise(
+            PAIRS, "=&r,=&r,=&r,=&r,r", [one], dtype=(tl.int32,) * 4, is_pure=True, pack=1
+        )
+        b = tl.inline_asm_elementwise(
+            PAIRS, "=&r,=&r,=&r,=&r,r", [two], dtype=(tl.int32,) * 4, is_pure=True, pack=1
+        )
+        one = (_two(a[0]), _two(a[1]), _two(a[2]), _two(a[3]))
+        two = (_two(b[0]), _two(b[1]), _two(b[2]), _two(b[3]))
+    else:
+        scale, other = _scale(raw & 255, "nvfp4"), _scale(raw >> 8, "nvfp4")
+        one = (_laid(one, 0), _laid(one, 1), _laid(one, 2), _laid(one, 3))
+        two = (_laid(two, 0), _laid(two, 1), _laid(two, 2), _laid(two, 3))
+    first = tl.zeros(SHAPE + (8,), tl.float32)
+    second = tl.zeros(SHAPE + (8,), tl.float32)
+    for p in tl.static_range(4):
+        a = tl.reshape(one[p], SHAPE + (16,))
+        first = tl.dot(a, xs[p], first, input_precision="ieee")
+        b = tl.reshape(two[p], SHAPE + (16,))
+        second = tl.dot(b, xs[p], second, input_precision="ieee")
+    even, _ = _halves(first)
+    _, odd = _halves(second)
+    return acc + even * scale + odd * other
+
+
+@triton.jit
+def _packed_row(
+    x_ptr,  # (1, K)
+    words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
+    scales_ptr,  # (N, K / 16) uint8
+    overall_ptr,  # (parts,)
+    table_ptr,  # (16,)
+    out_ptr,  # (1, N)
+    norm_ptr,  # (K,)
+    residual_ptr,  # (1, N)
+    bias_ptr,  # (N,), or (2 N,) where GATED
+    N,
+    FIRST,
+    SECOND,
+    eps,
+    K: tl.constexpr,
+    BN: tl.constexpr,
+    SLABS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    KEEP: tl.constexpr,  # x stays in registers
+    ONCE: tl.constexpr,  # there is a program for each tile
+    SCALED: tl.constexpr,
+    FAST: tl.constexpr,
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    ACT: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    BIAS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One row of x. Its blocks are the eight columns of a product on tensor cores, so that codes
+    meet it as they are and a block's scale multiplies its sum."""
+    if PDL:
+        gdc_launch_dependents()
+    WORDS: tl.constexpr = K // 8
+    WIDE: tl.constexpr = 16 * SLABS
+    STEPS: tl.constexpr = (WORDS + WIDE - 1) // WIDE
+    EVEN: tl.constexpr = STEPS * WIDE == WORDS
+    EARLY: tl.constexpr = AHEAD if AHEAD < STEPS else STEPS
+    BOTH: tl.constexpr = 2 if GATED else 1
+    TALL: tl.constexpr = BN // BOTH
+    slab = tl.arange(0, SLABS)
+    words, rows, columns, scales, lines, pairs = _of_lanes(
+        tl.program_id(0) * TALL, 16 * slab, N, K, BN, BOTH
+    )
+    words = tl.max_contiguous(words_ptr + words, (4, 2, 1, 8))
+    if K % 32 == 0:
+        scales_ptr = scales_ptr.to(tl.pointer_type(tl.int16))
+    scales = tl.max_contiguous(scales_ptr + scales, (2, 1, 4))
+    tiles = ()
+    for step in tl.static_range(EARLY):  # before x is there
+        tiles = tiles + _words_and_scales(
+            words, rows, columns, scales, lines, pairs, N, step, K, WIDE, EVEN
+        )
+    # t in place of n / 2, so that lanes of neighbours read neighbours.
+    n = tl.arange(0, 8 * SLABS)[None, :, None]  # of each slab
+    at = 64 * (n // 8) + 8 * (2 * tl.arange(0, 4)[:, None, None] + n % 2)
+    at += tl.arange(0, 4)[None, None, :]
+    x_pairs = tl.max_contiguous(x_ptr.to(tl.pointer_type(tl.int32)) + at, (2, 1, 4))
+    norm_pairs = tl.max_contiguous(norm_ptr.to(tl.pointer_type(tl.int32)) + at, (2, 1, 4))
+    if PDL:
+        gdc_wait()
+    xs = ()
+    for step in tl.static_range(STEPS if KEEP else 0):
+        xs = xs + _x_of_row(
+            x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step, K, WIDE, EVEN, NORM, FAST
+        )
+    factor = 1.0
+    if NORM:
+        factor = _row_factor(x_ptr, eps, K, 256 * SLABS)
+    if FAST:
+        factor *= E2M1 / RAISE * 256.0
+    start = tl.program_id(0) * TALL
+    if ONCE:
+        acc = tl.zeros((SLABS, BN, 4), tl.float32)
+        for step in tl.static_range(STEPS):
+            if KEEP:
+                x = xs[4 * step : 4 * step + 4]
+            else:
+                x = _x_of_row(
+                    x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step, K, WIDE, EVEN, NORM, FAST
+                )
+            acc = _row_sums(acc, tiles[0], tiles[1], x, table_ptr, FAST)
+            tiles = tiles[2:]
+            if step + EARLY < STEPS:
+                tiles = tiles + _words_and_scales(
+                    words, rows, columns, scales, lines, pairs, N, step + EARLY, K, WIDE, EVEN
+                )
+        _store_rows(
+            acc, factor, start, out_ptr, residual_ptr, overall_ptr, bias_ptr, N, FIRST, SECOND, BN,
+            SCALED, GATED, ACT, RESIDUAL, BIAS,
+        )  # fmt: skip
+    else:
+        further = tl.num_programs(0) * TALL
+        for first in tl.range(start, N, further, num_stages=1):
+            acc = tl.zeros((SLABS, BN, 4), tl.float32)
+            for step in tl.static_range(STEPS):
+                if KEEP:
+                    x = xs[4 * step : 4 * step + 4]
+                else:
+                    x = _x_of_row(
+                        x_ptr,
+                        norm_ptr,
+                        x_pairs,
+                        norm_pairs,
+                        at,
+                        slab,
+                        step,
+                        K,
+                        WIDE,
+                        EVEN,
+                        NORM,
+                        FAST,
+                    )
+                acc = _row_sums(acc, tiles[0], tiles[1], x, table_ptr, FAST)
+                if step + EARLY == STEPS:
+                    words += further * WORDS
+                    scales += further * (K // 32 if K % 32 == 0 else K // 16)
+                    rows += further
+                    lines += further
+                tiles = tiles[2:] + _words_and_scales(
+                    words,
+                    rows,
+                    columns,
+                    scales,
+                    lines,
+                    pairs,
+                    N,
+                    (step + EARLY) % STEPS,
+                    K,
+                    WIDE,
+                    EVEN,
+                )
+            _store_rows(
+                acc, factor, first, out_ptr, residual_ptr, overall_ptr, bias_ptr, N, FIRST, SECOND,
+                BN, SCALED, GATED, ACT, RESIDUAL, BIAS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _row_factor(x_ptr, eps, K: tl.constexpr, SOME: tl.constexpr):
+    """One over the root mean square of x."""
+    squares = tl.zeros((SOME,), tl.float32)
+    for step in tl.static_range((K + SOME - 1) // SOME):
+        at = step * SOME + tl.arange(0, SOME)
+        x = tl.load(x_ptr + at, mask=at < K, other=0.0).to(tl.float32)
+        squares += x * x
+    return tl.rsqrt(tl.sum(squares) / K + eps)
+
+
+@triton.jit
+def _store_rows(
+    acc, factor, first, out_ptr, residual_ptr, overall_ptr, bias_ptr, N, FIRST, SECOND,
+    BN: tl.constexpr, SCALED: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr,
+    RESIDUAL: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Sums (SLABS, BN, 4) of one row."""
+    at = first + tl.arange(0, BN // 2 if GATED else BN)
+    sums = tl.sum(tl.sum(acc, 2), 0)[:, None] * factor
+    out = _first_rows(
+        sums, at, overall_ptr, bias_ptr, N, FIRST, SECOND, BN, SCALED, GATED, ACT, BIAS
+    )
+    out = tl.reshape(out, at.shape)
+    if RESIDUAL:
+        out += tl.load(residual_ptr + at, mask=at < N, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=at < N)
 
 
 @triton.jit
 def _unpack(
-    codes_ptr, scales_ptr, overall_ptr, table_ptr, out_ptr, N, FIRST, SECOND, FACTOR,
-    K: tl.constexpr, BN: tl.constexpr, BYTES: tl.constexpr, BLOCK: tl.constexpr,
+    words_ptr, scales_ptr, overall_ptr, table_ptr, out_ptr, N, FIRST, SECOND, FACTOR,
+    K: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, BLOCK: tl.constexpr,
     FORMAT: tl.constexpr, HIGH_FIRST: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """out (N, K) = the weight, times FACTOR, rounded once."""
-    GROUP: tl.constexpr = BLOCK // 2
+    GROUP: tl.constexpr = BLOCK // 8
     rows = tl.program_id(0) * BN + tl.arange(0, BN)
-    columns = tl.program_id(1) * BYTES + tl.arange(0, BYTES)
-    shared = tl.program_id(1) * (BYTES // GROUP) + tl.arange(0, BYTES // GROUP)
+    columns = tl.program_id(1) * BW + tl.arange(0, BW)
+    shared = tl.program_id(1) * (BW // GROUP) + tl.arange(0, BW // GROUP)
     place, inside = rows.to(tl.int64)[:, None], (rows < N)[:, None]
-    left, held = columns[None, :] < K // 2, shared[None, :] < K // BLOCK
-    codes = tl.load(codes_ptr + place * (K // 2) + columns[None, :], mask=left, other=0)
-    raw = tl.load(scales_ptr + place * (K // BLOCK) + shared[None, :], mask=held, other=0)
+    left, held = columns[None, :] < K // 8, shared[None, :] < K // BLOCK
+    words = tl.load(words_ptr + place * (K // 8) + columns[None, :], mask=inside & left, other=0)
+    at = place * (K // BLOCK) + shared[None, :]
+    raw = tl.load(scales_ptr + at, mask=inside & held, other=0)
     scale = (
         _scale(raw, FORMAT) * _overall(overall_ptr, rows, FIRST, SECOND, SCALED)[:, None] * FACTOR
     )
-    wide = tl.broadcast_to(scale[:, :, None], (BN, BYTES // GROUP, GROUP))
-    wide = tl.reshape(wide, (BN, BYTES))
-    c = codes.to(tl.int32)
-    low = _value(c & 15, table_ptr, FORMAT) * wide
-    high = _value(c >> 4, table_ptr, FORMAT) * wide
-    both = tl.interleave(high, low) if HIGH_FIRST else tl.interleave(low, high)
-    at = 2 * tl.program_id(1) * BYTES + tl.arange(0, 2 * BYTES)
-    out = both.to(out_ptr.dtype.element_ty)
+    by = _spread(scale, GROUP)
+    planes = _planes(words, by, (), table_ptr, tl.float32, FORMAT, HIGH_FIRST, False)
+    first, second = tl.join(planes[0], planes[1]), tl.join(planes[2], planes[3])
+    out = tl.permute(tl.join(first, second), (0, 1, 4, 3, 2))  # of p its two bits, c
+    out = tl.reshape(out, (BN, 8 * BW)).to(out_ptr.dtype.element_ty)
+    at = 8 * tl.program_id(1) * BW + tl.arange(0, 8 * BW)
     tl.store(out_ptr + place * K + at[None, :], out, mask=inside & (at < K)[None, :])
 
 
@@ -823,11 +1186,26 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class RowPlan:
+    """How NVFP4's product of one row is cut: tiles of `rows` of the weight, by `slabs` warps that
+    share its columns, `ahead` steps in flight, `programs` at the most. `keep`: x stays in
+    registers. `registers`: of a lane at the most, 0 for as many as it likes."""
+
+    rows: int
+    slabs: int
+    ahead: int
+    programs: int
+    keep: bool
+    registers: int = 0
+
+
+@dataclass(frozen=True)
 class Tiling:
     """How a product of more rows is cut: tiles of `rows` of the weight, `words` of 8 codes at a
     time for each of `slabs`, `ahead` in flight, for up to `batch` rows of x; `splits` programs
     share the columns. `programs`: that go through the rows while x stays in registers, for each
-    share of the columns (`_packed_skinny`); 0: a program for each tile."""
+    share of the columns (`_packed_skinny`), with so many `registers` a lane; 0: a program for each
+    tile."""
 
     batch: int
     rows: int
@@ -837,6 +1215,7 @@ class Tiling:
     slabs: int = 1
     splits: int = 1
     programs: int = 0
+    registers: int = 0
 
 
 # By what is asked and the weight's rows, "slow" where numbers are not bfloat16. The fastest on an
@@ -850,16 +1229,21 @@ PLANS = {
 }
 TILES = {  # of up to 16 rows of x, and of more: rows of the weight, words, ahead, warps, slabs
     "gated": ((32, 16, 3, 2, 2), (64, 16, 3, 4, 1)),
-    "summed": ((32, 16, 3, 2, 2), (128, 32, 2, 8, 1)),
-    "plain": ((16, 16, 3, 2, 2), (64, 32, 3, 4, 1)),
+    "summed": ((32, 16, 3, 2, 2), (64, 32, 2, 4, 1)),
+    "long": ((32, 16, 3, 2, 2), (128, 16, 3, 8, 1)),
+    "plain": ((32, 16, 3, 2, 2), (64, 32, 3, 4, 1)),
     "large": ((32, 16, 3, 2, 2), (128, 16, 3, 4, 1)),
 }
 NARROW, LARGE = 4096, 16384  # rows of a weight
-FROM_ROWS = 2  # from so many rows of x on tensor cores multiply; 1: always
+LONG_ROWS = 8192  # columns
+FROM_ROWS = 2  # from so many rows of x on tensor cores multiply all formats; 1: always
 PROGRAMS = (528, 264)  # that share columns: four or two of a multiprocessor each
-# With x in registers: tiles, how many for each share of the columns, and programs, as many as fit.
-SKINNY = Tiling(batch=8, rows=16, words=16, ahead=3, warps=4, slabs=4, programs=396)
-SHARE, MOST_SHARE = 4, 8  # where columns are split, and where they cannot be
+RESIDENT = 396  # programs of four warps and 168 registers that the device holds: three each
+KEPT = 8  # steps whose columns of x stay in registers
+SKINNY = Tiling(
+    batch=8, rows=16, words=16, ahead=3, warps=4, slabs=4, programs=RESIDENT, registers=168
+)
+SHARE, MOST_SHARE = 4, 8  # steps, where columns are split, and where they cannot be
 MOST_BATCH = 64  # rows of x of one program
 MOST_ROWS = 128
 # Of more than 16 rows of x. Fewer leave the device idle, and a dense weight is faster: of 64 rows o
@@ -870,6 +1254,21 @@ LEAST_PROGRAMS = 64
 def plan_of(out: int, *, gated: bool, summed: bool) -> Plan:
     """How a product of one row is cut."""
     return PLANS[_kind_of(out, gated, summed or out < NARROW)]
+
+
+def row_plan(out: int, columns: int, *, summed: bool) -> RowPlan:
+    """How NVFP4's product of one row is cut; `out`: rows of the weight. Where the output adds to
+    the residual stream its rows are few: a program each, with as much as it holds in flight."""
+    slabs = 4
+    while slabs < 16 and -(-columns // (LONG * WORD * slabs)) > KEPT:
+        slabs *= 2
+    steps = -(-columns // (LONG * WORD * slabs))
+    tiles = -(-out // 16)
+    if not summed:
+        return RowPlan(16, slabs, 5, min(tiles, RESIDENT * 4 // slabs), keep=steps <= KEPT)
+    if slabs == 4:
+        return RowPlan(16, slabs, 8, tiles, keep=True)
+    return RowPlan(16, 8, 6, tiles, keep=False, registers=128)
 
 
 def tiling_of(
@@ -889,7 +1288,8 @@ def tiling_of(
         return None
     batch = min(MOST_BATCH, max(8, triton.next_power_of_2(rows)))
     many = batch > 16
-    tall, words, ahead, warps, slabs = TILES[_kind_of(out, gated, summed)][many]
+    kind = "long" if summed and columns >= LONG_ROWS else _kind_of(out, gated, summed)
+    tall, words, ahead, warps, slabs = TILES[kind][many]
     word = slabs * (WORD * batch * size + tall * 5)  # its bytes in a tile
     while words > 8 and (ahead + 1) * words * word > shared:
         words //= 2
@@ -900,10 +1300,10 @@ def tiling_of(
 
 
 def skinny_tiling(weight: PackedMatrix | Tensor, *, summed: bool) -> Tiling | None:
-    """How a product of up to 8 rows in the order of places is cut where x stays in registers.
-    None: of another format, or its columns are too many for them."""
+    """How a product of up to 8 rows is cut where x stays in registers. None: of another format, or
+    its columns are too many for them."""
     out, columns = weight.shape
-    if getattr(weight, "format", None) != "nvfp4" or columns % 32:
+    if getattr(weight, "format", None) != "nvfp4":
         return None
     tiles = -(-out // SKINNY.rows)
     for slabs in (SKINNY.slabs, 2 * SKINNY.slabs):
@@ -945,7 +1345,7 @@ def matvec(
     weight: PackedMatrix,
     out: Tensor,
     *,
-    plan: Plan | None = None,
+    plan: Plan | RowPlan | None = None,
     norm: Tensor | None = None,
     eps: float = 0.0,
     bias: Tensor | None = None,
@@ -957,30 +1357,52 @@ def matvec(
 ) -> Tensor:
     """out (1, N) = x (1, K) · weightᵀ; see `products.matvec`."""
     n, k = out.shape[1], weight.shape[1]
-    fast = has_fp8(x.device)
-    fast = fast and {x.dtype, x.dtype if norm is None else norm.dtype} == {torch.bfloat16}
+    kinds = {x.dtype, x.dtype if norm is None else norm.dtype}
+    fast = _fast(x) and kinds == {torch.bfloat16}
+    inputs = (x if norm is None else norm, out if residual is None else residual)
+    inputs += (x if bias is None else bias, n, *_ends(weight), eps)
+    options = {
+        "FAST": fast,
+        "NORM": norm is not None,
+        "GATED": gated,
+        "ACT": act,
+        "RESIDUAL": residual is not None,
+        "BIAS": bias is not None,
+        "PDL": pdl,
+        **({"launch_pdl": True} if pdl else {}),
+    }
+    if weight.format == "nvfp4":
+        plan = plan or row_plan(len(weight), k, summed=summed)
+        tall = plan.rows // (1 + gated)
+        tiles = triton.cdiv(n, tall)
+        _packed_row[(min(tiles, plan.programs),)](
+            *(x, *_operands(weight), out, *inputs),
+            K=k,
+            BN=plan.rows,
+            SLABS=plan.slabs,
+            AHEAD=plan.ahead,
+            KEEP=plan.keep,
+            ONCE=summed and plan.programs >= tiles,
+            SCALED=weight.overall is not None,
+            **options,
+            num_warps=plan.slabs,
+            num_stages=1,
+            **_bounded(plan.registers),
+        )
+        return out
     codes, *others = _operands(weight, torch.float16 if fast else None)
     if plan is None:
         plan = plan_of(n, gated=gated, summed=summed) if fast else PLANS["slow"]
     _packed_matvec[(triton.cdiv(n, plan.rows),)](
-        *(x, codes.view(torch.int64), *others, out),
-        *(x if norm is None else norm, out if residual is None else residual),
-        *(x if bias is None else bias, n, *_ends(weight), eps),
+        *(x, codes.view(torch.int64), *others, out, *inputs),
         K=k,
         BN=plan.rows,
         BW=min(plan.longs, triton.next_power_of_2(k // LONG)),
         AHEAD=plan.ahead,
         **_kind(weight),
-        FAST=fast,
-        NORM=norm is not None,
-        GATED=gated,
-        ACT=act,
-        RESIDUAL=residual is not None,
-        BIAS=bias is not None,
-        PDL=pdl,
+        **options,
         num_warps=plan.warps,
         num_stages=1,
-        **({"launch_pdl": True} if pdl else {}),
     )
     return out
 
@@ -997,42 +1419,41 @@ def wide(
     pdl: bool = False,
 ) -> Tensor:
     """out (M, N) = x (M, K) · weightᵀ; where columns are split, out (splits, M, N) in float32 are
-    their sums; see `products.wide`. Either may lie in the order of places (8, G, M, 16): codes at
-    place j of words meet numbers that lie together."""
+    their sums; see `products.wide`."""
     if tiling.splits > 1 and (gated or bias is not None or out.dtype != torch.float32):
         raise ValueError("sums of split columns are in float32, without gate and bias")
-    placed = x.dim() == 4
-    m, n, k = x.shape[2] if placed else len(x), len(weight) // (1 + gated), weight.shape[1]
-    fast = x.is_cuda and x.dtype in _fast_kinds(weight.format, x.device)
-    codes, *others = _operands(weight, x.dtype if fast else None)
+    (m, k), n = x.shape, len(weight) // (1 + gated)
+    fast = _fast(x) and x.dtype == torch.bfloat16 and weight.format in ("nvfp4", "nf4")
+    operands = (x, *_operands(weight, x.dtype if fast else None), out)
+    operands += (x if bias is None else bias, m, n, *_ends(weight))
+    options = {
+        "FAST": fast,
+        "GATED": gated,
+        "ACT": act,
+        "BIAS": bias is not None,
+        "PDL": pdl,
+        **({"launch_pdl": True} if pdl else {}),
+    }
     if tiling.programs:
-        if not placed or m > FEW_ROWS or weight.format != "nvfp4":
-            raise ValueError("up to 8 rows of x in the order of places stay in registers, of NVFP4")
-        scales, *others = others
+        if m > FEW_ROWS or weight.format != "nvfp4":
+            raise ValueError("up to 8 rows of x stay in registers, of NVFP4")
         _packed_skinny[(tiling.programs, tiling.splits)](
-            *(x, codes.view(torch.int32), scales.view(torch.int16), *others, out),
-            *(x if bias is None else bias, m, n, *_ends(weight)),
+            *operands,
             K=k,
             BN=tiling.rows,
             SLABS=tiling.slabs,
             SPLITS=tiling.splits,
             AHEAD=tiling.ahead,
             SCALED=weight.overall is not None,
-            FAST=fast,
-            GATED=gated,
-            ACT=act,
-            BIAS=bias is not None,
-            PLACES=out.dim() == 4,
-            PDL=pdl,
+            **options,
             num_warps=tiling.warps,
             num_stages=1,
-            **({"launch_pdl": True} if pdl else {}),
+            **_bounded(tiling.registers),
         )
         return out
     tall = triton.cdiv(len(weight), tiling.rows)
     _packed_wide[(triton.cdiv(m, tiling.batch), tall, tiling.splits)](
-        *(x, codes.view(torch.int32), *others, out),
-        *(x if bias is None else bias, m, n, *_ends(weight)),
+        *operands,
         K=k,
         BM=tiling.batch,
         BN=tiling.rows,
@@ -1041,15 +1462,8 @@ def wide(
         SPLITS=tiling.splits,
         STAGES=tiling.ahead,
         **_kind(weight),
-        FAST=fast,
-        GATED=gated,
-        ACT=act,
-        BIAS=bias is not None,
-        PLACED=placed,
-        PLACES=out.dim() == 4,
-        PDL=pdl,
+        **options,
         num_warps=tiling.warps,
-        **({"launch_pdl": True} if pdl else {}),
     )
     return out
 
@@ -1071,61 +1485,43 @@ def product(x: Tensor, weight: PackedMatrix, bias: Tensor | None = None) -> Tens
 
 def dense(weight: PackedMatrix, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
     """The weight (N, K), times `factor`, rounded once; on the device."""
-    (n, k), rows, size = weight.shape, 16, 128
+    (n, k), rows, words = weight.shape, 16, 32
     out = torch.empty(n, k, dtype=dtype, device=weight.codes.device)
-    _unpack[(triton.cdiv(n, rows), triton.cdiv(k // 2, size))](
+    _unpack[(triton.cdiv(n, rows), triton.cdiv(k // WORD, words))](
         *(*_operands(weight), out, n, *_ends(weight), factor),
         K=k,
         BN=rows,
-        BYTES=size,
+        BW=words,
         **_kind(weight),
         num_warps=4,
     )
     return out
 
 
-def places_width(width: int) -> int:
-    """Numbers of a row in the order of places, with those that nobody reads."""
-    return -(-width // (RUN.value * WORD)) * RUN.value * WORD
-
-
-def in_places(memory: Tensor, rows: int) -> Tensor:
-    """The first of a memory (R, `places_width`) as rows in the order of places, (8, G, M, 16)."""
-    width = memory.shape[1]
-    return memory.view(-1)[: rows * width].view(WORD, -1, rows, RUN.value)
-
-
-def to_places(x: Tensor, out: Tensor) -> None:
-    """Puts x (M, K) in the order of places."""
-    rows, width = x.shape
-    words = F.pad(x.view(rows, width // WORD, WORD), (0, 0, 0, -(width // WORD) % RUN.value))
-    out.copy_(words.view(rows, -1, RUN.value, WORD).permute(3, 1, 0, 2))
-
-
-def of_places(x: Tensor, width: int) -> Tensor:
-    """(M, K) of what lies in the order of places."""
-    return x.permute(2, 1, 3, 0).reshape(x.shape[2], -1)[:, :width]
-
-
-def _fast_kinds(format: str, device: torch.device) -> tuple[torch.dtype, ...]:
-    """What instructions of the device decode to; INT4's values are computed as fast."""
-    if format == "nvfp4" and has_fp8(device):
-        return (torch.bfloat16, torch.float16)
-    return (torch.bfloat16,) if format in ("nvfp4", "nf4") else ()
+def _fast(x: Tensor) -> bool:
+    """Whether the device has the instructions that decode (compute capability 8.6 and later)."""
+    return x.is_cuda and _capability(x.device) >= (8, 6)
 
 
 @functools.cache
-def has_fp8(device: torch.device) -> bool:
-    """Whether the device converts E4M3 (compute capability 8.9 and later)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _bounded(registers: int) -> dict:
+    return {"maxnreg": registers} if registers else {}
 
 
 def _operands(weight: PackedMatrix, half: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """Codes, scales, what they are multiplied by, and a table: the values in float32, or where they
-    are looked up in `half` as `_words`."""
+    """Words of codes, scales, what they are multiplied by, and a table: the values in float32, or
+    where they are looked up in `half` as `_words`. Raises ValueError for NVFP4 whose codes lie as a
+    file has them."""
+    if weight.format == "nvfp4" and not weight.laid:
+        raise ValueError("NVFP4's codes are not laid for these kernels: PackedMatrix.lay does it")
     of = weight.format, weight.codes.device
-    table = _table(*of) if half is None else _words(*of, half)
-    return weight.codes, weight.scales, table if weight.overall is None else weight.overall, table
+    table = _table(*of) if half is None or weight.format == "nvfp4" else _words(*of, half)
+    overall = table if weight.overall is None else weight.overall
+    return weight.codes.view(torch.int32), weight.scales, overall, table
 
 
 def _ends(weight: PackedMatrix) -> tuple[int, int]:
@@ -1149,7 +1545,7 @@ def _table(format: str, device: torch.device) -> Tensor:
 @functools.cache
 def _words(format: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(2, 8) int32, twice the same: of the 16 values in a half format, as much too small as
-    `HALVES` and `PLANES` are, the upper bytes in four words, then the lower ones."""
+    `COLUMNS` and `HALF_REST` make up for, the upper bytes in four words, then the lower ones."""
     rest = 2**6 if dtype == torch.float16 else HALF_REST.value
     halves = (values_of(format) / rest).to(dtype)
     words = halves.view(torch.uint8).view(16, 2).flip(1).T.contiguous().view(torch.int32)

@@ -5,6 +5,7 @@ above, the weight is written dense and multiplied ("dequantise"), or it and x ar
 first ("fp8"), which rounds both.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -66,7 +67,7 @@ def by_fp4(x: Tensor, weight: PackedMatrix) -> Tensor:
     swizzle = [SwizzleType.SWIZZLE_32_4_4, SwizzleType.NO_SWIZZLE]
     return scaled_mm(
         codes.view(torch.float4_e2m1fn_x2),
-        weight.codes.view(torch.float4_e2m1fn_x2).t(),
+        weight.lay(False).codes.view(torch.float4_e2m1fn_x2).t(),
         [_blocked(q.parts["scales"]), q.parts["tensor_scale"]],
         recipe,
         [_blocked(weight.scales), weight.overall],
@@ -84,4 +85,4 @@ def _blocked(scales: Tensor) -> Tensor:
 def _unscaled(weight: PackedMatrix) -> PackedMatrix:
     """Without the overall scale, which multiplies the result instead."""
     ones = torch.ones_like(weight.overall)
-    return PackedMatrix(weight.format, weight.codes, weight.scales, ones, weight.ends)
+    return replace(weight, overall=ones)

@@ -35,7 +35,6 @@ from ember.backends.packing import Norm
 NORM_TILE = 16  # the fewest columns of x whose squares are summed in one number
 EMBED_TILE = 64  # columns of one program
 FEW_ROWS = 8  # the most of `skinny`
-RUN = tl.constexpr(16)  # words of a row whose numbers at a place lie together
 
 
 def starts_late(rows: int) -> bool:
@@ -414,27 +413,6 @@ def _norm(x, weight, bias_ptr, columns, there, eps, H: tl.constexpr, KIND: tl.co
 
 
 @triton.jit
-def spot_of(place, word, row, M, WORDS):
-    """Where a number lies in the order of places (8, G, M, RUN), see `packed`."""
-    groups = (WORDS + RUN - 1) // RUN
-    return ((place * groups + word // RUN) * M + row) * RUN + word % RUN
-
-
-@triton.jit
-def _store_row(
-    ptr, x, row, M, H: tl.constexpr, BLOCK: tl.constexpr, PLACED: tl.constexpr
-):  # fmt: skip
-    if PLACED:
-        words = tl.arange(0, BLOCK // 8)[None, :]
-        x = tl.trans(tl.reshape(x, (BLOCK // 8, 8)))  # or numbers would be stored one by one
-        spots = spot_of(tl.arange(0, 8)[:, None], words, row, M, H // 8)
-        tl.store(ptr + spots, x.to(ptr.dtype.element_ty), mask=words < H // 8)
-    else:
-        columns = tl.arange(0, BLOCK)
-        tl.store(ptr + row * H + columns, x.to(ptr.dtype.element_ty), mask=columns < H)
-
-
-@triton.jit
 def _add_normed(
     parts_ptr,  # (SPLITS, M, H), float32 or x's format
     x_ptr,  # (M, H)
@@ -455,7 +433,6 @@ def _add_normed(
     BIAS: tl.constexpr,
     POST: tl.constexpr,
     NORMS: tl.constexpr,  # of the result: 0, 1 or 2
-    PLACED: tl.constexpr,  # what is normed is to lie in the order of places
     KIND: tl.constexpr,
     LATE: tl.constexpr,  # who follows starts when the kernel before has ended
     PDL: tl.constexpr,
@@ -492,11 +469,11 @@ def _add_normed(
     wide = x.to(tl.float32)
     if NORMS > 0:
         out = _norm(wide, norm, norm_bias_ptr, columns, there, eps, H, KIND)
-        _store_row(normed_ptr, out, row, M, H, BLOCK, PLACED)
+        tl.store(normed_ptr + row * H + columns, out.to(kind), mask=there)
     if NORMS > 1:
         norm = tl.load(other_ptr + columns, mask=there, other=0.0).to(tl.float32)
         out = _norm(wide, norm, other_bias_ptr, columns, there, eps, H, KIND)
-        _store_row(other_normed_ptr, out, row, M, H, BLOCK, PLACED)
+        tl.store(other_normed_ptr + row * H + columns, out.to(kind), mask=there)
 
 
 @dataclass(frozen=True)
@@ -709,10 +686,9 @@ def add_normed(
     early: bool = False,
     pdl: bool = False,
 ) -> None:
-    """x (M, H) through up to two `norms` of the `kind`, each into a tensor (M, H), or both in the
-    order of places (8, G, M, 16), see `packed`. `parts` (splits, M, H) and a bias are added to x
-    before, in place; where there is `post`, through that norm. `early`: who follows reads through
-    no shared memory and starts at once."""
+    """x (M, H) through up to two `norms` of the `kind`, each into a tensor (M, H). `parts`
+    (splits, M, H) and a bias are added to x before, in place; where there is `post`, through that
+    norm. `early`: who follows reads through no shared memory and starts at once."""
     (m, h), unread = x.shape, (Norm(x, None), x)
     (norm, normed), (other, other_normed) = [*norms, unread, unread][:2]
     _add_normed[(m,)](
@@ -725,7 +701,6 @@ def add_normed(
         BIAS=bias is not None,
         POST=post is not None,
         NORMS=len(norms),
-        PLACED=normed.dim() == 4,
         KIND=kind,
         LATE=starts_late(m) and not early,
         PDL=pdl,

@@ -90,19 +90,13 @@ class KernelStep:
         heads, d = arch.num_heads, arch.head_dim
         self._x = buffer(arch.hidden_size, tall)
         self._qkv = buffer((heads + 2 * arch.num_kv_heads) * d)
-        # Of rows, or of rows in the order of places.
-        self._attended, self._acted = (
-            buffer(packed.places_width(width), tall)
-            for width in (heads * d, arch.intermediate_size)
-        )
+        self._attended = buffer(heads * d, tall)
+        self._acted = buffer(arch.intermediate_size, tall)
         self.logits = buffer(arch.vocab_size)
         self._normed: dict[int, Normed] = {}
         self._plain_normed = [buffer(arch.hidden_size) for _ in range(2)]
-        kind, width = kind_of_places(arch, weights, dtype), packed.places_width(arch.hidden_size)
-        self._placed = [buffer(width).to(kind) for _ in range(2)] if kind else None
         # Up to 8 rows stay in registers while programs go through the weights.
-        self._stays = kind is not None and dtype.itemsize == 2 and kind.itemsize == 2
-        self._stays = self._stays and all(map(packed.x_stays, weights.layers))
+        self._stays = dtype == torch.bfloat16 and all(map(packed.x_stays, weights.layers))
         self._plain = arch.norm == "rms" and not (
             arch.post_norms or arch.parallel_residual or arch.scaled_embedding
         )
@@ -277,32 +271,22 @@ class KernelStep:
         if few and rows not in self._normed:
             size, like = arch.hidden_size, self._x
             self._normed[rows] = Normed(rows, size, like.dtype, like.device)
-        placed = self._placed is not None and packed.FROM_ROWS <= rows <= packed.MOST_ROWS
-        stays = placed and self._stays and rows <= FEW_ROWS
+        stays = self._stays and packed.FROM_ROWS <= rows <= FEW_ROWS
         wholes = [whole[:rows] for whole in self._plain_normed]
-        if placed:
-            wholes = [packed.in_places(whole, rows) for whole in self._placed]
         normed = self._normed[rows] if few else wholes[0]
         mlp_normed = wholes[1] if arch.parallel_residual else normed
-        of_places = placed and isinstance(weights.head, PackedMatrix)
-        head_normed = normed if few or of_places else self._plain_normed[0][:rows]
         tokens, x, qkv_out, logits = (
             buffer[:rows] for buffer in (self._tokens, self._x, self._qkv, self.logits)
         )
         tall = tall_rows(rows)  # of what adds to the residual stream
         all_x = self._x[:tall]
-        all_attended = _rows_of(self._attended, tall, arch.num_heads * arch.head_dim)
-        all_acted = _rows_of(self._acted, tall, arch.intermediate_size)
+        all_attended, all_acted = self._attended[:tall], self._acted[:tall]
         attended, acted = all_attended[:rows], all_acted[:rows]
-        if stays:
-            attended = all_attended = packed.in_places(self._attended, rows)
-        if placed and "mlp" in self.fused:
-            acted = all_acted = packed.in_places(self._acted, rows)
 
         def norms_of(index: int) -> list[tuple[Norm, Tensor | Normed]]:
             """What the residual stream goes through where it enters a layer, and where to."""
             if index == len(layers):
-                return [(weights.norm, head_normed)]
+                return [(weights.norm, normed)]
             layer = layers[index]
             both = [(layer.input_norm, normed), (layer.post_norm, mlp_normed)]
             return both if arch.parallel_residual else both[:1]
@@ -380,7 +364,7 @@ class KernelStep:
             product(all_acted, layer.down, all_x, feeds=norms_of(index + 1), **added)
 
         def head(_: int) -> None:
-            product(x, weights.head, logits, norm=(weights.norm, head_normed))
+            product(x, weights.head, logits, norm=(weights.norm, normed))
 
         def qkv_and_gate_up(index: int) -> None:
             layer, options = layers[index], {"kind": arch.norm, "eps": eps, "pdl": pdl}
@@ -439,7 +423,7 @@ class KernelStep:
         summed = adds and not alone
         options = {} if summed else {"bias": bias, "gated": gated, "act": act}
         tiling = None
-        if self._stays and x.dim() == 4 and rows <= FEW_ROWS:
+        if self._stays and is_packed and packed.FROM_ROWS <= rows <= FEW_ROWS:
             tiling = packed.skinny_tiling(weight, summed=adds)
         if tiling is None:
             tiling = self._tiling(rows, *weight.shape, packed=is_packed, gated=gated, summed=adds)
@@ -534,40 +518,7 @@ def plain_add_normed(
             added += bias
         x += added if post is None else normed(added, post)
     for norm, out in norms:
-        result = normed(x, norm)
-        packed.to_places(result, out) if out.dim() == 4 else out.copy_(result)
-
-
-def _rows_of(memory: Tensor, rows: int, width: int) -> Tensor:
-    """The first of a memory as rows (M, K)."""
-    return memory.view(-1)[: rows * width].view(rows, width)
-
-
-def kind_of_places(
-    arch: Architecture, weights: PackedDecoder, dtype: torch.dtype
-) -> torch.dtype | None:
-    """What is normed is in, in the order of places: float16 where NVFP4 reads it, which it decodes
-    faster than to bfloat16. None: a dense weight reads it, too, and it stays as it lies."""
-    readers = [w for layer in weights.layers for w in (layer.qkv, layer.gate_up, layer.down)]
-    if not all(isinstance(weight, PackedMatrix) for weight in readers):
-        return None
-    nvfp4 = all(weight.format == "nvfp4" for weight in readers)
-    fast = dtype == torch.bfloat16 and nvfp4 and packed.has_fp8(weights.embedding.device)
-    return torch.float16 if fast and float16_holds(arch, weights) else dtype
-
-
-def float16_holds(arch: Architecture, weights: PackedDecoder) -> bool:
-    """Whether what leaves the norms, at the most sqrt(H) times their weights, is far from the ends
-    of float16's range."""
-    norms = [weights.norm]
-    norms += [norm for layer in weights.layers for norm in (layer.input_norm, layer.post_norm)]
-    ends = []
-    for weight, bias in norms:
-        weight = weight.float() + (arch.norm == "rms_offset")
-        most = arch.hidden_size**0.5 * weight.abs().max()
-        ends.append(most if bias is None else most + bias.float().abs().max())
-    low, high = torch.stack(ends).aminmax()
-    return bool((low > 2.0**-4) & (high < 2.0**14))
+        out.copy_(normed(x, norm))
 
 
 MANY_ROWS = 128  # above, the library's products read the weights as fast

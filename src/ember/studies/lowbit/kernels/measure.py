@@ -80,7 +80,9 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
     for product, dense in shapes.items():
         for format in ("dense", *formats):
             packed = format != "dense"
-            weight = PACKED[format].of(dense).matrix if packed else dense
+            weight = dense
+            if packed:
+                weight = PACKED[format].of(dense).matrix.lay(dense.is_cuda)
             exact = (next(weight.split(CHECKED)).dense() if packed else dense[:CHECKED]).double()
             reference = dense[:CHECKED].double()
             what = {
