@@ -62,8 +62,9 @@ def _decoding(axes, decoding) -> None:
     axes.set_xticks(range(len(counts)), [str(count) for count in counts])
     axes.set_xlim(-0.5, len(counts) - 0.5)
     axes.set_yscale("log")
+    axes.set_ylim(top=10 * decoding["limit_tokens_per_s"].max())  # room for the legend
     y = "tokens/s (dashes: limit by reads)"
-    label(axes, "b", "candidates of one prompt", y, loc="best", fontsize=6)
+    label(axes, "b", "candidates of one prompt", y, loc="upper left", fontsize=6)
 
 
 def _caption(timed, decoding, scale: str) -> str:
