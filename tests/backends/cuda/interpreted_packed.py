@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ember.backends.cuda import packed
+from ember.backends.cuda import packed, packed_codes, packed_tables
 from ember.backends.packing import _stack
 from ember.formats.registry import FORMATS as KINDS
 from ember.model.decoder import ACTIVATION_FUNCTIONS
@@ -224,9 +224,9 @@ def test_pairs_are_decoded_by_the_instructions_that_the_device_runs(scaled):
     scales = np.arange(512, dtype=np.uint32) % 127  # of E4M3, denormals too
     held, factor = {"$4": laid_words_of(codes)}, np.full(512, 2.0**-126)
     if scaled:
-        [held["$5"]] = ptx(packed.SCALE.value, {"$1": scales}, 1)
+        [held["$5"]] = ptx(packed_codes.SCALE.value, {"$1": scales}, 1)
         factor = e4m3(scales) / 2.0**7
-    text = packed.SCALED_PAIRS if scaled else packed.PAIRS
+    text = packed_codes.SCALED_PAIRS if scaled else packed_codes.PAIRS
     for plane, register in enumerate(ptx(text.value, held, 4)):
         wanted = factor[:, None] * values[codes[:, 2 * plane : 2 * plane + 2]]
         np.testing.assert_array_equal(bfloat16(halves(register)), wanted)
@@ -234,7 +234,7 @@ def test_pairs_are_decoded_by_the_instructions_that_the_device_runs(scaled):
 
 def test_scales_are_converted_by_the_instructions_that_the_device_runs():
     both = np.random.default_rng(0).integers(127, size=(512, 2), dtype=np.uint32)
-    found = ptx(packed.TWO_SCALES.value, {"$2": both[:, 0] | both[:, 1] << np.uint32(8)}, 2)
+    found = ptx(packed_codes.TWO_SCALES.value, {"$2": both[:, 0] | both[:, 1] << np.uint32(8)}, 2)
     for one, scales in zip(found, both.T, strict=True):
         np.testing.assert_array_equal(one.view(np.float32) * 2.0**8, e4m3(scales))
 
@@ -243,11 +243,11 @@ def test_x_is_raised_by_the_instructions_that_the_device_runs():
     """As far as codes are too small and no further, with a norm's weight rounded once."""
     x, by = (draw(512, 2, seed=n).bfloat16() for n in range(2))
     held = {"$1": rounded(x.double().numpy()), "$2": rounded(by.double().numpy())}
-    [found] = ptx(packed.RAISED.value, held, 1)
+    [found] = ptx(packed_codes.RAISED.value, held, 1)
     np.testing.assert_array_equal(bfloat16(halves(found)), x.double().numpy() * 2.0**96)
-    [found] = ptx(packed.NORMED_RAISED.value, held, 1)
+    [found] = ptx(packed_codes.NORMED_RAISED.value, held, 1)
     exact = (x * by).double().numpy()
-    np.testing.assert_array_equal(bfloat16(halves(found)), exact * packed.RAISE.value)
+    np.testing.assert_array_equal(bfloat16(halves(found)), exact * packed_codes.RAISE.value)
 
 
 @pytest.mark.parametrize("format", ["nf4", "int4"])
@@ -260,7 +260,7 @@ def test_pairs_are_looked_up_by_the_instructions_that_the_device_runs(format):
     held = {f"${6 + n}": np.full(512, word, np.uint32) for n, word in enumerate(table)}
     held["$4"] = words_of(codes[:, np.arange(8) ^ high_first])
     held["$5"] = scales.view(torch.int16).numpy().astype(np.uint32)
-    text = packed.HIGH_PAIRS if high_first else packed.LOW_PAIRS
+    text = packed_codes.HIGH_PAIRS if high_first else packed_codes.LOW_PAIRS
     for plane, register in enumerate(ptx(text.value, held, 4)):
         exact = scales.double().numpy()[:, None] * values[codes[:, 2 * plane : 2 * plane + 2]]
         np.testing.assert_allclose(bfloat16(halves(register)) * 2.0**7, exact, rtol=2.0**-8)
@@ -274,7 +274,7 @@ def test_codes_are_looked_up_by_the_instructions_that_the_device_runs(format):
     place = np.arange(8) ^ high_first
     table = packed._words(format, torch.device("cpu"), torch.float16)[0].numpy().view(np.uint32)
     held = {f"${10 + n}": np.full(512, word, np.uint32) for n, word in enumerate(table)}
-    found = ptx(packed._looked_up(high_first), {"w": words_of(codes[:, place])} | held, 0)
+    found = ptx(packed_tables.looked_up(high_first), {"w": words_of(codes[:, place])} | held, 0)
     for register, pair in (("a0", [0, 2]), ("a1", [1, 3]), ("a2", [4, 6]), ("a3", [5, 7])):
         half = halves(found[register]).astype(np.uint16).view(np.float16)
         np.testing.assert_array_equal(half, values[codes[:, pair]])
@@ -290,7 +290,7 @@ def test_x_is_made_ready_by_the_instructions_that_the_device_runs(norm, size):
     held = {f"${10 + n}": longs_of(x)[:, n] for n in range(4)}
     if norm:
         held |= {f"${14 + n}": longs_of(by)[:, n] for n in range(4)}
-    text = packed.NORMED_COLUMNS if norm else packed.COLUMNS
+    text = packed_tables.NORMED_COLUMNS if norm else packed_tables.COLUMNS
     *pairs, scale = ptx(text.value, held, 9)
     wide = x.double().numpy() * (by.double().numpy() if norm else 1.0)
     scale = scale.view(np.float32)[:, None] / 2.0**6

@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from ember.backends.cuda import packed  # noqa: E402
+from ember.backends.cuda import packed, packed_few, packed_tables  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {
@@ -43,7 +43,7 @@ def test_a_weight_of_one_row_costs_few_instructions(out, columns, gated, most, t
     options = {"KEEP": plan.keep, "NORM": True, "GATED": gated, "ACT": "silu" if gated else ""}
     options |= {"BIAS": False, "PDL": True}
     constants, file = sizes | ROW | options, tmp_path / "k.cubin"
-    text, usage = compiled(packed._packed_row, constants, file, warps=plan.slabs)
+    text, usage = compiled(packed_few.packed_row, constants, file, warps=plan.slabs)
     assert "STACK:0" in usage, "numbers are spilled to memory"
     assert int(re.search(r"REG:(\d+)", usage)[1]) <= 168
     steps = -(-columns // (128 * plan.slabs))
@@ -66,7 +66,7 @@ def test_a_weight_of_one_row_that_is_added_costs_few_instructions(
     options |= {"PDL": True, "ONCE": True, "RESIDUAL": True}
     constants, file = sizes | ROW | options, tmp_path / "k.cubin"
     extra = {"maxnreg": plan.registers} if plan.registers else {}
-    text, usage = compiled(packed._packed_row, constants, file, POINTERS, plan.slabs, **extra)
+    text, usage = compiled(packed_few.packed_row, constants, file, POINTERS, plan.slabs, **extra)
     assert int(re.search(r"REG:(\d+)", usage)[1]) <= registers
     assert int(re.search(r"STACK:(\d+)", usage)[1]) <= 32, "numbers are spilled to memory"
     steps = -(-columns // (128 * plan.slabs))
@@ -98,7 +98,7 @@ def test_a_weight_of_rows_in_registers_costs_few(columns, splits, gated, tmp_pat
     options = {"GATED": gated, "ACT": "silu" if gated else "", "BIAS": False}
     constants, file = sizes | options | {"SCALED": True, "FAST": True, "PDL": True}, tmp_path / "k"
     bound = {"maxnreg": cut.registers}
-    text, usage = compiled(packed._packed_skinny, constants, file, POINTERS, cut.warps, **bound)
+    text, usage = compiled(packed_few.packed_skinny, constants, file, POINTERS, cut.warps, **bound)
     assert "STACK:0" in usage, "numbers are spilled to memory"
     assert int(re.search(r"REG:(\d+)", usage)[1]) <= 65536 // (3 * 32 * cut.warps)
     steps = -(-columns // (128 * cut.slabs * splits))
@@ -113,7 +113,7 @@ def test_what_is_read_stays_in_its_lane(kind, tmp_path):
     sizes = TABLE | {"K": 4096, "BN": plan.rows, "BW": plan.longs, "AHEAD": plan.ahead}
     options = {"NORM": kind != "summed", "RESIDUAL": kind == "summed", "GATED": kind == "gated"}
     options |= {"ACT": "", "BIAS": False, "PDL": True}
-    kernel, file = packed._packed_matvec, tmp_path / "k.cubin"
+    kernel, file = packed_tables.packed_matvec, tmp_path / "k.cubin"
     text, usage = compiled(kernel, sizes | options, file, TABLES, plan.warps)
     assert "STACK:0" in usage, "numbers are spilled to memory"
     # Sums of a warp's lanes (five steps a row, and of squares), and of warps once.
@@ -127,7 +127,9 @@ def test_a_weight_that_is_looked_up_costs_few_instructions(format, block, most, 
     sizes = MATVEC | TABLE | {"FORMAT": format, "BLOCK": block, "HIGH_FIRST": format == "nf4"}
     sizes |= {"AHEAD": 2}
     options = {"GATED": False, "ACT": "", "BIAS": False, "PDL": True}
-    text, usage = compiled(packed._packed_matvec, sizes | options, tmp_path / "k.cubin", TABLES)
+    text, usage = compiled(
+        packed_tables.packed_matvec, sizes | options, tmp_path / "k.cubin", TABLES
+    )
     assert "STACK:0" in usage, "numbers are spilled to memory"
     found = instructions(text) / (sizes["BN"] * sizes["K"] / 64)
     assert found < most, found
@@ -163,7 +165,7 @@ def test_one_row_in_other_types_compiles(kind, once):
     sizes = {"K": 1040, "BN": 16, "SLABS": 4, "AHEAD": 2, "KEEP": True, "NORM": True}
     options = {"GATED": False, "ACT": "", "BIAS": True, "PDL": True}
     constants = sizes | options | ROW | {"FAST": False, "ONCE": once}
-    made = build(packed._packed_row, constants, POINTERS | dict.fromkeys(names, kind), 4)
+    made = build(packed_few.packed_row, constants, POINTERS | dict.fromkeys(names, kind), 4)
     assert made.metadata.shared <= 232448
 
 
