@@ -41,7 +41,7 @@ SHAPES = {  # (N, K), and what stands around the product
     "head": (151936, 2560, {"norm": True}),
 }
 ROTATED = 256 * 2**20  # bytes; an H200's L2 has 60 MB
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}
 ARCH = Architecture.make(
     model_type="qwen3",
     hidden_size=256,
@@ -125,7 +125,9 @@ def check_products(name: str, dtype) -> list[tuple[bool, str]]:
     dense = packed.dense(weight, dtype)
     same = torch.equal(dense, weight.dense(dtype))
     text = f"{name}, {dtype}: {worst:.1e}, dense equal: {same}"
-    return [(worst < TOLERANCE[dtype] and same, text)]
+    # NF4's values and scales are rounded to bfloat16, and their products: 4.7e-3 on a CPU.
+    thrice = name == "nf4" and dtype == torch.bfloat16
+    return [(worst < (5e-3 if thrice else TOLERANCE[dtype]) and same, text)]
 
 
 def in_registers(x, weight, gated: bool = False, **options):

@@ -284,7 +284,7 @@ class PackedLinear(nn.Module):
                 "They are of another format: load the file into layers of that one"
             )
         if f"{prefix}qdata" in state_dict:
-            self.laid = False
+            self.lay(False)  # also where what is loaded turns out not to fit
         if self.scaled and f"{prefix}qdata" in state_dict:
             state_dict.setdefault(f"{prefix}tensor_scale", torch.ones(1))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -15,7 +15,7 @@ from ember.model.decoder import ACTIVATION_FUNCTIONS
 from ember.model.packed import PACKED, lay
 
 EPS = 1e-5
-CUT = 1e-2  # the interpreter cuts numbers off where the device rounds them
+CUT = 8e-3  # the interpreter cuts numbers off where the device rounds them
 FORMATS = sorted(PACKED)
 SMALL = packed.Plan(rows=4, longs=4, ahead=2, warps=1)
 ROW = packed.RowPlan(rows=16, slabs=2, ahead=2, programs=2, keep=True)

@@ -32,6 +32,8 @@ class Matrix(ctypes.Structure):
         """A weight's, of either kind."""
         if isinstance(weight, Tensor):
             return cls(weight.data_ptr())
+        if weight.laid:
+            raise ValueError("codes are laid for CUDA's kernels: PackedMatrix.lay puts them back")
         tensors = (weight.codes, weight.scales, weight.overall, _table(weight.format))
         addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         ends = (*weight.ends, *[len(weight)] * (3 - len(weight.ends)))

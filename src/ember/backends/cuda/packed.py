@@ -29,7 +29,7 @@ from ember.backends.cuda.packed_codes import (
     scales_for,
     spread,
     store_products,
-    two_of,
+    twos_of,
     value_of,
 )
 from ember.backends.cuda.packed_few import packed_row, packed_skinny
@@ -164,7 +164,7 @@ def _pairs_of_x(x, BW: tl.constexpr, FAST: tl.constexpr):
     LINES: tl.constexpr = x.shape[:-1]
     if FAST:
         x = four_of(tl.reshape(x, LINES + (BW, 4)))
-        xs = (two_of(x[0]), two_of(x[1]), two_of(x[2]), two_of(x[3]))
+        xs = twos_of(x)
     else:
         x = tl.reshape(x, LINES + (BW, 4, 2))
         if len(LINES) == 1:
@@ -403,7 +403,8 @@ def matvec(
     """out (1, N) = x (1, K) · weightᵀ; see `products.matvec`."""
     n, k = out.shape[1], weight.shape[1]
     kinds = {x.dtype, x.dtype if norm is None else norm.dtype}
-    fast = _fast(x) and kinds == {torch.bfloat16}
+    least = (8, 0) if weight.format == "nvfp4" else (8, 6)
+    fast = _fast(x, least) and kinds == {torch.bfloat16}
     inputs = (x if norm is None else norm, out if residual is None else residual)
     inputs += (x if bias is None else bias, n, *_ends(weight), eps)
     options = {
@@ -421,7 +422,7 @@ def matvec(
         tall = plan.rows // (1 + gated)
         tiles = triton.cdiv(n, tall)
         packed_row[(min(tiles, plan.programs),)](
-            *(x, *_operands(weight), out, *inputs),
+            *(x, *_operands(weight)[:3], out, *inputs),
             K=k,
             BN=plan.rows,
             SLABS=plan.slabs,
@@ -543,9 +544,9 @@ def dense(weight: PackedMatrix, dtype: torch.dtype, factor: float = 1.0) -> Tens
     return out
 
 
-def _fast(x: Tensor) -> bool:
-    """Whether the device has the instructions that decode (compute capability 8.6 and later)."""
-    return x.is_cuda and _capability(x.device) >= (8, 6)
+def _fast(x: Tensor, least: tuple[int, int] = (8, 0)) -> bool:
+    """Whether the device has the instructions that decode, by its compute capability."""
+    return x.is_cuda and _capability(x.device) >= least
 
 
 @functools.cache

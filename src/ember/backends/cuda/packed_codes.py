@@ -149,6 +149,12 @@ def two_of(v):
 
 
 @triton.jit
+def twos_of(four):
+    """The same of four."""
+    return two_of(four[0]), two_of(four[1]), two_of(four[2]), two_of(four[3])
+
+
+@triton.jit
 def scales_for(raw, FORMAT: tl.constexpr, FAST: tl.constexpr):
     """Blocks' scales as `planes_of` takes them."""
     if FAST and FORMAT == "nvfp4":
@@ -172,6 +178,20 @@ def laid_pair(words, p: tl.constexpr):
         words = (words << 2) ^ ((words >> 6) & 0x3FFFFFF)
     both = tl.join(words & 0x81C0, (words >> 16) & 0x81C0)
     return (both << 16).to(tl.float32, bitcast=True) * E2M1
+
+
+@triton.jit
+def unscaled_planes(words, FAST: tl.constexpr):
+    """Four planes (…, 2) of words as `lay` puts them, without scales: float32, or where FAST
+    bfloat16, 2**126 too small."""
+    if FAST:
+        return twos_of(
+            tl.inline_asm_elementwise(
+                PAIRS, "=&r,=&r,=&r,=&r,r", [words], dtype=(tl.int32,) * 4, is_pure=True, pack=1
+            )
+        )
+    else:
+        return laid_pair(words, 0), laid_pair(words, 1), laid_pair(words, 2), laid_pair(words, 3)
 
 
 @triton.jit
@@ -203,7 +223,7 @@ def planes_of(
                 "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r", (words, scales) + table,
                 dtype=(tl.int32,) * 4, is_pure=True, pack=1,
             )  # fmt: skip
-        return two_of(four[0]), two_of(four[1]), two_of(four[2]), two_of(four[3])
+        return twos_of(four)
     else:
         planes = ()
         for p in tl.static_range(4):

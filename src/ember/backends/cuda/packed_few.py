@@ -24,13 +24,11 @@ from ember.backends.cuda.packed_codes import (
     E2M1,
     HALF_REST,
     NORMED_RAISED,
-    PAIRS,
     RAISE,
     RAISED,
     TWO_SCALES,
     even_and_odd,
     four_of,
-    laid_pair,
     overall_of,
     planes_of,
     scale_of,
@@ -38,6 +36,7 @@ from ember.backends.cuda.packed_codes import (
     spread,
     store_products,
     two_of,
+    unscaled_planes,
 )
 from ember.backends.cuda.products import activated
 
@@ -339,46 +338,49 @@ def _normed_raised(x, by, FAST: tl.constexpr):
         )
     else:
         low = (x << 16).to(tl.float32, bitcast=True) * (by << 16).to(tl.float32, bitcast=True)
-        high = (x & -65536).to(tl.float32, bitcast=True) * (by & -65536).to(
-            tl.float32, bitcast=True
-        )
-        low = low.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-        return low | (high.to(tl.bfloat16).to(tl.int16, bitcast=True).to(tl.int32) << 16)
+        x = (x & -65536).to(tl.float32, bitcast=True)
+        high = x * (by & -65536).to(tl.float32, bitcast=True)
+        return ((_rounded(low) >> 16) & 0xFFFF) | (_rounded(high) & -65536)
 
 
 @triton.jit
-def _row_sums(
-    acc, words, pairs, xs, table_ptr, FAST: tl.constexpr
+def _rounded(x):
+    """Bits of float32 whose upper half is the nearest bfloat16 (the interpreter would cut off)."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits + 0x7FFF + ((bits >> 16) & 1)
+
+
+@triton.jit
+def _add_step(
+    acc, words, pairs, xs, x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step: tl.constexpr,
+    K: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr, KEEP: tl.constexpr,
+    NORM: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """acc (SLABS, BN, 4) and what a step adds: a block's sums are its own column's, multiplied by
     its scale (2**8 too small where FAST) in float32."""
-    one, two = _sides(words)
+    if KEEP:
+        x = xs[4 * step : 4 * step + 4]
+    else:
+        x = _x_of_row(
+            x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step, K, WIDE, EVEN, NORM, FAST
+        )
     raw = _lines(pairs, words.shape[1]).to(tl.int32) & 0xFFFF
     SHAPE: tl.constexpr = (raw.shape[0], raw.shape[1])
     if FAST:
         scale, other = tl.inline_asm_elementwise(
             TWO_SCALES, "=f,=f,r", [raw], dtype=(tl.float32, tl.float32), is_pure=True, pack=1
         )
-        # Not scaled yet.
-        a = tl.inline_asm_elementwise(
-            PAIRS, "=&r,=&r,=&r,=&r,r", [one], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-        )
-        b = tl.inline_asm_elementwise(
-            PAIRS, "=&r,=&r,=&r,=&r,r", [two], dtype=(tl.int32,) * 4, is_pure=True, pack=1
-        )
-        one = (two_of(a[0]), two_of(a[1]), two_of(a[2]), two_of(a[3]))
-        two = (two_of(b[0]), two_of(b[1]), two_of(b[2]), two_of(b[3]))
     else:
         scale, other = scale_of(raw & 255, "nvfp4"), scale_of(raw >> 8, "nvfp4")
-        one = (laid_pair(one, 0), laid_pair(one, 1), laid_pair(one, 2), laid_pair(one, 3))
-        two = (laid_pair(two, 0), laid_pair(two, 1), laid_pair(two, 2), laid_pair(two, 3))
+    one, two = _sides(words)
+    one, two = unscaled_planes(one, FAST), unscaled_planes(two, FAST)
     first = tl.zeros(SHAPE + (8,), tl.float32)
     second = tl.zeros(SHAPE + (8,), tl.float32)
     for p in tl.static_range(4):
         a = tl.reshape(one[p], SHAPE + (16,))
-        first = tl.dot(a, xs[p], first, input_precision="ieee")
+        first = tl.dot(a, x[p], first, input_precision="ieee")
         b = tl.reshape(two[p], SHAPE + (16,))
-        second = tl.dot(b, xs[p], second, input_precision="ieee")
+        second = tl.dot(b, x[p], second, input_precision="ieee")
     even, _ = even_and_odd(first)
     _, odd = even_and_odd(second)
     return acc + even * scale + odd * other
@@ -390,7 +392,6 @@ def packed_row(
     words_ptr,  # (N, K / 8) int32, or (2 N, K / 8) where GATED
     scales_ptr,  # (N, K / 16) uint8
     overall_ptr,  # (parts,)
-    table_ptr,  # (16,)
     out_ptr,  # (1, N)
     norm_ptr,  # (K,)
     residual_ptr,  # (1, N)
@@ -460,13 +461,10 @@ def packed_row(
     if ONCE:
         acc = tl.zeros((SLABS, BN, 4), tl.float32)
         for step in tl.static_range(STEPS):
-            if KEEP:
-                x = xs[4 * step : 4 * step + 4]
-            else:
-                x = _x_of_row(
-                    x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step, K, WIDE, EVEN, NORM, FAST
-                )
-            acc = _row_sums(acc, tiles[0], tiles[1], x, table_ptr, FAST)
+            acc = _add_step(
+                acc, tiles[0], tiles[1], xs, x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step,
+                K, WIDE, EVEN, KEEP, NORM, FAST,
+            )  # fmt: skip
             tiles = tiles[2:]
             if step + EARLY < STEPS:
                 tiles = tiles + _words_and_scales(
@@ -481,42 +479,19 @@ def packed_row(
         for first in tl.range(start, N, further, num_stages=1):
             acc = tl.zeros((SLABS, BN, 4), tl.float32)
             for step in tl.static_range(STEPS):
-                if KEEP:
-                    x = xs[4 * step : 4 * step + 4]
-                else:
-                    x = _x_of_row(
-                        x_ptr,
-                        norm_ptr,
-                        x_pairs,
-                        norm_pairs,
-                        at,
-                        slab,
-                        step,
-                        K,
-                        WIDE,
-                        EVEN,
-                        NORM,
-                        FAST,
-                    )
-                acc = _row_sums(acc, tiles[0], tiles[1], x, table_ptr, FAST)
+                acc = _add_step(
+                    acc, tiles[0], tiles[1], xs, x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab,
+                    step, K, WIDE, EVEN, KEEP, NORM, FAST,
+                )  # fmt: skip
                 if step + EARLY == STEPS:
                     words += further * WORDS
                     scales += further * (K // 32 if K % 32 == 0 else K // 16)
                     rows += further
                     lines += further
                 tiles = tiles[2:] + _words_and_scales(
-                    words,
-                    rows,
-                    columns,
-                    scales,
-                    lines,
-                    pairs,
-                    N,
-                    (step + EARLY) % STEPS,
-                    K,
-                    WIDE,
+                    words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
                     EVEN,
-                )
+                )  # fmt: skip
             _store_rows(
                 acc, factor, first, out_ptr, residual_ptr, overall_ptr, bias_ptr, N, FIRST, SECOND,
                 BN, SCALED, GATED, ACT, RESIDUAL, BIAS,
