@@ -34,7 +34,7 @@ ROW = {"ONCE": False, "RESIDUAL": False, "SCALED": True, "FAST": True}
 
 @pytest.mark.parametrize(
     ("out", "columns", "gated", "most"),
-    [(19456, 2560, True, 2.0), (6144, 2560, False, 2.0), (151936, 2560, False, 2.0)],
+    [(19456, 2560, True, 2.0), (151936, 2560, False, 2.0)],
 )
 def test_a_weight_of_one_row_costs_few_instructions(out, columns, gated, most, tmp_path):
     """Three programs fit on a multiprocessor; nothing but sums of warps is exchanged."""
@@ -54,16 +54,23 @@ def test_a_weight_of_one_row_costs_few_instructions(out, columns, gated, most, t
 
 
 @pytest.mark.parametrize(
-    ("columns", "registers", "most"), [(4096, 168, 2.6), (9728, 128, 2.6), (1040, 168, 4.5)]
+    ("out", "columns", "summed", "registers", "most"),
+    [
+        (6144, 2560, False, 168, 2.9),
+        (2560, 4096, True, 168, 2.6),
+        (2560, 9728, True, 128, 2.6),
+        (2560, 1040, True, 168, 4.5),
+    ],
 )
-def test_a_weight_of_one_row_that_is_added_costs_few_instructions(
-    columns, registers, most, tmp_path
+def test_a_weight_of_one_row_costs_few_instructions_where_each_tile_has_a_program(
+    out, columns, summed, registers, most, tmp_path
 ):
     """All that a program reads is on its way at once, or as much as its registers hold."""
-    plan = packed.row_plan(2560, columns, summed=True)
+    plan = packed.row_plan(out, columns, summed=summed)
+    assert plan.programs == -(-out // plan.rows)
     sizes = {"K": columns, "BN": plan.rows, "SLABS": plan.slabs, "AHEAD": plan.ahead}
-    options = {"KEEP": plan.keep, "NORM": False, "GATED": False, "ACT": "", "BIAS": False}
-    options |= {"PDL": True, "ONCE": True, "RESIDUAL": True}
+    options = {"KEEP": plan.keep, "NORM": not summed, "GATED": False, "ACT": "", "BIAS": False}
+    options |= {"PDL": True, "ONCE": True, "RESIDUAL": summed}
     constants, file = sizes | ROW | options, tmp_path / "k.cubin"
     extra = {"maxnreg": plan.registers} if plan.registers else {}
     text, usage = compiled(packed_few.packed_row, constants, file, POINTERS, plan.slabs, **extra)

@@ -428,7 +428,7 @@ def matvec(
             SLABS=plan.slabs,
             AHEAD=plan.ahead,
             KEEP=plan.keep,
-            ONCE=summed and plan.programs >= tiles,
+            ONCE=plan.programs >= tiles,
             SCALED=weight.overall is not None,
             **options,
             num_warps=plan.slabs,

@@ -133,24 +133,33 @@ def _columns_of_tile(slab, p: tl.constexpr):
 
 
 @triton.jit
-def _first_rows(out, at, overall_ptr, bias_ptr, N, FIRST, SECOND, BN: tl.constexpr,
-    SCALED: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr, BIAS: tl.constexpr,
+def _after_sums(
+    at, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED: tl.constexpr, GATED: tl.constexpr,
+    BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Sums (BN, B) with what comes after them, (TALL, B); `at`: rows (TALL,)."""
+    """Of rows `at` (TALL,), where GATED of those of up as well: overall scales and biases. Loaded
+    before the sums are there, which would wait for them."""
+    by = overall_of(overall_ptr, at, FIRST, SECOND, SCALED)
+    up_by = overall_of(overall_ptr, at + N, FIRST, SECOND, SCALED and GATED)
+    bias, up_bias = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
+    if BIAS:
+        bias = tl.load(bias_ptr + at, mask=at < N, other=0.0).to(tl.float32)
+        if GATED:
+            up_bias = tl.load(bias_ptr + N + at, mask=at < N, other=0.0).to(tl.float32)
+    return by, up_by, bias, up_bias
+
+
+@triton.jit
+def _first_rows(out, after, BN: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr):
+    """Sums (BN, B) with what comes after them, (TALL, B)."""
     BOTH: tl.constexpr = 2 if GATED else 1
     TALL: tl.constexpr = BN // BOTH
     COLUMNS: tl.constexpr = out.shape[1]
     out = tl.reshape(out, (BN // 8 // BOTH, BOTH, 8, COLUMNS))
     if GATED:
         out, up = tl.split(tl.permute(out, (0, 2, 3, 1)))
-        up = tl.reshape(up, (TALL, COLUMNS))
-        up *= overall_of(overall_ptr, at + N, FIRST, SECOND, SCALED)[:, None]
-        if BIAS:
-            up += tl.load(bias_ptr + N + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
-    out = tl.reshape(out, (TALL, COLUMNS))
-    out *= overall_of(overall_ptr, at, FIRST, SECOND, SCALED)[:, None]
-    if BIAS:
-        out += tl.load(bias_ptr + at, mask=at < N, other=0.0).to(tl.float32)[:, None]
+        up = tl.reshape(up, (TALL, COLUMNS)) * after[1][:, None] + after[3][:, None]
+    out = tl.reshape(out, (TALL, COLUMNS)) * after[0][:, None] + after[2][:, None]
     out = activated(out, ACT)
     if GATED:
         out *= up
@@ -250,6 +259,8 @@ def packed_skinny(
     batch = tl.arange(0, 8)
     further = tl.num_programs(0) * TALL
     for first in tl.range(tl.program_id(0) * TALL, N, further, num_stages=1):
+        at = first + tl.arange(0, TALL)
+        after = _after_sums(at, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
         # Of h = 0 and of 1: neither waits for the other.
         acc = tl.zeros((SLABS, BN, 8), tl.float32)
         other = tl.zeros((SLABS, BN, 8), tl.float32)
@@ -276,10 +287,7 @@ def packed_skinny(
         out = tl.sum(acc + other, 0)
         if FAST:
             out *= HALF_REST
-        at = first + tl.arange(0, TALL)
-        out = _first_rows(
-            out, at, overall_ptr, bias_ptr, N, FIRST, SECOND, BN, SCALED, GATED, ACT, BIAS
-        )
+        out = _first_rows(out, after, BN, GATED, ACT)
         store_products(out_ptr, out, at, batch, split, M, N)
 
 
@@ -445,19 +453,20 @@ def packed_row(
     at += tl.arange(0, 4)[None, None, :]
     x_pairs = tl.max_contiguous(x_ptr.to(tl.pointer_type(tl.int32)) + at, (2, 1, 4))
     norm_pairs = tl.max_contiguous(norm_ptr.to(tl.pointer_type(tl.int32)) + at, (2, 1, 4))
+    start = tl.program_id(0) * TALL + tl.arange(0, TALL)
+    after = _after_sums(start, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
     if PDL:
         gdc_wait()
+    before = _residual(residual_ptr, start, N, RESIDUAL)
     xs = ()
     for step in tl.static_range(STEPS if KEEP else 0):
         xs = xs + _x_of_row(
             x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step, K, WIDE, EVEN, NORM, FAST
         )
-    factor = 1.0
+    squares = tl.zeros((256 * SLABS,), tl.float32)
     if NORM:
-        factor = _row_factor(x_ptr, eps, K, 256 * SLABS)
-    if FAST:
-        factor *= E2M1 / RAISE * 256.0
-    start = tl.program_id(0) * TALL
+        squares = _squares(x_ptr, K, 256 * SLABS)
+    factor = 1.0
     if ONCE:
         acc = tl.zeros((SLABS, BN, 4), tl.float32)
         for step in tl.static_range(STEPS):
@@ -470,13 +479,14 @@ def packed_row(
                 tiles = tiles + _words_and_scales(
                     words, rows, columns, scales, lines, pairs, N, step + EARLY, K, WIDE, EVEN
                 )
-        _store_rows(
-            acc, factor, start, out_ptr, residual_ptr, overall_ptr, bias_ptr, N, FIRST, SECOND, BN,
-            SCALED, GATED, ACT, RESIDUAL, BIAS,
-        )  # fmt: skip
+        factor = _factor(squares, eps, K, NORM, FAST)
+        _store_rows(acc, factor, start, after, before, out_ptr, N, BN, GATED, ACT)
     else:
         further = tl.num_programs(0) * TALL
-        for first in tl.range(start, N, further, num_stages=1):
+        for first in tl.range(tl.program_id(0) * TALL, N, further, num_stages=1):
+            spots = first + tl.arange(0, TALL)
+            after = _after_sums(spots, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
+            before = _residual(residual_ptr, spots, N, RESIDUAL)
             acc = tl.zeros((SLABS, BN, 4), tl.float32)
             for step in tl.static_range(STEPS):
                 acc = _add_step(
@@ -492,36 +502,48 @@ def packed_row(
                     words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
                     EVEN,
                 )  # fmt: skip
-            _store_rows(
-                acc, factor, first, out_ptr, residual_ptr, overall_ptr, bias_ptr, N, FIRST, SECOND,
-                BN, SCALED, GATED, ACT, RESIDUAL, BIAS,
-            )  # fmt: skip
+            if first == tl.program_id(0) * TALL:  # here, so that no product waits for it
+                factor = _factor(squares, eps, K, NORM, FAST)
+            _store_rows(acc, factor, spots, after, before, out_ptr, N, BN, GATED, ACT)
 
 
 @triton.jit
-def _row_factor(x_ptr, eps, K: tl.constexpr, SOME: tl.constexpr):
-    """One over the root mean square of x."""
+def _residual(residual_ptr, at, N, RESIDUAL: tl.constexpr):
+    """What rows `at` are added to, in float32; zeros where there is none."""
+    before = tl.zeros(at.shape, tl.float32)
+    if RESIDUAL:
+        before = tl.load(residual_ptr + at, mask=at < N, other=0.0).to(tl.float32)
+    return before
+
+
+@triton.jit
+def _squares(x_ptr, K: tl.constexpr, SOME: tl.constexpr):
+    """Sums of squares (SOME,) of x."""
     squares = tl.zeros((SOME,), tl.float32)
     for step in tl.static_range((K + SOME - 1) // SOME):
         at = step * SOME + tl.arange(0, SOME)
         x = tl.load(x_ptr + at, mask=at < K, other=0.0).to(tl.float32)
         squares += x * x
-    return tl.rsqrt(tl.sum(squares) / K + eps)
+    return squares
+
+
+@triton.jit
+def _factor(squares, eps, K: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr):
+    """One over the root mean square of x, and what sums are too small."""
+    factor = 1.0
+    if NORM:
+        factor = tl.rsqrt(tl.sum(squares) / K + eps)
+    if FAST:
+        factor *= E2M1 / RAISE * 256.0
+    return factor
 
 
 @triton.jit
 def _store_rows(
-    acc, factor, first, out_ptr, residual_ptr, overall_ptr, bias_ptr, N, FIRST, SECOND,
-    BN: tl.constexpr, SCALED: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr,
-    RESIDUAL: tl.constexpr, BIAS: tl.constexpr,
+    acc, factor, at, after, before, out_ptr, N, BN: tl.constexpr, GATED: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
-    """Sums (SLABS, BN, 4) of one row."""
-    at = first + tl.arange(0, BN // 2 if GATED else BN)
-    sums = tl.sum(tl.sum(acc, 2), 0)[:, None] * factor
-    out = _first_rows(
-        sums, at, overall_ptr, bias_ptr, N, FIRST, SECOND, BN, SCALED, GATED, ACT, BIAS
-    )
-    out = tl.reshape(out, at.shape)
-    if RESIDUAL:
-        out += tl.load(residual_ptr + at, mask=at < N, other=0.0).to(tl.float32)
+    """Rows `at` of one row's product, of sums (SLABS, BN, 4); `before`: what they are added to."""
+    out = _first_rows(tl.sum(tl.sum(acc, 2), 0)[:, None] * factor, after, BN, GATED, ACT)
+    out = tl.reshape(out, at.shape) + before
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=at < N)
