@@ -137,8 +137,8 @@ def _after_sums(
     at, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED: tl.constexpr, GATED: tl.constexpr,
     BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Of rows `at` (TALL,), where GATED of those of up as well: overall scales and biases. Loaded
-    before the sums are there, which would wait for them."""
+    """Overall scales and biases of rows `at` (TALL,), and where GATED of those of up. Loaded
+    before their sums are there, so that nothing waits for them afterwards."""
     by = overall_of(overall_ptr, at, FIRST, SECOND, SCALED)
     up_by = overall_of(overall_ptr, at + N, FIRST, SECOND, SCALED and GATED)
     bias, up_bias = tl.zeros(at.shape, tl.float32), tl.zeros(at.shape, tl.float32)
@@ -151,15 +151,16 @@ def _after_sums(
 
 @triton.jit
 def _first_rows(out, after, BN: tl.constexpr, GATED: tl.constexpr, ACT: tl.constexpr):
-    """Sums (BN, B) with what comes after them, (TALL, B)."""
+    """Sums (BN, B) with what comes after them, (TALL, B); `after`: see `_after_sums`."""
+    by, up_by, bias, up_bias = after
     BOTH: tl.constexpr = 2 if GATED else 1
     TALL: tl.constexpr = BN // BOTH
     COLUMNS: tl.constexpr = out.shape[1]
     out = tl.reshape(out, (BN // 8 // BOTH, BOTH, 8, COLUMNS))
     if GATED:
         out, up = tl.split(tl.permute(out, (0, 2, 3, 1)))
-        up = tl.reshape(up, (TALL, COLUMNS)) * after[1][:, None] + after[3][:, None]
-    out = tl.reshape(out, (TALL, COLUMNS)) * after[0][:, None] + after[2][:, None]
+        up = tl.reshape(up, (TALL, COLUMNS)) * up_by[:, None] + up_bias[:, None]
+    out = tl.reshape(out, (TALL, COLUMNS)) * by[:, None] + bias[:, None]
     out = activated(out, ACT)
     if GATED:
         out *= up
