@@ -56,7 +56,7 @@ def test_a_weight_of_one_row_costs_few_instructions(out, columns, gated, most, t
 @pytest.mark.parametrize(
     ("out", "columns", "summed", "registers", "most"),
     [
-        (6144, 2560, False, 168, 2.9),
+        (6144, 2560, False, 168, 2.8),
         (2560, 4096, True, 168, 2.6),
         (2560, 9728, True, 128, 2.6),
         (2560, 1040, True, 168, 4.5),
@@ -75,7 +75,11 @@ def test_a_weight_of_one_row_costs_few_instructions_where_each_tile_has_a_progra
     extra = {"maxnreg": plan.registers} if plan.registers else {}
     text, usage = compiled(packed_few.packed_row, constants, file, POINTERS, plan.slabs, **extra)
     assert int(re.search(r"REG:(\d+)", usage)[1]) <= registers
-    assert int(re.search(r"STACK:(\d+)", usage)[1]) <= 32, "numbers are spilled to memory"
+    most_spilled = 32 if summed else 0
+    assert int(re.search(r"STACK:(\d+)", usage)[1]) <= most_spilled, "numbers are spilled to memory"
+    if not summed:  # nothing but sums of warps is exchanged
+        assert text.count("SHFL") < 40
+        assert text.count("STS") < 8
     steps = -(-columns // (128 * plan.slabs))
     found = instructions(text) / (plan.rows * steps * 128 / 32)
     assert found < most, found

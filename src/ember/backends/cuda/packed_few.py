@@ -436,9 +436,8 @@ def packed_row(
     BOTH: tl.constexpr = 2 if GATED else 1
     TALL: tl.constexpr = BN // BOTH
     slab = tl.arange(0, SLABS)
-    words, rows, columns, scales, lines, pairs = _of_lanes(
-        tl.program_id(0) * TALL, 0, N, K, BN, SLABS, BOTH
-    )
+    begin = tl.program_id(0) * TALL
+    words, rows, columns, scales, lines, pairs = _of_lanes(begin, 0, N, K, BN, SLABS, BOTH)
     words = tl.max_contiguous(words_ptr + words, (4, 2, 1, 8))
     if K % 32 == 0:
         scales_ptr = scales_ptr.to(tl.pointer_type(tl.int16))
@@ -454,11 +453,11 @@ def packed_row(
     at += tl.arange(0, 4)[None, None, :]
     x_pairs = tl.max_contiguous(x_ptr.to(tl.pointer_type(tl.int32)) + at, (2, 1, 4))
     norm_pairs = tl.max_contiguous(norm_ptr.to(tl.pointer_type(tl.int32)) + at, (2, 1, 4))
-    start = tl.program_id(0) * TALL + tl.arange(0, TALL)
-    after = _after_sums(start, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
+    spots = begin + tl.arange(0, TALL)
+    after = _after_sums(spots, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
     if PDL:
         gdc_wait()
-    before = _residual(residual_ptr, start, N, RESIDUAL)
+    before = _residual(residual_ptr, spots, N, RESIDUAL)
     xs = ()
     for step in tl.static_range(STEPS if KEEP else 0):
         xs = xs + _x_of_row(
@@ -481,10 +480,10 @@ def packed_row(
                     words, rows, columns, scales, lines, pairs, N, step + EARLY, K, WIDE, EVEN
                 )
         factor = _factor(squares, eps, K, NORM, FAST)
-        _store_rows(acc, factor, start, after, before, out_ptr, N, BN, GATED, ACT)
+        _store_rows(acc, factor, spots, after, before, out_ptr, N, BN, GATED, ACT)
     else:
         further = tl.num_programs(0) * TALL
-        for first in tl.range(tl.program_id(0) * TALL, N, further, num_stages=1):
+        for first in tl.range(begin, N, further, num_stages=1):
             spots = first + tl.arange(0, TALL)
             after = _after_sums(spots, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
             before = _residual(residual_ptr, spots, N, RESIDUAL)
@@ -503,7 +502,7 @@ def packed_row(
                     words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
                     EVEN,
                 )  # fmt: skip
-            if first == tl.program_id(0) * TALL:  # here, so that no product waits for it
+            if first == begin:  # here, so that no product waits for it
                 factor = _factor(squares, eps, K, NORM, FAST)
             _store_rows(acc, factor, spots, after, before, out_ptr, N, BN, GATED, ACT)
 
@@ -530,7 +529,7 @@ def _squares(x_ptr, K: tl.constexpr, SOME: tl.constexpr):
 
 @triton.jit
 def _factor(squares, eps, K: tl.constexpr, NORM: tl.constexpr, FAST: tl.constexpr):
-    """One over the root mean square of x, and what sums are too small."""
+    """One over the root mean square of x, times what sums are too small by."""
     factor = 1.0
     if NORM:
         factor = tl.rsqrt(tl.sum(squares) / K + eps)
