@@ -93,9 +93,9 @@ def test_one_row_of_all_cuts(keep, summed, ahead, columns, dtype):
 
 def test_a_row_is_cut_by_what_registers_hold():
     cut = packed.row_plan
-    assert cut(19456, 2560, summed=False) == packed.RowPlan(16, 4, 5, 396, keep=True)
+    assert cut(19456, 2560, summed=False) == packed.RowPlan(16, 4, 5, 304, keep=True)
     assert cut(6144, 2560, summed=False).programs == 384
-    assert cut(6144, 8192, summed=False) == packed.RowPlan(16, 8, 5, 198, keep=True)
+    assert cut(6144, 8192, summed=False) == packed.RowPlan(16, 8, 5, 192, keep=True)
     assert not cut(6144, 32768, summed=False).keep
     assert cut(2560, 4096, summed=True) == packed.RowPlan(16, 4, 8, 160, keep=True)
     assert cut(2560, 9728, summed=True) == packed.RowPlan(16, 8, 6, 160, keep=False, registers=128)
@@ -134,9 +134,13 @@ def test_some_rows(name, variant, dtype):
 
 @pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split"])
 @pytest.mark.parametrize(("columns", "slabs", "ahead"), [(192, 1, 2), (1024, 4, 3), (336, 2, 3)])
-@pytest.mark.parametrize(("rows", "dtype"), [(2, torch.float32), (8, torch.bfloat16)])
-def test_rows_that_stay_in_registers(variant, columns, slabs, ahead, rows, dtype):
-    """Fewer programs than tiles, tiles and columns that are not whole, an odd number of blocks."""
+@pytest.mark.parametrize(
+    ("rows", "dtype", "programs"),
+    [(2, torch.float32, 2), (8, torch.bfloat16, 2), (3, torch.float32, 5)],
+)
+def test_rows_that_stay_in_registers(variant, columns, slabs, ahead, rows, dtype, programs):
+    """A program for each tile or fewer, tiles and columns that are not whole, an odd number of
+    blocks."""
     gated, splits = variant == "gated", 2 if variant == "split" else 1
     parts = (40, 40) if gated else (30, 7, 11)
     weight, bias = weight_of("nvfp4", *parts, columns=columns), None
@@ -149,7 +153,7 @@ def test_rows_that_stay_in_registers(variant, columns, slabs, ahead, rows, dtype
         gate, up = exact.chunk(2, 1)
         exact = ACTIVATION_FUNCTIONS["gelu"](gate) * up
     out = torch.full((splits, rows, n) if splits > 1 else (rows, n), float("nan"))
-    tiling = packed.Tiling(8, 16, 16, ahead, slabs, slabs, splits, programs=2)
+    tiling = packed.Tiling(8, 16, 16, ahead, slabs, slabs, splits, programs=programs)
     options = {"gated": True, "act": "gelu"} if gated else {"bias": bias}
     packed.wide(x, weight, out, tiling=tiling, **options)
     assert relative(out.sum(0) if splits > 1 else out, exact) < 1e-6
@@ -169,11 +173,14 @@ def test_columns_are_shared_so_that_x_fits_in_registers():
         return packed.skinny_tiling(matrix, summed=summed)
 
     down, gate_up, wide = cut(2560, 9728, True), cut(19456, 2560, False), cut(6144, 8192, False)
-    assert (down.splits, down.programs, down.slabs) == (5, 79, 4)
-    assert (gate_up.splits, gate_up.programs, gate_up.slabs) == (1, 396, 4)
-    assert (wide.splits, wide.programs, wide.slabs, wide.warps) == (1, 198, 8, 8)
+    assert (down.splits, down.programs, down.slabs, down.ahead) == (4, 80, 4, 5)
+    assert (gate_up.splits, gate_up.programs, gate_up.slabs, gate_up.ahead) == (1, 304, 4, 3)
+    assert (wide.splits, wide.programs, wide.slabs, wide.warps) == (1, 192, 8, 8)
+    qkv, o, long = cut(6144, 2560, False), cut(2560, 4096, True), cut(6144, 4096, False)
+    assert (qkv.programs, qkv.ahead, o.splits, o.programs, o.ahead) == (384, 5, 2, 160, 5)
+    assert (long.programs, long.ahead) == (384, 3), "eight steps leave no room for a whole tile"
     assert cut(512, 16384, False) is None, "one share of so many columns is too much"
-    assert cut(512, 16384, True).splits == 8
+    assert cut(512, 16384, True).splits == 7
     assert cut(512, 256, False, "nf4") is None
 
 

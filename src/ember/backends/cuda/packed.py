@@ -288,7 +288,7 @@ KEPT = 8  # steps whose columns of x stay in registers
 SKINNY = Tiling(
     batch=8, rows=16, words=16, ahead=3, warps=4, slabs=4, programs=RESIDENT, registers=168
 )
-SHARE, MOST_SHARE = 4, 8  # steps, where columns are split, and where they cannot be
+SHARE, MOST_SHARE = 5, 8  # steps, where columns are split, and where they cannot be
 MOST_BATCH = 64  # rows of x of one program
 MOST_ROWS = 128
 # Of more than 16 rows of x. Fewer leave the device idle, and a dense weight is faster: of 64 rows o
@@ -310,7 +310,7 @@ def row_plan(out: int, columns: int, *, summed: bool) -> RowPlan:
     steps = -(-columns // (LONG * WORD * slabs))
     tiles = -(-out // 16)
     if not summed:
-        return RowPlan(16, slabs, 5, min(tiles, RESIDENT * 4 // slabs), keep=steps <= KEPT)
+        return RowPlan(16, slabs, 5, _programs(tiles, RESIDENT * 4 // slabs), keep=steps <= KEPT)
     if slabs == 4:
         return RowPlan(16, slabs, 8, tiles, keep=True)
     return RowPlan(16, 8, 6, tiles, keep=False, registers=128)
@@ -355,9 +355,18 @@ def skinny_tiling(weight: PackedMatrix | Tensor, *, summed: bool) -> Tiling | No
         steps = -(-columns // (WORD * SKINNY.words * slabs))
         splits = -(-steps // SHARE) if summed else 1
         if steps <= MOST_SHARE * splits:
-            programs = min(tiles, SKINNY.programs * SKINNY.slabs // (slabs * splits))
-            return replace(SKINNY, warps=slabs, slabs=slabs, splits=splits, programs=programs)
+            programs = _programs(tiles, SKINNY.programs * SKINNY.slabs // (slabs * splits))
+            # Where little else stands in registers, a whole tile does.
+            whole = steps <= SHARE * splits and (summed or programs == tiles)
+            ahead = SHARE if whole else SKINNY.ahead
+            cut = {"ahead": ahead, "warps": slabs, "slabs": slabs, "splits": splits}
+            return replace(SKINNY, programs=programs, **cut)
     return None
+
+
+def _programs(tiles: int, most: int) -> int:
+    """As few as take no more turns than `most` do: each has as many tiles as the others."""
+    return -(-tiles // -(-tiles // most))
 
 
 def x_stays(layer) -> bool:
@@ -490,6 +499,7 @@ def wide(
             SLABS=tiling.slabs,
             SPLITS=tiling.splits,
             AHEAD=tiling.ahead,
+            ONCE=tiling.programs * (tiling.rows // (1 + gated)) >= n,
             SCALED=weight.overall is not None,
             **options,
             num_warps=tiling.warps,

@@ -213,6 +213,7 @@ def packed_skinny(
     SLABS: tl.constexpr,  # of 16 words, each with a warp of its own
     SPLITS: tl.constexpr,
     AHEAD: tl.constexpr,  # tiles in flight
+    ONCE: tl.constexpr,  # there is a program for each tile
     SCALED: tl.constexpr,
     FAST: tl.constexpr,
     GATED: tl.constexpr,
@@ -234,9 +235,8 @@ def packed_skinny(
     split = tl.program_id(1)
     slab = tl.arange(0, SLABS)
     begin = split * (STEPS * WIDE)
-    words, rows, columns, scales, lines, pairs = _of_lanes(
-        tl.program_id(0) * TALL, begin, N, K, BN, SLABS, BOTH
-    )
+    own = tl.program_id(0) * TALL
+    words, rows, columns, scales, lines, pairs = _of_lanes(own, begin, N, K, BN, SLABS, BOTH)
     words = tl.max_contiguous(words_ptr + words, (4, 2, 1, 8))
     if K % 32 == 0:
         scales_ptr = scales_ptr.to(tl.pointer_type(tl.int16))
@@ -252,16 +252,19 @@ def packed_skinny(
     row = row % 8
     x_pairs = x_ptr.to(tl.pointer_type(tl.int32)) + row * (K // 2) + spots
     x_pairs = tl.max_contiguous(x_pairs, (2, 1, 4))
+    at = own + tl.arange(0, TALL)
+    after = _after_sums(at, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
     if PDL:
         gdc_wait()
     xs = ()
     for step in tl.static_range(STEPS):
         xs = xs + _x_of_rows(x_ptr, x_pairs, row, spots, begin, slab, step, M, K, WIDE, EVEN, FAST)
     batch = tl.arange(0, 8)
-    further = tl.num_programs(0) * TALL
-    for first in tl.range(tl.program_id(0) * TALL, N, further, num_stages=1):
-        at = first + tl.arange(0, TALL)
-        after = _after_sums(at, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
+    further = TALL if ONCE else tl.num_programs(0) * TALL
+    for first in tl.range(own, own + TALL if ONCE else N, further, num_stages=1):
+        if not ONCE:
+            at = first + tl.arange(0, TALL)
+            after = _after_sums(at, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
         # Of h = 0 and of 1: neither waits for the other.
         acc = tl.zeros((SLABS, BN, 8), tl.float32)
         other = tl.zeros((SLABS, BN, 8), tl.float32)
@@ -282,9 +285,13 @@ def packed_skinny(
                 scales += further * (K // 32 if K % 32 == 0 else K // 16)
                 rows += further
                 lines += further
-            tiles = tiles[2:] + _words_and_scales(
-                words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE, EVEN
-            )
+            following = tiles[:2]  # of no tile
+            if step + EARLY < STEPS or not ONCE:
+                following = _words_and_scales(
+                    words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
+                    EVEN,
+                )  # fmt: skip
+            tiles = tiles[2:] + following
         out = tl.sum(acc + other, 0)
         if FAST:
             out *= HALF_REST
@@ -467,44 +474,34 @@ def packed_row(
     if NORM:
         squares = _squares(x_ptr, K, 256 * SLABS)
     factor = 1.0
-    if ONCE:
+    further = TALL if ONCE else tl.num_programs(0) * TALL
+    for first in tl.range(begin, begin + TALL if ONCE else N, further, num_stages=1):
+        if not ONCE:
+            spots = first + tl.arange(0, TALL)
+            after = _after_sums(spots, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
+            before = _residual(residual_ptr, spots, N, RESIDUAL)
         acc = tl.zeros((SLABS, BN, 4), tl.float32)
         for step in tl.static_range(STEPS):
             acc = _add_step(
                 acc, tiles[0], tiles[1], xs, x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab, step,
                 K, WIDE, EVEN, KEEP, NORM, FAST,
             )  # fmt: skip
-            tiles = tiles[2:]
-            if step + EARLY < STEPS:
-                tiles = tiles + _words_and_scales(
-                    words, rows, columns, scales, lines, pairs, N, step + EARLY, K, WIDE, EVEN
-                )
-        factor = _factor(squares, eps, K, NORM, FAST)
-        _store_rows(acc, factor, spots, after, before, out_ptr, N, BN, GATED, ACT)
-    else:
-        further = tl.num_programs(0) * TALL
-        for first in tl.range(begin, N, further, num_stages=1):
-            spots = first + tl.arange(0, TALL)
-            after = _after_sums(spots, overall_ptr, bias_ptr, N, FIRST, SECOND, SCALED, GATED, BIAS)
-            before = _residual(residual_ptr, spots, N, RESIDUAL)
-            acc = tl.zeros((SLABS, BN, 4), tl.float32)
-            for step in tl.static_range(STEPS):
-                acc = _add_step(
-                    acc, tiles[0], tiles[1], xs, x_ptr, norm_ptr, x_pairs, norm_pairs, at, slab,
-                    step, K, WIDE, EVEN, KEEP, NORM, FAST,
-                )  # fmt: skip
-                if step + EARLY == STEPS:
-                    words += further * WORDS
-                    scales += further * (K // 32 if K % 32 == 0 else K // 16)
-                    rows += further
-                    lines += further
-                tiles = tiles[2:] + _words_and_scales(
+            if step + EARLY == STEPS:
+                words += further * WORDS
+                scales += further * (K // 32 if K % 32 == 0 else K // 16)
+                rows += further
+                lines += further
+            following = tiles[:2]  # of no tile
+            # A branch, or the compiler would read them when all products are done.
+            if step + EARLY < STEPS or (not ONCE and first + further < N):
+                following = _words_and_scales(
                     words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
                     EVEN,
                 )  # fmt: skip
-            if first == begin:  # here, so that no product waits for it
-                factor = _factor(squares, eps, K, NORM, FAST)
-            _store_rows(acc, factor, spots, after, before, out_ptr, N, BN, GATED, ACT)
+            tiles = tiles[2:] + following
+        if first == begin:  # here, so that no product waits for it
+            factor = _factor(squares, eps, K, NORM, FAST)
+        _store_rows(acc, factor, spots, after, before, out_ptr, N, BN, GATED, ACT)
 
 
 @triton.jit
