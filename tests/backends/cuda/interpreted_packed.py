@@ -96,7 +96,8 @@ def test_a_row_is_cut_by_what_registers_hold():
     assert cut(19456, 2560, summed=False) == packed.RowPlan(16, 4, 5, 396, True, registers=168)
     assert cut(6144, 2560, summed=False).programs == 384
     assert cut(6144, 8192, summed=False) == packed.RowPlan(16, 8, 5, 198, True, registers=168)
-    assert not cut(6144, 32768, summed=False).keep
+    many = cut(6144, 32768, summed=False)
+    assert (many.slabs, many.registers, many.keep) == (16, 128, False), "more are not there"
     assert cut(2560, 4096, summed=True) == packed.RowPlan(16, 4, 8, 160, keep=True)
     assert cut(2560, 9728, summed=True) == packed.RowPlan(16, 8, 6, 160, keep=False, registers=128)
 

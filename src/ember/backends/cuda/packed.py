@@ -313,7 +313,8 @@ def row_plan(out: int, columns: int, *, summed: bool) -> RowPlan:
     tiles = -(-out // 16)
     if not summed:
         programs = min(tiles, RESIDENT * 4 // slabs)
-        return RowPlan(16, slabs, 5, programs, keep=steps <= KEPT, registers=REGISTERS)
+        registers = min(REGISTERS, 65536 // (32 * slabs))
+        return RowPlan(16, slabs, 5, programs, keep=steps <= KEPT, registers=registers)
     if slabs == 4:
         return RowPlan(16, slabs, 8, tiles, keep=True)
     return RowPlan(16, 8, 6, tiles, keep=False, registers=128)
