@@ -35,25 +35,48 @@ use rule job as join_formats with:
         "Errors of 4-bit weights by layer and format"
 
 
-use rule held as time_kernels with:
+use rule held as time_products with:
     input:
         model=model_dir(conf("lowbit", "kernels", "model") or conf("lowbit", "model")),
     output:
-        products=inter("lowbit/kernels/products.parquet"),
-        decoding=inter("lowbit/kernels/decoding.parquet"),
+        inter("lowbit/kernels/products.parquet"),
     pathvars:
-        job="time_kernels",
+        job="time_products",
     resources:
         mem_mb=grow(conf("lowbit", "kernels", "mem_mb")),
         runtime=model_runtime(),
         gpu=gpus(),
         timing=1,
     params:
-        **study("lowbit.kernels.measure.time_kernels"),
+        **study("lowbit.kernels.products.time_products"),
         settings=conf_of(
             ["lowbit", "kernels"],
             "formats",
             "rows",
+            "warmup",
+            "repeats",
+        ),
+        runtime=runtime_settings(),
+    message:
+        "Products with packed weights beside dense ones (L-2)"
+
+
+use rule held as time_decoding with:
+    input:
+        model=model_dir(conf("lowbit", "kernels", "model") or conf("lowbit", "model")),
+    output:
+        inter("lowbit/kernels/decoding.parquet"),
+    pathvars:
+        job="time_decoding",
+    resources:
+        mem_mb=grow(conf("lowbit", "kernels", "mem_mb")),
+        runtime=model_runtime(),
+        gpu=gpus(),
+        timing=1,
+    params:
+        **study("lowbit.kernels.decoding.time_decoding"),
+        settings=conf_of(
+            ["lowbit", "kernels"],
             "decoded",
             "candidates",
             "prompt_tokens",
@@ -67,7 +90,7 @@ use rule held as time_kernels with:
         },
         runtime=runtime_settings(),
     message:
-        "Products with packed weights, and decoding with them, beside dense ones (L-2)"
+        "Decoding with packed weights beside dense ones and peers, in turns (L-2)"
 
 
 use rule job as summarise_kernels with:

@@ -168,6 +168,11 @@ def test_a_study_reruns_alone(finished, graph):
     arms |= {"tune_identities", "summarise_identities", "plot_identities"}
     arms |= {"compare_first_token", "find_faults"}  # one module
     assert training - LAST == arms
+    kernels = finished.path / "src/ember/studies/lowbit/kernels"
+    alone = dependants(graph, kernels / "products.py")
+    assert alone - LAST == {"time_products", "summarise_kernels", "plot_kernels"}
+    decoding = dependants(graph, kernels / "decoding.py")
+    assert decoding - LAST == {"time_decoding", "summarise_decoding", "plot_kernels"}
     guard = dependants(graph, finished.path / "src/ember/measure/guard.py")
     assert guard - LAST == {"measure_overshoot"}
     wide = dependants(graph, finished.path / "src/ember/engine/scheduler.py")

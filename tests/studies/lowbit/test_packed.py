@@ -7,10 +7,11 @@ from ember.model.checkpoint import load_decoder
 from ember.model.packed import LinearNVFP4, quantise_decoder
 from ember.peers.client import PeerFailed
 from ember.records.tables import write_table
+from ember.studies.lowbit.kernels.decoding import time_decoding
 from ember.studies.lowbit.kernels.figure import draw
-from ember.studies.lowbit.kernels.measure import time_kernels
 from ember.studies.lowbit.kernels.paths import paths_of
 from ember.studies.lowbit.kernels.peers import times_of
+from ember.studies.lowbit.kernels.products import time_products
 from ember.studies.lowbit.kernels.summary import summarise_decoding, summarise_kernels
 from ember.studies.lowbit.kernels.tables import DECODE, DECODE_RUNS, KERNELS, PRODUCT_RUNS
 from ember.studies.lowbit.quantise.make import quantise_model
@@ -33,27 +34,23 @@ def model(tmp_path_factory):
     return declared(tmp_path_factory.mktemp("models") / "small", **SIZES)
 
 
+TIMES = {"warmup": 0, "repeats": 2, "runtime": RUNTIME, "threads": 1}
+DECODED = {"decoded": ["nvfp4"], "prompt_tokens": 6, "new_tokens": 4} | TIMES
+
+
 @pytest.fixture(scope="module")
-def tables(model):
-    return time_kernels(
-        model=model,
-        formats=["nvfp4", "nf4"],
-        rows=[1, 3],
-        decoded=["nvfp4"],
-        candidates=[1, 2],
-        prompt_tokens=6,
-        new_tokens=4,
-        warmup=0,
-        repeats=2,
-        peers={"llama_cpp": {"adapter": "llama_cpp_decode", "python": "none"}}
-        | {"vllm": {"adapter": "vllm_offline"}},
-        runtime=RUNTIME,
-        threads=1,
-    )
+def products(model):
+    return time_products(model=model, formats=["nvfp4", "nf4"], rows=[1, 3], **TIMES)
 
 
-def test_errors_of_kernels_and_formats_are_told_apart(tables, check_rows):
-    products, _ = tables
+@pytest.fixture(scope="module")
+def decoding(model):
+    peers = {"llama_cpp": {"adapter": "llama_cpp_decode", "python": "none"}}
+    peers |= {"vllm": {"adapter": "vllm_offline"}}
+    return time_decoding(model=model, candidates=[1, 2], peers=peers, **DECODED)
+
+
+def test_errors_of_kernels_and_formats_are_told_apart(products, check_rows):
     check_rows(products, PRODUCT_RUNS)
     rows = summarise_kernels(products)
     check_rows(rows, KERNELS)
@@ -70,8 +67,8 @@ def test_errors_of_kernels_and_formats_are_told_apart(tables, check_rows):
     assert max(row["speedup"] for row in fastest if row["rows"] == 1) == 1
 
 
-def test_what_is_not_there_says_why(tables):
-    skipped = {r["path"]: r["reason"] for r in summarise_kernels(tables[0]) if r["n"] == 0}
+def test_what_is_not_there_says_why(products):
+    skipped = {r["path"]: r["reason"] for r in summarise_kernels(products) if r["n"] == 0}
     assert "compute capability 10.0" in skipped["scaled_mm"]
     assert isinstance(paths_of("nvfp4", "cpu")["scaled_mm"], str)
 
@@ -89,8 +86,7 @@ def test_a_scale_that_is_read_wrongly_shows_as_a_kernel_error():
     assert (found - x @ exact.T).norm() > 0.3 * (x @ exact.T).norm()
 
 
-def test_decoding_is_compared_with_dense_weights_of_the_same_run(tables, check_rows):
-    _, decoding = tables
+def test_decoding_is_compared_with_dense_weights_of_the_same_run(decoding, check_rows):
     check_rows(decoding, DECODE_RUNS)
     rows = summarise_decoding(decoding)
     check_rows(rows, DECODE)
@@ -128,10 +124,8 @@ def test_a_peer_that_fails_leaves_the_turns_and_its_row_says_why(model, monkeypa
     said = {"engine": "llama_cpp", "format": "q4_0", "head": "packed"}
     said |= {"backend": "a version", "weight_bytes": 1000}
     made = ({"llama_cpp": Clockwork(0.5, 0.0)}, {"llama_cpp": said})
-    monkeypatch.setattr("ember.studies.lowbit.kernels.measure.start_peers", lambda *_: made)
-    shape = {"formats": ["nvfp4"], "rows": [1], "decoded": ["nvfp4"], "candidates": [1]}
-    times = {"prompt_tokens": 6, "new_tokens": 4, "warmup": 0, "repeats": 2, "threads": 1}
-    _, decoding = time_kernels(model=model, peers={}, runtime=RUNTIME, **shape, **times)
+    monkeypatch.setattr("ember.studies.lowbit.kernels.decoding.start_peers", lambda *_: made)
+    decoding = time_decoding(model=model, candidates=[1], peers={}, **DECODED)
     check_rows(decoding, DECODE_RUNS)
     rows = summarise_decoding(decoding)
     check_rows(rows, DECODE)
@@ -141,11 +135,11 @@ def test_a_peer_that_fails_leaves_the_turns_and_its_row_says_why(model, monkeypa
     assert sum(row["n"] == 2 for row in rows) == 3
 
 
-def test_the_figure_is_drawn_from_both(tables):
+def test_the_figure_is_drawn_from_both(products, decoding):
     import pandas as pd
 
-    kernels, decoding = summarise_kernels(tables[0]), summarise_decoding(tables[1])
-    figure, caption = draw(pd.DataFrame(kernels), pd.DataFrame(decoding), "smoke")
+    tables = summarise_kernels(products), summarise_decoding(decoding)
+    figure, caption = draw(*map(pd.DataFrame, tables), "smoke")
     assert len(figure.axes) == 2
     assert "NVFP4" in caption
 
