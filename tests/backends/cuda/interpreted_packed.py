@@ -95,9 +95,9 @@ def test_a_row_is_cut_by_what_registers_hold():
     cut = packed.row_plan
     assert cut(19456, 2560, summed=False) == packed.RowPlan(16, 4, 5, 396, True, registers=168)
     assert cut(6144, 2560, summed=False).programs == 384
-    assert cut(6144, 8192, summed=False) == packed.RowPlan(16, 8, 5, 198, True, registers=168)
+    assert cut(6144, 8192, summed=False) == packed.RowPlan(16, 8, 5, 264, True, registers=128)
     many = cut(6144, 32768, summed=False)
-    assert (many.slabs, many.registers, many.keep) == (16, 128, False), "more are not there"
+    assert (many.slabs, many.programs, many.registers, many.keep) == (16, 132, 128, False)
     assert cut(2560, 4096, summed=True) == packed.RowPlan(16, 4, 8, 160, keep=True)
     assert cut(2560, 9728, summed=True) == packed.RowPlan(16, 8, 6, 160, keep=False, registers=128)
 
@@ -176,7 +176,7 @@ def test_columns_are_shared_so_that_x_fits_in_registers():
     down, gate_up, wide = cut(2560, 9728, True), cut(19456, 2560, False), cut(6144, 8192, False)
     assert (down.splits, down.programs, down.slabs, down.ahead) == (4, 80, 4, 5)
     assert (gate_up.splits, gate_up.programs, gate_up.slabs, gate_up.ahead) == (1, 396, 4, 3)
-    assert (wide.splits, wide.programs, wide.slabs, wide.warps) == (1, 198, 8, 8)
+    assert (wide.splits, wide.programs, wide.slabs, wide.warps) == (1, 132, 8, 8)
     qkv, o, long = cut(6144, 2560, False), cut(2560, 4096, True), cut(6144, 4096, False)
     assert (qkv.programs, qkv.ahead, o.splits, o.programs, o.ahead) == (384, 5, 2, 160, 5)
     assert (long.programs, long.ahead) == (384, 3), "eight steps leave no room for a whole tile"

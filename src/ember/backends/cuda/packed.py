@@ -283,13 +283,12 @@ NARROW, LARGE = 4096, 16384  # rows of a weight
 LONG_ROWS = 8192  # columns
 FROM_ROWS = 2  # from so many rows of x on tensor cores multiply all formats; 1: always
 PROGRAMS = (528, 264)  # that share columns: four or two of a multiprocessor each
-# Programs of four warps that the device holds, three each, and a lane's registers. A row of 4,096
+MULTIPROCESSORS = 132
+# Of a lane, by the warps of a program: three, two and one fit on a multiprocessor. A row of 4,096
 # columns spills with them, and a step at Qwen3-8B's shape takes 1,749 microseconds, not 1,978.
-RESIDENT, REGISTERS = 396, 168
+REGISTERS = {4: 168, 8: 128, 16: 128}
 KEPT = 8  # steps whose columns of x stay in registers
-SKINNY = Tiling(
-    batch=8, rows=16, words=16, ahead=3, warps=4, slabs=4, programs=RESIDENT, registers=REGISTERS
-)
+SKINNY = Tiling(batch=8, rows=16, words=16, ahead=3, warps=4, slabs=4, programs=396, registers=168)
 SHARE, MOST_SHARE = 5, 8  # steps, where columns are split, and where they cannot be
 MOST_BATCH = 64  # rows of x of one program
 MOST_ROWS = 128
@@ -303,6 +302,11 @@ def plan_of(out: int, *, gated: bool, summed: bool) -> Plan:
     return PLANS[_kind_of(out, gated, summed or out < NARROW)]
 
 
+def _resident(warps: int, registers: int) -> int:
+    """Programs that the device holds at a time: more would take turns as wholes."""
+    return MULTIPROCESSORS * (65536 // (32 * warps * registers))
+
+
 def row_plan(out: int, columns: int, *, summed: bool) -> RowPlan:
     """How NVFP4's product of one row is cut; `out`: rows of the weight. Where the output adds to
     the residual stream its rows are few: a program each, with as much as it holds in flight."""
@@ -312,8 +316,8 @@ def row_plan(out: int, columns: int, *, summed: bool) -> RowPlan:
     steps = -(-columns // (LONG * WORD * slabs))
     tiles = -(-out // 16)
     if not summed:
-        programs = min(tiles, RESIDENT * 4 // slabs)
-        registers = min(REGISTERS, 65536 // (32 * slabs))
+        registers = REGISTERS[slabs]
+        programs = min(tiles, _resident(slabs, registers))
         return RowPlan(16, slabs, 5, programs, keep=steps <= KEPT, registers=registers)
     if slabs == 4:
         return RowPlan(16, slabs, 8, tiles, keep=True)
@@ -359,7 +363,7 @@ def skinny_tiling(weight: PackedMatrix | Tensor, *, summed: bool) -> Tiling | No
         steps = -(-columns // (WORD * SKINNY.words * slabs))
         splits = -(-steps // SHARE) if summed else 1
         if steps <= MOST_SHARE * splits:
-            programs = min(tiles, SKINNY.programs * SKINNY.slabs // (slabs * splits))
+            programs = min(tiles, _resident(slabs, SKINNY.registers) // splits)
             if summed:  # as few as take no more turns
                 programs = -(-tiles // -(-tiles // programs))
             # Where little else stands in registers, a whole tile does.
