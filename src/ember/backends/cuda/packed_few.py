@@ -86,6 +86,13 @@ def _words_and_scales(
 
 
 @triton.jit
+def _moved(words, scales, rows, lines, by, K: tl.constexpr):
+    """The places of a tile that lies `by` rows further on."""
+    scales += by * (K // 32 if K % 32 == 0 else K // 16)
+    return words + by * (K // 8), scales, rows + by, lines + by
+
+
+@triton.jit
 def _sides(words):
     """Words (8, SLABS, LINES, 16) as the lanes hold them: of h = 0 and of 1, (SLABS, 8 LINES, 8)"""
     SLABS: tl.constexpr = words.shape[1]
@@ -281,11 +288,8 @@ def packed_skinny(
                 b = tl.reshape(two[p], (SLABS, BN, 16))
                 other = tl.dot(b, xs[8 * step + 4 + p].to(KIND), other, input_precision="ieee")
             if step + EARLY == STEPS:
-                words += further * WORDS
-                scales += further * (K // 32 if K % 32 == 0 else K // 16)
-                rows += further
-                lines += further
-            following = tiles[:2]  # of no tile
+                words, scales, rows, lines = _moved(words, scales, rows, lines, further, K)
+            following = tiles[:2]  # where nothing follows
             if step + EARLY < STEPS or not ONCE:
                 following = _words_and_scales(
                     words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
@@ -487,11 +491,8 @@ def packed_row(
                 K, WIDE, EVEN, KEEP, NORM, FAST,
             )  # fmt: skip
             if step + EARLY == STEPS:
-                words += further * WORDS
-                scales += further * (K // 32 if K % 32 == 0 else K // 16)
-                rows += further
-                lines += further
-            following = tiles[:2]  # of no tile
+                words, scales, rows, lines = _moved(words, scales, rows, lines, further, K)
+            following = tiles[:2]  # where nothing follows
             # A branch, or the compiler would read them when all products are done.
             if step + EARLY < STEPS or (not ONCE and first + further < N):
                 following = _words_and_scales(

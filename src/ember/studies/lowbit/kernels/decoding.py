@@ -13,8 +13,9 @@ from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.peers.client import PeerFailed
 from ember.studies.lowbit.kernels.peers import start_peers, step_weight_bytes, times_of, why_not
+from ember.studies.lowbit.kernels.setup import prepared
 from ember.studies.lowbit.kernels.tables import DECODE_RUNS
-from ember.studies.measured import blank, on_device
+from ember.studies.measured import blank
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,7 @@ def time_decoding(
     """Rows of DECODE_RUNS."""
     import torch
 
-    from ember.measure.roofline import read_bandwidth_gb_s
-
-    torch.manual_seed(runtime["seed"])
-    torch.set_num_threads(threads)
-    device, decoder, about = on_device(model, runtime["device"], runtime["dtype"], named=True)
-    about["read_gb_s"] = read_bandwidth_gb_s(device, repeats=20)
+    _, decoder, about = prepared(model, runtime, threads)
     with torch.inference_mode():
         return _decoding(
             *(decoder, decoded, candidates, prompt_tokens, new_tokens),

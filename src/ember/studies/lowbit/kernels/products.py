@@ -13,8 +13,9 @@ from pathlib import Path
 from ember.measure.clock import repeat
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
+from ember.studies.lowbit.kernels.setup import prepared
 from ember.studies.lowbit.kernels.tables import PRODUCT_RUNS
-from ember.studies.measured import blank, on_device
+from ember.studies.measured import blank
 from ember.studies.steps import makes
 
 log = logging.getLogger(__name__)
@@ -39,12 +40,9 @@ def time_products(
     """Rows of PRODUCT_RUNS."""
     import torch
 
-    from ember.measure.roofline import last_cache_bytes, matmul_tflops, read_bandwidth_gb_s
+    from ember.measure.roofline import last_cache_bytes, matmul_tflops
 
-    torch.manual_seed(runtime["seed"])
-    torch.set_num_threads(threads)
-    device, decoder, about = on_device(model, runtime["device"], runtime["dtype"], named=True)
-    about["read_gb_s"] = read_bandwidth_gb_s(device, repeats=20)
+    device, decoder, about = prepared(model, runtime, threads)
     about["tflops"] = matmul_tflops(device, runtime["dtype"])
     about["cache_bytes"] = last_cache_bytes(device)
     with torch.inference_mode():
