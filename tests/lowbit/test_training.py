@@ -64,10 +64,10 @@ def test_a_master_copy_is_adamw_through_the_quantised_weight():
 def test_weights_that_kernels_have_read_are_trained_as_before():
     one, other = layer("stochastic"), layer("stochastic")
     for number in range(2):
-        one.layer.lay(True)
+        one.layer.lay("words")
         torch.testing.assert_close(step(one, number, 3e-3), step(other, number, 3e-3))
     assert torch.equal(one.layer.matrix.dense(), other.layer.matrix.dense())
-    one.layer.lay(False)
+    one.layer.lay("file")
     assert torch.equal(one.layer.qdata, other.layer.qdata)
 
 

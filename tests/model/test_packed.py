@@ -14,6 +14,7 @@ from ember.model.packed import (
     LinearNVFP4,
     PackedLinear,
     densify,
+    kernel_order,
     lay,
     quantise_decoder,
     unlay,
@@ -43,29 +44,42 @@ def test_a_layer_keeps_the_values_of_its_format_bit_for_bit(name, rows, blocks, 
 @given(rows=st.integers(1, 9), words=st.integers(1, 5), seed=st.integers(0, 99))
 def test_codes_laid_for_kernels_come_back(rows, words, seed):
     generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(256, (rows, 4 * words), dtype=torch.uint8, generator=generator)
-    assert torch.equal(unlay(lay(codes)), codes)
-    assert torch.equal(lay(unlay(codes)), codes)
+    for order, shape in (("words", (rows, 4 * words)), ("tiles", (8 * rows, 64 * words))):
+        codes = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        assert torch.equal(unlay(lay(codes, order), order), codes)
+        assert torch.equal(lay(unlay(codes, order), order), codes)
 
 
-def test_a_laid_layer_is_the_same_to_all_who_ask():
+def test_what_kernels_read_at_once_lies_together():
+    codes = torch.arange(16 * 128).view(16, 128).to(torch.uint8)
+    words, tiles = (lay(codes, order).view(torch.int32) for order in ("words", "tiles"))
+    together = [words[:8, :16], words[:8, 16:], words[8:, :16], words[8:, 16:]]
+    assert torch.equal(tiles.flatten(), torch.cat([tile.flatten() for tile in together]))
+    assert kernel_order(256, (8, 24)) == "tiles"
+    assert {kernel_order(192, (8,)), kernel_order(256, (8, 12))} == {"words"}
+
+
+@pytest.mark.parametrize("order", ["words", "tiles"])
+def test_a_laid_layer_is_the_same_to_all_who_ask(order, monkeypatch):
+    monkeypatch.setattr("ember.model.packed.AT_ONCE", 1500)  # in more than one piece
     layer = LinearNVFP4.of(drawn(24, 128))
     codes, weight, x = layer.qdata.clone(), layer.matrix.dense(), drawn(2, 128, seed=1)
     out, quantised, place = layer(x), layer.quantised(), layer.qdata.data_ptr()
-    layer.lay(True)
+    layer.lay(order)
+    assert torch.equal(layer.qdata, lay(codes, order))
     assert layer.qdata.data_ptr() == place
     assert not torch.equal(layer.qdata, codes)
     assert torch.equal(layer.matrix.dense(), weight)
-    assert torch.equal(next(layer.matrix.split(7)).dense(), weight[:7])
+    assert torch.equal(next(layer.matrix.split(8)).dense(), weight[:8])
     assert torch.equal(layer(x), out)
     assert torch.equal(layer.quantised().codes, quantised.codes)
     assert torch.equal(layer.state_dict()["qdata"], codes)
     layer.load_state_dict(layer.state_dict())
-    assert not layer.laid
+    assert layer.order == "file"
     assert torch.equal(layer.qdata, codes)
     nf4 = PACKED["nf4"].of(drawn(24, 128))
-    nf4.lay(True)
-    assert not nf4.laid, "these have one order only"
+    nf4.lay(order)
+    assert nf4.order == "file", "these have one order only"
 
 
 @pytest.mark.parametrize("name", FORMATS_4)
@@ -81,7 +95,7 @@ def test_a_layer_multiplies_by_the_dequantised_weight(name):
     with pytest.raises(TypeError, match=name):
         dense_weight(layer)
     with pytest.raises(TypeError, match="not packed"):
-        packed_matrix(torch.nn.Linear(4, 3), laid=False)
+        packed_matrix(torch.nn.Linear(4, 3), order="file")
 
 
 @pytest.mark.parametrize("piece", [1, 64 * 5, 64 * 24])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ember.model.decoder import Decoder, Layer
 from ember.model.linear import bias_of, dense_weight, packed_matrix, weight_format
-from ember.model.packed import PackedLinear, PackedMatrix
+from ember.model.packed import PackedLinear, PackedMatrix, kernel_order
 
 Weight = Tensor | PackedMatrix  # (N, K)
 
@@ -71,11 +71,11 @@ class PackedDecoder:
             self.head, _ = _pack_linears([decoder.lm_head], laid)
 
 
-def addresses(decoder: Decoder) -> tuple[int, ...]:
+def addresses(decoder: Decoder) -> tuple[int | str, ...]:
     """Where the parameters lie and in which order codes are: others once they have been replaced,
     moved, packed or laid, the same after in-place changes."""
     lie = (t.data_ptr() for each in (decoder.parameters(), decoder.buffers()) for t in each)
-    return (*lie, *(m.laid for m in decoder.modules() if isinstance(m, PackedLinear)))
+    return (*lie, *(m.order for m in decoder.modules() if isinstance(m, PackedLinear)))
 
 
 def pack(parameters: list[Tensor]) -> Tensor:
@@ -105,7 +105,9 @@ def _pack_linears(linears: list[nn.Module], laid: bool) -> tuple[Weight, Tensor 
     if weight_format(linears[0]) == "dense":
         weights = pack([dense_weight(linear) for linear in linears])
     else:
-        weights = _stack([packed_matrix(linear, laid) for linear in linears])
+        ends = tuple(accumulate(linear.out_features for linear in linears))
+        order = kernel_order(linears[0].in_features, ends) if laid else "file"
+        weights = _stack([packed_matrix(linear, order) for linear in linears])
     return weights, None if biases[0] is None else pack(biases)
 
 
@@ -119,7 +121,7 @@ def _stack(parts: list[PackedMatrix]) -> PackedMatrix:
     overall = None if parts[0].overall is None else pack([part.overall for part in parts])
     codes, scales = (pack([getattr(part, name) for part in parts]) for name in ("codes", "scales"))
     ends = tuple(accumulate(len(part) for part in parts))
-    return PackedMatrix(parts[0].format, codes, scales, overall, ends, parts[0].laid)
+    return PackedMatrix(parts[0].format, codes, scales, overall, ends, parts[0].order)
 
 
 def _pack_qk_norms(decoder: Decoder, which: str) -> Tensor:

@@ -96,7 +96,7 @@ class Engine:
         self.require_native, self.prefill_by = require_native, prefill_by
         self._only, self._version, self._lock = backend, weights_version, _Lock()
         self.prefill = PlainPrefill() if prefill is None else prefill
-        self._addresses: tuple[int, ...] = ()  # of the parameters, when what follows was made
+        self._addresses: tuple[int | str, ...] = ()  # of the parameters, when what follows was made
         self.backend: Backend | None = None  # what the last rollout ran on
         self._forward: Forward | None = None
         self._staging: ContiguousCache | None = None

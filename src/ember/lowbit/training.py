@@ -141,7 +141,7 @@ class TrainedLinear(nn.Module):
     def _dense(self, rows: slice = slice(None)) -> Tensor:
         """Rows of the weight (n, K), float32."""
         layer = self.layer
-        layer.lay(False)  # kernels may have read it since
+        layer.lay("file")  # kernels may have read it since
         codes, scales = layer.qdata[rows], layer.scale[rows]
         return PackedMatrix("nvfp4", codes, scales, layer.tensor_scale, (len(codes),)).dense()
 
@@ -227,7 +227,7 @@ class TrainedLinear(nn.Module):
     def _store(self, rows: slice, target: Tensor) -> None:
         """Rounds the new weight and stores it; counts the codes that change."""
         layer, control = self.layer, self.control
-        layer.lay(False)
+        layer.lay("file")
         overall = layer.tensor_scale[0]
         if control.arm.rounding == "stochastic":
             codes, scales = quantise_stochastically(target, overall, control.generator)

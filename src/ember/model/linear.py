@@ -39,12 +39,12 @@ def dense_weight(module: nn.Module) -> nn.Parameter:
     return module.weight
 
 
-def packed_matrix(module: nn.Module, laid: bool) -> PackedMatrix:
-    """The weight of a packed linear layer, whose codes are put in the order of CUDA's kernels, or
-    back. Raises TypeError for any other module."""
+def packed_matrix(module: nn.Module, order: str) -> PackedMatrix:
+    """The weight of a packed linear layer, whose codes are put in an order of
+    `ember.model.packed.ORDERS`. Raises TypeError for any other module."""
     if (found := weight_format(module)) == "dense":
         raise TypeError(f"a {found} weight is not packed.\nQuantise all layers that run together.")
-    module.lay(laid)
+    module.lay(order)
     return module.matrix
 
 

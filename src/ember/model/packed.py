@@ -6,11 +6,12 @@ dequantised and multiplied by torch's operators, on any device; that is what ker
 with. Kernels read the same bytes through `PackedMatrix`.
 
 CUDA's kernels want the 32 bits of eight E2M1 codes in another order (`lay`), in which a shift and a
-mask make bfloat16 of two codes. `PackedLinear.lay` puts a layer's codes in that order and back, in
-place; whoever asks the layer for its codes, weights or state gets them as files have them.
+mask make bfloat16 of two codes, and what they read at once together. `PackedLinear.lay` puts a
+layer's codes in an order of `ORDERS`, in place; whoever asks the layer for its codes, weights or
+state gets them as files have them.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -27,6 +28,10 @@ from ember.records.errors import nearest
 
 PIECE = 2**20  # weights that are dense at once in a product on a CPU
 AT_ONCE = 2**22  # weights: quantising takes some ten times their bytes
+ORDERS = ("file", "words", "tiles")
+"""How codes lie: as files have them; with each word's bits as CUDA's kernels want them; and besides
+with what they read at once together: tiles of so many rows and words (`TILE`)."""
+TILE = (8, 16)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class PackedMatrix:
     scales: Tensor  # (N, K / block): uint8, the bits of E4M3, or float32
     overall: Tensor | None  # (parts,) float32, what all of a part's scales are multiplied by
     ends: tuple[int, ...]  # the row at which each part ends
-    laid: bool = False  # the codes' words are as `lay` puts them
+    order: str = "file"  # of `ORDERS`
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -73,38 +78,58 @@ class PackedMatrix:
             rows = [end - start for start, end in pairwise((0, *self.ends))]
             each = [one.expand(count) for one, count in zip(self.overall, rows, strict=True)]
             scales = scales * torch.cat(each)[:, None]
-        pairs, codes = _pairs(self.format, self.codes.device), self.lay(False).codes
+        pairs, codes = _pairs(self.format, self.codes.device), self.lay("file").codes
         # A pair is moved as one number of 8 bytes: faster than rows of two by 3 ×.
         values = pairs.view(torch.float64).flatten().index_select(0, codes.int().flatten())
         blocks = values.view(torch.float32).view(*scales.shape, -1)
         return blocks.mul_(scales[..., None]).view(self.shape).to(dtype)
 
-    def lay(self, laid: bool = True) -> "PackedMatrix":
-        """The same with the words of NVFP4's codes as `lay` puts them, or as files have them."""
-        if self.laid == laid or self.format != "nvfp4":
+    def lay(self, order: str | None = None) -> "PackedMatrix":
+        """The same with NVFP4's codes in another order, by default that of CUDA's kernels."""
+        order = kernel_order(self.shape[1], self.ends) if order is None else order
+        if self.order == order or self.format != "nvfp4":
             return self
-        return replace(self, codes=(lay if laid else unlay)(self.codes), laid=laid)
+        return replace(self, codes=lay(unlay(self.codes, self.order), order), order=order)
 
     def split(self, rows: int) -> Iterator["PackedMatrix"]:
-        """So many rows at a time of a weight of one part."""
+        """So many rows at a time, in tiles whole ones, of a weight of one part."""
         for codes, scales in zip(self.codes.split(rows), self.scales.split(rows), strict=True):
             yield replace(self, codes=codes, scales=scales, ends=(len(codes),))
 
 
-def lay(codes: Tensor) -> Tensor:
-    """Bytes of E2M1 codes (N, K / 2) in the order of CUDA's kernels: of each word w of 32 bits
-    w, w << 6, w rotated by 12 and (w << 2) ^ (w >> 6), under LAID, are codes 0 and 1, 2 and 3, …,
-    each with its sign in bit 15 or 31 and the rest from bit 6 or 22 on."""
+def kernel_order(columns: int, ends: Sequence[int]) -> str:
+    """The order of CUDA's kernels for NVFP4's rows of so many weights: tiles, where they divide
+    rows and columns; `ends`: the rows at which the parts of a matrix end."""
+    rows, words = TILE
+    whole = columns % (8 * words) == 0 and all(end % rows == 0 for end in ends)
+    return "tiles" if whole else "words"
+
+
+def lay(codes: Tensor, order: str) -> Tensor:
+    """Bytes of E2M1 codes (N, K / 2), as files have them, in another order. Of each word w of 32
+    bits w, w << 6, w rotated by 12 and (w << 2) ^ (w >> 6), under LAID, are then codes 0 and 1, 2
+    and 3, …, each with its sign in bit 15 or 31 and the rest from bit 6 or 22 on."""
+    if order == "file":
+        return codes
     words = codes.contiguous().view(torch.int32)
     laid = torch.zeros_like(words)
     for bit, flips in enumerate(_laid_bits()):
         laid ^= -((words >> bit) & 1) & (flips - (flips >> 31 << 32))
-    return laid.view(torch.uint8)
+    if order == "tiles":
+        rows, columns = TILE
+        laid = laid.view(-1, rows, words.shape[1] // columns, columns).transpose(1, 2)
+    return laid.reshape(words.shape).view(torch.uint8)
 
 
-def unlay(codes: Tensor) -> Tensor:
+def unlay(codes: Tensor, order: str) -> Tensor:
     """What `lay` was given."""
+    if order == "file":
+        return codes
     words = codes.contiguous().view(torch.int32)
+    if order == "tiles":
+        rows, columns = TILE
+        tiles = words.view(-1, words.shape[1] // columns, rows, columns)
+        words = tiles.transpose(1, 2).reshape(words.shape)
     plain = torch.zeros_like(words)
     for plane, pairs in enumerate(_planes(words)):
         for half in (0, 16):
@@ -169,7 +194,7 @@ class PackedLinear(nn.Module):
     options: ClassVar[dict] = {}
     scale_dtype: ClassVar[torch.dtype] = torch.float32
     scaled: ClassVar[bool] = False  # has one scale for the whole tensor beside the blocks'
-    laid = False  # `qdata` lies as CUDA's kernels read it
+    order = "file"  # of `ORDERS`: how `qdata` lies
 
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None = None):
         """Memory for codes and scales. Raises FormatError where blocks do not divide a row."""
@@ -221,31 +246,31 @@ class PackedLinear(nn.Module):
         if self.scaled:
             parts["tensor_scale"] = self.tensor_scale
         shape = (self.out_features, self.in_features)
-        packed = Packed(self.format, shape, self.matrix.lay(False).codes.reshape(-1), parts)
+        packed = Packed(self.format, shape, self.matrix.lay("file").codes.reshape(-1), parts)
         return kind.unpack(packed)
 
-    def lay(self, laid: bool) -> None:
-        """Puts NVFP4's codes in the order of CUDA's kernels, or back, in place."""
-        if self.laid == laid or self.format != "nvfp4":
+    def lay(self, order: str) -> None:
+        """Puts NVFP4's codes in another order, in place; `tiles` where `kernel_order` says so."""
+        if self.order == order or self.format != "nvfp4":
             return
         with torch.inference_mode(self.qdata.is_inference()), torch.no_grad():
-            for some in self.qdata.split(max(1, AT_ONCE // self.in_features)):
-                some.copy_((lay if laid else unlay)(some))
-        self.laid = laid
+            for some in self.qdata.split(_rows_of(AT_ONCE, self.in_features)):
+                some.copy_(lay(unlay(some, self.order), order))
+        self.order = order
 
     @property
     def matrix(self) -> PackedMatrix:
         """What kernels read; views of the buffers."""
         overall = self.tensor_scale if self.scaled else None
         ends = (self.out_features,)
-        return PackedMatrix(self.format, self.qdata, self.scale, overall, ends, self.laid)
+        return PackedMatrix(self.format, self.qdata, self.scale, overall, ends, self.order)
 
     def forward(self, x: Tensor) -> Tensor:
         matrix = self.matrix
         if x.is_cuda or len(matrix) * self.in_features <= PIECE:
             return F.linear(x, matrix.dense(x.dtype), self.bias)
         # In pieces that a core's cache holds: 2 to 3 × as fast, and no second large weight.
-        rows = max(1, PIECE // self.in_features)
+        rows = _rows_of(PIECE, self.in_features)
         parts = [F.linear(x, one.dense(x.dtype)) for one in matrix.split(rows)]
         return torch.cat(parts, -1) + (0 if self.bias is None else self.bias)
 
@@ -265,8 +290,8 @@ class PackedLinear(nn.Module):
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.laid:
-            destination[f"{prefix}qdata"] = unlay(self.qdata)
+        if self.order != "file":
+            destination[f"{prefix}qdata"] = unlay(self.qdata, self.order)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         """Takes `weight.qdata` for `qdata` and so on, E4M3 for its bits, and where there is no
@@ -284,10 +309,15 @@ class PackedLinear(nn.Module):
                 "They are of another format: load the file into layers of that one"
             )
         if f"{prefix}qdata" in state_dict:
-            self.lay(False)  # also where what is loaded turns out not to fit
+            self.lay("file")  # also where what is loaded turns out not to fit
         if self.scaled and f"{prefix}qdata" in state_dict:
             state_dict.setdefault(f"{prefix}tensor_scale", torch.ones(1))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _rows_of(weights: int, columns: int) -> int:
+    """Rows of about so many weights, in whole tiles."""
+    return max(TILE[0], weights // columns // TILE[0] * TILE[0])
 
 
 class LinearNVFP4(PackedLinear):

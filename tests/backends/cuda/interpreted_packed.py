@@ -17,6 +17,7 @@ from ember.model.packed import PACKED, lay
 EPS = 1e-5
 CUT = 8e-3  # the interpreter cuts numbers off where the device rounds them
 FORMATS = sorted(PACKED)
+PARTS = {"words": ((22, 7, 13), 192), "tiles": ((24, 8, 16), 256)}  # NVFP4's order by size
 SMALL = packed.Plan(rows=4, longs=4, ahead=2, warps=1)
 ROW = packed.RowPlan(rows=16, slabs=2, ahead=2, programs=2, keep=True)
 
@@ -45,12 +46,20 @@ def spied(monkeypatch, module, name) -> list:
     return calls
 
 
+def test_codes_lie_in_tiles_where_these_divide_a_weight():
+    for order, (rows, columns) in PARTS.items():
+        assert weight_of("nvfp4", *rows, columns=columns).order == order
+        assert weight_of("nf4", *rows, columns=columns).order == "file"
+    assert weight_of("nvfp4", 22, 2, columns=256).order == "words", "a part ends within a tile"
+
+
 @pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("order", PARTS)
 @pytest.mark.parametrize("variant", ["plain", "norm", "all", "gated"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_row(name, variant, dtype):
-    gated = variant == "gated"
-    weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 13)
+def test_one_row(name, order, variant, dtype):
+    gated, (parts, columns) = variant == "gated", PARTS[order]
+    weight = weight_of(name, *((24, 24) if gated else parts), columns=columns)
     n = 24 if gated else len(weight)
     x = draw(1, weight.shape[1]).to(dtype)
     norm = None if variant == "plain" else (1 + 0.1 * draw(weight.shape[1])).to(dtype)
@@ -74,17 +83,20 @@ def test_one_row(name, variant, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("columns", [208, 512, 1104])
+@pytest.mark.parametrize(
+    ("columns", "parts"),
+    [*((n, (20, 24, 9)) for n in (208, 512, 1104)), *((n, (24, 24, 8)) for n in (512, 1152))],
+)
 @pytest.mark.parametrize(
     ("keep", "summed", "ahead"), [(True, False, 3), (False, False, 1), (True, True, 9), (0, 1, 2)]
 )
-def test_one_row_of_all_cuts(keep, summed, ahead, columns, dtype):
+def test_one_row_of_all_cuts(keep, summed, ahead, columns, parts, dtype):
     """x in registers or read again, a program for each tile or fewer that go on, columns that are
     not whole, an odd number of blocks."""
-    weight = weight_of("nvfp4", 20, 24, 9, columns=columns)
-    x, bias, residual = (draw(1, n).to(dtype) for n in (columns, 53, 53))
+    weight, n = weight_of("nvfp4", *parts, columns=columns), sum(parts)
+    x, bias, residual = (draw(1, size).to(dtype) for size in (columns, n, n))
     plan = packed.RowPlan(16, slabs=2, ahead=ahead, programs=9 if summed else 2, keep=bool(keep))
-    out = torch.full((1, 53), float("nan"), dtype=dtype)
+    out = torch.full((1, n), float("nan"), dtype=dtype)
     options = {"bias": bias[0], "residual": residual, "summed": bool(summed)}
     packed.matvec(x, weight, out, plan=plan, **options)
     exact = F.linear(x.double(), weight.dense().double(), bias[0].double()) + residual.double()
@@ -103,21 +115,26 @@ def test_a_row_is_cut_by_what_registers_hold():
 
 
 def test_codes_that_are_not_laid_are_refused():
-    weight, x = weight_of("nvfp4", 16).lay(False), draw(1, 192)
+    weight, x = weight_of("nvfp4", 16).lay("file"), draw(1, 192)
     for call in (lambda: packed.product(x, weight), lambda: packed.dense(weight, x.dtype)):
         with pytest.raises(ValueError, match="not laid"):
             call()
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split", "slabs", "gated slabs"])
+@pytest.mark.parametrize("order", PARTS)
+@pytest.mark.parametrize(
+    "variant", ["plain", "bias", "gated", "split", "short", "slabs", "gated slabs"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_some_rows(name, variant, dtype):
-    gated, rows = variant.startswith("gated"), 5
-    weight = weight_of(name, 24, 24) if gated else weight_of(name, 22, 7, 11)
+def test_some_rows(name, order, variant, dtype):
+    gated, rows, (parts, columns) = variant.startswith("gated"), 5, PARTS[order]
+    weight = weight_of(name, *((24, 24) if gated else parts), columns=columns)
     n, k = (24 if gated else len(weight)), weight.shape[1]
     splits = 2 if variant == "split" else 1
     tiling = packed.Tiling(batch=16, rows=16, words=16, ahead=2, warps=1, splits=splits)
+    if variant == "short":
+        tiling = replace(tiling, words=8)
     if variant.endswith("slabs"):
         tiling = replace(tiling, batch=8, words=8, warps=2, slabs=2)
     x = draw(rows, k).to(dtype)
@@ -134,17 +151,23 @@ def test_some_rows(name, variant, dtype):
 
 
 @pytest.mark.parametrize("variant", ["plain", "bias", "gated", "split"])
-@pytest.mark.parametrize(("columns", "slabs", "ahead"), [(192, 1, 2), (1024, 4, 3), (336, 2, 3)])
+@pytest.mark.parametrize(
+    ("columns", "slabs", "ahead", "parts"),
+    [
+        *((192, 1, 2, (30, 7, 11)), (1024, 4, 3, (30, 7, 11)), (336, 2, 3, (30, 7, 11))),
+        *((1024, 4, 3, (32, 8, 8)), (384, 2, 3, (32, 8, 8))),
+    ],
+)
 @pytest.mark.parametrize(
     ("rows", "dtype", "programs"),
     [(2, torch.float32, 2), (8, torch.bfloat16, 2), (3, torch.float32, 5)],
 )
-def test_rows_that_stay_in_registers(variant, columns, slabs, ahead, rows, dtype, programs):
+def test_rows_that_stay_in_registers(variant, columns, slabs, ahead, parts, rows, dtype, programs):
     """A program for each tile or fewer, tiles and columns that are not whole, an odd number of
     blocks."""
     gated, splits = variant == "gated", 2 if variant == "split" else 1
-    parts = (40, 40) if gated else (30, 7, 11)
-    weight, bias = weight_of("nvfp4", *parts, columns=columns), None
+    weight = weight_of("nvfp4", *((40, 40) if gated else parts), columns=columns)
+    bias = None
     n = 40 if gated else 48
     x = draw(rows, columns).to(dtype)
     if variant == "bias":
@@ -186,8 +209,9 @@ def test_columns_are_shared_so_that_x_fits_in_registers():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_weight_itself(name):
-    weight = weight_of(name, 22, 7, 13)
+@pytest.mark.parametrize(("parts", "columns"), PARTS.values())
+def test_the_weight_itself(name, parts, columns):
+    weight = weight_of(name, *parts, columns=columns)
     assert torch.equal(packed.dense(weight, torch.float32), weight.dense())
     half = packed.dense(weight, torch.bfloat16)
     assert relative(half, weight.dense().double()) < CUT
@@ -330,7 +354,7 @@ def words_of(codes):
 def laid_words_of(codes):
     """The same as `lay` puts them."""
     bytes_ = torch.from_numpy(words_of(codes).view(np.uint8).reshape(len(codes), 4))
-    return lay(bytes_).numpy().view(np.uint32)[:, 0]
+    return lay(bytes_, "words").numpy().view(np.uint32)[:, 0]
 
 
 def e4m3(bits):

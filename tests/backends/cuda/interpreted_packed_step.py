@@ -83,7 +83,7 @@ def test_codes_are_laid_for_kernels_and_back_for_others():
     dense = decoder.layers[1].mlp.down_proj.matrix.dense()
     place, weights = addresses(decoder), PackedDecoder(decoder, laid=True)
     matrix = weights.layers[1].down
-    assert matrix.laid
+    assert matrix.order != "file"
     assert not torch.equal(matrix.codes, before["layers.1.mlp.down_proj.qdata"])
     for name, tensor in decoder.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -93,11 +93,11 @@ def test_codes_are_laid_for_kernels_and_back_for_others():
     laid = addresses(decoder)
     assert laid != place
     plain = PackedDecoder(decoder).layers[1].down
-    assert not plain.laid
+    assert plain.order == "file"
     assert plain.codes.data_ptr() == matrix.codes.data_ptr()
     assert torch.equal(plain.codes, before["layers.1.mlp.down_proj.qdata"])
     assert addresses(decoder) != laid
     PackedDecoder(decoder, laid=True)
     decoder.load_state_dict(before)
-    assert not layer.laid
+    assert layer.order == "file"
     assert torch.equal(layer.matrix.dense(), dense)

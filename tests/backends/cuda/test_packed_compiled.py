@@ -14,6 +14,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from ember.backends.cuda import packed, packed_few, packed_tables  # noqa: E402
+from ember.model.packed import kernel_order  # noqa: E402
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 POINTERS = {
@@ -214,6 +215,9 @@ def compiled(
 
 
 def build(kernel, constants: dict, types: dict, warps: int, **more):
+    if "TILED" in kernel.arg_names:
+        tiled = kernel_order(constants["K"], ()) == "tiles"
+        constants = constants | {"TILED": tiled and constants.get("FORMAT", "nvfp4") == "nvfp4"}
     signature = {
         name: "constexpr" if name in constants else types.get(name, "i32")
         for name in kernel.arg_names

@@ -32,7 +32,7 @@ class Matrix(ctypes.Structure):
         """A weight's, of either kind."""
         if isinstance(weight, Tensor):
             return cls(weight.data_ptr())
-        if weight.laid:
+        if weight.order != "file":
             raise ValueError("codes are laid for CUDA's kernels: PackedMatrix.lay puts them back")
         tensors = (weight.codes, weight.scales, weight.overall, _table(weight.format))
         addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)

@@ -31,6 +31,7 @@ from ember.backends.cuda.packed_codes import (
     store_products,
     twos_of,
     value_of,
+    words_apart,
 )
 from ember.backends.cuda.packed_few import packed_row, packed_skinny
 from ember.backends.cuda.packed_tables import packed_matvec
@@ -79,6 +80,7 @@ def _packed_wide(
     SPLITS: tl.constexpr,  # of the columns, each for other programs
     STAGES: tl.constexpr,  # tiles in flight
     BLOCK: tl.constexpr,
+    TILED: tl.constexpr,  # how words lie
     FORMAT: tl.constexpr,
     HIGH_FIRST: tl.constexpr,
     SCALED: tl.constexpr,
@@ -107,7 +109,9 @@ def _packed_wide(
     inside, present = (rows < N)[None, :, None], (batch < M)[None, :, None]
     part = rows + line // TALL * N
     line_of = part.to(tl.int64)[None, :, None]
-    words = words_ptr + line_of * WORDS + columns
+    words = words_ptr + line_of * WORDS + words_apart(columns, TILED)
+    if TILED:  # 16 words from a row to the next of 8
+        words -= (line % 8)[None, :, None] * (WORDS - 16)
     scales = scales_ptr + line_of * BLOCKS + shared
     # Pairs of x in 32 bits where a pair of codes is: nothing is put in order.
     LONG_X: tl.constexpr = 4 if FAST else 8
@@ -132,7 +136,11 @@ def _packed_wide(
             within = present & (elements < LONG_X * (WORDS - step * WIDE))
         x = _flat(tl.load(inputs + LONG_X * WIDE * step, mask=within, other=0))
         xs = _pairs_of_x(x, BW, FAST)
-        some = _flat(tl.load(words + step * WIDE, mask=left, other=0))
+        if TILED and WIDE % 16 == 0:
+            further = step * (8 * WIDE)
+        else:
+            further = words_apart(step * WIDE, TILED)
+        some = _flat(tl.load(words + further, mask=left, other=0))
         raw = _flat(tl.load(scales + step * (WIDE // GROUP), mask=held, other=0))
         by = spread(scales_for(raw, FORMAT, FAST), GROUP)
         planes = planes_of(some, by, table, table_ptr, KIND, FORMAT, HIGH_FIRST, FAST)
@@ -181,7 +189,7 @@ def _pairs_of_x(x, BW: tl.constexpr, FAST: tl.constexpr):
 @triton.jit
 def _unpack(
     words_ptr, scales_ptr, overall_ptr, table_ptr, out_ptr, N, FIRST, SECOND, FACTOR,
-    K: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, BLOCK: tl.constexpr, TILED: tl.constexpr,
     FORMAT: tl.constexpr, HIGH_FIRST: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
     """out (N, K) = the weight, times FACTOR, rounded once."""
@@ -196,7 +204,10 @@ def _unpack(
     left, held = columns[None, :] < K // EACH, shared[None, :] < K // BLOCK
     if FORMAT != "nvfp4":
         words_ptr = words_ptr.to(tl.pointer_type(tl.uint8))
-    words = tl.load(words_ptr + place * (K // EACH) + columns[None, :], mask=inside & left, other=0)
+    words_ptr += place * (K // EACH) + words_apart(columns, TILED)[None, :]
+    if TILED:  # 16 words from a row to the next of 8
+        words_ptr -= (rows % 8)[:, None] * (K // 8 - 16)
+    words = tl.load(words_ptr, mask=inside & left, other=0)
     at = place * (K // BLOCK) + shared[None, :]
     raw = tl.load(scales_ptr + at, mask=inside & held, other=0)
     scale = (
@@ -443,6 +454,7 @@ def matvec(
             AHEAD=plan.ahead,
             KEEP=plan.keep,
             ONCE=plan.programs >= tiles,
+            TILED=weight.order == "tiles",
             SCALED=weight.overall is not None,
             **options,
             num_warps=plan.slabs,
@@ -505,6 +517,7 @@ def wide(
             SPLITS=tiling.splits,
             AHEAD=tiling.ahead,
             ONCE=tiling.programs * (tiling.rows // (1 + gated)) >= n,
+            TILED=weight.order == "tiles",
             SCALED=weight.overall is not None,
             **options,
             num_warps=tiling.warps,
@@ -522,6 +535,7 @@ def wide(
         SLABS=tiling.slabs,
         SPLITS=tiling.splits,
         STAGES=tiling.ahead,
+        TILED=weight.order == "tiles",
         **_kind(weight),
         **options,
         num_warps=tiling.warps,
@@ -553,6 +567,7 @@ def dense(weight: PackedMatrix, dtype: torch.dtype, factor: float = 1.0) -> Tens
         K=k,
         BN=rows,
         BW=words,
+        TILED=weight.order == "tiles",
         **_kind(weight),
         num_warps=4,
     )
@@ -577,7 +592,7 @@ def _operands(weight: PackedMatrix, half: torch.dtype | None = None) -> tuple[Te
     """Words of codes, scales, what they are multiplied by, and a table: the values in float32, or
     where they are looked up in `half` as `_words`. Raises ValueError for NVFP4 whose codes lie as a
     file has them."""
-    if weight.format == "nvfp4" and not weight.laid:
+    if weight.format == "nvfp4" and weight.order == "file":
         raise ValueError("NVFP4's codes are not laid for these kernels: PackedMatrix.lay does it")
     of = weight.format, weight.codes.device
     table = _table(*of) if half is None or weight.format == "nvfp4" else _words(*of, half)

@@ -117,6 +117,15 @@ def value_of(code, table_ptr, FORMAT: tl.constexpr):
 
 
 @triton.jit
+def words_apart(words, TILED: tl.constexpr):
+    """How far words of a row lie from its first; TILED: of `ember.model.packed.TILE`."""
+    if TILED:
+        return words // 16 * 128 + words % 16
+    else:
+        return words
+
+
+@triton.jit
 def overall_of(overall_ptr, rows, FIRST, SECOND, SCALED: tl.constexpr):
     """Of each row's part."""
     factor = tl.full(rows.shape, 1.0, tl.float32)

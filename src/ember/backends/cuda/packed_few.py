@@ -43,16 +43,21 @@ from ember.backends.cuda.products import activated
 
 @triton.jit
 def _of_lanes(
-    first, begin, N, K: tl.constexpr, BN: tl.constexpr, SLABS: tl.constexpr, BOTH: tl.constexpr
+    first, begin, N, K: tl.constexpr, BN: tl.constexpr, SLABS: tl.constexpr, BOTH: tl.constexpr,
+    TILED: tl.constexpr,
 ):  # fmt: skip
     """Where words (8, SLABS, LINES, 16) lie, their rows and columns, and the same of their blocks'
     scales, two of which are one (8, LINES SLABS, 4)."""
     LINES: tl.constexpr = BN // 8
     eights = tl.arange(0, LINES)[None, None, :, None]  # of rows, in turns of gate and of up
-    rows = first + 8 * (eights // BOTH) + tl.arange(0, 8)[:, None, None, None]
-    slabs = begin + 16 * tl.arange(0, SLABS)[None, :, None, None]
-    columns = slabs + tl.arange(0, 16)[None, None, None, :]
-    words = (rows + eights % BOTH * N) * (K // 8) + columns
+    corner, line = first + 8 * (eights // BOTH), tl.arange(0, 8)[:, None, None, None]
+    slabs, word = begin + 16 * tl.arange(0, SLABS)[None, :, None, None], tl.arange(0, 16)
+    rows, columns = corner + line, slabs + word[None, None, None, :]
+    words = (corner + eights % BOTH * N) * (K // 8) + word[None, None, None, :]
+    if TILED:
+        words += slabs * 8 + line * 16
+    else:
+        words += slabs + line * (K // 8)
     both = tl.arange(0, LINES * SLABS)[None, :, None]
     lines = first + 8 * (both // SLABS // BOTH) + tl.arange(0, 8)[:, None, None]
     part = lines + both // SLABS % BOTH * N
@@ -68,14 +73,14 @@ def _of_lanes(
 @triton.jit
 def _words_and_scales(
     words, rows, columns, scales, lines, pairs, N, step: tl.constexpr, K: tl.constexpr,
-    WIDE: tl.constexpr, EVEN: tl.constexpr,
+    WIDE: tl.constexpr, EVEN: tl.constexpr, TILED: tl.constexpr,
 ):  # fmt: skip
     """A step's words (8, SLABS, LINES, 16) and the scales of their blocks, two in 16 bits."""
     there, held = rows < N, lines < N
     if not EVEN:
         there = there & (columns < K // 8 - step * WIDE)
         held = held & (pairs < (K + 16) // 32 - step * (WIDE // 4))
-    some = tl.load(words + step * WIDE, mask=there, other=0)
+    some = tl.load(words + step * (WIDE * 8 if TILED else WIDE), mask=there, other=0)
     if K % 32 == 0:
         return some, tl.load(scales + step * (WIDE // 4), mask=held, other=0)
     else:  # two in 16 bits would lie across
@@ -221,6 +226,7 @@ def packed_skinny(
     SPLITS: tl.constexpr,
     AHEAD: tl.constexpr,  # tiles in flight
     ONCE: tl.constexpr,  # there is a program for each tile
+    TILED: tl.constexpr,  # how words lie
     SCALED: tl.constexpr,
     FAST: tl.constexpr,
     GATED: tl.constexpr,
@@ -243,7 +249,7 @@ def packed_skinny(
     slab = tl.arange(0, SLABS)
     begin = split * (STEPS * WIDE)
     own = tl.program_id(0) * TALL
-    words, rows, columns, scales, lines, pairs = _of_lanes(own, begin, N, K, BN, SLABS, BOTH)
+    words, rows, columns, scales, lines, pairs = _of_lanes(own, begin, N, K, BN, SLABS, BOTH, TILED)
     words = tl.max_contiguous(words_ptr + words, (4, 2, 1, 8))
     if K % 32 == 0:
         scales_ptr = scales_ptr.to(tl.pointer_type(tl.int16))
@@ -251,7 +257,7 @@ def packed_skinny(
     tiles = ()
     for step in tl.static_range(EARLY):  # before x is there
         tiles = tiles + _words_and_scales(
-            words, rows, columns, scales, lines, pairs, N, step, K, WIDE, EVEN
+            words, rows, columns, scales, lines, pairs, N, step, K, WIDE, EVEN, TILED
         )
     row = tl.arange(0, 8 * SLABS)[None, :, None]  # of each slab
     spots = 4 * begin + 64 * (row // 8) + 16 * tl.arange(0, 4)[:, None, None]
@@ -293,7 +299,7 @@ def packed_skinny(
             if step + EARLY < STEPS or not ONCE:
                 following = _words_and_scales(
                     words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
-                    EVEN,
+                    EVEN, TILED,
                 )  # fmt: skip
             tiles = tiles[2:] + following
         out = tl.sum(acc + other, 0)
@@ -426,6 +432,7 @@ def packed_row(
     AHEAD: tl.constexpr,
     KEEP: tl.constexpr,  # x stays in registers
     ONCE: tl.constexpr,  # there is a program for each tile
+    TILED: tl.constexpr,  # how words lie
     SCALED: tl.constexpr,
     FAST: tl.constexpr,
     NORM: tl.constexpr,
@@ -448,7 +455,7 @@ def packed_row(
     TALL: tl.constexpr = BN // BOTH
     slab = tl.arange(0, SLABS)
     begin = tl.program_id(0) * TALL
-    words, rows, columns, scales, lines, pairs = _of_lanes(begin, 0, N, K, BN, SLABS, BOTH)
+    words, rows, columns, scales, lines, pairs = _of_lanes(begin, 0, N, K, BN, SLABS, BOTH, TILED)
     words = tl.max_contiguous(words_ptr + words, (4, 2, 1, 8))
     if K % 32 == 0:
         scales_ptr = scales_ptr.to(tl.pointer_type(tl.int16))
@@ -456,7 +463,7 @@ def packed_row(
     tiles = ()
     for step in tl.static_range(EARLY):  # before x is there
         tiles = tiles + _words_and_scales(
-            words, rows, columns, scales, lines, pairs, N, step, K, WIDE, EVEN
+            words, rows, columns, scales, lines, pairs, N, step, K, WIDE, EVEN, TILED
         )
     # t in place of n / 2, so that lanes of neighbours read neighbours.
     n = tl.arange(0, 8 * SLABS)[None, :, None]  # of each slab
@@ -497,7 +504,7 @@ def packed_row(
             if step + EARLY < STEPS or (not ONCE and first + further < N):
                 following = _words_and_scales(
                     words, rows, columns, scales, lines, pairs, N, (step + EARLY) % STEPS, K, WIDE,
-                    EVEN,
+                    EVEN, TILED,
                 )  # fmt: skip
             tiles = tiles[2:] + following
         if first == begin:  # here, so that no product waits for it

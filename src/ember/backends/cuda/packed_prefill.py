@@ -67,7 +67,7 @@ def by_fp4(x: Tensor, weight: PackedMatrix) -> Tensor:
     swizzle = [SwizzleType.SWIZZLE_32_4_4, SwizzleType.NO_SWIZZLE]
     return scaled_mm(
         codes.view(torch.float4_e2m1fn_x2),
-        weight.lay(False).codes.view(torch.float4_e2m1fn_x2).t(),
+        weight.lay("file").codes.view(torch.float4_e2m1fn_x2).t(),
         [_blocked(q.parts["scales"]), q.parts["tensor_scale"]],
         recipe,
         [_blocked(weight.scales), weight.overall],

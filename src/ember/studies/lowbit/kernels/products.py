@@ -65,7 +65,7 @@ def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) ->
             packed = format != "dense"
             weight = dense
             if packed:
-                weight = PACKED[format].of(dense).matrix.lay(dense.is_cuda)
+                weight = PACKED[format].of(dense).matrix.lay(None if dense.is_cuda else "file")
             exact = (next(weight.split(CHECKED)).dense() if packed else dense[:CHECKED]).double()
             reference = dense[:CHECKED].double()
             what = {
