@@ -34,7 +34,7 @@ def matvec_bandwidth_gb_s(
 ) -> float:
     """GB/s (1e9 bytes) of reading a matrix once, in its product with a vector.
 
-    On some CPUs it reads faster than a sum does.
+    On some machines it reads faster than a sum does.
     """
     import torch
 
@@ -42,6 +42,12 @@ def matvec_bandwidth_gb_s(
     vector, out = matrix.new_ones(1024), matrix.new_empty(len(matrix))
     call = partial(torch.mv, matrix, vector, out=out)
     return _gb_s(call, matrix.nbytes, device, repeats)
+
+
+def best_read_gb_s(device: str, *, repeats: int = 7) -> float:
+    """GB/s (1e9 bytes) of whichever reads faster, a sum or a product with a vector."""
+    ways = (read_bandwidth_gb_s, matvec_bandwidth_gb_s)
+    return max(measure(device, repeats=repeats) for measure in ways)
 
 
 def matmul_tflops(

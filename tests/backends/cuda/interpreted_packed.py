@@ -229,6 +229,24 @@ def test_a_product_of_any_number_of_rows(rows, programs, monkeypatch):
     assert len(dense) == (rows > 64 or (rows > 16 and programs > 3))
 
 
+@pytest.mark.parametrize(("columns", "splits"), [(512, 1), (9728, 4)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_product_of_few_rows_is_the_step_s(columns, splits, biased, monkeypatch):
+    """x stays in registers; columns that are too many for them are shared."""
+    kernels = spied(monkeypatch, packed, "_operands")
+    weight, x = weight_of("nvfp4", 24, 8, columns=columns), draw(5, columns).bfloat16()
+    bias = draw(32).bfloat16() if biased else None
+    tiling = packed.skinny_tiling(weight, summed=splits > 1)
+    assert tiling.splits == splits
+    exact = F.linear(x.double(), weight.dense().double(), None if bias is None else bias.double())
+    assert relative(packed.product(x, weight, bias), exact) < CUT
+    assert len(kernels) == 1, "nothing else decodes"
+    expected = torch.empty(splits, 5, 32)
+    packed.wide(x, weight, expected if splits > 1 else expected[0], tiling=tiling)
+    found = packed.product(x, weight)
+    torch.testing.assert_close(found.float(), expected.sum(0), rtol=CUT, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e4])
 def test_small_and_large_weights_lose_nothing_on_the_way(scale):
     """Exponents are re-biased before the product, the overall scale comes before rounding."""

@@ -7,7 +7,8 @@ from ember.model.checkpoint import load_decoder
 from ember.model.packed import LinearNVFP4, quantise_decoder
 from ember.peers.client import PeerFailed
 from ember.records.tables import write_table
-from ember.studies.lowbit.kernels.decoding import time_decoding
+from ember.studies.lowbit.kernels import setup
+from ember.studies.lowbit.kernels.decoding import _turns, time_decoding
 from ember.studies.lowbit.kernels.figure import draw
 from ember.studies.lowbit.kernels.paths import paths_of
 from ember.studies.lowbit.kernels.peers import times_of
@@ -133,6 +134,24 @@ def test_a_peer_that_fails_leaves_the_turns_and_its_row_says_why(model, monkeypa
     assert (row["status"], row["n"], row["speedup"]) == ("failed", 0, None)
     assert "no longer" in row["reason"]
     assert sum(row["n"] == 2 for row in rows) == 3
+
+
+def test_peers_on_a_gpu_have_rounds_of_their_own():
+    own, others = {"a": None, "b": None}, {"c": None}
+    apart = [name for _, number, name in _turns([own, others], 1, 2) if number >= 0]
+    assert sorted(apart[:4]) == ["a", "a", "b", "b"]
+    assert apart[4:] == ["c", "c"]
+    mixed = [name for _, _, name in _turns([own | others], 0, 3)]
+    assert {*mixed[:3]} == {*mixed[3:6]} == {"a", "b", "c"}
+
+
+def test_the_limit_is_by_the_best_read_before_or_after(monkeypatch):
+    import ember.measure.roofline as roofline
+
+    monkeypatch.setattr(roofline, "read_bandwidth_gb_s", lambda *_, **__: 5.0)
+    monkeypatch.setattr(roofline, "matvec_bandwidth_gb_s", lambda *_, **__: 7.0)
+    rows = setup.with_best_bandwidth([{"read_gb_s": 6.0, "ms": 1.0}, {"read_gb_s": 9.0}], "cpu")
+    assert rows == [{"read_gb_s": 7.0, "ms": 1.0}, {"read_gb_s": 9.0}]
 
 
 def test_the_figure_is_drawn_from_both(products, decoding):

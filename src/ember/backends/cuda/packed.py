@@ -551,6 +551,14 @@ def product(x: Tensor, weight: PackedMatrix, bias: Tensor | None = None) -> Tens
     out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
     if len(x) < FROM_ROWS:
         return matvec(x, weight, out, bias=bias)
+    if len(x) <= FEW_ROWS and x.dtype == torch.bfloat16:
+        whole = skinny_tiling(weight, summed=False)
+        if whole is not None:
+            return wide(x.contiguous(), weight, out, tiling=whole, bias=bias)
+        if (shared := skinny_tiling(weight, summed=True)) is not None:
+            parts = torch.empty(shared.splits, *out.shape, device=x.device)
+            total = wide(x.contiguous(), weight, parts, tiling=shared).sum(0)
+            return (total if bias is None else total + bias).to(x.dtype)
     memory = {"size": x.itemsize, "shared": shared_memory(x.device)}
     tiling = tiling_of(len(x), *weight.shape, gated=False, summed=False, **memory)
     if tiling.batch > 16 and triton.cdiv(len(weight), tiling.rows) < LEAST_PROGRAMS:

@@ -38,7 +38,7 @@ from ember.backends.cuda.packed_codes import (
     two_of,
     unscaled_planes,
 )
-from ember.backends.cuda.products import activated
+from ember.backends.cuda.products import activated, read_once
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def _words_and_scales(
     if not EVEN:
         there = there & (columns < K // 8 - step * WIDE)
         held = held & (pairs < (K + 16) // 32 - step * (WIDE // 4))
-    some = tl.load(words + step * (WIDE * 8 if TILED else WIDE), mask=there, other=0)
+    some = read_once(words + step * (WIDE * 8 if TILED else WIDE), there)
     if K % 32 == 0:
         return some, tl.load(scales + step * (WIDE // 4), mask=held, other=0)
     else:  # two in 16 bits would lie across

@@ -57,9 +57,9 @@ def activated(x, ACT: tl.constexpr):
 
 
 @triton.jit
-def _read_once(pointers, mask):
+def read_once(pointers, mask):
     """Weights: what is read once should not push out what is read again."""
-    return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first")
+    return tl.load(pointers, mask=mask, other=0, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def _tile(
         lines = more_w_ptr + rows[:, None] * MORE + (step - FIRST) * BK
         left = MORE - (step - FIRST) * BK
     columns = tl.arange(0, BK)[None, :]
-    return _read_once(lines + columns, there[:, None] & (columns < left))
+    return read_once(lines + columns, there[:, None] & (columns < left))
 
 
 @triton.jit
@@ -295,14 +295,14 @@ def _skinny(
     up = tl.zeros((SLABS, BN, BM), tl.float32)
     for step in tl.range(0, STEPS, num_stages=STAGES):
         left = columns < K - step * WIDE
-        w = _read_once(weights + step * WIDE, inside if WHOLE else inside & left)
+        w = read_once(weights + step * WIDE, inside if WHOLE else inside & left)
         x = tl.load(
             inputs + step * WIDE, mask=present if WHOLE else present & left, other=0.0
         )  # (SLABS, BM, BK)
         x = tl.permute(x, (0, 2, 1))
         acc = tl.dot(w, x, acc, input_precision="ieee")
         if GATED:
-            w = _read_once(ups + step * WIDE, inside if WHOLE else inside & left)
+            w = read_once(ups + step * WIDE, inside if WHOLE else inside & left)
             up = tl.dot(w, x, up, input_precision="ieee")
     if PDL:
         gdc_launch_dependents()
@@ -378,10 +378,10 @@ def _wide(
     for step in tl.range(begin, tl.minimum(begin + EACH, STEPS), num_stages=STAGES):
         left = columns < K - step * BK
         x = tl.load(inputs + step * BK, mask=present if WHOLE else present & left, other=0.0)
-        w = _read_once(weights + step * BK, inside if WHOLE else inside & left)
+        w = read_once(weights + step * BK, inside if WHOLE else inside & left)
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
         if GATED:
-            w = _read_once(ups + step * BK, inside if WHOLE else inside & left)
+            w = read_once(ups + step * BK, inside if WHOLE else inside & left)
             up = tl.dot(w, tl.trans(x), up, input_precision="ieee")
     if PDL:
         gdc_launch_dependents()

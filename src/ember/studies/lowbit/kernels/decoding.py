@@ -1,7 +1,7 @@
 """Decoding with packed weights beside dense ones of the same model, and peers, in turns (L-2)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
@@ -13,7 +13,7 @@ from ember.measure.progress import Progress
 from ember.measure.turns import rounds
 from ember.peers.client import PeerFailed
 from ember.studies.lowbit.kernels.peers import start_peers, step_weight_bytes, times_of, why_not
-from ember.studies.lowbit.kernels.setup import prepared
+from ember.studies.lowbit.kernels.setup import prepared, with_best_bandwidth
 from ember.studies.lowbit.kernels.tables import DECODE_RUNS
 from ember.studies.measured import blank
 from ember.studies.steps import makes
@@ -38,12 +38,13 @@ def time_decoding(
     """Rows of DECODE_RUNS."""
     import torch
 
-    _, decoder, about = prepared(model, runtime, threads)
+    device, decoder, about = prepared(model, runtime, threads)
     with torch.inference_mode():
-        return _decoding(
+        rows = _decoding(
             *(decoder, decoded, candidates, prompt_tokens, new_tokens),
             *(warmup, repeats, runtime["seed"], about, peers, model, threads),
         )
+    return with_best_bandwidth(rows, device)
 
 
 def _decoding(
@@ -60,7 +61,7 @@ def _decoding(
     model: str | Path,
     threads: int,
 ) -> list[dict]:
-    """Generations by dense and packed decoders of the same weights, and by peers, in turns."""
+    """Generations by dense and packed decoders of the same weights, in turns, and by peers."""
     import torch
 
     from ember.backends.sampling import SamplingParams
@@ -81,14 +82,14 @@ def _decoding(
 
     capacity = prompt_tokens + new_tokens
     sampling = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, seed=seed)
-    facts, calls, engines = {}, {}, {}
+    facts, own, engines = {}, {}, {}
     for (format, head), each in kinds.items():
         engine = Engine(each, capacity=capacity, require_native=True)
         name = f"ember, {format}, {head} head"
         facts[name] = {"engine": "ember", "format": format, "head": head}
         facts[name]["weight_bytes"] = step_weight_bytes(each)
         engines[name] = engine
-        calls[name] = partial(_times, engine, drawn, sampling, about["device"])
+        own[name] = partial(_times, engine, drawn, sampling, about["device"])
     setup = {"device": about["device"], "dtype": about["dtype"], "seed": seed, "weights": "random"}
     setup |= {"threads": threads, "capacity": capacity, "candidates": max(candidates)}
     rows = []
@@ -96,34 +97,43 @@ def _decoding(
         packed = kinds.get(("nvfp4", "dense"))
         running, said = start_peers(stack, peers, model, packed, setup)
         facts |= said
-        calls |= {
+        others = {
             name: partial(times_of, peer, drawn, new_tokens=new_tokens)
             for name, peer in running.items()
         }
-        progress = Progress(log, len(candidates) * (warmup + repeats) * len(calls))
+        # On a GPU steps take 1 to 3 % longer for a while after another process has worked there.
+        groups = [own, others] if about["device"].startswith("cuda") else [own | others]
+        together = sum(map(len, groups))
+        progress = Progress(log, len(candidates) * (warmup + repeats) * together)
         for count in candidates:
             tokens = step_tokens(prompt_tokens, count, new_tokens)
             size = decoder.embed_tokens.weight.element_size()
             what = {"rows": count, "kv_bytes": tokens * decoder.arch.kv_bytes_per_token(size)}
             what |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens} | about
-            for number, order in rounds(calls, range(-warmup, repeats)):
-                for name in order:
-                    try:
-                        prefill, step = calls[name](candidates=count)
-                    except PeerFailed as error:
-                        facts[name] |= why_not(error)
-                        del calls[name]
-                        continue
-                    timed = {"repeat": number, "prefill_ms": prefill, "step_ms": step}
-                    timed["tokens_per_s"] = count / step * 1e3
-                    if name in engines:  # it is chosen for the first prompt
-                        facts[name]["backend"] = engines[name].backend.name
-                    if number >= 0:
-                        rows.append(blank(DECODE_RUNS, **facts[name], **what, **timed))
-                    progress.step(f"{count} candidates, {name}")
-            gone = [one for name, one in facts.items() if name not in calls]
+            for calls, number, name in _turns(groups, warmup, repeats):
+                try:
+                    prefill, step = calls[name](candidates=count)
+                except PeerFailed as error:
+                    facts[name] |= why_not(error)
+                    del calls[name]
+                    continue
+                timed = {"repeat": number, "prefill_ms": prefill, "step_ms": step}
+                timed["tokens_per_s"] = count / step * 1e3
+                if name in engines:  # it is chosen for the first prompt
+                    facts[name]["backend"] = engines[name].backend.name
+                if number >= 0:
+                    rows.append(blank(DECODE_RUNS, **facts[name], **what, **timed))
+                progress.step(f"{count} candidates, {name}")
+            gone = [one for name, one in facts.items() if not any(name in each for each in groups)]
             rows += [blank(DECODE_RUNS, **what) | one for one in gone]
     return rows
+
+
+def _turns(groups: Sequence[dict], warmup: int, repeats: int) -> Iterator[tuple[dict, int, str]]:
+    """Of each group in rounds of its own: the group, the round (below 0: warm-up), and a name."""
+    for calls in groups:
+        for number, order in rounds(calls, range(-warmup, repeats)):
+            yield from ((calls, number, name) for name in order)
 
 
 def _times(engine, prompt, sampling, device: str, candidates: int) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from ember.measure.clock import repeat
 from ember.measure.progress import Progress
 from ember.measure.turns import rounds
-from ember.studies.lowbit.kernels.setup import prepared
+from ember.studies.lowbit.kernels.setup import prepared, with_best_bandwidth
 from ember.studies.lowbit.kernels.tables import PRODUCT_RUNS
 from ember.studies.measured import blank
 from ember.studies.steps import makes
@@ -46,7 +46,8 @@ def time_products(
     about["tflops"] = matmul_tflops(device, runtime["dtype"])
     about["cache_bytes"] = last_cache_bytes(device)
     with torch.inference_mode():
-        return _products(decoder, formats, rows, warmup, repeats, about)
+        found = _products(decoder, formats, rows, warmup, repeats, about)
+    return with_best_bandwidth(found, device)
 
 
 def _products(decoder, formats, rows, warmup: int, repeats: int, about: dict) -> list[dict]:

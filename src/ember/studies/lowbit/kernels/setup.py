@@ -11,9 +11,18 @@ def prepared(model: str | Path, runtime: Mapping, threads: int) -> tuple:
     read bandwidth measured now (GB/s). Seeds torch and sets its threads."""
     import torch
 
-    from ember.measure.roofline import read_bandwidth_gb_s
+    from ember.measure.roofline import best_read_gb_s
 
     torch.manual_seed(runtime["seed"])
     torch.set_num_threads(threads)
     device, decoder, about = on_device(model, runtime["device"], runtime["dtype"], named=True)
-    return device, decoder, about | {"read_gb_s": read_bandwidth_gb_s(device, repeats=20)}
+    return device, decoder, about | {"read_gb_s": best_read_gb_s(device, repeats=20)}
+
+
+def with_best_bandwidth(rows: list[dict], device: str) -> list[dict]:
+    """The rows with the read bandwidth measured again where that is more: what is read depends on
+    what else the machine does."""
+    from ember.measure.roofline import best_read_gb_s
+
+    again = best_read_gb_s(device, repeats=20)
+    return [row | {"read_gb_s": max(row["read_gb_s"], again)} for row in rows]

@@ -3,7 +3,12 @@
 from ember.records import schema as s
 
 _MACHINE = (
-    s.number("read_gb_s", "GB/s", "read bandwidth of the device, measured in the same run"),
+    s.number(
+        "read_gb_s",
+        "GB/s",
+        "read bandwidth of the device: the best of sums and matrix-vector products before and "
+        "after all else of the run",
+    ),
     *s.MACHINE,
 )
 _PRODUCT = (

@@ -166,10 +166,9 @@ def _read_bandwidth(device: str) -> float:
     """GB/s; the buffers are given back, so that the frameworks find the device empty."""
     import torch
 
-    from ember.measure.roofline import matvec_bandwidth_gb_s, read_bandwidth_gb_s
+    from ember.measure.roofline import best_read_gb_s
 
-    ways = (read_bandwidth_gb_s, matvec_bandwidth_gb_s)
-    found = max(measure(device, repeats=5) for measure in ways)
+    found = best_read_gb_s(device, repeats=5)
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return found
