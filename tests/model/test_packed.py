@@ -57,6 +57,9 @@ def test_what_kernels_read_at_once_lies_together():
     assert torch.equal(tiles.flatten(), torch.cat([tile.flatten() for tile in together]))
     assert kernel_order(256, (8, 24)) == "tiles"
     assert {kernel_order(192, (8,)), kernel_order(256, (8, 12))} == {"words"}
+    for some, order in ((codes[:12], "tiles"), (codes[:, :96], "tiles"), (codes, "rows")):
+        with pytest.raises(ValueError, match=f"cannot lie as '{order}'"):
+            lay(some, order)
 
 
 @pytest.mark.parametrize("order", ["words", "tiles"])

@@ -108,9 +108,13 @@ def kernel_order(columns: int, ends: Sequence[int]) -> str:
 def lay(codes: Tensor, order: str) -> Tensor:
     """Bytes of E2M1 codes (N, K / 2), as files have them, in another order. Of each word w of 32
     bits w, w << 6, w rotated by 12 and (w << 2) ^ (w >> 6), under LAID, are then codes 0 and 1, 2
-    and 3, …, each with its sign in bit 15 or 31 and the rest from bit 6 or 22 on."""
+    and 3, …, each with its sign in bit 15 or 31 and the rest from bit 6 or 22 on. Raises ValueError
+    for another order than `ORDERS` has, and for tiles of rows that are not whole tiles."""
     if order == "file":
         return codes
+    whole = kernel_order(2 * codes.shape[1], (len(codes),)) == "tiles"
+    if order not in ORDERS or (order == "tiles" and not whole):
+        raise ValueError(f"codes {tuple(codes.shape)} cannot lie as {order!r}: see ORDERS and TILE")
     words = codes.contiguous().view(torch.int32)
     laid = torch.zeros_like(words)
     for bit, flips in enumerate(_laid_bits()):
