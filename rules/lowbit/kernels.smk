@@ -61,11 +61,18 @@ use rule held as time_products with:
         "Products with packed weights beside dense ones (L-2)"
 
 
-use rule time_products as time_decoding with:
+use rule held as time_decoding with:
+    input:
+        model=model_dir(conf("lowbit", "kernels", "model") or conf("lowbit", "model")),
     output:
         inter("lowbit/kernels/decoding.parquet"),
     pathvars:
         job="time_decoding",
+    resources:
+        mem_mb=grow(conf("lowbit", "kernels", "mem_mb")),
+        runtime=model_runtime(),
+        gpu=gpus(),
+        timing=1,
     params:
         **study("lowbit.kernels.decoding.time_decoding"),
         settings=conf_of(

@@ -141,10 +141,11 @@ def test_shards_resume_and_forget_those_of_another_key(tmp_path):
         measured.append(len(items))
         return evaluate(pair, items)
 
-    whole = evaluate(pair, ITEMS)
-    assert in_shards(ITEMS, 9, tmp_path, "a", measure) == whole
+    whole, rows = evaluate(pair, ITEMS), in_shards(ITEMS, 9, tmp_path, "a", measure)
+    assert answers(rows) == answers(whole)
+    assert confidences(rows) == pytest.approx(confidences(whole), abs=1e-6)
     (tmp_path / "1.json").unlink()
-    assert in_shards(ITEMS, 9, tmp_path, "a", measure) == whole
+    assert in_shards(ITEMS, 9, tmp_path, "a", measure) == rows
     assert measured == [9, 9, 6, 9]
     in_shards(ITEMS, 9, tmp_path, "b", measure)
     assert measured == [9, 9, 6, 9, 9, 9, 6]

@@ -104,7 +104,7 @@ def test_a_reader_comes_back(tmp_path, smear):
 
 
 # The easy world: facts that the sharer has memorised; the passage is the question itself.
-ENTITIES, RELATIONS, VALUES = 12, 2, 8
+ENTITIES, RELATIONS, VALUES = 96, 2, 8
 FIRST_VALUE = ENTITIES + RELATIONS
 ASK, ANSWER = FIRST_VALUE + VALUES, FIRST_VALUE + VALUES + 1
 
@@ -142,8 +142,9 @@ def easy_items() -> list[Item]:
 
 @pytest.mark.slow
 def test_the_mechanism_in_the_easy_world():
-    """What the sharer memorised crosses the cache: C2C answers all, the receiver and the
-    controls about the half that the receiver memorised itself."""
+    """What the sharer memorised crosses the cache, as no fuser that learns answers by heart could
+    show: of facts that only the sharer knows and the fuser never saw, C2C answers most, the
+    receiver alone and the controls no more than by chance (1 of 8)."""
     torch.manual_seed(0)
     asked, values = facts()
     prompts = torch.cat([asked, torch.full((len(asked), 1), ANSWER)], 1)
@@ -163,27 +164,30 @@ def test_the_mechanism_in_the_easy_world():
         FuserShape.of(sharer.arch, receiver.arch, 32),
         layer_map("last", sharer.arch.num_layers, receiver.arch.num_layers),
     )
-    index = torch.arange(3).expand(len(asked), 3)
-    source = share(sharer, asked, index, tuple(sorted(set(fuser.sources))), rotated=True)
+    seen = torch.arange(len(asked)) % 8 < 4
+    index = torch.arange(3).expand(int(seen.sum()), 3)
+    source = share(sharer, asked[seen], index, tuple(sorted(set(fuser.sources))), rotated=True)
     logits = {"params": [p for p in fuser.parameters() if p.ndim == 0], "lr": 0.05}
     others = {"params": [p for p in fuser.parameters() if p.ndim], "lr": 3e-3}
     optimizer = torch.optim.AdamW([logits, others])
     for step in range(300):
-        cache = read(receiver, asked, True)
-        gates = [[1.0, 1.0]] * len(fuser) if step < 150 else fuser.soft_gates(0.1, len(asked), 3)
+        cache = read(receiver, asked[seen], True)
+        gates = [[1.0, 1.0]] * len(fuser) if step < 150 else fuser.soft_gates(0.1, len(index), 3)
         own = cache.section(0, 3)
         cache.replace(0, fuse(fuser, own, source, torch.ones_like(source.tokens), gates=gates))
-        hidden = receiver.embed(prompts[:, 3:])
+        hidden = receiver.embed(prompts[seen, 3:])
         logits = receiver.decoder.logits(receiver.decoder(hidden=hidden, cache=cache)[:, -1])
-        F.cross_entropy(logits, values).backward()
+        F.cross_entropy(logits, values[seen]).backward()
         optimizer.step()
         optimizer.zero_grad()
     pair, items = Pair(sharer, receiver, fuser.requires_grad_(False)), easy_items()
+    known = torch.arange(len(items)) % 2 == 0
 
-    def share_right(**options) -> float:
-        rows = evaluate(pair, items, **options)
-        return sum(row["correct"] for row in rows) / len(rows)
+    def share_right(facts: torch.Tensor, source: str) -> float:
+        correct = torch.tensor([row["correct"] for row in evaluate(pair, items, source=source)])
+        return float(correct[facts].float().mean())
 
-    assert share_right() >= 0.95
+    assert share_right(known, "none") >= 0.95
+    assert share_right(~known & ~seen, "own") >= 0.65
     for source in ("none", "shuffled", "zero"):
-        assert share_right(source=source) <= 0.75, source
+        assert share_right(~known & ~seen, source) <= 0.35, source
