@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -205,8 +206,27 @@ def test_bad_limits_and_commands_are_refused(arguments, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_no_gpu_is_not_observed_rather_than_empty():
-    read = gpu_bytes(())
-    assert read is None or read >= 0
+def test_a_gpus_memory_is_the_fullest_ones_by_nvml_else_by_nvidia_smi(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # as if it were not installed
+    assert gpu_bytes(()) is None  # neither answers: not observed, rather than empty
+    said = tmp_path / "nvidia-smi"
+    said.write_text("#!/bin/sh\necho 3\necho 5\n")
+    said.chmod(0o755)
+    assert gpu_bytes(()) == 5 << 20
+    said.write_text("#!/bin/sh\necho '[N/A]'\n")
+    assert gpu_bytes(()) is None
+    used = [7_000, 9_000]
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: len(used),
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda device: SimpleNamespace(used=used[device]),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert gpu_bytes(()) == 9_000
+
+
+def test_memory_of_the_host_is_observed_or_said_not_to_be():
     assert host_bytes([psutil.Process()]) > 1_000_000
     assert host_bytes(()) is None
