@@ -103,13 +103,15 @@ def test_mixed_formats_in_one_product_are_refused_with_a_remedy():
         PackedDecoder(decoder)
 
 
-def test_greedy_tokens_are_those_of_the_eager_backend_and_the_path_is_told():
+def test_greedy_tokens_are_those_of_the_eager_backend_and_the_path_is_told(caplog):
     decoder = packed("nvfp4")
-    prompt, params = draw(1, 9)[0].tolist(), SamplingParams(max_tokens=12, ignore_eos=True)
+    prompt = draw(1, 9)[0].tolist()
     params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     engines = {name: Engine(decoder, capacity=32, backend=name) for name in ("compiled", "eager")}
     tokens = [engine.generate([prompt], params)[0][0].tokens for engine in engines.values()]
     assert tokens[0] == tokens[1]
+    [warning] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert "nvfp4 weights become dense" in warning  # the eager one's alone
     assert Engine(decoder, capacity=32, require_native=True).select(1).name == "compiled"
 
 

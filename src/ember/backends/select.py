@@ -52,10 +52,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Selection:
-    """The backend that runs, and of each faster one why it does not."""
+    """The backend that runs, and of each faster one why it does not. `dequantised`: formats of
+    weights of which it makes dense ones before each product."""
 
     name: str
     reasons: dict[str, str]
+    dequantised: tuple[str, ...] = ()
 
 
 def select(case: Case, only: str | None = None, *, require_native: bool = False) -> Selection:
@@ -75,15 +77,15 @@ def select(case: Case, only: str | None = None, *, require_native: bool = False)
                 "Leave backend= out: the fastest that serves is taken."
             )
         if reason is None and only in (None, name):
-            packed = sorted(case.formats - {"dense"})
-            if require_native and packed and name == "eager":
+            packed = tuple(sorted(case.formats - {"dense"})) if name == "eager" else ()
+            if require_native and packed:
                 said = "; ".join(f"{other}: {why}" for other, why in reasons.items())
                 raise Unsupported(
                     f"no kernel reads {', '.join(packed)} weights here ({said}).\n"
                     "Leave require_native out to dequantise before each product, or use dense "
                     "weights."
                 )
-            return Selection(name, reasons)
+            return Selection(name, reasons, packed)
         reasons[name] = reason or f"the caller asked for {only}"
     raise AssertionError("the eager backend serves every case")
 

@@ -213,6 +213,9 @@ class Engine:
         kept = self.backend
         if kept is None or kept.name != found.name or not kept.cache.holds(size):
             log.info("decoding by the backend %s (%s)", found.name, found.reasons or "the fastest")
+            if found.dequantised:
+                formats = ", ".join(found.dequantised)
+                log.warning("%s weights become dense before each product: no kernel runs", formats)
             kept = self.backend = None  # its memory goes before the new one comes
             self.backend = self._new_backend(found.name, size)
         return self.backend, size.rows
