@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ember.formats.base import FormatError
 from ember.formats.registry import FORMATS
+from ember.measure.live import live_tensors
 from ember.model.linear import dense_weight, is_linear, packed_matrix, weight_format
 from ember.model.packed import (
     PACKED,
@@ -38,6 +39,17 @@ def test_a_layer_keeps_the_values_of_its_format_bit_for_bit(name, rows, blocks, 
     expected = FORMATS[name].dequantise(FORMATS[name].quantise(weight, **layer.options))
     assert torch.equal(layer.matrix.dense(), expected)
     assert torch.equal(FORMATS[name].dequantise(layer.quantised()), expected)
+
+
+def test_packing_in_pieces_changes_nothing_and_holds_little_beside_the_weight(monkeypatch):
+    weight = drawn(512, 256) * torch.linspace(0.1, 9, 512)[:, None]
+    whole = LinearNVFP4.of(weight)
+    monkeypatch.setattr("ember.model.packed.AT_ONCE", 2**12)
+    with live_tensors([weight]) as live:
+        pieces = LinearNVFP4.of(weight)
+    for name, buffer in whole.named_buffers():
+        assert torch.equal(pieces.get_buffer(name), buffer)
+    assert live.peak_bytes < weight.nbytes  # a float32 copy alone would be as much
 
 
 @settings(deadline=None, max_examples=20)

@@ -230,12 +230,13 @@ class PackedLinear(nn.Module):
         with torch.device("meta"):
             made = cls(columns, rows)
         made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        weight, options = weight.detach(), dict(cls.options)
+        pieces, options = weight.detach().split(max(1, AT_ONCE // columns)), dict(cls.options)
         if cls.scaled:
-            options["scale"] = nvfp4.tensor_scale(finite(weight, cls.format), headroom)
+            each = [nvfp4.tensor_scale(finite(some, cls.format), headroom) for some in pieces]
+            options["scale"] = torch.stack(each).max()
             made.tensor_scale = options["scale"].reshape(1)
         codes, scales = [], []
-        for some in weight.split(max(1, AT_ONCE // columns)):
+        for some in pieces:
             q = kind.quantise(some, **options)
             codes.append(kind.pack(q).data.view(len(some), -1))
             scales.append(q.parts["scales"].view(len(some), -1))
